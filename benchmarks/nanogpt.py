@@ -1,0 +1,326 @@
+"""Rootstock beside nanoGPT in one run: tiny-shakespeare by characters, the CPU budget of nanoGPT's README.
+
+  git clone https://github.com/karpathy/nanoGPT
+  python benchmarks/nanogpt.py --nanogpt=nanoGPT --torch_python=VENV/bin/python --text=input.txt
+
+Both train as many steps of as many characters on the first 90 % of the text, with their own recipes, one
+after the other on the same cores. Both are scored on the whole of the last 10 %, in consecutive rows of 64
+characters. Rootstock's clock runs from the start of its process to the end, with tokenizing, compiling,
+evaluating and saving; nanoGPT's from the start of train.py to its last step, after its data is prepared.
+Nothing else should use the cores meanwhile. The checkout you give stays as it is; a copy of it runs.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# rich and torch are imported where they are used: this file is read by two Python environments.
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = 64
+# The command of nanoGPT's README for a laptop; its 2,000 steps are --steps here.
+README_FLAGS = (
+    "--device=cpu",
+    "--compile=False",
+    "--eval_iters=20",
+    "--log_interval=1",
+    f"--block_size={BLOCK}",
+    "--batch_size=12",
+    "--n_layer=4",
+    "--n_head=4",
+    "--n_embd=128",
+    "--dropout=0.0",
+)
+# Of nanoGPT's config/train_shakespeare_char.py.
+EVAL_INTERVAL = 250
+WARMUP = 100
+DATASET = Path("data/shakespeare_char")
+CHECKPOINT = Path("out-shakespeare-char/ckpt.pt")
+
+
+class BenchmarkError(Exception):
+    """What went wrong, in one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One side of the comparison.
+
+    Attributes:
+        name: of the code base.
+        loss: nats a character over the whole validation part.
+        targets: characters that the loss is a mean of.
+        step: step of the parameters that were scored.
+        parameters: unique, position tables included.
+        seconds: wall time of training; see the module for where each clock stops.
+        disturbed: whether other programs slowed it down on the way.
+        note: what else the side reported.
+    """
+
+    name: str
+    loss: float
+    targets: int
+    step: int
+    parameters: int
+    seconds: float
+    disturbed: bool
+    note: str
+
+
+def main() -> None:
+    """Trains both, prints a table, the verdict and one line of JSON."""
+    arguments = parse_arguments()
+    busy = is_busy()
+    try:
+        with contextlib.ExitStack() as stack:
+            if arguments.keep:
+                work = Path(arguments.keep)
+                work.mkdir(parents=True)
+            else:
+                work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nanogpt-benchmark-")))
+            results = [
+                train(arguments, work / name)
+                for name, train in (("nanogpt", run_nanogpt), ("rootstock", run_rootstock))
+                if arguments.only in ("", name)
+            ]
+    except (BenchmarkError, OSError) as error:
+        sys.exit(f"nanogpt.py: error: {error}")
+    report(results, arguments.steps, busy)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Returns the checked command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of karpathy/nanoGPT")
+    parser.add_argument("--torch_python", required=True, help="a Python with torch and numpy, for nanoGPT")
+    parser.add_argument("--text", type=Path, required=True, help="tiny-shakespeare's input.txt")
+    parser.add_argument("--steps", type=int, default=2000, help="of both (default: %(default)s)")
+    parser.add_argument("--only", choices=("nanogpt", "rootstock"), default="", help="run one side alone")
+    parser.add_argument("--keep", default="", help="a new directory to keep both runs in")
+    arguments = parser.parse_args()
+    if not (arguments.nanogpt / "train.py").is_file():
+        parser.error(f"--nanogpt={arguments.nanogpt}: no train.py there; legal: a checkout of nanoGPT")
+    if not arguments.text.is_file():
+        parser.error(f"--text={arguments.text}: no such file")
+    if not shutil.which(arguments.torch_python):
+        parser.error(f"--torch_python={arguments.torch_python}: no such program")
+    if arguments.steps <= WARMUP:
+        parser.error(f"--steps={arguments.steps}; legal: above {WARMUP}, the steps in which nanoGPT warms up")
+    return arguments
+
+
+def run_nanogpt(arguments: argparse.Namespace, work: Path) -> Result:
+    """Returns nanoGPT's side: trains in a copy of the checkout and scores the checkpoint it kept."""
+    leave = shutil.ignore_patterns(".git", "out*", "*.bin", "*.pkl")
+    shutil.copytree(arguments.nanogpt, work, ignore=leave)
+    shutil.copyfile(arguments.text, work / DATASET / "input.txt")
+    # prepare.py needs requests only for the download that the line above spares.
+    (work / DATASET / "requests.py").write_text("")
+    # Not resolved: the link's own place is what makes an interpreter that of a virtual environment.
+    python = os.path.abspath(str(shutil.which(arguments.torch_python)))
+    run([python, str(DATASET / "prepare.py")], work)
+
+    steps = arguments.steps
+    # nanoGPT saves only where it evaluates: the last step has to be such a place.
+    interval = EVAL_INTERVAL if steps % EVAL_INTERVAL == 0 else steps
+    length = [f"--max_iters={steps}", f"--lr_decay_iters={steps}", f"--eval_interval={interval}"]
+    iteration = re.compile(r"iter (\d+): loss \S+ time ([\d.]+)ms")
+    evaluation = re.compile(r"step (\d+): train loss \S+ val loss ([\d.]+)")
+    ended: dict[int, float] = {}
+    milliseconds: dict[int, float] = {}
+    own_losses: dict[int, float] = {}
+
+    def watch(line: str) -> None:
+        if found := iteration.match(line):
+            ended[int(found[1])] = time.perf_counter()
+            milliseconds[int(found[1])] = float(found[2])
+        elif found := evaluation.match(line):
+            own_losses[int(found[1])] = float(found[2])
+            print(f"nanoGPT: {line}", file=sys.stderr)
+
+    start = time.perf_counter()
+    run([python, "train.py", "config/train_shakespeare_char.py", *README_FLAGS, *length], work, watch)
+    if steps not in ended or not (work / CHECKPOINT).is_file():
+        raise BenchmarkError(f"nanoGPT's train.py ended without step {steps} or without {CHECKPOINT}")
+    # The time of a step that evaluates holds the evaluation too.
+    disturbed = is_disturbed([ms for step, ms in milliseconds.items() if step not in own_losses])
+    script = "from nanogpt import score_checkpoint; score_checkpoint()"
+    score = json.loads(run([python, "-c", script], work, path=Path(__file__).resolve().parent)[-1])
+    own = own_losses[score["step"]]
+    note = f"its own estimate, {own:.4f} at step {score['step']}, is of 20 random batches"
+    return Result("nanoGPT", **score, seconds=ended[steps] - start, disturbed=disturbed, note=note)
+
+
+def is_busy() -> bool:
+    """Returns whether other programs use the cores already, and warns of it.
+
+    PyTorch's threads wait for each other busily: sharing its cores slows nanoGPT down many times over, Rootstock
+    much less, and a ratio of such times says nothing.
+    """
+    load = os.getloadavg()[0]
+    busy = load > 0.25 * (os.cpu_count() or 1)
+    if busy:
+        print(f"warning: other programs use the cores (load {load:.1f})", file=sys.stderr)
+    return busy
+
+
+def is_disturbed(milliseconds: list[float]) -> bool:
+    """Returns whether some of nanoGPT's steps took far longer than most, and warns of it."""
+    mean, median = statistics.fmean(milliseconds), statistics.median(milliseconds)
+    disturbed = mean > 1.5 * median
+    if disturbed:
+        message = f"nanoGPT's steps took {mean:.0f} ms on average and {median:.0f} ms in the median"
+        print(f"warning: {message}: something else used the cores", file=sys.stderr)
+    return disturbed
+
+
+def score_checkpoint() -> None:
+    """Prints as JSON the mean loss of nanoGPT's checkpoint over the whole of val.bin, its step and its size.
+
+    Runs inside the copied checkout, under the Python that has torch.
+    """
+    import numpy as np
+    import torch
+
+    # The checkout's own modules, first on sys.path there.
+    from model import GPT, GPTConfig
+
+    checkpoint = torch.load(CHECKPOINT, map_location="cpu")
+    with contextlib.redirect_stdout(sys.stderr):
+        model = GPT(GPTConfig(**checkpoint["model_args"])).eval()
+    model.load_state_dict(checkpoint["model"])
+    ids = torch.from_numpy(np.fromfile(DATASET / "val.bin", np.uint16).astype(np.int64))
+    # What the rows of 64 leave over is one shorter row, so that every character but the first counts.
+    count = len(ids) - 1
+    whole = count // BLOCK * BLOCK
+    x_rows, y_rows = ids[:whole].view(-1, BLOCK), ids[1 : whole + 1].view(-1, BLOCK)
+    batches = [*zip(x_rows.split(128), y_rows.split(128), strict=True)]
+    if whole < count:
+        batches.append((ids[None, whole:-1], ids[None, whole + 1 :]))
+    total = 0.0
+    with torch.no_grad():
+        for x, y in batches:
+            total += model(x, y)[1].item() * y.numel()
+    score = {
+        "loss": total / count,
+        "targets": count,
+        "step": checkpoint["iter_num"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    print(json.dumps(score))
+
+
+def run_rootstock(arguments: argparse.Namespace, work: Path) -> Result:
+    """Returns Rootstock's side: the whole process of one `rootstock pretrain`, and its last evaluation."""
+    command = [
+        *(sys.executable, "-m", "train.cli", "pretrain", "--config=configs/pretrain/shakespeare_char.py"),
+        f"--workdir={work.resolve()}",
+        f"--config.data.path={arguments.text.resolve()}",
+    ]
+    if arguments.steps != 2000:
+        command.append(f"--config.num_steps={arguments.steps}")
+    counts = []
+
+    def watch(line: str) -> None:
+        if found := re.search(r"([\d,]+) parameters", line):
+            counts.append(int(found[1].replace(",", "")))
+        print(f"Rootstock: {line}", file=sys.stderr)
+
+    start = time.perf_counter()
+    run(command, ROOT, watch)
+    seconds = time.perf_counter() - start
+    records = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [record for record in records if record["phase"] == "eval"]
+    if not evaluations or not counts:
+        raise BenchmarkError("rootstock pretrain reported no evaluation or no number of parameters")
+    last = evaluations[-1]
+    note = f"{last['seconds']:.1f} s of it in the training loop"
+    return Result("Rootstock", last["loss"], int(last["targets"]), last["step"], counts[0], seconds, False, note)
+
+
+def run(
+    command: list[str],
+    directory: Path,
+    watch: Callable[[str], None] = lambda line: None,
+    path: Path | None = None,
+) -> list[str]:
+    """Returns the lines a program printed, each handed to `watch` as it comes.
+
+    Args:
+        command: program and arguments.
+        directory: where it runs.
+        watch: called with each line of stdout and stderr.
+        path: a directory that Python may import from besides its own.
+
+    Raises:
+        BenchmarkError: the program failed; the end of its output is in the message.
+    """
+    environment = os.environ | {
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",
+        # A cache of compiled programs from an earlier run would flatter Rootstock.
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+    }
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    lines = []
+    pipes = {"text": True, "encoding": "utf-8", "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, cwd=directory, env=environment, **pipes) as process:
+        for line in process.stdout or ():
+            lines.append(line.rstrip())
+            watch(lines[-1])
+    if process.returncode:
+        tail = "\n".join(lines[-15:])
+        raise BenchmarkError(f"{' '.join(command)} exited with {process.returncode}:\n{tail}")
+    return lines
+
+
+def report(results: list[Result], steps: int, busy: bool) -> None:
+    """Prints the table, the verdict and one line of JSON."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(title=f"tiny-shakespeare by characters, CPU, {steps:,} steps of 12 rows of {BLOCK}")
+    table.add_column("")
+    for heading in ("nats/character", "wall seconds", "parameters", "step", "characters"):
+        table.add_column(heading, justify="right")
+    for r in results:
+        counts = [f"{number:,}" for number in (r.parameters, r.step, r.targets)]
+        table.add_row(r.name, f"{r.loss:.4f}", f"{r.seconds:.1f}", *counts)
+    console.print(table)
+    console.print("step: of the parameters scored; characters: that the loss is a mean of", soft_wrap=True)
+    for r in results:
+        console.print(f"{r.name}: {r.note}", soft_wrap=True)
+    if len(results) == 2:
+        console.print(verdict(*results, busy), style="bold", soft_wrap=True)
+    print(json.dumps({"steps": steps, "busy": busy, "results": [dataclasses.asdict(r) for r in results]}))
+
+
+def verdict(theirs: Result, ours: Result, busy: bool) -> str:
+    """Returns who won loss and time, and by how much; nobody wins the time where other programs took part."""
+    better = ours if ours.loss < theirs.loss else theirs
+    faster = ours if ours.seconds < theirs.seconds else theirs
+    loss = f"{better.name} has the lower loss, by {abs(ours.loss - theirs.loss):.4f} nats"
+    clock = f"Rootstock took {ours.seconds / theirs.seconds:.2f} times nanoGPT's time"
+    if busy or theirs.disturbed:
+        return f"{loss}. {clock}, but other programs used the cores: no verdict on time."
+    winner = f"{better.name} wins both" if better is faster else "one win each"
+    return f"{loss}. {clock}: {faster.name} is faster. {winner}."
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Fine-tuning configs: the default plus what differs."""

@@ -1,0 +1,23 @@
+"""The classifier of `rootstock demo`: which library does a docstring belong to?
+
+Command:  rootstock demo
+Mesh:     one CPU.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    config = default.get_config()
+    config.batch_size = 8
+    config.sequence_length = 192
+    config.num_steps = 300
+    config.model.scan_layers = False
+    config.task.pooling = "mean"
+    config.optimizer.learning_rate = 1e-3
+    config.evaluation.every = 300
+    config.checkpoint.every = 150
+    return config

@@ -1,0 +1,25 @@
+"""Which of many intents a customer's message has (BANKING77: 77 intents), on a foundation model.
+
+Command:  rootstock finetune --config=configs/finetune/intent.py --init_from=runs/books --workdir=runs/intent \
+              --config.data.path=train.jsonl --config.task.test_path=test.jsonl
+Data:     JSONL, CSV or Parquet with a column "text" and a column "label".
+Mesh:     one CPU; any `--config.mesh` that the machine has devices for.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    config = default.get_config()
+    config.batch_size = 16
+    config.sequence_length = 128
+    config.num_steps = 1200
+    config.task.pooling = "mean"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 100
+    config.evaluation.every = 300
+    config.checkpoint.every = 300
+    return config

@@ -1,0 +1,185 @@
+"""Published architectures by name: numbers only, each family as its difference from Llama.
+
+`config.model.update(architecture("gpt2"))` turns any config into that model. Weights are not read here.
+"""
+
+from configs.errors import UserError, did_you_mean
+
+Fields = dict[str, object]
+
+
+def _shape(embed_dim: int, num_layers: int, num_heads: int, num_kv_heads: int, mlp_dim: int) -> Fields:
+    """Returns the five numbers in which the sizes of one family differ."""
+    return {
+        "embed_dim": embed_dim,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads,
+        "mlp_dim": mlp_dim,
+    }
+
+
+# Llama 2: arXiv:2307.09288, table 1; config.json of meta-llama/Llama-2-{7b,13b,70b}-hf.
+# Every field that changes what the network computes stands here, so that no other default shines through.
+_LLAMA: Fields = {
+    "vocab_size": 32000,
+    "head_dim": 128,
+    "context_length": 4096,
+    "norm": "rmsnorm",
+    "norm_position": "pre",
+    "norm_epsilon": 1e-5,
+    "norm_unit_offset": False,
+    "position": "rope",
+    "rope_theta": 10000.0,
+    "rope_scaling": "none",
+    "rope_scaling_factor": 1.0,
+    "rope_low_frequency_factor": 1.0,
+    "rope_high_frequency_factor": 4.0,
+    "rope_original_context": 8192,
+    "mlp": "silu_gated",
+    "qk_norm": False,
+    "qkv_bias": False,
+    "output_bias": False,
+    "mlp_bias": False,
+    "tie_embeddings": False,
+    "scale_embeddings": False,
+    "logit_softcap": 0.0,
+    "attention_softcap": 0.0,
+    "query_scale": 0.0,
+    "sliding_window": (0,),
+}
+
+# Llama 3 and 3.2: arXiv:2407.21783, table 3; config.json of meta-llama/Meta-Llama-3-{8B,70B}, Llama-3.2-1B.
+_LLAMA3: Fields = _LLAMA | {"vocab_size": 128256, "context_length": 8192, "rope_theta": 500000.0}
+_LLAMA3_2: Fields = _LLAMA3 | {
+    "head_dim": 64,
+    "context_length": 131072,
+    "rope_scaling": "llama3",
+    "rope_scaling_factor": 32.0,
+    "tie_embeddings": True,
+}
+
+# GPT-2: Radford et al. 2019, table 2; config.json of openai-community/gpt2{,-medium,-large,-xl}.
+_GPT2: Fields = _LLAMA | {
+    "vocab_size": 50257,
+    "head_dim": 64,
+    "context_length": 1024,
+    "norm": "layernorm",
+    "position": "learned",
+    "mlp": "gelu",
+    "qkv_bias": True,
+    "output_bias": True,
+    "mlp_bias": True,
+    "tie_embeddings": True,
+}
+
+# GPT-3: arXiv:2005.14165, table 2.1. Every other layer of theirs is banded, with a width that was not
+# published; all layers are global here, and the parameters the same.
+_GPT3: Fields = _GPT2 | {"head_dim": 128, "context_length": 2048}
+
+# Mistral 7B v0.1: arXiv:2310.06825, table 1; config.json of mistralai/Mistral-7B-v0.1.
+_MISTRAL: Fields = _LLAMA | {"context_length": 32768, "sliding_window": (4096,)}
+
+# Qwen2: arXiv:2407.10671, table 1; config.json of Qwen/Qwen2-{0.5B,7B}.
+_QWEN2: Fields = _LLAMA | {
+    "vocab_size": 151936,
+    "context_length": 131072,
+    "norm_epsilon": 1e-6,
+    "rope_theta": 1000000.0,
+    "qkv_bias": True,
+}
+
+# Qwen3: arXiv:2505.09388, table 1; config.json of Qwen/Qwen3-{0.6B,8B}.
+_QWEN3: Fields = _QWEN2 | {"context_length": 40960, "qk_norm": True, "qkv_bias": False}
+
+# SmolLM2: arXiv:2502.02737; config.json of HuggingFaceTB/SmolLM2-{135M,360M,1.7B}.
+_SMOLLM2: Fields = _LLAMA | {
+    "vocab_size": 49152,
+    "head_dim": 64,
+    "context_length": 8192,
+    "rope_theta": 100000.0,
+    "tie_embeddings": True,
+}
+
+# Gemma 2: arXiv:2408.00118, table 1 and section 2; config.json of google/gemma-2-{2b,9b}.
+_GEMMA2: Fields = _LLAMA | {
+    "vocab_size": 256000,
+    "head_dim": 256,
+    "context_length": 8192,
+    "norm_position": "both",
+    "norm_epsilon": 1e-6,
+    "norm_unit_offset": True,
+    "mlp": "gelu_gated",
+    "tie_embeddings": True,
+    "scale_embeddings": True,
+    "logit_softcap": 30.0,
+    "attention_softcap": 50.0,
+    "query_scale": 256**-0.5,
+    "sliding_window": (4096, 0),
+}
+
+# _shape: embed_dim, num_layers, num_heads, num_kv_heads, mlp_dim
+_ARCHITECTURES: dict[str, Fields] = {
+    "gpt2": _GPT2 | _shape(768, 12, 12, 12, 3072),
+    "gpt2_medium": _GPT2 | _shape(1024, 24, 16, 16, 4096),
+    "gpt2_large": _GPT2 | _shape(1280, 36, 20, 20, 5120),
+    "gpt2_xl": _GPT2 | _shape(1600, 48, 25, 25, 6400),
+    "gpt3_175b": _GPT3 | _shape(12288, 96, 96, 96, 49152),
+    "llama2_7b": _LLAMA | _shape(4096, 32, 32, 32, 11008),
+    "llama2_13b": _LLAMA | _shape(5120, 40, 40, 40, 13824),
+    "llama2_70b": _LLAMA | _shape(8192, 80, 64, 8, 28672),
+    "llama3_8b": _LLAMA3 | _shape(4096, 32, 32, 8, 14336),
+    "llama3_70b": _LLAMA3 | _shape(8192, 80, 64, 8, 28672),
+    "llama3_2_1b": _LLAMA3_2 | _shape(2048, 16, 32, 8, 8192),
+    "mistral_7b": _MISTRAL | _shape(4096, 32, 32, 8, 14336),
+    "qwen2_0_5b": _QWEN2 | _shape(896, 24, 14, 2, 4864) | {"head_dim": 64, "tie_embeddings": True},
+    "qwen2_7b": _QWEN2 | _shape(3584, 28, 28, 4, 18944) | {"vocab_size": 152064},
+    "qwen3_0_6b": _QWEN3 | _shape(1024, 28, 16, 8, 3072) | {"tie_embeddings": True},
+    "qwen3_8b": _QWEN3 | _shape(4096, 36, 32, 8, 12288),
+    "smollm2_135m": _SMOLLM2 | _shape(576, 30, 9, 3, 1536),
+    "smollm2_360m": _SMOLLM2 | _shape(960, 32, 15, 5, 2560),
+    "smollm2_1_7b": _SMOLLM2 | _shape(2048, 24, 32, 32, 8192) | {"rope_theta": 130000.0},
+    "gemma2_2b": _GEMMA2 | _shape(2304, 26, 8, 4, 9216),
+    "gemma2_9b": _GEMMA2 | _shape(3584, 42, 16, 8, 14336),
+}
+
+# Unique parameters of the published weights: a tied unembedding counts once, learned positions count.
+# GPT-3's exact number follows from its table; the paper's appendix D rounds it to 174,600 million.
+PUBLISHED_PARAMETERS: dict[str, int] = {
+    "gpt2": 124_439_808,
+    "gpt2_medium": 354_823_168,
+    "gpt2_large": 774_030_080,
+    "gpt2_xl": 1_557_611_200,
+    "gpt3_175b": 174_604_259_328,
+    "llama2_7b": 6_738_415_616,
+    "llama2_13b": 13_015_864_320,
+    "llama2_70b": 68_976_648_192,
+    "llama3_8b": 8_030_261_248,
+    "llama3_70b": 70_553_706_496,
+    "llama3_2_1b": 1_235_814_400,
+    "mistral_7b": 7_241_732_096,
+    "qwen2_0_5b": 494_032_768,
+    "qwen2_7b": 7_615_616_512,
+    "qwen3_0_6b": 596_049_920,
+    "qwen3_8b": 8_190_735_360,
+    "smollm2_135m": 134_515_008,
+    "smollm2_360m": 361_821_120,
+    "smollm2_1_7b": 1_711_376_384,
+    "gemma2_2b": 2_614_341_888,
+    "gemma2_9b": 9_241_705_984,
+}
+
+
+def architecture(name: str) -> dict[str, object]:
+    """Returns every field of `config.model` that a published architecture decides, as a new dict.
+
+    Args:
+        name: e.g. "gpt2", "llama3_8b"; the keys of `PUBLISHED_PARAMETERS`.
+
+    Raises:
+        UserError: the name is not in the table.
+    """
+    if name not in _ARCHITECTURES:
+        hint = did_you_mean(name, _ARCHITECTURES)
+        raise UserError(f"unknown architecture {name!r}{hint}; legal: {', '.join(_ARCHITECTURES)}")
+    return dict(_ARCHITECTURES[name])

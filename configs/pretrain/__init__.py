@@ -1,0 +1,1 @@
+"""Pre-training configs: the default plus what differs."""

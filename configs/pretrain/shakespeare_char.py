@@ -1,0 +1,37 @@
+"""tiny-shakespeare by characters, at nanoGPT's CPU budget: 2,000 steps of 12 rows of 64 characters.
+
+Command:  rootstock pretrain --config=configs/pretrain/shakespeare_char.py --workdir=runs/shakespeare \
+              --config.data.path=input.txt
+Mesh:     one CPU. Bytes a device: 10 MB of state.
+Expect:   FILL nats a character over the whole validation part (the last 10 % of the text).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    config = default.get_config()
+    config.tokenizer = "chars"
+    config.data.validation_split = "tail"
+    config.batch_size = 12
+    config.sequence_length = 64
+    config.num_steps = 2000
+    config.model.embed_dim = 128
+    config.model.num_layers = 4
+    config.model.num_heads = 4
+    config.model.num_kv_heads = 4
+    config.model.mlp_dim = 344
+    config.model.tie_embeddings = False
+    config.model.scan_layers = False
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 5e-3
+    config.optimizer.muon_learning_rate = 0.02
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.final_fraction = 0.0
+    config.evaluation.every = 2000
+    config.checkpoint.every = 1000
+    config.logging.every = 50
+    return config

@@ -1,0 +1,1 @@
+"""Text and labelled rows in, fixed-shape NumPy batches out; knows neither `model` nor `train`."""

@@ -1,0 +1,79 @@
+"""Batch t as a pure function of (seed, t): a stateless permutation of row numbers, read ahead by Grain.
+
+The state of the data is the step, so resuming costs nothing and works on any number of hosts.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Protocol
+
+import grain
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+
+
+class Rows(Protocol):
+    """Numbered rows: `rows(indices)` returns a dict of (rows, T) arrays with at least "weights" and "segment_ids"."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, indices: np.ndarray) -> Batch:
+        """Returns the rows of these numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchFunction:
+    """t -> this host's slice of global batch t; picklable, so that Grain's workers can call it.
+
+    Attributes:
+        source: the rows.
+        batch_size: rows of the global batch.
+        seed: of the permutation; each epoch has its own.
+        host: which slice, of `num_hosts`.
+        num_hosts: slices; divides `batch_size`.
+    """
+
+    source: Rows
+    batch_size: int
+    seed: int
+    host: int = 0
+    num_hosts: int = 1
+
+    def row_numbers(self, t: int) -> np.ndarray:
+        """Returns the row numbers of the whole of batch t, in order."""
+        order = grain.MapDataset.range(len(self.source)).seed(self.seed).shuffle().repeat()
+        return np.array([order[i] for i in range(t * self.batch_size, (t + 1) * self.batch_size)])
+
+    def __call__(self, t: int) -> Batch:
+        local = self.batch_size // self.num_hosts
+        numbers = self.row_numbers(int(t))
+        return self.source.rows(numbers[self.host * local : (self.host + 1) * local])
+
+
+def train_batches(function: BatchFunction, start: int, stop: int, workers: int, read_ahead: int) -> Iterator[Batch]:
+    """Yields batches `start` to `stop - 1`, made ahead of time in `workers` processes, or in a thread when 0."""
+    # Grain's default of 16 threads is slower than none on a local memory map.
+    options = grain.ReadOptions(num_threads=min(read_ahead, 1), prefetch_buffer_size=read_ahead)
+    dataset = grain.MapDataset.range(start, stop).map(function).to_iter_dataset(options)
+    if workers:
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=read_ahead)
+        )
+    return iter(dataset)
+
+
+def evaluation_batches(source: Rows, batch_size: int, limit: int, host: int = 0, num_hosts: int = 1) -> Iterator[Batch]:
+    """Yields every row once, in order, in batches of one shape; `limit` stops after that many batches (0: never).
+
+    The last batch is filled up with rows of weight 0 and segment 0.
+    """
+    count = -(-len(source) // batch_size)
+    local = batch_size // num_hosts
+    for t in range(min(count, limit) if limit else count):
+        numbers = t * batch_size + host * local + np.arange(local)
+        batch = source.rows(np.minimum(numbers, len(source) - 1))
+        beyond = numbers >= len(source)
+        for key in ("weights", "segment_ids"):
+            batch[key][beyond] = 0
+        yield batch

@@ -1,0 +1,287 @@
+"""Trains, loads and saves tokenizers: one class and one format, Hugging Face's `tokenizer.json`."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from configs.errors import UserError
+
+PAD, BOS, EOS, UNKNOWN = "<|pad|>", "<|bos|>", "<|eos|>", "<|unk|>"
+LEGAL_SPECS = "bpe:N (N of at least 259), bytes, chars, or the path of a tokenizer.json or its directory"
+
+_WELL_KNOWN = {
+    "bos": (BOS, "<s>", "<|begin_of_text|>", "<bos>", "[BOS]", "<|startoftext|>", "<|endoftext|>"),
+    "eos": (EOS, "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|endoftext|>"),
+    "pad": (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>"),
+}
+_SMALLEST_BPE = 259  # 256 bytes and three special tokens
+_PIECE_CHARACTERS = 1 << 16
+_ANY_CHARACTER = r"[\s\S]"
+_EVERYWHERE = re.compile(r"(?=[\s\S])")
+# GPT-2's pattern never joins a letter with the space after it, so a cut there leaves the tokens as they are.
+_BETWEEN_WORDS = re.compile(r"(?<=[a-zA-Z]) (?=[a-zA-Z])")
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Text <-> token ids. Two tokenizers are equal when their files and special ids are; pickles as its file.
+
+    Attributes:
+        serialized: the content of `tokenizer.json`, as the tokenizers library writes it.
+        bos_id: starts a document.
+        eos_id: ends a document.
+        pad_id: fills rows; never trained on.
+    """
+
+    serialized: str = dataclasses.field(repr=False)
+    bos_id: int
+    eos_id: int
+    pad_id: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @functools.cached_property
+    def _backend(self) -> tokenizers.Tokenizer:
+        backend = tokenizers.Tokenizer.from_str(self.serialized)
+        # Not part of the file. Without it "<|eos|>" in a text would become the token that ends documents.
+        backend.encode_special_tokens = True
+        return backend
+
+    @functools.cached_property
+    def _layout(self) -> dict[str, Any]:
+        return json.loads(self.serialized)
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """The highest token id + 1, special tokens included."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Names the tokenizer: the hash of `serialized`."""
+        return hashlib.sha256(self.serialized.encode()).hexdigest()
+
+    @functools.cached_property
+    def _cut(self) -> re.Pattern[str] | None:
+        """Where a long text may be cut without changing a token; None: nowhere that is known."""
+        splitters = _parts(self._layout["pre_tokenizer"])
+        if self._layout["normalizer"] or any(not token["special"] for token in self._layout["added_tokens"]):
+            return None
+        if [part["type"] for part in splitters] == ["ByteLevel"] and not splitters[0]["add_prefix_space"]:
+            return _BETWEEN_WORDS if splitters[0]["use_regex"] else None
+        if len(splitters) == 1 and splitters[0].get("pattern") == {"Regex": _ANY_CHARACTER}:
+            return _EVERYWHERE
+        return None
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the tokens of `text`; none is special, even where a special token's name stands in the text."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Returns `encode` of each text, several at once and long ones in pieces."""
+        pieces = [_pieces(text, self._cut) for text in texts]
+        flat = [piece for parts in pieces for piece in parts]
+        encoded = iter(self._backend.encode_batch_fast(flat, add_special_tokens=False))
+        return [[token for _ in parts for token in next(encoded).ids] for parts in pieces]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of the tokens, special ones skipped."""
+        return self._backend.decode(list(ids), skip_special_tokens=True)
+
+    def token_bytes(self, size: int | None = None) -> np.ndarray:
+        """Returns int32[size]: the UTF-8 bytes of text each token stands for, 0 for special tokens.
+
+        Exact for byte-level BPE, bytes and chars, where the sum over a text's tokens is the text's length in bytes.
+        For vocabularies that mark word starts, the mark counts as a space: one too many where a text gets one in front.
+
+        Args:
+            size: entries, at least `vocab_size`, which it is by default; those beyond the vocabulary are 0.
+        """
+        counts = np.zeros(size or self.vocab_size, np.int32)
+        added = {token["id"]: token for token in self._layout["added_tokens"]}
+        kinds = {part["type"] for name in ("pre_tokenizer", "decoder") for part in _parts(self._layout[name])}
+        for token, index in self._backend.get_vocab(with_added_tokens=True).items():
+            if index in added:
+                counts[index] = 0 if added[index]["special"] else len(token.encode())
+            elif "ByteLevel" in kinds:
+                counts[index] = len(token)
+            elif "ByteFallback" in kinds and _BYTE_TOKEN.fullmatch(token):
+                counts[index] = 1
+            elif kinds & {"Metaspace", "Replace"}:
+                counts[index] = len(token.replace("▁", " ").encode())
+            else:
+                counts[index] = len(token.encode())
+        return counts
+
+    def save(self, directory: str | Path) -> None:
+        """Writes `tokenizer.json` and, with the names of bos, eos and pad, `tokenizer_config.json`."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "tokenizer.json").write_text(self.serialized, encoding="utf-8")
+        names = {f"{role}_token": self._backend.id_to_token(getattr(self, f"{role}_id")) for role in _WELL_KNOWN}
+        config = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}, indent=1)
+        (directory / "tokenizer_config.json").write_text(config, encoding="utf-8")
+
+
+def _parts(section: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Returns the components of a section of `tokenizer.json`, sequences flattened."""
+    if section is None:
+        return []
+    for name in ("pretokenizers", "decoders"):
+        if name in section:
+            return [part for inner in section[name] for part in _parts(inner)]
+    return [section]
+
+
+def _pieces(text: str, cut: re.Pattern[str] | None) -> list[str]:
+    """Returns `text` cut at matches of `cut` into pieces of about `_PIECE_CHARACTERS`."""
+    pieces, start = [], 0
+    while cut is not None and len(text) - start > _PIECE_CHARACTERS:
+        match = cut.search(text, start + _PIECE_CHARACTERS)
+        if match is None:
+            break
+        pieces.append(text[start : match.start()])
+        start = match.start()
+    return [*pieces, text[start:]]
+
+
+def is_trainable(spec: str) -> bool:
+    """Returns whether `spec` asks for a tokenizer to be trained ("bpe:N", "bytes", "chars"), not for a saved one."""
+    return spec in ("bytes", "chars") or _bpe_size(spec) is not None
+
+
+def _bpe_size(spec: str) -> int | None:
+    match = re.fullmatch(r"bpe:([0-9]{1,9})", spec)
+    return int(match[1]) if match and int(match[1]) >= _SMALLEST_BPE else None
+
+
+def train_tokenizer(spec: str, texts: Iterable[str]) -> Tokenizer:
+    """Returns a new tokenizer; `decode(encode(x)) == x` for every text ("chars": of characters seen in `texts`).
+
+    Args:
+        spec: "bpe:N", byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) with at most N tokens in all, "bytes",
+            one token a byte, or "chars", one token a character.
+        texts: what BPE counts pairs on and "chars" takes its characters from; "bytes" doesn't read it.
+
+    Raises:
+        UserError: `spec` is none of these.
+    """
+    if spec == "bytes":
+        backend = _byte_level(models.BPE({name: i for i, name in enumerate((PAD, BOS, EOS, *_byte_symbols()))}, []))
+    elif spec == "chars":
+        characters = sorted(set().union(*texts))
+        vocabulary = {name: i for i, name in enumerate((PAD, BOS, EOS, UNKNOWN, *characters))}
+        backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(_ANY_CHARACTER), "isolated")
+        backend.decoder = decoders.Fuse()
+        backend.add_special_tokens([UNKNOWN])
+    else:
+        size = _bpe_size(spec)
+        if size is None:
+            raise UserError(f"tokenizer {spec!r} is unknown; legal: {LEGAL_SPECS}")
+        backend = _byte_level(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=[PAD, BOS, EOS],
+            initial_alphabet=_byte_symbols(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(_training_pieces(texts), trainer)
+    backend.add_special_tokens([PAD, BOS, EOS])
+    return Tokenizer(backend.to_str(), bos_id=1, eos_id=2, pad_id=0)
+
+
+def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _byte_symbols() -> list[str]:
+    """Returns the character that stands for each byte: itself where it is visible, else the next one from 256 on."""
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    beyond = iter(sorted(symbol for symbol in alphabet if ord(symbol) > 255))
+    return [chr(byte) if chr(byte) in alphabet else next(beyond) for byte in range(256)]
+
+
+def _training_pieces(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        yield from _pieces(text, _BETWEEN_WORDS)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Returns a saved tokenizer, of this codebase or any other that writes Hugging Face's format.
+
+    bos, eos and pad are those of `tokenizer_config.json` beside it, else those with well-known names. Without a bos,
+    eos serves as bos; without a pad, eos serves as pad.
+
+    Args:
+        path: a `tokenizer.json`, or a directory that holds one.
+
+    Raises:
+        UserError: missing or broken files, no eos, or a special token that the vocabulary lacks.
+    """
+    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise UserError(f"{path}: no tokenizer there; legal: a tokenizer.json or a directory that holds one")
+    try:
+        backend = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises bare `Exception`
+        raise UserError(f"{file} is not a tokenizer.json: {_one_line(error)}") from None
+    # A cut or filled-up text would be a silent change of the data.
+    backend.no_truncation()
+    backend.no_padding()
+    ids = {role: _special_id(role, file, backend) for role in _WELL_KNOWN}
+    eos = ids["eos"]
+    if eos is None:
+        raise UserError(
+            f"{file}: no end-of-sequence token; legal: eos_token in tokenizer_config.json beside it, or a token named "
+            f"{', '.join(_WELL_KNOWN['eos'])}"
+        )
+    bos, pad = ids["bos"], ids["pad"]
+    return Tokenizer(backend.to_str(), eos if bos is None else bos, eos, eos if pad is None else pad)
+
+
+def _special_id(role: str, file: Path, backend: tokenizers.Tokenizer) -> int | None:
+    config = file.with_name("tokenizer_config.json")
+    if config.is_file():
+        try:
+            value = json.loads(config.read_text(encoding="utf-8")).get(f"{role}_token")
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{config} is not a JSON object: {_one_line(error)}") from None
+        name = value.get("content") if isinstance(value, dict) else value
+        if name is not None:
+            if not isinstance(name, str) or backend.token_to_id(name) is None:
+                raise UserError(f"{config}: {role}_token is {name!r}; legal: a token of {file.name}")
+            return backend.token_to_id(name)
+    found = (backend.token_to_id(name) for name in _WELL_KNOWN[role])
+    return next((index for index in found if index is not None), None)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def get_tokenizer(spec: str, texts_factory: Callable[[], Iterable[str]]) -> Tokenizer:
+    """Returns the tokenizer that `spec` names: trained on what `texts_factory()` yields, or loaded from a path.
+
+    Raises:
+        UserError: `spec` is no legal form, or see `load_tokenizer`.
+    """
+    if is_trainable(spec):
+        return train_tokenizer(spec, texts_factory() if spec != "bytes" else ())
+    if not Path(spec).exists():
+        raise UserError(f"tokenizer {spec!r} is unknown, and no such path exists; legal: {LEGAL_SPECS}")
+    return load_tokenizer(spec)

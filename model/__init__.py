@@ -1,0 +1,1 @@
+"""The model as pure functions; knows neither `data` nor `train`."""

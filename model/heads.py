@@ -1,0 +1,100 @@
+"""Hidden states -> task outputs: an `Objective` is the pure functions that pre-training and fine-tuning compile.
+
+Every task sees one batch: tokens, segment_ids, positions, targets and weights, all (B, T). A language model has a
+target at each token, a classifier at the last token of each example, so packed rows need nothing special.
+B batch, T length, S keys, D embed, V vocabulary or classes.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from model import losses
+from model.config import ModelConfig
+from model.layers import axes
+from model.transformer import Batch, Params, backbone, init_backbone
+
+
+class Objective(NamedTuple):
+    """A model with its head, as pure functions of `params = {"backbone": ..., "head": ...}`.
+
+    Attributes:
+        init: rng -> boxed parameters.
+        loss: (params, batch) -> `LossSums`.
+        predict: (params, batch) -> what evaluation reads: nll_BT of a language model, logits_BTV of a classifier.
+    """
+
+    init: Callable[[jax.Array], Params]
+    loss: Callable[[Params, Batch], losses.LossSums]
+    predict: Callable[[Params, Batch], jax.Array]
+
+
+def unembedding(params: Params) -> jax.Array:
+    """Returns table_VD of a language model: the head's own, or the tied token embedding."""
+    head = params["head"]
+    return head["table"] if "table" in head else params["backbone"]["embedding"]["table"]
+
+
+def language_model(config: ModelConfig, z_loss: float = 0.0, chunk: int = 0) -> Objective:
+    """Returns the `Objective` of next-token prediction; see `losses.cross_entropy` for `z_loss` and `chunk`."""
+
+    def init(rng: jax.Array) -> Params:
+        head = {}
+        if not config.tie_embeddings:
+            std = 0.0 if config.output_init == "zero" else config.embed_dim**-0.5
+            table = axes(nn.initializers.normal(std), "vocab", "vocab_embed")
+            head["table"] = table(jax.random.fold_in(rng, 1), (config.vocab_size, config.embed_dim), jnp.float32)
+        return {"backbone": init_backbone(config, rng), "head": head}
+
+    def loss(params: Params, batch: Batch) -> losses.LossSums:
+        x_BTD = backbone(config, params["backbone"], batch)
+        options = {"softcap": config.logit_softcap, "z_loss": z_loss, "chunk": chunk}
+        return losses.cross_entropy(x_BTD, unembedding(params), batch["targets"], batch["weights"], **options)
+
+    def predict(params: Params, batch: Batch) -> jax.Array:
+        x_BTD = backbone(config, params["backbone"], batch)
+        options = {"softcap": config.logit_softcap, "chunk": chunk}
+        return losses.token_nll(x_BTD, unembedding(params), batch["targets"], **options)
+
+    return Objective(init, loss, predict)
+
+
+def classifier(config: ModelConfig, num_classes: int, pooling: Literal["last", "mean"]) -> Objective:
+    """Returns the `Objective` of sequence classification: a linear layer on the pooled states of each example.
+
+    The head starts at zero, so that its first prediction is uniform. "last" reads the example's last token, as
+    `transformers`' ...ForSequenceClassification do; "mean" averages the example's tokens.
+    """
+
+    def init(rng: jax.Array) -> Params:
+        table = axes(nn.initializers.zeros, "classes", "vocab_embed")
+        head = {"table": table(rng, (num_classes, config.embed_dim), jnp.float32)}
+        return {"backbone": init_backbone(config, rng), "head": head}
+
+    def pooled(params: Params, batch: Batch) -> jax.Array:
+        x_BTD = backbone(config, params["backbone"], batch)
+        return x_BTD if pooling == "last" else running_mean(x_BTD, batch["segment_ids"])
+
+    def loss(params: Params, batch: Batch) -> losses.LossSums:
+        x_BTD = pooled(params, batch)
+        return losses.cross_entropy(x_BTD, params["head"]["table"], batch["targets"], batch["weights"])
+
+    def predict(params: Params, batch: Batch) -> jax.Array:
+        return losses.logits(pooled(params, batch), params["head"]["table"])
+
+    return Objective(init, loss, predict)
+
+
+def running_mean(x_BTD: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    """Returns at each token the mean of its segment so far; at an example's last token, the example's mean."""
+    same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
+    seen_BTS = jnp.tril(same_BTS).astype(x_BTD.dtype)
+    return jnp.einsum("BTS,BSD->BTD", seen_BTS / seen_BTS.sum(-1, keepdims=True), x_BTD)
+
+
+def parameter_count(params: Params) -> int:
+    """Returns the number of parameters in a tree of arrays or shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,130 @@
+"""Norms, projections, rotary positions and the MLP: the parts that a decoder layer is put together from.
+
+B batch, T length, D embed, N heads, K kv heads, H head dim, F mlp.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from model.config import ModelConfig
+
+Initializer = Callable[..., jax.Array]
+
+
+def axes(init: Initializer, *names: str) -> Initializer:
+    """Returns `init` with the logical axes of the parameter it creates (read by `model/sharding.py`)."""
+    return nn.with_logical_partitioning(init, names)
+
+
+def compute_dtype(config: ModelConfig) -> jnp.dtype:
+    """Returns the dtype of matrix products: bfloat16 on accelerators and float32 on CPU, unless config says."""
+    if config.compute_dtype == "auto":
+        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    return jnp.dtype(config.compute_dtype)
+
+
+class Norm(nn.Module):
+    """RMSNorm (arXiv:1910.07467) or LayerNorm over the last axis, computed in float32; returns the input's dtype."""
+
+    config: ModelConfig
+    axis: str = "norm"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns `x` normalised; same shape and dtype."""
+        cfg = self.config
+        unit = nn.initializers.zeros if cfg.norm_unit_offset else nn.initializers.ones
+        scale = self.param("scale", axes(unit, self.axis), x.shape[-1:])
+        y = x.astype(jnp.float32)
+        if cfg.norm == "layernorm":
+            y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + cfg.norm_epsilon)
+        y = y * (1.0 + scale if cfg.norm_unit_offset else scale)
+        if cfg.norm == "layernorm":
+            y = y + self.param("bias", axes(nn.initializers.zeros, self.axis), x.shape[-1:])
+        return y.astype(x.dtype)
+
+
+class Projection(nn.Module):
+    """Every matrix of the network: an einsum with one weight, an optional bias, in the compute dtype.
+
+    Attributes:
+        equation: the einsum, e.g. "BTD,DNH->BTNH".
+        shape: of the weight.
+        names: logical axes of the weight.
+        std: standard deviation of the initial weight; 0 starts it at zero.
+        bias_axes: how many trailing axes of the weight the bias has; 0 for none.
+    """
+
+    equation: str
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    std: float
+    bias_axes: int = 0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns einsum(x, kernel) + bias in the dtype of `x`."""
+        kernel = self.param("kernel", axes(nn.initializers.normal(self.std), *self.names), self.shape)
+        y = jnp.einsum(self.equation, x, kernel.astype(x.dtype))
+        if self.bias_axes:
+            tail = slice(len(self.shape) - self.bias_axes, None)
+            y = y + self.param("bias", axes(nn.initializers.zeros, *self.names[tail]), self.shape[tail]).astype(x.dtype)
+        return y
+
+
+def output_std(config: ModelConfig, fan_in: int) -> float:
+    """Returns the initial standard deviation of a projection that writes to the residual stream.
+
+    "zero" lets every block begin as the identity (arXiv:1901.09321); "scaled" divides by sqrt(2 * layers), so that
+    the stream's variance does not grow with depth (GPT-2 report, section 2.3).
+    """
+    return 0.0 if config.output_init == "zero" else (2 * config.num_layers * fan_in) ** -0.5
+
+
+class MLP(nn.Module):
+    """The feed-forward block: gated SiLU or GELU (arXiv:2002.05202), plain GELU, or squared ReLU (arXiv:2109.08668)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns y_BTD."""
+        cfg = self.config
+        D, F, bias = cfg.embed_dim, cfg.mlp_dim, int(cfg.mlp_bias)
+        up = Projection("BTD,DF->BTF", (D, F), ("embed", "mlp"), D**-0.5, bias, name="up")
+        h_BTF = up(x_BTD)
+        if cfg.gated:
+            gate = Projection("BTD,DF->BTF", (D, F), ("embed", "mlp"), D**-0.5, bias, name="gate")
+            activation = nn.silu if cfg.mlp == "silu_gated" else nn.gelu
+            h_BTF = activation(gate(x_BTD)) * h_BTF
+        else:
+            h_BTF = nn.gelu(h_BTF) if cfg.mlp == "gelu" else jnp.square(nn.relu(h_BTF))
+        std = output_std(cfg, fan_in=F)
+        return Projection("BTF,FD->BTD", (F, D), ("mlp", "embed"), std, bias, name="down")(h_BTF)
+
+
+def rope_frequencies(config: ModelConfig) -> jax.Array:
+    """Returns the H/2 angular frequencies in radians a position (RoFormer, arXiv:2104.09864, equation 15).
+
+    With `rope_scaling` "llama3", wavelengths beyond the original context are stretched by the factor, short ones kept
+    and those between blended (Llama 3.1 model card and reference code).
+    """
+    half = config.head_dim // 2
+    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if config.rope_scaling == "none":
+        return frequency
+    low, high = config.rope_low_frequency_factor, config.rope_high_frequency_factor
+    turns = config.rope_original_context * frequency / (2 * jnp.pi)
+    keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequency * (keep + (1.0 - keep) / config.rope_scaling_factor)
+
+
+def rotate(x_BTNH: jax.Array, sin_BTH: jax.Array, cos_BTH: jax.Array) -> jax.Array:
+    """Returns `x_BTNH` with its half-split pairs rotated by the position's angles; sin and cos have H/2 columns."""
+    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    sin, cos = sin_BTH[:, :, None, :], cos_BTH[:, :, None, :]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)

@@ -1,0 +1,83 @@
+"""Logical axis -> mesh axis: one table, strict in both directions.
+
+Every parameter names its logical axes where it is created (`layers.py`); this file alone knows what they mean on a
+machine. Linen's own logical rules fall silent on a name they do not know, so the lookup here is ours.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from configs.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor", "context")
+
+# The vocabulary, not the embedding width, is split over fsdp: a table split over its width collides with the batch
+# in the gather and XLA would rematerialise it whole on every device.
+PARAMETER_RULES: dict[str, tuple[str, ...]] = {
+    "layers": (),
+    "embed": ("fsdp",),
+    "vocab": ("tensor", "fsdp"),
+    "vocab_embed": (),
+    "position": (),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "norm": (),
+    "classes": (),
+}
+ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "length": ("context",),
+    "activation": (),
+}
+BATCH_SPEC = PartitionSpec(ACTIVATION_RULES["batch"], ACTIVATION_RULES["length"])
+
+
+def spec(axes: Sequence[str], rules: dict[str, tuple[str, ...]]) -> PartitionSpec:
+    """Returns the `PartitionSpec` of logical `axes`.
+
+    Raises:
+        KeyError: an axis has no rule (a programming error: the table is ours).
+    """
+    unknown = [axis for axis in axes if axis not in rules]
+    if unknown:
+        raise KeyError(f"logical axes {unknown} have no sharding rule; known: {sorted(rules)}")
+    return PartitionSpec(*(rules[axis] or None for axis in axes))
+
+
+def constrain(x: jax.Array, *axes: str) -> jax.Array:
+    """Returns `x` laid out over the current mesh by its logical axes; unchanged where no mesh is set."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes, ACTIVATION_RULES))
+
+
+def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:  # noqa: ANN401 - a parameter tree
+    """Returns a tree of `NamedSharding`, one a parameter, from the boxed (axis-naming) abstract parameters.
+
+    Raises:
+        UserError: mesh axes that do not divide a parameter's dimension, all of them, with the nearest legal sizes.
+    """
+    faults: dict[str, None] = {}
+
+    def leaf(box: nn.Partitioned) -> NamedSharding:
+        for size, axis in zip(box.value.shape, box.names, strict=True):
+            parts = 1
+            for mesh_axis in PARAMETER_RULES[axis]:
+                parts *= mesh.shape[mesh_axis]
+            if size % parts:
+                names = " x ".join(f"config.mesh.{a}" for a in PARAMETER_RULES[axis])
+                low, high = size // parts * parts, -(-size // parts) * parts
+                near = f"{low} or {high}" if low else f"{high}"
+                faults[f"{names} = {parts} does not divide the {axis} axis of {size}; nearest: {near}"] = None
+        return NamedSharding(mesh, spec(box.names, PARAMETER_RULES))
+
+    shardings = jax.tree.map(leaf, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
+    if faults:
+        raise UserError("; ".join(faults))
+    return shardings

@@ -1,0 +1,141 @@
+"""The decoder as two pure functions: `init_backbone(config, rng)` and `backbone(config, params, batch)`.
+
+Layers are stacked on a leading axis, on disk and in memory, and run by one `lax.scan` that is rolled or unrolled.
+B batch, T length, S keys, D embed, L layers.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from model.attention import Attention, Context, KVCache
+from model.config import ModelConfig
+from model.layers import MLP, Norm, axes, compute_dtype, rope_frequencies
+from model.sharding import constrain
+
+Params = dict[str, Any]
+Batch = Mapping[str, jax.Array]
+
+REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Embedding(nn.Module):
+    """Token (and learned position) embedding: tokens -> the residual stream."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        """Returns x_BTD in the compute dtype."""
+        cfg, init = self.config, nn.initializers.normal(0.02)
+        dtype = compute_dtype(cfg)
+        table = self.param("table", axes(init, "vocab", "vocab_embed"), (cfg.vocab_size, cfg.embed_dim))
+        x_BTD = table.astype(dtype)[tokens_BT]
+        if cfg.scale_embeddings:
+            x_BTD = x_BTD * jnp.asarray(cfg.embed_dim**0.5, dtype)
+        if cfg.position == "learned":
+            shape = (cfg.context_length, cfg.embed_dim)
+            x_BTD += self.param("positions", axes(init, "position", "vocab_embed"), shape).astype(dtype)[positions_BT]
+        return x_BTD
+
+
+class Block(nn.Module):
+    """One decoder layer: attention and MLP, each with its norms and its residual."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, context: Context, window: jax.Array | None, cache: KVCache | None
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Returns (x_BTD, this layer's cache)."""
+        cfg = self.config
+
+        def before(name: str, y: jax.Array) -> jax.Array:
+            return Norm(cfg, name=name)(y) if cfg.norm_position in ("pre", "both") else y
+
+        def after(name: str, y: jax.Array) -> jax.Array:
+            return Norm(cfg, name=name)(y) if cfg.norm_position in ("post", "both") else y
+
+        attention = Attention(cfg, name="attention")
+        y_BTD, cache = attention(before("attention_norm", x_BTD), context, window, cache)
+        x_BTD = constrain(x_BTD + after("attention_post_norm", y_BTD), "batch", "length", "activation")
+        y_BTD = MLP(cfg, name="mlp")(before("mlp_norm", x_BTD))
+        x_BTD = constrain(x_BTD + after("mlp_post_norm", y_BTD), "batch", "length", "activation")
+        return x_BTD, cache
+
+
+def init_backbone(config: ModelConfig, rng: jax.Array) -> Params:
+    """Returns the backbone's parameters in float32, each boxed with its logical axes (`nn.meta.unbox` opens them)."""
+    embed_rng, layers_rng = jax.random.split(rng)
+    tokens_BT = jnp.zeros((1, 1), jnp.int32)
+    context = make_context(config, tokens_BT, tokens_BT)
+    x_BTD = jnp.zeros((1, 1, config.embed_dim))
+
+    def init_layer(layer_rng: jax.Array) -> Params:
+        return Block(config).init(layer_rng, x_BTD, context, None, None)["params"]
+
+    layers = jax.vmap(init_layer)(jax.random.split(layers_rng, config.num_layers))
+    stacked = jax.tree.map(
+        lambda box: box.add_axis(0, {nn.PARTITION_NAME: "layers"}),
+        layers,
+        is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned),
+    )
+    return {
+        "embedding": Embedding(config).init(embed_rng, tokens_BT, tokens_BT)["params"],
+        "layers": stacked,
+        "final_norm": Norm(config).init(embed_rng, x_BTD)["params"],
+    }
+
+
+def backbone(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
+    """Returns x_BTD, the final-norm hidden states of packed rows.
+
+    Args:
+        config: the model.
+        params: `{"embedding", "layers", "final_norm"}`, unboxed.
+        batch: tokens_BT, segment_ids_BT (0 is padding) and positions_BT, as "tokens", "segment_ids", "positions".
+    """
+    context = make_context(config, batch["positions"], batch["segment_ids"])
+    return run_layers(config, params, batch["tokens"], context, None)[0]
+
+
+def make_context(
+    config: ModelConfig,
+    positions_BT: jax.Array,
+    segments_BT: jax.Array,
+    keys: tuple[jax.Array, jax.Array, jax.Array] | None = None,
+) -> Context:
+    """Returns the `Context` of some queries; `keys` is (key_positions_BS, key_segments_BS, slot) with a cache."""
+    sin, cos = None, None
+    if config.position == "rope":
+        angles_BTH = positions_BT[..., None].astype(jnp.float32) * rope_frequencies(config)
+        sin, cos = jnp.sin(angles_BTH), jnp.cos(angles_BTH)
+    key_positions, key_segments, slot = keys or (positions_BT, segments_BT, None)
+    return Context(positions_BT, segments_BT, key_positions, key_segments, sin, cos, slot)
+
+
+def run_layers(
+    config: ModelConfig, params: Params, tokens_BT: jax.Array, context: Context, cache: KVCache | None
+) -> tuple[jax.Array, KVCache | None]:
+    """Returns (x_BTD after the final norm, the stacked cache or None): embedding, layers, norm."""
+    x_BTD = Embedding(config).apply({"params": params["embedding"]}, tokens_BT, context.positions_BT)
+    x_BTD = constrain(x_BTD, "batch", "length", "activation")
+    windows = jnp.asarray(config.windows) if any(config.windows) else None
+
+    def layer(x_BTD: jax.Array, scanned: tuple) -> tuple[jax.Array, KVCache | None]:
+        layer_params, window, layer_cache = scanned
+        return Block(config).apply({"params": layer_params}, x_BTD, context, window, layer_cache)
+
+    if config.remat != "none":
+        layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
+    stacked = (params["layers"], windows, cache)
+    x_BTD, cache = jax.lax.scan(layer, x_BTD, stacked, length=config.num_layers, unroll=not config.scan_layers)
+    return Norm(config).apply({"params": params["final_norm"]}, x_BTD), cache

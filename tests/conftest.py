@@ -1,0 +1,53 @@
+"""Eight virtual CPU devices and a compilation cache, set before JAX starts; small models that many tests share."""
+
+import os
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from absl import flags  # noqa: E402
+from flax import linen as nn  # noqa: E402
+from jax.sharding import Mesh  # noqa: E402
+
+from configs import default  # noqa: E402
+from model.config import ModelConfig, model_config  # noqa: E402
+from train.mesh import make_mesh  # noqa: E402
+from train.settings import MeshSettings  # noqa: E402
+
+flags.FLAGS(["tests"])
+VOCAB = 64
+
+
+def tiny_model(**changes: object) -> ModelConfig:
+    """A two-layer model of 64 symbols whose every parameter matters from the first step."""
+    section = default.model()
+    section.update(
+        {"vocab_size": VOCAB, "embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 48,
+         "context_length": 64, "output_init": "scaled"}
+    )  # fmt: skip
+    section.update(changes)
+    return model_config(section)
+
+
+def init(objective, seed: int = 0):
+    """Unboxed parameters, all of them away from their initial zeros and ones."""
+    params = nn.meta.unbox(objective.init(jax.random.key(seed)))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), params)
+
+
+def random_documents(count: int, seed: int = 0, longest: int = 40):
+    """Documents of random symbols: bos 1, eos 2, the rest 3 to VOCAB - 1."""
+    rng = np.random.default_rng(seed)
+    return [[1, *rng.integers(3, VOCAB, rng.integers(1, longest)).tolist(), 2] for _ in range(count)]
+
+
+def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
+    """A mesh over as many of the eight devices as it needs."""
+    return make_mesh(MeshSettings(data, fsdp, tensor, context), jax.devices()[: data * fsdp * tensor * context])

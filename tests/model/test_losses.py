@@ -1,0 +1,70 @@
+"""The chunked cross-entropy against Optax's, value and gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from model import losses
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 12, 8)), jnp.float32)
+    table = jnp.asarray(rng.standard_normal((17, 8)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 17, (2, 12)))
+    weights = jnp.asarray(rng.integers(0, 2, (2, 12)), jnp.float32)
+    return x, table, targets, weights
+
+
+def reference(x, table, targets, weights, softcap, z_loss):
+    z = jnp.einsum("btd,vd->btv", x, table)
+    z = softcap * jnp.tanh(z / softcap) if softcap else z
+    nll = optax.softmax_cross_entropy_with_integer_labels(z, targets)
+    return ((nll + z_loss * jnp.square(jax.nn.logsumexp(z, -1))) * weights).sum()
+
+
+@pytest.mark.parametrize("chunk", [0, 3, 12])
+@pytest.mark.parametrize(("softcap", "z_loss"), [(0.0, 0.0), (5.0, 0.0), (0.0, 0.1), (5.0, 0.1)])
+def test_value_and_gradient_equal_optax(inputs, chunk, softcap, z_loss):
+    x, table, targets, weights = inputs
+
+    def ours(x, table):
+        return losses.cross_entropy(x, table, targets, weights, softcap=softcap, z_loss=z_loss, chunk=chunk).objective
+
+    expected = jax.value_and_grad(reference, argnums=(0, 1))(x, table, targets, weights, softcap, z_loss)
+    got = jax.value_and_grad(ours, argnums=(0, 1))(x, table)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, expected)
+    np.testing.assert_allclose(ours(x, table), expected[0], rtol=1e-6)
+
+
+def test_masked_tokens_get_exactly_zero_gradient(inputs):
+    x, table, targets, weights = inputs
+    gradient = jax.grad(lambda x: losses.cross_entropy(x, table, targets, weights, z_loss=0.1).objective)(x)
+    assert (np.asarray(gradient)[np.asarray(weights) == 0] == 0).all()
+    assert (np.abs(np.asarray(gradient)[np.asarray(weights) == 1]).max(-1) > 0).all()
+
+
+def test_token_nll_is_the_loss_taken_apart(inputs):
+    x, table, targets, weights = inputs
+    nll = losses.token_nll(x, table, targets, softcap=5.0, chunk=4)
+    sums = losses.cross_entropy(x, table, targets, weights, softcap=5.0, z_loss=0.3)
+    assert float((nll * weights).sum()) == pytest.approx(float(sums.nll), rel=1e-6)
+    assert float(sums.weight) == float(weights.sum()) and float(sums.objective) > float(sums.nll)
+
+
+def test_logits_of_the_whole_row_never_exist(inputs):
+    """The largest array of the compiled gradient is one chunk's logits, not the row's."""
+    x, table = jnp.ones((2, 64, 8)), jnp.ones((1024, 8))
+    targets, weights = jnp.zeros((2, 64), jnp.int32), jnp.ones((2, 64))
+
+    def loss(x, table, chunk):
+        return losses.cross_entropy(x, table, targets, weights, chunk=chunk).objective
+
+    def temporary(chunk):
+        compiled = jax.jit(jax.grad(lambda x, t: loss(x, t, chunk), argnums=(0, 1))).lower(x, table).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(8) < temporary(0) / 3

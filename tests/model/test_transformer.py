@@ -1,0 +1,151 @@
+"""Properties that any decoder must have, for each variant of its parts."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import init, tiny_model
+
+from model import losses
+from model.heads import language_model, parameter_count, unembedding
+from model.layers import rope_frequencies, rotate
+from model.transformer import backbone
+
+VARIANTS = {
+    "default": {},
+    "gpt2": {"norm": "layernorm", "position": "learned", "mlp": "gelu", "qkv_bias": True, "output_bias": True,
+             "mlp_bias": True, "num_kv_heads": 4, "qk_norm": False},
+    "gemma2": {"norm_position": "both", "norm_unit_offset": True, "mlp": "gelu_gated", "scale_embeddings": True,
+               "logit_softcap": 30.0, "attention_softcap": 50.0, "query_scale": 0.2, "sliding_window": (5, 0)},
+    "untied_relu2_post": {"tie_embeddings": False, "mlp": "relu2", "norm_position": "post"},
+    "llama3_scaling": {"rope_scaling": "llama3", "rope_scaling_factor": 8.0, "rope_original_context": 32},
+}  # fmt: skip
+
+
+def logits_of(model, params, tokens, segments=None, positions=None):
+    tokens = jnp.asarray(tokens)
+    ones = jnp.ones_like(tokens)
+    batch = {
+        "tokens": tokens,
+        "segment_ids": ones if segments is None else jnp.asarray(segments),
+        "positions": jnp.cumsum(ones, 1) - 1 if positions is None else jnp.asarray(positions),
+    }
+    x = backbone(model, params["backbone"], batch)
+    return losses.logits(x, unembedding(params), model.logit_softcap)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def case(request):
+    model = tiny_model(**VARIANTS[request.param])
+    return model, init(language_model(model))
+
+
+def test_no_token_sees_a_later_one(case):
+    model, params = case
+    tokens = np.random.default_rng(0).integers(3, 64, (1, 16))
+    changed = tokens.copy()
+    changed[0, 9] = (changed[0, 9] - 2) % 61 + 3
+    a, b = logits_of(model, params, tokens), logits_of(model, params, changed)
+    np.testing.assert_array_equal(a[:, :9], b[:, :9])
+    assert np.abs(a[:, 9] - b[:, 9]).max() > 1e-3
+
+
+def test_packed_documents_equal_documents_alone(case):
+    model, params = case
+    rng = np.random.default_rng(1)
+    first, second = rng.integers(3, 64, (1, 7)), rng.integers(3, 64, (1, 9))
+    packed = logits_of(
+        model,
+        params,
+        np.concatenate([first, second], 1),
+        np.array([[1] * 7 + [2] * 9]),
+        np.array([[*range(7), *range(9)]]),
+    )
+    np.testing.assert_allclose(packed[:, :7], logits_of(model, params, first), atol=2e-5)
+    np.testing.assert_allclose(packed[:, 7:], logits_of(model, params, second), atol=2e-5)
+
+
+def test_scan_and_remat_change_no_gradient(case):
+    model, params = case
+    tokens = np.random.default_rng(2).integers(3, 64, (2, 16))
+    batch = {
+        "tokens": tokens, "targets": np.roll(tokens, -1, 1), "segment_ids": np.ones_like(tokens),
+        "positions": np.tile(np.arange(16), (2, 1)), "weights": np.ones(tokens.shape, np.float32),
+    }  # fmt: skip
+
+    def gradient(**execution):
+        objective = language_model(dataclasses.replace(model, **execution))
+        return jax.jit(jax.grad(lambda p: objective.loss(p, batch).objective))(params)
+
+    plain = gradient(scan_layers=False, remat="none")
+    for execution in ({"scan_layers": True, "remat": "none"}, {"scan_layers": True, "remat": "full"},
+                      {"scan_layers": False, "remat": "dots"}):  # fmt: skip
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), plain, gradient(**execution))
+
+
+def test_sliding_window_hides_what_lies_behind_it():
+    model = tiny_model(sliding_window=(4,), num_layers=1)
+    params = init(language_model(model))
+    tokens = np.random.default_rng(3).integers(3, 64, (1, 12))
+    changed = tokens.copy()
+    changed[0, 2] = (changed[0, 2] - 2) % 61 + 3
+    a, b = logits_of(model, params, tokens), logits_of(model, params, changed)
+    np.testing.assert_array_equal(a[:, 6:], b[:, 6:])
+    assert np.abs(a[:, 5] - b[:, 5]).max() > 1e-4
+
+
+def test_rotary_products_depend_on_distance_alone():
+    model = tiny_model()
+    rng = np.random.default_rng(4)
+    q, k = (jnp.asarray(rng.standard_normal((1, 1, 1, model.head_dim)), jnp.float32) for _ in range(2))
+
+    def product(i, j):
+        def at(x, place):
+            angles = jnp.full((1, 1, 1), float(place)) * rope_frequencies(model)
+            return rotate(x, jnp.sin(angles), jnp.cos(angles))
+
+        return float((at(q, i) * at(k, j)).sum())
+
+    assert product(11, 4) == pytest.approx(product(27, 20), abs=1e-4)
+    assert abs(product(11, 4) - product(11, 9)) > 1e-3
+    # One radian a position for the first pair, by equation 15 of RoFormer.
+    assert float(rope_frequencies(model)[0]) == 1.0
+
+
+def test_llama3_scaling_stretches_only_long_wavelengths():
+    plain, scaled = (rope_frequencies(tiny_model(**v)) for v in ({}, VARIANTS["llama3_scaling"]))
+    ratio = np.asarray(plain / scaled)
+    assert ratio[0] == pytest.approx(1.0) and ratio[-1] == pytest.approx(8.0)
+
+
+def test_grouped_heads_equal_repeated_kv_heads():
+    grouped, full = tiny_model(num_kv_heads=2), tiny_model(num_kv_heads=4)
+    params = init(language_model(grouped))
+    repeated = jax.tree.map(lambda x: x, params)
+    attention = repeated["backbone"]["layers"]["attention"]
+    for name in ("key", "value"):
+        attention[name] = {"kernel": jnp.repeat(attention[name]["kernel"], 2, axis=2)}
+    tokens = np.random.default_rng(5).integers(3, 64, (2, 10))
+    np.testing.assert_allclose(logits_of(grouped, params, tokens), logits_of(full, repeated, tokens), atol=1e-5)
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_loss():
+    model = tiny_model(compute_dtype="bfloat16")
+    objective = language_model(model)
+    params = init(objective)
+    tokens = np.random.default_rng(6).integers(3, 64, (2, 16))
+    batch = {
+        "tokens": tokens, "targets": tokens, "segment_ids": np.ones_like(tokens),
+        "positions": np.tile(np.arange(16), (2, 1)), "weights": np.ones(tokens.shape, np.float32),
+    }  # fmt: skip
+    low, gradient = jax.value_and_grad(lambda p: objective.loss(p, batch).objective)(params)
+    high = language_model(tiny_model()).loss(params, batch).objective
+    assert low.dtype == jnp.float32 and {g.dtype for g in jax.tree.leaves(gradient)} == {jnp.dtype(jnp.float32)}
+    assert low != high and low == pytest.approx(float(high), rel=2e-2)
+
+
+def test_parameter_count_of_the_default_is_what_its_docstring_says():
+    model = tiny_model(vocab_size=8192, embed_dim=256, num_layers=6, num_heads=4, num_kv_heads=4, mlp_dim=704)
+    assert parameter_count(jax.eval_shape(language_model(model).init, jax.random.key(0))) == pytest.approx(6.9e6, rel=0.02)

@@ -1,0 +1,114 @@
+"""`rootstock <command> [flags]`: parses flags, runs the command, and turns a user's mistake into one line."""
+
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from absl import flags
+from ml_collections import config_flags
+
+from configs.errors import UserError, did_you_mean
+
+COMMANDS = {
+    "prepare": "text -> token store",
+    "pretrain": "token store or text -> foundation model",
+    "finetune": "foundation model + labelled rows -> task model, with a before/after table",
+    "evaluate": "score a model on text or on labelled rows",
+    "generate": "continue a prompt",
+    "demo": "all of it, on this machine's own Python documentation",
+}
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs `rootstock` and exits: 0 on success, 1 on a user's mistake, 2 on a wrong command line, 130 on Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(_overview())
+        sys.exit(0 if arguments else 2)
+    name = arguments[0]
+    if name not in COMMANDS:
+        _fail(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; commands: {', '.join(COMMANDS)}", 2)
+    command = importlib.import_module(f"train.{name}")
+    values = parse(name, command, arguments[1:])
+    # Grain's worker processes read absl's global flags.
+    flags.FLAGS(["rootstock"])
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        command.run(values)
+    except UserError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to go on", 130)
+
+
+def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagValues:
+    """Returns the parsed flags of a command; prints help or one line of error and exits where that is due."""
+    values = flags.FlagValues()
+    command.define_flags(values)
+    if "config" in getattr(command, "REQUIRED", ()):
+        arguments = [_locate_config(argument) for argument in arguments]
+        config_flags.DEFINE_config_file(
+            "config", None, "Config file; any field can be set: --config.FIELD=VALUE.", flag_values=values,
+            sys_argv=["rootstock", *arguments],
+        )  # fmt: skip
+    if "--help" in arguments or "-h" in arguments:
+        print(_help(name, command, values))
+        sys.exit(0)
+    try:
+        rest = values(["rootstock", *arguments])[1:]
+        if rest:
+            raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+        for flag in getattr(command, "REQUIRED", ()):
+            if not values[flag].value:
+                raise UserError(f"--{flag} is missing; see rootstock {name} --help")
+    except (UserError, flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        _fail(" ".join(str(error).strip("'\"").split()), 2)
+    return values
+
+
+def _locate_config(argument: str) -> str:
+    """Returns `--config=configs/...` with a path that exists: the working directory's, else the installed one."""
+    flag, _, path = argument.partition("=")
+    if flag not in ("--config", "-config") or not path:
+        return argument
+    file = path.partition(":")[0]
+    if not Path(file).is_file() and (_ROOT / file).is_file():
+        return f"{flag}={_ROOT / path}"
+    if not Path(file).is_file():
+        shipped = sorted(str(p.relative_to(_ROOT)) for p in (_ROOT / "configs").glob("*/*.py") if p.stem != "__init__")
+        _fail(f"--config={file}: no such file{did_you_mean(file, shipped)}; shipped: {', '.join(shipped)}", 2)
+    return argument
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(["usage: rootstock COMMAND [--flag=value ...]", "", *lines, "", "rootstock COMMAND --help"])
+
+
+def _help(name: str, command: ModuleType, values: flags.FlagValues) -> str:
+    own = [flag for flag in values.get_flags_for_module(command.__name__) or []]
+    own += [values[flag] for flag in ("config",) if flag in values]
+    seen = {flag.name: flag for flag in own}
+    required = getattr(command, "REQUIRED", ())
+    lines = []
+    for flag in sorted(seen.values(), key=lambda flag: flag.name not in required):
+        note = "required" if flag.name in required else f"default {flag.default!r}" if flag.default else ""
+        lines.append(f"  --{flag.name}  {flag.help}{f' ({note})' if note else ''}")
+    return "\n".join([f"rootstock {name}: {(command.__doc__ or '').strip()}", "", "flags:", *lines])
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"rootstock: error: {message}", file=sys.stderr)
+    # Skips the exit handlers of half-built runtimes, which would bury the line under tracebacks.
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

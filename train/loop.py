@@ -1,0 +1,203 @@
+"""The one training loop: pre-training and fine-tuning are this function with other rows and another head."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from configs.errors import UserError
+from data.loader import BatchFunction, Rows, train_batches
+from model.heads import Objective
+from model.transformer import Params
+from train import checkpoint
+from train.hardware import peak_flops
+from train.mesh import batch_sharding, put_batch, replicated
+from train.metrics import Bar, Writer, console, open_writer, progress
+from train.optimizer import make_optimizer, make_schedule
+from train.settings import Settings
+from train.step import Metrics, TrainState, init_state, make_train_step, state_shardings
+
+Evaluate = Callable[[Params], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a stage hands to the loop.
+
+    Attributes:
+        title: beside the progress bar.
+        objective: the model with its head.
+        rows: what to train on.
+        evaluate: parameters -> figures with a "loss", on held-out rows.
+        graft: abstract parameters (with shardings) -> some groups of them read from another run; None: all random.
+        flops_per_step: model FLOPs of one step, for MFU.
+    """
+
+    title: str
+    objective: Objective
+    rows: Rows
+    evaluate: Evaluate
+    graft: Callable[[Params], Params] | None
+    flops_per_step: float
+
+
+def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
+    """Trains to `settings.num_steps` and returns the parameters; goes on from the newest sound checkpoint in `workdir`.
+
+    Raises:
+        UserError: a checkpoint that does not match, or a loss that is not finite.
+    """
+    boxed = jax.eval_shape(job.objective.init, jax.random.key(0))
+    optimizer = make_optimizer(settings.optimizer, settings.num_steps, boxed)
+    schedule = make_schedule(settings.optimizer, settings.optimizer.learning_rate, settings.num_steps)
+    shardings = state_shardings(job.objective, optimizer, mesh)
+    with checkpoint.open_manager(workdir, settings.checkpoint.keep) as manager:
+        state = _first_state(job, settings, optimizer, shardings, mesh, manager)
+        start = int(state.step)
+        if start:
+            console.print(f"{job.title}: resumed at step {start} of {settings.num_steps}", highlight=False)
+        if start >= settings.num_steps:
+            return state.params
+        step = jax.jit(
+            make_train_step(job.objective, optimizer, schedule, settings.microbatches),
+            in_shardings=(shardings, batch_sharding(mesh)),
+            out_shardings=(shardings, replicated(mesh)),
+            donate_argnums=0,
+        )
+        function = BatchFunction(job.rows, settings.batch_size, settings.seed, jax.process_index(), jax.process_count())
+        batches = train_batches(function, start, settings.num_steps, settings.data.workers, settings.data.read_ahead)
+        with (
+            open_writer(workdir, start, settings.logging.tensorboard) as write,
+            progress(job.title, settings.num_steps) as bar,
+        ):
+            watch = _Watch(job, settings, write, bar, start)
+            for index, batch in enumerate(batches, start):
+                state, metrics = step(state, put_batch(batch, mesh))
+                # The metrics of the step before are read while this one runs.
+                watch.step_done(index, metrics)
+                last = index + 1 == settings.num_steps
+                if last or (index + 1) % settings.evaluation.every == 0:
+                    with watch.paused():
+                        watch.evaluated(index + 1, job.evaluate(state.params))
+                if last or (index + 1) % settings.checkpoint.every == 0:
+                    with watch.paused():
+                        checkpoint.save(manager, state, mesh)
+    return state.params
+
+
+def _first_state(
+    job: Job,
+    settings: Settings,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState,
+    mesh: Mesh,
+    manager: Any,  # noqa: ANN401 - Orbax's manager
+) -> TrainState:
+    """Own checkpoint > another run's parameters > random."""
+    shapes = jax.eval_shape(lambda rng: init_state(job.objective, optimizer, rng), jax.random.key(0))
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    restored = checkpoint.restore_newest(manager, abstract, mesh)
+    if restored is not None:
+        for warning in restored.warnings:
+            console.print(f"warning: {warning}", style="yellow", highlight=False)
+        return restored.state
+    key = jax.random.key_data(jax.random.key(settings.seed))
+    initialise = lambda data: init_state(job.objective, optimizer, jax.random.wrap_key_data(data))  # noqa: E731
+    state = jax.jit(initialise, out_shardings=shardings)(key)
+    if job.graft is None:
+        return state
+    grafted = job.graft(abstract.params)
+    new = [f"head ({len(jax.tree.leaves(state.params['head']))} leaves)"] if "head" not in grafted else []
+    console.print(
+        f"{job.title}: loaded {len(jax.tree.leaves(grafted))} leaves; new: {', '.join(new) or 'none'}",
+        highlight=False,
+    )
+    return state._replace(params=state.params | grafted)
+
+
+class _Watch:
+    """Times the loop and reports it, one step behind."""
+
+    def __init__(self, job: Job, settings: Settings, write: Writer, bar: Bar, start: int) -> None:
+        self.job, self.settings, self.write, self.bar = job, settings, write, bar
+        self.started = self.mark = time.perf_counter()
+        self.marked_step = start
+        self.pause = 0.0
+        self.pending: tuple[int, Metrics] | None = None
+        self.tokens_a_step = settings.batch_size * settings.sequence_length
+
+    def paused(self) -> "_Pause":
+        """Returns a context whose time is not counted as training; the pending step is reported first."""
+        self.flush()
+        return _Pause(self)
+
+    def step_done(self, index: int, metrics: Metrics) -> None:
+        """Takes the metrics of step `index`, still on the device, and reports the step before."""
+        self.flush()
+        self.pending = (index + 1, metrics)
+
+    def flush(self) -> None:
+        """Reports the pending step: fails on a loss that is not finite, writes a record when one is due."""
+        if self.pending is None:
+            return
+        step, metrics = self.pending
+        self.pending = None
+        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        if not math.isfinite(values["loss"]):
+            raise UserError(
+                f"loss is {values['loss']} at step {step}; nothing of it was saved: "
+                "lower config.optimizer.learning_rate or look at the data, then run again"
+            )
+        if step % self.settings.logging.every and step != self.settings.num_steps:
+            return
+        now = time.perf_counter()
+        seconds = max(now - self.mark - self.pause, 1e-9)
+        steps_a_second = (step - self.marked_step) / seconds
+        self.mark, self.marked_step, self.pause = now, step, 0.0
+        record = {
+            "step": step,
+            "phase": "train",
+            "loss": values["loss"],
+            "tokens": step * self.tokens_a_step,
+            "seconds": now - self.started,
+            "tokens_per_second": steps_a_second * self.tokens_a_step,
+            "mfu": steps_a_second * self.job.flops_per_step / peak_flops(),
+            "learning_rate": values["learning_rate"],
+            "grad_norm": values["grad_norm"],
+        }
+        self.write(record)
+        self.bar(
+            step,
+            f"loss {record['loss']:.3f} · {record['tokens_per_second']:,.0f} tokens/s · MFU {record['mfu']:.0%}",
+        )
+
+    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+        """Writes the figures of an evaluation after `step` steps."""
+        self.write(
+            {
+                "step": step,
+                "phase": "eval",
+                **figures,
+                "tokens": step * self.tokens_a_step,
+                "seconds": time.perf_counter() - self.started,
+            }
+        )
+        text = " · ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
+        console.print(f"{self.job.title}: step {step}: held-out {text}", highlight=False)
+
+
+class _Pause:
+    def __init__(self, watch: _Watch) -> None:
+        self.watch = watch
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.watch.pause += time.perf_counter() - self.start

@@ -1,0 +1,90 @@
+"""The device mesh of a run, and where its arrays live on it."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from configs.errors import UserError
+from model.sharding import ACTIVATION_RULES, BATCH_SPEC, MESH_AXES
+from train.settings import MeshSettings, Settings
+
+
+def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh of Auto axes over all devices, -1 filled in.
+
+    Raises:
+        UserError: the axes' product is not the number of devices.
+    """
+    devices = devices or jax.devices()
+    sizes = dataclasses.asdict(settings)
+    found = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    faults = [
+        f"config.mesh.{axis} is {size}; legal: -1 or at least 1"
+        for axis, size in sizes.items()
+        if size < -1 or not size
+    ]
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
+        faults.append(f"config.mesh has -1 at {' and '.join(open_axes)}; legal: at one axis")
+    if faults:
+        raise UserError("; ".join(faults))
+    fixed = math.prod(size for size in sizes.values() if size > 0)
+    if open_axes and len(devices) % fixed == 0:
+        sizes[open_axes[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise UserError(
+            f"config.mesh ({found}) does not fit {len(devices)} device(s): "
+            f"the product of its axes must {'divide' if open_axes else 'equal'} {len(devices)}"
+        )
+    return jax.make_mesh(
+        tuple(sizes[axis] for axis in MESH_AXES),
+        MESH_AXES,
+        (AxisType.Auto,) * len(MESH_AXES),
+        devices=devices,
+    )
+
+
+def check_batch(settings: Settings, mesh: Mesh) -> None:
+    """Raises UserError naming each size of the batch that the mesh does not divide, with the nearest legal ones."""
+    rows = settings.batch_size // settings.microbatches
+    faults = [
+        _indivisible(name, size, [f"config.mesh.{a}" for a in axes], math.prod(mesh.shape[a] for a in axes))
+        for name, size, axes in (
+            ("config.batch_size / config.microbatches", rows, ACTIVATION_RULES["batch"]),
+            ("config.sequence_length", settings.sequence_length, ACTIVATION_RULES["length"]),
+        )
+    ]
+    if any(faults):
+        raise UserError("; ".join(fault for fault in faults if fault))
+
+
+def _indivisible(name: str, size: int, axes: list[str], parts: int) -> str:
+    if size % parts == 0:
+        return ""
+    low, high = size // parts * parts, -(-size // parts) * parts
+    near = f"{low} or {high}" if low else f"{high}"
+    return f"{name} is {size}, which {' x '.join(axes)} = {parts} does not divide; nearest: {near}"
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a (rows, length) batch."""
+    return NamedSharding(mesh, BATCH_SPEC)
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:  # noqa: ANN401 - a tree of arrays
+    """Returns this host's rows as global arrays on the mesh."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def single_device_mesh() -> Mesh:
+    """Returns a mesh of the first device alone, for commands that do not train."""
+    return make_mesh(MeshSettings(data=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])

@@ -1,0 +1,137 @@
+"""What a run writes about itself: `metrics.jsonl`, TensorBoard scalars, and the line a person watches."""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from configs.errors import UserError
+
+Record = dict[str, Any]
+# stdout belongs to results (tables, JSON, text), so that a command can be piped.
+console = Console(stderr=True, soft_wrap=True)
+
+
+class Writer(Protocol):
+    """Takes one record of the run at a time."""
+
+    def __call__(self, record: Record) -> None: ...
+
+
+@contextlib.contextmanager
+def open_writer(workdir: Path, resumed_step: int, tensorboard: bool) -> Iterator[Writer]:
+    """Yields a function that appends one record a line to `metrics.jsonl`, and to TensorBoard where asked.
+
+    Lines of steps after `resumed_step` are dropped first: those steps are about to be done again.
+
+    Raises:
+        UserError: TensorBoard is asked for and tensorboardX is not installed.
+    """
+    path = workdir / "metrics.jsonl"
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        os.replace(temporary, path)
+    summary = _summary_writer(workdir) if tensorboard else None
+    with path.open("a", buffering=1) as file:
+
+        def write(record: Record) -> None:
+            file.write(json.dumps({k: _finite(v) for k, v in record.items()}) + "\n")
+            if summary is not None:
+                for name, value in record.items():
+                    if isinstance(value, int | float) and name != "step":
+                        summary.add_scalar(f"{record['phase']}/{name}", value, record["step"])
+
+        yield write
+    if summary is not None:
+        summary.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        # A kill can cut the last line short.
+        return math.inf
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON has no NaN
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _summary_writer(workdir: Path) -> Any:  # noqa: ANN401 - tensorboardX has no types
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise UserError("config.logging.tensorboard needs tensorboardX: pip install 'rootstock[tensorboard]'") from None
+    return SummaryWriter(str(workdir / "tensorboard"))
+
+
+class Bar(Protocol):
+    """Moves a progress bar to `done` and sets the text beside it."""
+
+    def __call__(self, done: int, text: str = "") -> None: ...
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int | None) -> Iterator[Bar]:
+    """Yields a function that moves a bar with an ETA; where output is no terminal, a line every tenth instead."""
+    if not console.is_terminal:
+        yield _plain(title, total)
+        return
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total, text="")
+        yield lambda done, text="": bar.update(task, completed=done, text=text)
+
+
+@contextlib.contextmanager
+def step_progress() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Yields progress(stage, done, total), which opens a bar of its own for each stage it hears of."""
+    with contextlib.ExitStack() as stack:
+        bars: dict[str, Bar] = {}
+
+        def move(stage: str, done: int, total: int | None) -> None:
+            if stage not in bars:
+                stack.close()
+                bars[stage] = stack.enter_context(progress(stage, total))
+            bars[stage](done)
+
+        yield move
+
+
+def _plain(title: str, total: int | None) -> Bar:
+    tenth = -1
+
+    def move(done: int, text: str = "") -> None:
+        nonlocal tenth
+        reached = done * 10 // total if total else 0
+        if reached > tenth:
+            tenth = reached
+            console.print(
+                f"{title} {done}{f'/{total}' if total else ''} {text}".rstrip(), markup=False, highlight=False
+            )
+
+    return move

@@ -1,0 +1,85 @@
+"""Optax optimizers and schedules; which parameters decay, and which Muon turns, is read off their logical axes."""
+
+from typing import Any
+
+import jax
+import optax
+from flax import linen as nn
+
+from train.settings import OptimizerSettings
+
+
+def make_schedule(settings: OptimizerSettings, peak: float, num_steps: int) -> optax.Schedule:
+    """Returns step -> learning rate: linear warm-up to `peak`, then cosine, linear or constant-then-linear decay."""
+    warmup = min(settings.warmup_steps, num_steps)
+    final = peak * settings.final_fraction
+    rest = max(num_steps - warmup, 1)
+    if settings.schedule == "cosine":
+        after = [optax.cosine_decay_schedule(peak, rest, settings.final_fraction)]
+        boundaries = []
+    elif settings.schedule == "linear":
+        after, boundaries = [optax.linear_schedule(peak, final, rest)], []
+    else:
+        decay = max(round(num_steps * settings.decay_fraction), 1)
+        after = [optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)]
+        boundaries = [max(num_steps - decay, warmup)]
+    if not warmup:
+        return optax.join_schedules(after, boundaries)
+    # The first step already moves: it uses peak / warmup, not 0.
+    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, *after], [warmup, *boundaries])
+
+
+def is_matrix(box: nn.Partitioned) -> bool:
+    """Returns whether a parameter is a layer's matrix: it reads or writes the residual stream by an "embed" axis."""
+    return "embed" in box.names
+
+
+def make_optimizer(settings: OptimizerSettings, num_steps: int, boxed: Any) -> optax.GradientTransformation:  # noqa: ANN401
+    """Returns the optimizer: clipping, then AdamW, or Muon on the layers' matrices and AdamW on the rest.
+
+    Args:
+        settings: `config.optimizer`.
+        num_steps: of the run; the schedules end there.
+        boxed: the (abstract) parameters with their logical axes.
+    """
+    matrices = jax.tree.map(is_matrix, boxed, is_leaf=_is_box)
+    schedule = make_schedule(settings, settings.learning_rate, num_steps)
+    if settings.name == "adamw":
+        main = optax.adamw(
+            schedule,
+            b1=settings.beta1,
+            b2=settings.beta2,
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+            mask=matrices,
+        )
+    else:
+        main = optax.contrib.muon(
+            make_schedule(settings, settings.muon_learning_rate, num_steps),
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+            adam_b1=settings.beta1,
+            adam_b2=settings.beta2,
+            adam_learning_rate=schedule,
+            muon_weight_dimension_numbers=jax.tree.map(_muon_dimensions, boxed, is_leaf=_is_box),
+        )
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), main) if settings.clip_norm else main
+
+
+def _is_box(leaf: object) -> bool:
+    return isinstance(leaf, nn.Partitioned)
+
+
+def _muon_dimensions(box: nn.Partitioned) -> optax.contrib.MuonDimensionNumbers | None:
+    """Which axes of a stacked matrix are its input and its output; None leaves the parameter to AdamW.
+
+    Optax's own default takes every 2-D leaf for a matrix: wrong both ways when layers are stacked.
+    """
+    if not is_matrix(box):
+        return None
+    embed = box.names.index("embed")
+    others = tuple(i for i, name in enumerate(box.names) if name not in ("layers", "embed"))
+    if embed < min(others):
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=(embed,), output_axis=others)
+    return optax.contrib.MuonDimensionNumbers(reduction_axis=others, output_axis=(embed,))

@@ -1,0 +1,157 @@
+"""Trains a foundation model to predict the next token of unlabelled text.
+
+Run it again with the same --workdir and it goes on where it stopped. The model, its tokenizer and its history are
+written to --workdir, which is all that finetune, evaluate and generate need.
+
+  rootstock pretrain --config=configs/pretrain/tiny.py --workdir=runs/tiny --config.data.path='texts/*.txt'
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from configs.errors import UserError
+from data.packing import PackedRows
+from data.prepare import prepare
+from data.store import open_store
+from data.tokenizer import Tokenizer, load_tokenizer
+from model.config import ModelConfig, model_config, training_flops_per_token
+from model.heads import language_model, parameter_count
+from model.sharding import MESH_AXES
+from train import run as runs
+from train.loop import Job, fit
+from train.mesh import check_batch, make_mesh
+from train.metrics import console, step_progress
+from train.scoring import language_model_evaluator
+from train.settings import Settings, from_config
+
+REQUIRED = ("config", "workdir")
+_VOCABULARY_MULTIPLE = 64
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds this command's flags to `values`."""
+    flags.DEFINE_string("workdir", None, "Directory of the run; made if need be.", flag_values=values)
+    flags.DEFINE_string(
+        "init_from", "", "Run to take the model, the weights and the tokenizer from: continued pre-training.",
+        flag_values=values,
+    )  # fmt: skip
+
+
+def run(values: flags.FlagValues) -> None:
+    """Runs the command."""
+    parent = Path(values.init_from) if values.init_from else None
+    pretrain(values.config.to_dict(), Path(values.workdir), parent)
+
+
+def pretrain(config: dict[str, Any], workdir: Path, parent: Path | None = None) -> None:
+    """Pre-trains as `config` says; see the command.
+
+    Raises:
+        UserError: a fault in the config, the data, the mesh or the checkpoint.
+    """
+    settings = from_config(config)
+    mesh = make_mesh(settings.mesh)
+    check_batch(settings, mesh)
+    with runs.claim(workdir):
+        store = Path(settings.data.path) if _is_store(settings.data.path) else _prepare(settings, workdir, parent)
+        tokenizer = load_tokenizer(store)
+        model, lineage = _architecture(settings, tokenizer, parent)
+        train = open_store(store, "train")
+        rows = PackedRows(train, settings.sequence_length)
+        objective = language_model(model, settings.loss.z_loss, settings.loss.chunk)
+        runs.start(workdir, runs.RunRecord("pretrain", model, config, {}, train.fingerprint, lineage), tokenizer)
+        count = parameter_count(jax.eval_shape(objective.init, jax.random.key(0)))
+        axes = ", ".join(f"{axis} {mesh.shape[axis]}" for axis in MESH_AXES)
+        console.print(
+            f"pretrain: {count:,} parameters, vocabulary {model.vocab_size:,}, {train.num_tokens:,} training tokens; "
+            f"mesh {axes} ({jax.devices()[0].device_kind})",
+            highlight=False,
+        )
+        with jax.set_mesh(mesh):
+            evaluate = language_model_evaluator(
+                objective,
+                tokenizer.token_bytes(model.vocab_size),
+                PackedRows(open_store(store, "validation"), settings.sequence_length),
+                settings.batch_size,
+                settings.evaluation.batches,
+                mesh,
+            )
+            tokens = settings.batch_size * settings.sequence_length
+            job = Job(
+                title="pretrain",
+                objective=objective,
+                rows=rows,
+                evaluate=evaluate,
+                graft=None if parent is None else lambda _: runs.load_params(parent, objective, mesh),
+                flops_per_step=tokens * training_flops_per_token(model, settings.sequence_length),
+            )
+            fit(job, settings, mesh, workdir)
+    console.print(f"pretrain: done; {workdir} holds the foundation model", highlight=False)
+
+
+def _is_store(path: str) -> bool:
+    return bool(path) and (Path(path) / "manifest.json").is_file()
+
+
+def _prepare(settings: Settings, workdir: Path, parent: Path | None) -> Path:
+    """Makes a token store of the text at `config.data.path` inside the run."""
+    data = settings.data
+    if not data.path:
+        raise UserError("config.data.path is empty; legal: a token store (rootstock prepare), a file, a glob or hf:NAME")
+    if not data.validation_fraction:
+        raise UserError("config.data.validation_fraction is 0; legal: above 0, pretrain evaluates on what it holds out")
+    with step_progress() as progress:
+        prepare(
+            data.path,
+            workdir / "store",
+            str(parent / "tokenizer") if parent else settings.tokenizer,
+            text_field=data.text_field,
+            validation_fraction=data.validation_fraction,
+            validation_split=data.validation_split,
+            seed=settings.seed,
+            progress=progress,
+        )
+    return workdir / "store"
+
+
+def _architecture(
+    settings: Settings, tokenizer: Tokenizer, parent: Path | None
+) -> tuple[ModelConfig, list[dict[str, str]]]:
+    """Returns (the model, its lineage): the config's own, or the parent run's, which must have the same tokenizer."""
+    section = dict(settings.model)
+    if parent is not None:
+        record = runs.read_record(parent)
+        theirs = load_tokenizer(parent / "tokenizer")
+        if theirs.sha256 != tokenizer.sha256:
+            raise UserError(
+                f"{settings.data.path} was tokenized with a vocabulary of {tokenizer.vocab_size} tokens that is not "
+                f"that of {parent} ({theirs.vocab_size} tokens): run prepare --tokenizer={parent}/tokenizer"
+            )
+        return runs.with_execution(record.model, section), runs.ancestor(parent, record)
+    if not section.get("vocab_size"):
+        section["vocab_size"] = -(-tokenizer.vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+    if not section.get("context_length"):
+        section["context_length"] = settings.sequence_length
+    model = model_config(section)
+    if model.vocab_size < tokenizer.vocab_size:
+        raise UserError(
+            f"config.model.vocab_size is {model.vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens; "
+            f"legal: 0 or at least {tokenizer.vocab_size}"
+        )
+    if model.context_length < settings.sequence_length:
+        raise UserError(
+            f"config.sequence_length is {settings.sequence_length}; "
+            f"legal: at most config.model.context_length {model.context_length}"
+        )
+    return model, []
+
+
+if __name__ == "__main__":
+    import sys
+
+    from train.cli import main
+
+    main(["pretrain", *sys.argv[1:]])

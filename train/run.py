@@ -1,0 +1,169 @@
+"""A run's directory, which describes itself: `run.json` holds the config, the architecture, the task and the lineage."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from configs.errors import UserError
+from configs.schema import build
+from data.tokenizer import Tokenizer, load_tokenizer
+from model.config import EXECUTION_FIELDS, ModelConfig, architecture_difference
+from model.heads import Objective, classifier, language_model
+from model.sharding import parameter_shardings
+from model.transformer import Params
+from train.checkpoint import restore_params
+
+# Config fields that a run may change when it goes on; any other change is refused.
+MAY_CHANGE = ("mesh", "evaluation", "checkpoint", "logging", "microbatches", "data.workers", "data.read_ahead") + tuple(
+    f"model.{name}" for name in EXECUTION_FIELDS
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What a run's directory says of itself.
+
+    Attributes:
+        stage: "pretrain" or "finetune".
+        model: the architecture, complete.
+        config: the config the run was started with.
+        task: of a fine-tuned run: {"classes": [...], "pooling": ...}; empty after pre-training.
+        data_fingerprint: names the rows it was trained on.
+        lineage: the runs this one was grafted from, oldest first: {"stage", "directory", "data_fingerprint"} each.
+    """
+
+    stage: Literal["pretrain", "finetune"]
+    model: ModelConfig
+    config: dict[str, Any]
+    task: dict[str, Any]
+    data_fingerprint: str
+    lineage: list[dict[str, str]]
+
+
+@contextlib.contextmanager
+def claim(workdir: Path) -> Iterator[None]:
+    """Holds `workdir` for this process, made if need be.
+
+    Raises:
+        UserError: another run is using it, or it cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"--workdir={workdir} is in use by another run; legal: a directory of its own") from None
+        yield
+
+
+def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer) -> None:
+    """Writes `run.json` and the tokenizer, or checks that they are those of the run that is going on.
+
+    Raises:
+        UserError: the config, the data or the tokenizer changed in a way that would make it another run.
+    """
+    if (workdir / "run.json").exists():
+        before = read_record(workdir)
+        changed = [f"model {difference}" for difference in architecture_difference(before.model, record.model)]
+        changed += _config_changes(before.config, record.config)
+        if before.data_fingerprint != record.data_fingerprint:
+            changed.append(f"data: {before.data_fingerprint[:16]} != {record.data_fingerprint[:16]}")
+        if load_tokenizer(workdir / "tokenizer").sha256 != tokenizer.sha256:
+            changed.append("the tokenizer")
+        if changed:
+            raise UserError(
+                f"{workdir} holds a run with another config ({'; '.join(changed)}): "
+                f"go on with the old values, or give a new --workdir"
+            )
+        return
+    if jax.process_index() == 0:
+        tokenizer.save(workdir / "tokenizer")
+        text = json.dumps({"version": 1, **dataclasses.asdict(record)}, indent=1)
+        temporary = workdir / "run.json.tmp"
+        temporary.write_text(text)
+        os.replace(temporary, workdir / "run.json")
+
+
+def _config_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    old, new = _flatten(before), _flatten(now)
+    return [
+        f"config.{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not name.startswith(MAY_CHANGE) and name != "data.path"
+    ]
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def read_record(directory: Path) -> RunRecord:
+    """Returns the `RunRecord` of a run's directory.
+
+    Raises:
+        UserError: it is none, or its `run.json` is damaged.
+    """
+    path = directory / "run.json"
+    if not path.is_file():
+        raise UserError(f"{directory} is not a run of rootstock: it holds no run.json")
+    try:
+        values = json.loads(path.read_text())
+        model = build(ModelConfig, values.pop("model"), f"{path}: model")
+        values.pop("version")
+        return RunRecord(model=model, **values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def with_execution(model: ModelConfig, section: Mapping[str, Any]) -> ModelConfig:
+    """Returns a stored architecture that runs (dtype, scan, remat) as the `config.model` at hand says."""
+    stored = dataclasses.asdict(model)
+    return build(ModelConfig, stored | {name: section[name] for name in EXECUTION_FIELDS}, "config.model")
+
+
+def ancestor(directory: Path, record: RunRecord) -> list[dict[str, str]]:
+    """Returns the lineage of a run that is grafted from this one."""
+    own = {
+        "stage": record.stage,
+        "directory": str(directory.absolute()),
+        "data_fingerprint": record.data_fingerprint,
+    }
+    return [*record.lineage, own]
+
+
+def objective_of(record: RunRecord, model: ModelConfig, chunk: int = 0) -> Objective:
+    """Returns the `Objective` that a run trained, run as `model` says."""
+    if record.stage == "pretrain":
+        return language_model(model, chunk=chunk)
+    return classifier(model, len(record.task["classes"]), record.task["pooling"])
+
+
+def load_params(
+    directory: Path, objective: Objective, mesh: Mesh, groups: tuple[str, ...] = ("backbone", "head")
+) -> Params:
+    """Returns a run's newest parameters, laid out on `mesh`; see `checkpoint.restore_params` for errors."""
+    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    shardings = parameter_shardings(boxed, mesh)
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.meta.unbox(boxed), shardings
+    )
+    return restore_params(directory, abstract, mesh, groups)

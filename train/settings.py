@@ -1,0 +1,188 @@
+"""A run's settings as frozen dataclasses: the one place where a whole `ConfigDict` is read and checked."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from configs.errors import UserError
+from configs.schema import build
+
+SECTIONS = ("model", "mesh", "data", "task", "optimizer", "loss", "evaluation", "checkpoint", "logging")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """`config.mesh`: devices an axis, -1 fills."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    context: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """`config.data`."""
+
+    path: str
+    text_field: str
+    validation_fraction: float
+    validation_split: Literal["documents", "tail"]
+    workers: int
+    read_ahead: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSettings:
+    """`config.task`."""
+
+    name: Literal["classification"]
+    label_field: str
+    pooling: Literal["last", "mean"]
+    test_path: str
+    test_fraction: float
+    baseline: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """`config.optimizer`."""
+
+    name: Literal["adamw", "muon"]
+    learning_rate: float
+    muon_learning_rate: float
+    schedule: Literal["cosine", "linear", "wsd"]
+    warmup_steps: int
+    decay_fraction: float
+    final_fraction: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    clip_norm: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSettings:
+    """`config.loss`."""
+
+    z_loss: float
+    chunk: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """`config.evaluation`."""
+
+    every: int
+    batches: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSettings:
+    """`config.checkpoint`."""
+
+    every: int
+    keep: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingSettings:
+    """`config.logging`."""
+
+    every: int
+    tensorboard: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scalars:
+    seed: int
+    batch_size: int
+    sequence_length: int
+    num_steps: int
+    microbatches: int
+    tokenizer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(_Scalars):
+    """A checked config; `model` stays a plain dict until the vocabulary is known (`model.config.model_config`)."""
+
+    model: dict[str, Any]
+    mesh: MeshSettings
+    data: DataSettings
+    task: TaskSettings
+    optimizer: OptimizerSettings
+    loss: LossSettings
+    evaluation: EvaluationSettings
+    checkpoint: CheckpointSettings
+    logging: LoggingSettings
+
+
+def from_config(config: Mapping[str, Any]) -> Settings:
+    """Returns the `Settings` of a config.
+
+    Raises:
+        UserError: a field is unknown, missing, mistyped or out of range; every fault is named.
+    """
+    missing = [f"config.{name} is missing" for name in SECTIONS if name not in config]
+    if missing:
+        raise UserError("; ".join(missing))
+    scalars = build(_Scalars, {k: v for k, v in config.items() if k not in SECTIONS}, "config")
+    settings = Settings(
+        **dataclasses.asdict(scalars),
+        model=dict(config["model"]),
+        mesh=build(MeshSettings, config["mesh"], "config.mesh"),
+        data=build(DataSettings, config["data"], "config.data"),
+        task=build(TaskSettings, config["task"], "config.task"),
+        optimizer=build(OptimizerSettings, config["optimizer"], "config.optimizer"),
+        loss=build(LossSettings, config["loss"], "config.loss"),
+        evaluation=build(EvaluationSettings, config["evaluation"], "config.evaluation"),
+        checkpoint=build(CheckpointSettings, config["checkpoint"], "config.checkpoint"),
+        logging=build(LoggingSettings, config["logging"], "config.logging"),
+    )
+    _check_ranges(settings)
+    return settings
+
+
+def _check_ranges(s: Settings) -> None:
+    """Raises UserError naming every number that is out of range or does not divide what it must."""
+    o = s.optimizer
+    counts = {
+        "batch_size": s.batch_size,
+        "sequence_length": s.sequence_length,
+        "num_steps": s.num_steps,
+        "microbatches": s.microbatches,
+        "evaluation.every": s.evaluation.every,
+        "checkpoint.every": s.checkpoint.every,
+        "checkpoint.keep": s.checkpoint.keep,
+        "logging.every": s.logging.every,
+        "data.read_ahead": s.data.read_ahead,
+    }
+    faults = [f"config.{name} is {value}; legal: at least 1" for name, value in counts.items() if value < 1]
+    at_least_0 = {
+        "loss.chunk": s.loss.chunk,
+        "loss.z_loss": s.loss.z_loss,
+        "data.workers": s.data.workers,
+        "evaluation.batches": s.evaluation.batches,
+        "optimizer.warmup_steps": o.warmup_steps,
+        "optimizer.learning_rate": o.learning_rate,
+        "optimizer.weight_decay": o.weight_decay,
+        "optimizer.clip_norm": o.clip_norm,
+    }
+    faults += [f"config.{name} is {value}; legal: at least 0" for name, value in at_least_0.items() if value < 0]
+    fractions = {
+        "data.validation_fraction": s.data.validation_fraction,
+        "task.test_fraction": s.task.test_fraction,
+        "optimizer.decay_fraction": o.decay_fraction,
+        "optimizer.final_fraction": o.final_fraction,
+        "optimizer.beta1": o.beta1,
+        "optimizer.beta2": o.beta2,
+    }
+    faults += [f"config.{name} is {v}; legal: 0 to 1" for name, v in fractions.items() if not 0 <= v <= 1]
+    if not faults and s.batch_size % s.microbatches:
+        faults.append(f"config.microbatches is {s.microbatches}; legal: a divisor of batch_size {s.batch_size}")
+    if not faults and s.loss.chunk and s.sequence_length % s.loss.chunk:
+        faults.append(f"config.loss.chunk is {s.loss.chunk}; legal: a divisor of sequence_length {s.sequence_length}")
+    if faults:
+        raise UserError("; ".join(faults))

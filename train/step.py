@@ -1,0 +1,103 @@
+"""The train step: (state, batch) -> (state, metrics), pure; and where each of its arrays lives.
+
+M microbatches, B batch, T length.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding
+
+from model.heads import Objective
+from model.losses import LossSums
+from model.sharding import parameter_shardings
+from model.transformer import Batch, Params
+from train.mesh import replicated
+
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """Everything a step changes: the number of steps done, parameters, optimizer state."""
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+
+
+def init_state(objective: Objective, optimizer: optax.GradientTransformation, rng: jax.Array) -> TrainState:
+    """Returns the state before step 0, parameters unboxed."""
+    params = nn.meta.unbox(objective.init(rng))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def state_shardings(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Returns a `TrainState` of `NamedSharding`s: the optimizer's moments live where their parameter does."""
+    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    params = parameter_shardings(boxed, mesh)
+    by_path = dict(jax.tree_util.tree_leaves_with_path(params))
+
+    # optax.tree.map_params does not see through contrib.muon's partition; a moment's path ends in its parameter's.
+    def moment(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        tails = (path[i:] for i in range(len(path)))
+        return next((by_path[tail] for tail in tails if leaf.ndim and tail in by_path), replicated(mesh))
+
+    opt_state = jax.eval_shape(optimizer.init, nn.meta.unbox(boxed))
+    return TrainState(replicated(mesh), params, jax.tree_util.tree_map_with_path(moment, opt_state))
+
+
+def make_train_step(
+    objective: Objective, optimizer: optax.GradientTransformation, schedule: optax.Schedule, microbatches: int
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Returns train_step(state, batch) -> (state, metrics).
+
+    Metrics: loss (nats a target), grad_norm (before clipping), learning_rate, targets (sum of weights).
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, sums = summed_gradients(objective, state.params, batch, microbatches)
+        # A batch without a single target moves nothing, rather than dividing by zero.
+        weight = jnp.maximum(sums.weight, 1e-9)
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics = {
+            "loss": sums.nll / weight,
+            "grad_norm": optax.tree.norm(grads),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "targets": sums.weight,
+        }
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+
+    return train_step
+
+
+def summed_gradients(objective: Objective, params: Params, batch: Batch, microbatches: int) -> tuple[Params, LossSums]:
+    """Returns (the gradient of the summed objective, the sums) over all microbatches.
+
+    Sums, not means, are accumulated, so rows of unequal weight count as they would in one batch.
+    """
+
+    def loss(params: Params, part: Batch) -> tuple[jax.Array, LossSums]:
+        sums = objective.loss(params, part)
+        return sums.objective, sums
+
+    gradient = jax.grad(loss, has_aux=True)
+    if microbatches == 1:
+        return gradient(params, batch)
+
+    def body(total: tuple[Params, LossSums], part: Batch) -> tuple[tuple[Params, LossSums], None]:
+        return jax.tree.map(jnp.add, total, gradient(params, part)), None
+
+    parts_MBT = jax.tree.map(lambda x: _deal(x, microbatches), dict(batch))
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts_MBT))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(body, zeros, parts_MBT)[0]
+
+
+def _deal(x_BT: jax.Array, microbatches: int) -> jax.Array:
+    """Returns x_MBT with every M-th row in one part, so that each device keeps the rows it has."""
+    return jnp.moveaxis(x_BT.reshape(-1, microbatches, *x_BT.shape[1:]), 1, 0)
