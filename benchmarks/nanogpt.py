@@ -5,9 +5,10 @@
 
 Both train as many steps of as many characters on the first 90 % of the text, with their own recipes, one
 after the other on the same cores. Both are scored on the whole of the last 10 %, in consecutive rows of 64
-characters. Rootstock's clock runs from the start of its process to the end, with tokenizing, compiling,
-evaluating and saving; nanoGPT's from the start of train.py to its last step, after its data is prepared.
-Nothing else should use the cores meanwhile. The checkout you give stays as it is; a copy of it runs.
+characters; Rootstock also predicts its first character and the end of the text. Rootstock's clock runs from
+the start of its process to the end, with tokenizing, compiling, evaluating and saving; nanoGPT's from the
+start of train.py to its last step, after its data is prepared. Nothing else should use the cores meanwhile.
+The checkout you give stays as it is; a copy of it runs.
 """
 
 import argparse
@@ -167,8 +168,8 @@ def run_nanogpt(arguments: argparse.Namespace, work: Path) -> Result:
 def is_busy() -> bool:
     """Returns whether other programs use the cores already, and warns of it.
 
-    PyTorch's threads wait for each other busily: sharing its cores slows nanoGPT down many times over, Rootstock
-    much less, and a ratio of such times says nothing.
+    PyTorch's threads wait for each other busily: sharing the cores slows nanoGPT down many times over,
+    Rootstock much less, and a ratio of such times says nothing.
     """
     load = os.getloadavg()[0]
     busy = load > 0.25 * (os.cpu_count() or 1)
@@ -248,7 +249,8 @@ def run_rootstock(arguments: argparse.Namespace, work: Path) -> Result:
         raise BenchmarkError("rootstock pretrain reported no evaluation or no number of parameters")
     last = evaluations[-1]
     note = f"{last['seconds']:.1f} s of it in the training loop"
-    return Result("Rootstock", last["loss"], int(last["targets"]), last["step"], counts[0], seconds, False, note)
+    loss, targets, step = last["loss"], int(last["targets"]), last["step"]
+    return Result("Rootstock", loss, targets, step, counts[0], seconds, disturbed=False, note=note)
 
 
 def run(
@@ -306,7 +308,8 @@ def report(results: list[Result], steps: int, busy: bool) -> None:
     for r in results:
         console.print(f"{r.name}: {r.note}", soft_wrap=True)
     if len(results) == 2:
-        console.print(verdict(*results, busy), style="bold", soft_wrap=True)
+        theirs, ours = results
+        console.print(verdict(theirs, ours, busy), style="bold", soft_wrap=True)
     print(json.dumps({"steps": steps, "busy": busy, "results": [dataclasses.asdict(r) for r in results]}))
 
 

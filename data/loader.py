@@ -4,6 +4,7 @@ The state of the data is the step, so resuming costs nothing and works on any nu
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -42,13 +43,19 @@ class BatchFunction:
 
     def row_numbers(self, t: int) -> np.ndarray:
         """Returns the row numbers of the whole of batch t, in order."""
-        order = grain.MapDataset.range(len(self.source)).seed(self.seed).shuffle().repeat()
+        order = _epochs(len(self.source), self.seed)
         return np.array([order[i] for i in range(t * self.batch_size, (t + 1) * self.batch_size)])
 
     def __call__(self, t: int) -> Batch:
         local = self.batch_size // self.num_hosts
         numbers = self.row_numbers(int(t))
         return self.source.rows(numbers[self.host * local : (self.host + 1) * local])
+
+
+@functools.lru_cache(maxsize=4)
+def _epochs(length: int, seed: int) -> grain.MapDataset:
+    """Returns all epochs' row numbers, each epoch in an order of its own; an index costs no memory."""
+    return grain.MapDataset.range(length).seed(seed).shuffle().repeat()
 
 
 def train_batches(function: BatchFunction, start: int, stop: int, workers: int, read_ahead: int) -> Iterator[Batch]:

@@ -130,16 +130,9 @@ def prepare(
     with new_store(output) as directory, tempfile.TemporaryFile(dir=directory) as scratch:
         documents = _collect(input, text_field, strict, scratch, progress)
         parts = _split(documents, validation_fraction, validation_split, input)
-        # A character that only the held-out part has would be unknown.
-        seen = _Part(range(len(documents.digests))) if tokenizer_spec == "chars" else parts["train"]
-        tokenizer = get_tokenizer(
-            tokenizer_spec,
-            lambda: (text for _, text in _shown(seen.texts(documents), progress, "tokenizer", len(seen.numbers))),
-        )
+        tokenizer = _tokenizer(tokenizer_spec, documents, parts["train"], progress)
         tokenizer.save(directory)
         described = {
-            **made_from,
-            "collected": dict(documents.counts),
             "tokenizer_sha256": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
             "dtype": token_dtype(tokenizer.vocab_size),
@@ -147,9 +140,20 @@ def prepare(
                 name: _write(directory / name, documents, part, tokenizer, seed, progress)
                 for name, part in parts.items()
             },
+            "collected": dict(documents.counts),
         }
-        write_manifest(directory, described)
+        write_manifest(directory, made_from | described)
     return read_manifest(output)
+
+
+def _tokenizer(spec: str, documents: _Documents, train: _Part, progress: Progress) -> Tokenizer:
+    # A character that only the held-out part has would be unknown.
+    seen = _Part(range(len(documents.digests))) if spec == "chars" else train
+
+    def texts() -> Iterator[str]:
+        return (text for _, text in _shown(seen.texts(documents), progress, "tokenizer", len(seen.numbers)))
+
+    return get_tokenizer(spec, texts)
 
 
 def _check_split(fraction: float, method: str) -> None:
@@ -210,7 +214,7 @@ def _collect(pattern: str, text_field: str, strict: bool, scratch: IO[bytes], pr
             continue
         seen[digest] = None
         ends.append(ends[-1] + scratch.write(text.encode()))
-    counts += skipped
+    counts.update(skipped)
     if not seen:
         found = ", ".join(f"{number} {kind}" for kind, number in counts.items())
         raise UserError(f"{pattern}: no documents remain ({found or '0 read'}); legal: at least one that is not blank")

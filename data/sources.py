@@ -35,13 +35,12 @@ class _Faults:
     """What to do about a fault: raise it, or count it by kind."""
 
     strict: bool
-    report: Counter[str] | None
+    report: Counter[str]
 
     def found(self, kind: str, message: str) -> None:
         if self.strict:
             raise UserError(message)
-        if self.report is not None:
-            self.report[kind] += 1
+        self.report[kind] += 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +70,7 @@ def read_documents(
         UserError: nothing matches, an unknown suffix or, if strict, a fault: empty, not UTF-8, broken JSON or CSV, no
             such field, a value that is not text.
     """
-    faults = _Faults(strict, report)
+    faults = _Faults(strict, Counter() if report is None else report)
     for source in _sources(pattern):
         if isinstance(source, Path) and _kind(source) in TEXT_SUFFIXES:
             yield from _read_text(source, faults)
@@ -93,7 +92,7 @@ def read_rows(pattern: str, strict: bool = True, report: Counter[str] | None = N
 
     Values are strings in .csv and .tsv, and keep their types elsewhere.
     """
-    faults = _Faults(strict, report)
+    faults = _Faults(strict, Counter() if report is None else report)
     for source in _sources(pattern):
         if isinstance(source, Path) and _kind(source) in TEXT_SUFFIXES:
             raise UserError(f"{source} has no rows; legal: {' '.join(ROW_SUFFIXES)}, or hf:NAME")
@@ -242,6 +241,7 @@ def _split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _read_source(source: Path | _HuggingFace, faults: _Faults) -> Iterator[tuple[str, Row]]:
     """Yields (place, row): the place is what an error about the row names."""
+    rows: Iterator[tuple[str, Row]]
     if isinstance(source, _HuggingFace):
         rows = ((f"{source}: row {number}", row) for number, row in enumerate(_read_hugging_face(source), 1))
     elif _kind(source) == ".parquet":
@@ -250,10 +250,11 @@ def _read_source(source: Path | _HuggingFace, faults: _Faults) -> Iterator[tuple
         rows = _read_csv(source, "\t" if _kind(source) == ".tsv" else ",", faults)
     else:
         rows = _read_json_lines(source, faults)
-    empty = True
-    for empty, item in ((False, item) for item in rows):  # noqa: B007 - read after the loop
+    before, empty = faults.report.total(), True
+    for item in rows:
+        empty = False
         yield item
-    if empty:
+    if empty and faults.report.total() == before:
         faults.found("empty file", f"{source} is empty: it holds no rows")
 
 

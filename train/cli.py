@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -49,25 +50,50 @@ def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagVal
     """Returns the parsed flags of a command; prints help or one line of error and exits where that is due."""
     values = flags.FlagValues()
     command.define_flags(values)
-    if "config" in getattr(command, "REQUIRED", ()):
+    has_config = "config" in getattr(command, "REQUIRED", ())
+    if has_config:
         arguments = [_locate_config(argument) for argument in arguments]
-        config_flags.DEFINE_config_file(
-            "config", None, "Config file; any field can be set: --config.FIELD=VALUE.", flag_values=values,
-            sys_argv=["rootstock", *arguments],
-        )  # fmt: skip
+        _define_config(values, arguments)
     if "--help" in arguments or "-h" in arguments:
         print(_help(name, command, values))
         sys.exit(0)
     try:
+        if has_config:
+            _check_fields(arguments)
         rest = values(["rootstock", *arguments])[1:]
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
         for flag in getattr(command, "REQUIRED", ()):
             if not values[flag].value:
                 raise UserError(f"--{flag} is missing; see rootstock {name} --help")
-    except (UserError, flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        _fail(" ".join(str(error).strip("'\"").split()), 2)
+    # A config file is the user's Python: whatever it raises is theirs to read, on one line.
+    except Exception as error:
+        _fail(" ".join(str(error).split()) or type(error).__name__, 2)
     return values
+
+
+def _define_config(values: flags.FlagValues, arguments: list[str]) -> None:
+    text = "Config file; any field can be set: --config.FIELD=VALUE."
+    argv = ["rootstock", *arguments]
+    config_flags.DEFINE_config_file("config", None, text, flag_values=values, sys_argv=argv)
+
+
+def _check_fields(arguments: list[str]) -> None:
+    """Raises UserError for a `--config.FIELD` that the config does not have, which absl reports without its name."""
+    file = [argument for argument in arguments if argument.startswith("--config=")]
+    values = flags.FlagValues()
+    _define_config(values, file)
+    values(["rootstock", *file])
+    known = _field_names(values.config.to_dict()) if file else []
+    for argument in arguments:
+        field = argument.removeprefix("--").partition("=")[0]
+        if file and field.startswith("config.") and field.partition("[")[0] not in known:
+            raise UserError(f"{field} is unknown{did_you_mean(field, known)}")
+
+
+def _field_names(tree: dict[str, Any], prefix: str = "config") -> list[str]:
+    nested = [_field_names(v, f"{prefix}.{k}") if isinstance(v, dict) else [f"{prefix}.{k}"] for k, v in tree.items()]
+    return [name for names in nested for name in names]
 
 
 def _locate_config(argument: str) -> str:

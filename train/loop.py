@@ -1,8 +1,6 @@
 """The one training loop: pre-training and fine-tuning are this function with other rows and another head."""
 
 import dataclasses
-import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,17 +9,16 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from configs.errors import UserError
 from data.loader import BatchFunction, Rows, train_batches
 from model.heads import Objective
 from model.transformer import Params
 from train import checkpoint
-from train.hardware import peak_flops
 from train.mesh import batch_sharding, put_batch, replicated
-from train.metrics import Bar, Writer, console, open_writer, progress
+from train.metrics import console, open_writer, progress
 from train.optimizer import make_optimizer, make_schedule
 from train.settings import Settings
-from train.step import Metrics, TrainState, init_state, make_train_step, state_shardings
+from train.step import TrainState, init_state, make_train_step, state_shardings
+from train.watch import Watch
 
 Evaluate = Callable[[Params], dict[str, float]]
 
@@ -76,17 +73,16 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
             open_writer(workdir, start, settings.logging.tensorboard) as write,
             progress(job.title, settings.num_steps) as bar,
         ):
-            watch = _Watch(job, settings, write, bar, start)
+            watch = Watch(job.title, settings, job.flops_per_step, write, bar, start)
             for index, batch in enumerate(batches, start):
                 state, metrics = step(state, put_batch(batch, mesh))
-                # The metrics of the step before are read while this one runs.
-                watch.step_done(index, metrics)
+                watch.step_done(index + 1, metrics)
                 last = index + 1 == settings.num_steps
                 if last or (index + 1) % settings.evaluation.every == 0:
-                    with watch.paused():
+                    with watch.outside_steps():
                         watch.evaluated(index + 1, job.evaluate(state.params))
                 if last or (index + 1) % settings.checkpoint.every == 0:
-                    with watch.paused():
+                    with watch.outside_steps():
                         checkpoint.save(manager, state, mesh)
     return state.params
 
@@ -119,85 +115,3 @@ def _first_state(
         highlight=False,
     )
     return state._replace(params=state.params | grafted)
-
-
-class _Watch:
-    """Times the loop and reports it, one step behind."""
-
-    def __init__(self, job: Job, settings: Settings, write: Writer, bar: Bar, start: int) -> None:
-        self.job, self.settings, self.write, self.bar = job, settings, write, bar
-        self.started = self.mark = time.perf_counter()
-        self.marked_step = start
-        self.pause = 0.0
-        self.pending: tuple[int, Metrics] | None = None
-        self.tokens_a_step = settings.batch_size * settings.sequence_length
-
-    def paused(self) -> "_Pause":
-        """Returns a context whose time is not counted as training; the pending step is reported first."""
-        self.flush()
-        return _Pause(self)
-
-    def step_done(self, index: int, metrics: Metrics) -> None:
-        """Takes the metrics of step `index`, still on the device, and reports the step before."""
-        self.flush()
-        self.pending = (index + 1, metrics)
-
-    def flush(self) -> None:
-        """Reports the pending step: fails on a loss that is not finite, writes a record when one is due."""
-        if self.pending is None:
-            return
-        step, metrics = self.pending
-        self.pending = None
-        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-        if not math.isfinite(values["loss"]):
-            raise UserError(
-                f"loss is {values['loss']} at step {step}; nothing of it was saved: "
-                "lower config.optimizer.learning_rate or look at the data, then run again"
-            )
-        if step % self.settings.logging.every and step != self.settings.num_steps:
-            return
-        now = time.perf_counter()
-        seconds = max(now - self.mark - self.pause, 1e-9)
-        steps_a_second = (step - self.marked_step) / seconds
-        self.mark, self.marked_step, self.pause = now, step, 0.0
-        record = {
-            "step": step,
-            "phase": "train",
-            "loss": values["loss"],
-            "tokens": step * self.tokens_a_step,
-            "seconds": now - self.started,
-            "tokens_per_second": steps_a_second * self.tokens_a_step,
-            "mfu": steps_a_second * self.job.flops_per_step / peak_flops(),
-            "learning_rate": values["learning_rate"],
-            "grad_norm": values["grad_norm"],
-        }
-        self.write(record)
-        self.bar(
-            step,
-            f"loss {record['loss']:.3f} · {record['tokens_per_second']:,.0f} tokens/s · MFU {record['mfu']:.0%}",
-        )
-
-    def evaluated(self, step: int, figures: dict[str, float]) -> None:
-        """Writes the figures of an evaluation after `step` steps."""
-        self.write(
-            {
-                "step": step,
-                "phase": "eval",
-                **figures,
-                "tokens": step * self.tokens_a_step,
-                "seconds": time.perf_counter() - self.started,
-            }
-        )
-        text = " · ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
-        console.print(f"{self.job.title}: step {step}: held-out {text}", highlight=False)
-
-
-class _Pause:
-    def __init__(self, watch: _Watch) -> None:
-        self.watch = watch
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.watch.pause += time.perf_counter() - self.start

@@ -82,6 +82,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def put_batch(batch: Any, mesh: Mesh) -> Any:  # noqa: ANN401 - a tree of arrays
     """Returns this host's rows as global arrays on the mesh."""
     sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 

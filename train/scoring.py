@@ -55,7 +55,7 @@ def language_model_evaluator(
         for batch in evaluation_batches(rows, batch_size, limit, jax.process_index(), jax.process_count()):
             total += np.asarray(compiled(params, put_batch(batch, mesh), token_bytes), np.float64)
         nll, targets, size = total.tolist()
-        return {"loss": nll / targets, "bits_per_byte": nll / math.log(2) / max(size, 1.0), "targets": targets}
+        return {"loss": nll / targets, "bits_per_byte": nll / math.log(2) / max(size, 1.0), "targets": int(targets)}
 
     return evaluate
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from configs.errors import UserError
 from configs.schema import build
+from model.config import model_config
 
 SECTIONS = ("model", "mesh", "data", "task", "optimizer", "loss", "evaluation", "checkpoint", "logging")
 
@@ -142,6 +143,8 @@ def from_config(config: Mapping[str, Any]) -> Settings:
         logging=build(LoggingSettings, config["logging"], "config.logging"),
     )
     _check_ranges(settings)
+    # The numbers that only the data can fill in are stood in for, so that a fault shows before any data is read.
+    model_config(settings.model | {k: settings.model[k] or 1 for k in ("vocab_size", "context_length")})
     return settings
 
 
