@@ -115,6 +115,7 @@ def optimizer() -> ConfigDict:
     o.name = "adamw"  # or "muon" for the layers' matrices, AdamW for embeddings, norms and heads
     o.learning_rate = 1e-3  # peak, of AdamW
     o.muon_learning_rate = 0.02  # peak, of Muon
+    o.muon_iterations = 5  # Newton-Schulz iterations; fewer are cheaper and orthogonalise less
     o.schedule = "cosine"  # after warm-up: "cosine", "linear", or "wsd": constant, then a linear decay
     o.warmup_steps = 50
     o.decay_fraction = 0.2  # wsd: the part of num_steps that decays, at the end

@@ -17,7 +17,8 @@ Batch = dict[str, np.ndarray]
 class Rows(Protocol):
     """Numbered rows: `rows(indices)` returns a dict of (rows, T) arrays with at least "weights" and "segment_ids"."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """The number of rows."""
 
     def rows(self, indices: np.ndarray) -> Batch:
         """Returns the rows of these numbers."""
@@ -47,6 +48,7 @@ class BatchFunction:
         return np.array([order[i] for i in range(t * self.batch_size, (t + 1) * self.batch_size)])
 
     def __call__(self, t: int) -> Batch:
+        """Returns this host's rows of batch t."""
         local = self.batch_size // self.num_hosts
         numbers = self.row_numbers(int(t))
         return self.source.rows(numbers[self.host * local : (self.host + 1) * local])

@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Documents(Protocol):
-    """What packing reads: `tokens` (flat) and `offsets` (documents + 1) of documents that start with bos, end with eos."""
+    """What packing reads: flat tokens and the documents' offsets; a document starts with bos and ends with eos."""
 
     @property
     def tokens(self) -> np.ndarray:

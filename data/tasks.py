@@ -87,7 +87,9 @@ def classification_data(
         raise UserError(f"{path}: one class only ({classes[0]!r}); legal: at least two")
     unseen = sorted({example.label for example in test} - set(classes))
     if unseen:
-        raise UserError(f"{test_path or path}: label {unseen[0]!r} is only among held-out rows; known: {_some(classes)}")
+        raise UserError(
+            f"{test_path or path}: label {unseen[0]!r} is only among held-out rows; known: {_some(classes)}"
+        )
     return ClassificationData(train, test, classes)
 
 

@@ -99,7 +99,7 @@ class Attention(nn.Module):
         if context.sin_BTH is not None and context.cos_BTH is not None:
             q_BTNH = rotate(q_BTNH, context.sin_BTH, context.cos_BTH)
             k_BTKH = rotate(k_BTKH, context.sin_BTH, context.cos_BTH)
-        if cache is not None:
+        if cache is not None and context.slot is not None:
             cache = KVCache(
                 *(
                     jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.slot, axis=1)

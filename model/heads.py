@@ -51,13 +51,20 @@ def language_model(config: ModelConfig, z_loss: float = 0.0, chunk: int = 0) -> 
 
     def loss(params: Params, batch: Batch) -> losses.LossSums:
         x_BTD = backbone(config, params["backbone"], batch)
-        options = {"softcap": config.logit_softcap, "z_loss": z_loss, "chunk": chunk}
-        return losses.cross_entropy(x_BTD, unembedding(params), batch["targets"], batch["weights"], **options)
+        return losses.cross_entropy(
+            x_BTD,
+            unembedding(params),
+            batch["targets"],
+            batch["weights"],
+            softcap=config.logit_softcap,
+            z_loss=z_loss,
+            chunk=chunk,
+        )
 
     def predict(params: Params, batch: Batch) -> jax.Array:
         x_BTD = backbone(config, params["backbone"], batch)
-        options = {"softcap": config.logit_softcap, "chunk": chunk}
-        return losses.token_nll(x_BTD, unembedding(params), batch["targets"], **options)
+        softcap = config.logit_softcap
+        return losses.token_nll(x_BTD, unembedding(params), batch["targets"], softcap=softcap, chunk=chunk)
 
     return Objective(init, loss, predict)
 

@@ -4,6 +4,7 @@ B batch, T length, D embed, N heads, K kv heads, H head dim, F mlp.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from model.config import ModelConfig
 Initializer = Callable[..., jax.Array]
 
 
-def axes(init: Initializer, *names: str) -> Initializer:
+def axes(init: Initializer, *names: str) -> Callable[..., Any]:
     """Returns `init` with the logical axes of the parameter it creates (read by `model/sharding.py`)."""
     return nn.with_logical_partitioning(init, names)
 

@@ -48,9 +48,9 @@ def generate(
     S = P + max_new_tokens
     places_BS = jnp.arange(S)[None, :] - (P - lengths_B)[:, None]
     shape = (config.num_layers, B, S, config.num_kv_heads, config.head_dim)
-    cache = KVCache(*(jnp.zeros(shape, compute_dtype(config)) for _ in range(2)))
+    cache: KVCache | None = KVCache(*(jnp.zeros(shape, compute_dtype(config)) for _ in range(2)))
 
-    def forward(tokens_BT: jax.Array, slot: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    def forward(tokens_BT: jax.Array, slot: jax.Array, cache: KVCache | None) -> tuple[jax.Array, KVCache | None]:
         places_BT = jax.lax.dynamic_slice_in_dim(places_BS, slot, tokens_BT.shape[1], axis=1)
         keys = (places_BS, (places_BS >= 0).astype(jnp.int32), slot)
         positions_BT, segments_BT = jnp.maximum(places_BT, 0), (places_BT >= 0).astype(jnp.int32)

@@ -66,16 +66,17 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:  # noqa: ANN401 - a para
     faults: dict[str, None] = {}
 
     def leaf(box: nn.Partitioned) -> NamedSharding:
-        for size, axis in zip(box.value.shape, box.names, strict=True):
+        names = [str(name) for name in box.names]
+        for size, axis in zip(box.value.shape, names, strict=True):
             parts = 1
             for mesh_axis in PARAMETER_RULES[axis]:
                 parts *= mesh.shape[mesh_axis]
             if size % parts:
-                names = " x ".join(f"config.mesh.{a}" for a in PARAMETER_RULES[axis])
+                product = " x ".join(f"config.mesh.{a}" for a in PARAMETER_RULES[axis])
                 low, high = size // parts * parts, -(-size // parts) * parts
                 near = f"{low} or {high}" if low else f"{high}"
-                faults[f"{names} = {parts} does not divide the {axis} axis of {size}; nearest: {near}"] = None
-        return NamedSharding(mesh, spec(box.names, PARAMETER_RULES))
+                faults[f"{product} = {parts} does not divide the {axis} axis of {size}; nearest: {near}"] = None
+        return NamedSharding(mesh, spec(names, PARAMETER_RULES))
 
     shardings = jax.tree.map(leaf, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
     if faults:

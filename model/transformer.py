@@ -126,11 +126,11 @@ def run_layers(
     config: ModelConfig, params: Params, tokens_BT: jax.Array, context: Context, cache: KVCache | None
 ) -> tuple[jax.Array, KVCache | None]:
     """Returns (x_BTD after the final norm, the stacked cache or None): embedding, layers, norm."""
-    x_BTD = Embedding(config).apply({"params": params["embedding"]}, tokens_BT, context.positions_BT)
+    x_BTD: Any = Embedding(config).apply({"params": params["embedding"]}, tokens_BT, context.positions_BT)
     x_BTD = constrain(x_BTD, "batch", "length", "activation")
     windows = jnp.asarray(config.windows) if any(config.windows) else None
 
-    def layer(x_BTD: jax.Array, scanned: tuple) -> tuple[jax.Array, KVCache | None]:
+    def layer(x_BTD: Any, scanned: tuple) -> Any:  # noqa: ANN401 - Linen's apply has no narrower type
         layer_params, window, layer_cache = scanned
         return Block(config).apply({"params": layer_params}, x_BTD, context, window, layer_cache)
 
@@ -138,4 +138,5 @@ def run_layers(
         layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
     stacked = (params["layers"], windows, cache)
     x_BTD, cache = jax.lax.scan(layer, x_BTD, stacked, length=config.num_layers, unroll=not config.scan_layers)
-    return Norm(config).apply({"params": params["final_norm"]}, x_BTD), cache
+    normed: Any = Norm(config).apply({"params": params["final_norm"]}, x_BTD)
+    return normed, cache

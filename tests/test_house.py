@@ -52,7 +52,9 @@ def test_a_file_fits_and_knows_only_what_lies_below(path):
 def test_every_config_field_is_explained_and_read():
     """A knob without a comment or a reader is a trap."""
     lines = (ROOT / "configs" / "default.py").read_text().splitlines()
-    fields = [line for line in lines if re.match(r"    (config|m|d|t|o)\.[a-z_.0-9]+ = (?!ConfigDict|[a-z_]+\(\))", line)]
+    fields = [
+        line for line in lines if re.match(r"    (config|m|d|t|o)\.[a-z_.0-9]+ = (?!ConfigDict|[a-z_]+\(\))", line)
+    ]
     assert len(fields) > 60
     sources = "".join(path.read_text() for path in FILES if path.parent.name != "configs")
     for line in fields:
@@ -84,7 +86,9 @@ def test_training_imports_no_other_framework():
 
 def test_every_path_that_the_documents_name_exists():
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for path in re.findall(r"`((?:configs|model|data|train|tests|docs|benchmarks)/[\w/.]+\.(?:py|md))", document.read_text()):
+        for path in re.findall(
+            r"`((?:configs|model|data|train|tests|docs|benchmarks)/[\w/.]+\.(?:py|md))", document.read_text()
+        ):
             assert (ROOT / path).exists(), f"{document.name} names {path}"
         for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / link).exists(), f"{document.name} links to {link}"

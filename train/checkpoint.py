@@ -5,7 +5,6 @@ place by Orbax when all of it, manifest included, is on disk.
 """
 
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,18 +18,11 @@ from jax.sharding import Mesh
 
 from configs.errors import UserError
 from train.mesh import replicated
+from train.metrics import console
 from train.step import TrainState
 
 _VERSION = 1
 _GROUPS = ("params", "opt_state")
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """A state read back, and what was said about damaged checkpoints that were passed over."""
-
-    state: TrainState
-    warnings: tuple[str, ...]
 
 
 @contextlib.contextmanager
@@ -75,7 +67,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, mesh: Mesh) -> None:
         raise UserError(f"{manager.directory}: checkpoint {step} was not saved; newest there: {manager.latest_step()}")
 
 
-def restore_newest(manager: ocp.CheckpointManager, abstract: TrainState, mesh: Mesh) -> Restored | None:
+def restore_newest(manager: ocp.CheckpointManager, abstract: TrainState, mesh: Mesh) -> TrainState | None:
     """Returns the newest sound state, or None where there is no checkpoint.
 
     A damaged step is passed over with a warning; names, shapes and types are compared before any array is read.
@@ -88,7 +80,7 @@ def restore_newest(manager: ocp.CheckpointManager, abstract: TrainState, mesh: M
     Raises:
         UserError: the leaves differ from `abstract`, or every checkpoint is damaged.
     """
-    warnings: list[str] = []
+    faults: list[str] = []
     steps = sorted(manager.all_steps(), reverse=True)
     for step in steps:
         damage = ""
@@ -103,10 +95,10 @@ def restore_newest(manager: ocp.CheckpointManager, abstract: TrainState, mesh: M
                 state = TrainState(jax.device_put(jnp.asarray(step, jnp.int32), replicated(mesh)), **read)
                 damage = _damage(manifest["leaves"], state, mesh)
         if not damage:
-            return Restored(state, tuple(warnings))
-        warnings.append(f"{manager.directory}: checkpoint {step} is damaged ({damage}); trying the one before")
+            return state
+        faults.append(_warn(manager, step, damage))
     if steps:
-        raise UserError("; ".join(warnings) + "; no sound checkpoint is left")
+        raise UserError(f"{'; '.join(faults)}; no sound checkpoint is left")
     return None
 
 
@@ -137,9 +129,15 @@ def restore_params(directory: Path, abstract_params: Any, mesh: Mesh, groups: tu
                 damage = damage or _damage(theirs, TrainState(None, read["params"], None), mesh)  # type: ignore[arg-type]
             if not damage:
                 return read["params"]
-            faults.append(f"{manager.directory}: checkpoint {step} is damaged ({damage})")
-            logging.warning(faults[-1])
+            faults.append(_warn(manager, step, damage))
     raise UserError("; ".join(faults) or f"{directory} holds no checkpoint")
+
+
+def _warn(manager: ocp.CheckpointManager, step: int, damage: str) -> str:
+    """Says, and returns, that a checkpoint is damaged."""
+    fault = f"{manager.directory}: checkpoint {step} is damaged ({damage})"
+    console.print(f"warning: {fault}; trying the one before", style="yellow", highlight=False, markup=False)
+    return fault
 
 
 def _manifest(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None:

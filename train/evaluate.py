@@ -1,7 +1,7 @@
 """Scores a model: a foundation model on text, a fine-tuned one on labelled rows.
 
-  rootstock evaluate --checkpoint=runs/tiny --text='held_out/*.txt' --json
-  rootstock evaluate --checkpoint=runs/intent --data=test.jsonl --json
+rootstock evaluate --checkpoint=runs/tiny --text='held_out/*.txt' --json
+rootstock evaluate --checkpoint=runs/intent --data=test.jsonl --json
 """
 
 import json

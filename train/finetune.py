@@ -1,9 +1,9 @@
-"""Grafts a task head onto a foundation model and trains both on labelled rows.
+r"""Grafts a task head onto a foundation model and trains both on labelled rows.
 
 Architecture and tokenizer come from --init_from; the backbone's weights are checked leaf by leaf, the head is new. Ends
 with a before/after table on held-out rows: majority class, the same head from random weights, from the foundation.
 
-  rootstock finetune --config=configs/finetune/intent.py --init_from=runs/books --workdir=runs/intent \\
+  rootstock finetune --config=configs/finetune/intent.py --init_from=runs/books --workdir=runs/intent \
       --config.data.path=train.jsonl --config.task.test_path=test.jsonl
 """
 
@@ -123,7 +123,8 @@ def _train(
             predict(objective, params, rows["test"], settings.batch_size, mesh)
         ),
         graft=None if foundation is None else lambda _: runs.load_params(foundation, objective, mesh, ("backbone",)),
-        flops_per_step=tokens * training_flops_per_token(dataclasses.replace(model, vocab_size=1), settings.sequence_length),
+        flops_per_step=tokens
+        * training_flops_per_token(dataclasses.replace(model, vocab_size=1), settings.sequence_length),
     )
     params = fit(job, settings, mesh, workdir)
     labels, logits = predict(objective, params, rows["test"], settings.batch_size, mesh)

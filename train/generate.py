@@ -1,6 +1,6 @@
 """Continues a prompt with a foundation model.
 
-  rootstock generate --checkpoint=runs/tiny --prompt='Once upon a time' --max_new_tokens=64 --temperature=0.8
+rootstock generate --checkpoint=runs/tiny --prompt='Once upon a time' --max_new_tokens=64 --temperature=0.8
 """
 
 from pathlib import Path

@@ -5,6 +5,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 # Dense bfloat16 FLOP/s a device as JAX counts devices. Sources: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}
 # (TPU7x: 2,307 TFLOP/s a chip, two devices); NVIDIA data sheets of V100 (float16), A100, H100 SXM, H200, B200.
@@ -37,12 +38,13 @@ def peak_flops() -> float:
 
 
 def _measured_flops(device: jax.Device, size: int = 1024, repeats: int = 5) -> float:
-    x = jax.device_put(jnp.ones((size, size), jnp.float32), device)
-    product = jax.jit(lambda x: x @ x)
-    product(x).block_until_ready()
     seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+    with jax.set_mesh(Mesh([device], ("alone",))):
+        x = jnp.ones((size, size), jnp.float32)
+        product = jax.jit(lambda x: x @ x)
         product(x).block_until_ready()
-        seconds.append(time.perf_counter() - start)
+        for _ in range(repeats):
+            start = time.perf_counter()
+            product(x).block_until_ready()
+            seconds.append(time.perf_counter() - start)
     return 2 * size**3 / min(seconds)

@@ -100,9 +100,7 @@ def _first_state(
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     restored = checkpoint.restore_newest(manager, abstract, mesh)
     if restored is not None:
-        for warning in restored.warnings:
-            console.print(f"warning: {warning}", style="yellow", highlight=False)
-        return restored.state
+        return restored
     key = jax.random.key_data(jax.random.key(settings.seed))
     initialise = lambda data: init_state(job.objective, optimizer, jax.random.wrap_key_data(data))  # noqa: E731
     state = jax.jit(initialise, out_shardings=shardings)(key)

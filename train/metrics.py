@@ -28,7 +28,8 @@ console = Console(stderr=True, soft_wrap=True)
 class Writer(Protocol):
     """Takes one record of the run at a time."""
 
-    def __call__(self, record: Record) -> None: ...
+    def __call__(self, record: Record) -> None:
+        """Writes the record."""
 
 
 @contextlib.contextmanager
@@ -84,7 +85,8 @@ def _summary_writer(workdir: Path) -> Any:  # noqa: ANN401 - tensorboardX has no
 class Bar(Protocol):
     """Moves a progress bar to `done` and sets the text beside it."""
 
-    def __call__(self, done: int, text: str = "") -> None: ...
+    def __call__(self, done: int, text: str = "") -> None:
+        """Moves the bar."""
 
 
 @contextlib.contextmanager

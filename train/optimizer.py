@@ -16,7 +16,7 @@ def make_schedule(settings: OptimizerSettings, peak: float, num_steps: int) -> o
     rest = max(num_steps - warmup, 1)
     if settings.schedule == "cosine":
         after = [optax.cosine_decay_schedule(peak, rest, settings.final_fraction)]
-        boundaries = []
+        boundaries: list[int] = []
     elif settings.schedule == "linear":
         after, boundaries = [optax.linear_schedule(peak, final, rest)], []
     else:
@@ -57,6 +57,9 @@ def make_optimizer(settings: OptimizerSettings, num_steps: int, boxed: Any) -> o
     else:
         main = optax.contrib.muon(
             make_schedule(settings, settings.muon_learning_rate, num_steps),
+            ns_steps=settings.muon_iterations,
+            # Almost-orthogonal scaling before the first iteration saves one of them (arXiv:2512.04632).
+            preconditioning="aol",
             eps=settings.epsilon,
             weight_decay=settings.weight_decay,
             adam_b1=settings.beta1,

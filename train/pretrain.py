@@ -100,7 +100,9 @@ def _prepare(settings: Settings, workdir: Path, parent: Path | None) -> Path:
     """Makes a token store of the text at `config.data.path` inside the run."""
     data = settings.data
     if not data.path:
-        raise UserError("config.data.path is empty; legal: a token store (rootstock prepare), a file, a glob or hf:NAME")
+        raise UserError(
+            "config.data.path is empty; legal: a token store (rootstock prepare), a file, a glob or hf:NAME"
+        )
     if not data.validation_fraction:
         raise UserError("config.data.validation_fraction is 0; legal: above 0, pretrain evaluates on what it holds out")
     with step_progress() as progress:

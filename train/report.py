@@ -53,7 +53,9 @@ def comparison(title: str, rows: list[tuple[str, dict[str, Interval]]]) -> Table
     for name in rows[0][1]:
         table.add_column(name.replace("_", "-"), justify="right", no_wrap=True)
     for model, metrics in rows:
-        table.add_row(model, *(f"{v:.3f}  [{low:.3f}, {high:.3f}]" for v, low, high in metrics.values()), end_section=False)
+        table.add_row(
+            model, *(f"{v:.3f}  [{low:.3f}, {high:.3f}]" for v, low, high in metrics.values()), end_section=False
+        )
     return table
 
 

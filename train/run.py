@@ -1,4 +1,4 @@
-"""A run's directory, which describes itself: `run.json` holds the config, the architecture, the task and the lineage."""
+"""A run's directory describes itself: `run.json` holds the config, the architecture, the task and the lineage."""
 
 import contextlib
 import dataclasses
@@ -23,8 +23,9 @@ from model.transformer import Params
 from train.checkpoint import restore_params
 
 # Config fields that a run may change when it goes on; any other change is refused.
-MAY_CHANGE = ("mesh", "evaluation", "checkpoint", "logging", "microbatches", "data.workers", "data.read_ahead") + tuple(
-    f"model.{name}" for name in EXECUTION_FIELDS
+MAY_CHANGE = (
+    *("mesh", "evaluation", "checkpoint", "logging", "microbatches", "data.workers", "data.read_ahead"),
+    *(f"model.{name}" for name in EXECUTION_FIELDS),
 )
 
 

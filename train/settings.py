@@ -52,6 +52,7 @@ class OptimizerSettings:
     name: Literal["adamw", "muon"]
     learning_rate: float
     muon_learning_rate: float
+    muon_iterations: int
     schedule: Literal["cosine", "linear", "wsd"]
     warmup_steps: int
     decay_fraction: float
@@ -161,6 +162,7 @@ def _check_ranges(s: Settings) -> None:
         "checkpoint.keep": s.checkpoint.keep,
         "logging.every": s.logging.every,
         "data.read_ahead": s.data.read_ahead,
+        "optimizer.muon_iterations": o.muon_iterations,
     }
     faults = [f"config.{name} is {value}; legal: at least 1" for name, value in counts.items() if value < 1]
     at_least_0 = {

@@ -35,7 +35,7 @@ def init_state(objective: Objective, optimizer: optax.GradientTransformation, rn
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def state_shardings(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def state_shardings(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:  # noqa: ANN401
     """Returns a `TrainState` of `NamedSharding`s: the optimizer's moments live where their parameter does."""
     boxed = jax.eval_shape(objective.init, jax.random.key(0))
     params = parameter_shardings(boxed, mesh)
@@ -47,7 +47,8 @@ def state_shardings(objective: Objective, optimizer: optax.GradientTransformatio
         return next((by_path[tail] for tail in tails if leaf.ndim and tail in by_path), replicated(mesh))
 
     opt_state = jax.eval_shape(optimizer.init, nn.meta.unbox(boxed))
-    return TrainState(replicated(mesh), params, jax.tree_util.tree_map_with_path(moment, opt_state))
+    shardings: Any = (replicated(mesh), params, jax.tree_util.tree_map_with_path(moment, opt_state))
+    return TrainState(*shardings)
 
 
 def make_train_step(

@@ -24,6 +24,8 @@ class Watch:
         self.every, self.last_step = settings.logging.every, settings.num_steps
         self.tokens_per_step = settings.batch_size * settings.sequence_length
         self.flops_per_step = flops_per_step
+        # Before the first step: a CPU is measured, and must not be busy then.
+        self.peak_flops = peak_flops()
         self.start = start
         self.started = time.perf_counter()
         # Throughput is counted from here: the first step, which compiles, moves it.
@@ -79,7 +81,7 @@ class Watch:
         if steps:
             self.mark, self.marked_step, self.outside = now, step, 0.0
         rate = steps_per_second * self.tokens_per_step
-        mfu = steps_per_second * self.flops_per_step / peak_flops()
+        mfu = steps_per_second * self.flops_per_step / self.peak_flops
         self.write(
             {
                 "step": step,

@@ -16,10 +16,10 @@ def get_config() -> ConfigDict:
     config = default.get_config()
     config.batch_size = 16
     config.sequence_length = 128
-    config.num_steps = 400
+    config.num_steps = 200
     config.task.pooling = "mean"
     config.optimizer.learning_rate = 1e-3
-    config.optimizer.warmup_steps = 100
-    config.evaluation.every = 200
-    config.checkpoint.every = 200
+    config.optimizer.warmup_steps = 50
+    config.evaluation.every = 100
+    config.checkpoint.every = 100
     return config

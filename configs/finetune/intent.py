@@ -16,10 +16,10 @@ def get_config() -> ConfigDict:
     config = default.get_config()
     config.batch_size = 16
     config.sequence_length = 128
-    config.num_steps = 1200
+    config.num_steps = 450
     config.task.pooling = "mean"
     config.optimizer.learning_rate = 1e-3
-    config.optimizer.warmup_steps = 100
-    config.evaluation.every = 300
-    config.checkpoint.every = 300
+    config.optimizer.warmup_steps = 50
+    config.evaluation.every = 150
+    config.checkpoint.every = 150
     return config

@@ -1,5 +1,7 @@
 """Rows hold every target once and never mix documents; batch t depends on (seed, t) alone."""
 
+import itertools
+
 import numpy as np
 import pytest
 from conftest import random_documents
@@ -22,7 +24,7 @@ def rows(documents):
 def test_every_target_stands_exactly_once_with_its_own_input(documents, rows):
     batch = rows.rows(np.arange(len(rows)))
     real = batch["weights"] == 1
-    expected = [pair for d in documents for pair in zip(d[:-1], d[1:], strict=True)]
+    expected = [pair for d in documents for pair in itertools.pairwise(d)]
     got = list(zip(batch["tokens"][real].tolist(), batch["targets"][real].tolist(), strict=True))
     assert got == expected
     assert (batch["segment_ids"][~real] == 0).all() and (batch["segment_ids"][real] > 0).all()

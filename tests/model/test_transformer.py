@@ -148,4 +148,6 @@ def test_bfloat16_compute_keeps_float32_parameters_and_loss():
 
 def test_parameter_count_of_the_default_is_what_its_docstring_says():
     model = tiny_model(vocab_size=8192, embed_dim=256, num_layers=6, num_heads=4, num_kv_heads=4, mlp_dim=704)
-    assert parameter_count(jax.eval_shape(language_model(model).init, jax.random.key(0))) == pytest.approx(6.9e6, rel=0.02)
+    assert parameter_count(jax.eval_shape(language_model(model).init, jax.random.key(0))) == pytest.approx(
+        6.9e6, rel=0.02
+    )
