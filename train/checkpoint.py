@@ -6,6 +6,7 @@ place by Orbax when all of it, manifest included, is on disk.
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def save(manager: ocp.CheckpointManager, state: TrainState, mesh: Mesh) -> None:
 def restore_newest(manager: ocp.CheckpointManager, abstract: TrainState, mesh: Mesh) -> TrainState | None:
     """Returns the newest sound state, or None where there is no checkpoint.
 
-    A damaged step is passed over with a warning; names, shapes and types are compared before any array is read.
+    A damaged step is passed over with a warning and moved to `damaged/`. Names, shapes
+    and types are compared before any array is read.
 
     Args:
         manager: of the run.
@@ -95,6 +97,7 @@ def restore_newest(manager: ocp.CheckpointManager, abstract: TrainState, mesh: M
                 state = TrainState(jax.device_put(jnp.asarray(step, jnp.int32), replicated(mesh)), **read)
                 damage = _damage(manifest["leaves"], state, mesh)
         if not damage:
+            _set_aside(manager, [newer for newer in steps if newer > step])
             return state
         faults.append(_warn(manager, step, damage))
     if steps:
@@ -138,6 +141,15 @@ def _warn(manager: ocp.CheckpointManager, step: int, damage: str) -> str:
     fault = f"{manager.directory}: checkpoint {step} is damaged ({damage})"
     console.print(f"warning: {fault}; trying the one before", style="yellow", highlight=False, markup=False)
     return fault
+
+
+def _set_aside(manager: ocp.CheckpointManager, steps: list[int]) -> None:
+    """Moves damaged steps to the run's `damaged/`, so that the steps done again can be saved under their numbers."""
+    aside = Path(manager.directory).parent / "damaged"
+    for step in steps if jax.process_index() == 0 else []:
+        aside.mkdir(exist_ok=True)
+        (Path(manager.directory) / str(step)).rename(aside / f"{step}-{time.time_ns()}")
+    manager.reload()
 
 
 def _manifest(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None:

@@ -166,6 +166,8 @@ def test_a_flipped_bit_is_found_and_the_step_before_is_used(text, foundation, tm
     assert "checkpoint 40 is damaged" in done.stderr and json.loads(done.stdout)["tokens"] > 0
     resumed = pretrain(text, workdir)
     assert "checkpoint 40 is damaged" in resumed.stderr and "resumed at step 30" in resumed.stderr
+    assert arrays_of(workdir, 40) == arrays_of(foundation, 40)
+    assert [p.name.split("-")[0] for p in (workdir / "damaged").iterdir()] == ["40"]
 
 
 def test_evaluate_prints_the_figures_that_training_logged(text, foundation, tmp_path):

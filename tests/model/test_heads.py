@@ -1,0 +1,63 @@
+"""The classifier reads the states that its pooling names, packed or alone, and learns from its targets only."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import init, tiny_model
+
+from model.heads import classifier, running_mean
+from model.transformer import backbone
+
+
+def row(*examples, length=16):
+    batch = {name: np.zeros((1, length), np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
+    batch["weights"] = np.zeros((1, length), np.float32)
+    start = 0
+    for segment, (tokens, target) in enumerate(examples, 1):
+        place = slice(start, start + len(tokens))
+        batch["tokens"][0, place], batch["segment_ids"][0, place] = tokens, segment
+        batch["positions"][0, place] = np.arange(len(tokens))
+        batch["targets"][0, place.stop - 1], batch["weights"][0, place.stop - 1] = target, 1
+        start = place.stop
+    return batch
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_packed_examples_score_as_they_do_alone(pooling):
+    objective = classifier(tiny_model(), 3, pooling)
+    params = init(objective)
+    first, second = ([1, 8, 9, 2], 0), ([1, 30, 31, 32, 33, 2], 2)
+    packed = objective.predict(params, row(first, second))[0]
+    alone = [objective.predict(params, row(example))[0] for example in (first, second)]
+    np.testing.assert_allclose(packed[3], alone[0][3], atol=1e-5)
+    np.testing.assert_allclose(packed[9], alone[1][5], atol=1e-5)
+    losses = [objective.loss(params, row(*examples)) for examples in ((first, second), (first,), (second,))]
+    assert float(losses[0].nll) == pytest.approx(float(losses[1].nll) + float(losses[2].nll), rel=1e-5)
+    assert float(losses[0].weight) == 2
+
+
+def test_pooling_reads_the_last_token_or_the_mean():
+    model = tiny_model()
+    batch = row(([1, 8, 9, 2], 0))
+    params = init(classifier(model, 3, "last"))
+    x = np.asarray(backbone(model, params["backbone"], batch))[0]
+    table = np.asarray(params["head"]["table"])
+    last = classifier(model, 3, "last").predict(params, batch)[0, 3]
+    mean = classifier(model, 3, "mean").predict(params, batch)[0, 3]
+    np.testing.assert_allclose(last, x[3] @ table.T, atol=1e-5)
+    np.testing.assert_allclose(mean, x[:4].mean(0) @ table.T, atol=1e-5)
+
+
+def test_the_running_mean_stays_in_its_segment():
+    x = np.arange(6, dtype=np.float32).reshape(1, 6, 1)
+    segments = np.array([[1, 1, 2, 2, 2, 0]])
+    np.testing.assert_allclose(running_mean(x, segments)[0, :, 0], [0, 0.5, 2, 2.5, 3, 5])
+
+
+def test_the_first_prediction_is_uniform():
+    objective = classifier(tiny_model(), 5, "mean")
+    params = jax.tree.map(
+        lambda box: box.value, objective.init(jax.random.key(0)), is_leaf=lambda x: hasattr(x, "names")
+    )
+    sums = objective.loss(params, row(([1, 8, 2], 4)))
+    assert float(sums.nll) == pytest.approx(np.log(5), rel=1e-6)
