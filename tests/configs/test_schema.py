@@ -61,8 +61,8 @@ def test_an_architecture_differs_by_what_it_computes_alone():
 
 
 def test_flops_count_three_products_a_weight_and_the_keys_a_query_sees():
-    base = changed()["model"] | {"vocab_size": 100, "context_length": 8, "num_layers": 1, "embed_dim": 8, "num_heads": 2,
-                                 "num_kv_heads": 1, "head_dim": 4, "mlp_dim": 16}  # fmt: skip
+    shape = {"embed_dim": 8, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4, "mlp_dim": 16, "num_layers": 1}
+    base = changed()["model"] | shape | {"vocab_size": 100, "context_length": 8}
     weights = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16 + 100 * 8
     # Four tokens see 1, 2, 3 and 4 keys; QK and AV are 2 products of 2 FLOPs each, three times over.
     assert training_flops_per_token(model_config(base), 4) == 6 * weights + 12 * 2 * 4 * 2.5
