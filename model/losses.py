@@ -59,13 +59,7 @@ def token_nll(
     x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, *, softcap: float = 0.0, chunk: int = 0
 ) -> jax.Array:
     """Returns nll_BT, the negative log-likelihood of each target in nats."""
-
-    def body(_: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
-        logits_BCV = logits(xs[0], table_VD, softcap)
-        return None, jax.nn.logsumexp(logits_BCV, axis=-1) - _pick(logits_BCV, xs[1])
-
-    _, nll_nBC = jax.lax.scan(body, None, (_split(x_BTD, chunk), _split(targets_BT, chunk)))
-    return _join(nll_nBC)
+    return _forward(x_BTD, table_VD, targets_BT, softcap, chunk)[0]
 
 
 def _pick(logits_BCV: jax.Array, targets_BC: jax.Array) -> jax.Array:
