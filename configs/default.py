@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
     # A saved tokenizer's path, or one to train on the data: "bpe:N" (N tokens in all), "bytes", "chars".
     # Read only when config.data.path is text; a token store brings its own.
     config.tokenizer = "bpe:8192"
+    config.xla_flags = ""  # added to the environment's XLA_FLAGS before the first device is touched
     config.model = model()
     config.mesh = mesh()
     config.data = data()

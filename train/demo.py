@@ -47,7 +47,7 @@ def run(values: flags.FlagValues) -> None:
     for prompt, text in zip(
         _PROMPTS, continuations(foundation, list(_PROMPTS), 48, temperature=0.7, top_k=50, seed=0), strict=True
     ):
-        out.print(f"[bold]{prompt.strip()}[/bold] {text.lstrip()!s}\n", highlight=False)
+        out.print(f"sample: {' '.join((prompt + text).split())}\n", highlight=False, markup=False)
     config = finetune_config.get_config()
     config.data.path = str(corpus / "labelled_train.jsonl")
     config.task.test_path = str(corpus / "labelled_test.jsonl")

@@ -26,7 +26,7 @@ from model.heads import Objective
 from train import report
 from train import run as runs
 from train.loop import Job, fit
-from train.mesh import check_batch, make_mesh
+from train.mesh import apply_xla_flags, check_batch, make_mesh
 from train.metrics import console
 from train.scoring import classification_figures, predict
 from train.settings import Settings, from_config
@@ -53,6 +53,7 @@ def finetune(config: dict[str, Any], foundation: Path, workdir: Path) -> dict[st
     """
     settings = from_config(config)
     report.require_metrics()
+    apply_xla_flags(settings)
     mesh = make_mesh(settings.mesh)
     check_batch(settings, mesh)
     parent = runs.read_record(foundation)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 import jax
@@ -45,6 +46,11 @@ def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -
         (AxisType.Auto,) * len(MESH_AXES),
         devices=devices,
     )
+
+
+def apply_xla_flags(settings: Settings) -> None:
+    """Adds `config.xla_flags` to XLA_FLAGS; must run before JAX touches a device."""
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {settings.xla_flags}".strip()
 
 
 def check_batch(settings: Settings, mesh: Mesh) -> None:

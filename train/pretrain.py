@@ -22,7 +22,7 @@ from model.heads import language_model, parameter_count
 from model.sharding import MESH_AXES
 from train import run as runs
 from train.loop import Job, fit
-from train.mesh import check_batch, make_mesh
+from train.mesh import apply_xla_flags, check_batch, make_mesh
 from train.metrics import console, step_progress
 from train.scoring import language_model_evaluator
 from train.settings import Settings, from_config
@@ -53,6 +53,7 @@ def pretrain(config: dict[str, Any], workdir: Path, parent: Path | None = None) 
         UserError: a fault in the config, the data, the mesh or the checkpoint.
     """
     settings = from_config(config)
+    apply_xla_flags(settings)
     mesh = make_mesh(settings.mesh)
     check_batch(settings, mesh)
     with runs.claim(workdir):

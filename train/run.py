@@ -24,7 +24,7 @@ from train.checkpoint import restore_params
 
 # Config fields that a run may change when it goes on; any other change is refused.
 MAY_CHANGE = (
-    *("mesh", "evaluation", "checkpoint", "logging", "microbatches", "data.workers", "data.read_ahead"),
+    *("mesh", "xla_flags", "evaluation", "checkpoint", "logging", "microbatches", "data.workers", "data.read_ahead"),
     *(f"model.{name}" for name in EXECUTION_FIELDS),
 )
 

@@ -104,6 +104,7 @@ class _Scalars:
     num_steps: int
     microbatches: int
     tokenizer: str
+    xla_flags: str
 
 
 @dataclasses.dataclass(frozen=True)

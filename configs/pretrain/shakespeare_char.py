@@ -2,8 +2,8 @@
 
 Command:  rootstock pretrain --config=configs/pretrain/shakespeare_char.py --workdir=runs/shakespeare \
               --config.data.path=input.txt
-Mesh:     one CPU. Bytes a device: 10 MB of state.
-Expect:   FILL nats a character over the whole validation part (the last 10 % of the text).
+Mesh:     one CPU. Bytes a device: 6 MB of state.
+Expect:   1.58 nats a character over the whole validation part (the last 10 % of the text).
 """
 
 from ml_collections import ConfigDict
@@ -20,15 +20,20 @@ def get_config() -> ConfigDict:
     config.sequence_length = 64
     config.num_steps = 2000
     config.model.embed_dim = 128
-    config.model.num_layers = 4
+    config.model.num_layers = 3
     config.model.num_heads = 4
     config.model.num_kv_heads = 4
-    config.model.mlp_dim = 344
+    config.model.mlp_dim = 256
     config.model.tie_embeddings = False
+    # On rows this short the norm of 32-wide heads costs a fifth of the step and gains nothing.
+    config.model.qk_norm = False
     config.model.scan_layers = False
+    # Matrices this small are done faster by one thread each, two at a time, than by both threads together.
+    config.xla_flags = "--xla_cpu_multi_thread_eigen=false --xla_cpu_experimental_ynn_fusion_type="
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 5e-3
-    config.optimizer.muon_learning_rate = 0.02
+    config.optimizer.muon_learning_rate = 0.015
+    config.optimizer.muon_iterations = 3
     config.optimizer.weight_decay = 0.1
     config.optimizer.final_fraction = 0.0
     config.evaluation.every = 2000
