@@ -37,6 +37,6 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.1
     config.optimizer.final_fraction = 0.0
     config.evaluation.every = 2000
-    config.checkpoint.every = 1000
+    config.checkpoint.every = 2000
     config.logging.every = 50
     return config
