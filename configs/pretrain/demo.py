@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.tokenizer = "bpe:4096"
     config.batch_size = 16
     config.sequence_length = 128
-    config.num_steps = 900
+    config.num_steps = 400
     config.model.embed_dim = 192
     config.model.num_layers = 4
     config.model.mlp_dim = 512
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 3e-3
     config.optimizer.final_fraction = 0.0
     config.data.validation_fraction = 0.02
-    config.evaluation.every = 900
-    config.evaluation.batches = 40
-    config.checkpoint.every = 300
+    config.evaluation.every = 400
+    config.evaluation.batches = 20
+    config.checkpoint.every = 200
     return config
