@@ -71,14 +71,17 @@ def model() -> ConfigDict:
     m.output_init = "zero"  # projections into the residual stream start at zero, or "scaled" by depth
     # How it runs; may differ between two runs of one checkpoint.
     m.compute_dtype = "auto"  # bfloat16 on accelerators, float32 on CPU; or say which. Parameters are float32.
+    m.attention = "auto"  # "xla" everywhere, "cudnn" on GPU, "splash" (Pallas) on TPU; auto: by the platform
     m.scan_layers = True  # compile one layer and loop; False: unrolled, slower to compile, faster on CPU
-    m.remat = "none"  # recompute in the backward pass: "none", "dots" (keep matrix products), "full"
+    m.remat = "none"  # recompute in the backward pass: "none", "dots" (keep matrix products), "full",
+    # or "offload": as full, with the layers' inputs kept in host memory
     return m
 
 
 def mesh() -> ConfigDict:
     """Returns `config.mesh`: devices an axis; the product is the number of devices, -1 fills what is left."""
     m = ConfigDict()
+    m.slice = 1  # TPU slices joined by a slow network (DCN): each holds whole copies, only gradients cross
     m.data = -1  # copies of the model, each with its part of the batch
     m.fsdp = 1  # the batch and the parameters, gathered layer by layer
     m.tensor = 1  # heads, MLP and vocabulary

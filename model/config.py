@@ -8,7 +8,7 @@ from configs.errors import UserError
 from configs.schema import build
 
 # How a model runs on a machine, not what it computes: free to differ between two runs of one checkpoint.
-EXECUTION_FIELDS = ("compute_dtype", "scan_layers", "remat")
+EXECUTION_FIELDS = ("compute_dtype", "attention", "scan_layers", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +47,9 @@ class ModelConfig:
     sliding_window: tuple[int, ...]
     output_init: Literal["zero", "scaled"]
     compute_dtype: Literal["auto", "float32", "bfloat16"]
+    attention: Literal["auto", "xla", "cudnn", "splash"]
     scan_layers: bool
-    remat: Literal["none", "dots", "full"]
+    remat: Literal["none", "dots", "full", "offload"]
 
     def __post_init__(self) -> None:
         faults = [

@@ -20,10 +20,17 @@ def axes(init: Initializer, *names: str) -> Callable[..., Any]:
     return nn.with_logical_partitioning(init, names)
 
 
+def platform() -> str:
+    """Returns "cpu", "gpu" or "tpu": of the mesh that is being compiled for, which need not be attached."""
+    mesh = jax.sharding.get_abstract_mesh()
+    name = jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+    return "gpu" if name == "cuda" else name
+
+
 def compute_dtype(config: ModelConfig) -> jnp.dtype:
     """Returns the dtype of matrix products: bfloat16 on accelerators and float32 on CPU, unless config says."""
     if config.compute_dtype == "auto":
-        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+        return jnp.dtype(jnp.float32 if platform() == "cpu" else jnp.bfloat16)
     return jnp.dtype(config.compute_dtype)
 
 

@@ -13,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs.errors import UserError
 
-MESH_AXES = ("data", "fsdp", "tensor", "context")
+# Slowest link first. Experts and pipeline stages would stand between data and fsdp.
+MESH_AXES = ("slice", "data", "fsdp", "tensor", "context")
 
 # The vocabulary, not the embedding width, is split over fsdp: a table split over its width collides with the batch
 # in the gather and XLA would rematerialise it whole on every device.
@@ -31,7 +32,7 @@ PARAMETER_RULES: dict[str, tuple[str, ...]] = {
     "classes": (),
 }
 ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("slice", "data", "fsdp"),
     "length": ("context",),
     "activation": (),
 }

@@ -1,5 +1,6 @@
 """Eight virtual CPU devices and a compilation cache, set before JAX starts; small models that many tests share."""
 
+import math
 import os
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from jax.sharding import Mesh  # noqa: E402
 
 from configs import default  # noqa: E402
 from model.config import ModelConfig, model_config  # noqa: E402
+from model.sharding import MESH_AXES  # noqa: E402
 from train.mesh import make_mesh  # noqa: E402
 from train.settings import MeshSettings  # noqa: E402
 
@@ -48,6 +50,7 @@ def random_documents(count: int, seed: int = 0, longest: int = 40):
     return [[1, *rng.integers(3, VOCAB, rng.integers(1, longest)).tolist(), 2] for _ in range(count)]
 
 
-def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
-    """A mesh over as many of the eight devices as it needs."""
-    return make_mesh(MeshSettings(data, fsdp, tensor, context), jax.devices()[: data * fsdp * tensor * context])
+def mesh_of(**axes: int) -> Mesh:
+    """A mesh over as many of the eight devices as it needs; axes that are not named have one."""
+    sizes = dict.fromkeys(MESH_AXES, 1) | axes
+    return make_mesh(MeshSettings(**sizes), jax.devices()[: math.prod(sizes.values())])

@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 from jax.sharding import Mesh
 
 from data.loader import BatchFunction, Rows, train_batches
 from model.heads import Objective
 from model.transformer import Params
 from train import checkpoint
-from train.mesh import batch_sharding, put_batch, replicated
+from train.mesh import put_batch
 from train.metrics import console, open_writer, progress
-from train.optimizer import make_optimizer, make_schedule
 from train.settings import Settings
-from train.step import TrainState, init_state, make_train_step, state_shardings
+from train.step import Program, TrainState, make_program
 from train.watch import Watch
 
 Evaluate = Callable[[Params], dict[str, float]]
@@ -50,23 +48,14 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
     Raises:
         UserError: a checkpoint that does not match, or a loss that is not finite.
     """
-    boxed = jax.eval_shape(job.objective.init, jax.random.key(0))
-    optimizer = make_optimizer(settings.optimizer, settings.num_steps, boxed)
-    schedule = make_schedule(settings.optimizer, settings.optimizer.learning_rate, settings.num_steps)
-    shardings = state_shardings(job.objective, optimizer, mesh)
+    program = make_program(job.objective, settings, mesh)
     with checkpoint.open_manager(workdir, settings.checkpoint.keep) as manager:
-        state = _first_state(job, settings, optimizer, shardings, mesh, manager)
+        state = _first_state(job, settings, program, mesh, manager)
         start = int(state.step)
         if start:
             console.print(f"{job.title}: resumed at step {start} of {settings.num_steps}", highlight=False)
         if start >= settings.num_steps:
             return state.params
-        step = jax.jit(
-            make_train_step(job.objective, optimizer, schedule, settings.microbatches),
-            in_shardings=(shardings, batch_sharding(mesh)),
-            out_shardings=(shardings, replicated(mesh)),
-            donate_argnums=0,
-        )
         function = BatchFunction(job.rows, settings.batch_size, settings.seed, jax.process_index(), jax.process_count())
         batches = train_batches(function, start, settings.num_steps, settings.data.workers, settings.data.read_ahead)
         with (
@@ -75,7 +64,7 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
         ):
             watch = Watch(job.title, settings, job.flops_per_step, write, bar, start)
             for index, batch in enumerate(batches, start):
-                state, metrics = step(state, put_batch(batch, mesh))
+                state, metrics = program.step(state, put_batch(batch, mesh))
                 watch.step_done(index + 1, metrics)
                 last = index + 1 == settings.num_steps
                 if last or (index + 1) % settings.evaluation.every == 0:
@@ -90,23 +79,19 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
 def _first_state(
     job: Job,
     settings: Settings,
-    optimizer: optax.GradientTransformation,
-    shardings: TrainState,
+    program: Program,
     mesh: Mesh,
     manager: Any,  # noqa: ANN401 - Orbax's manager
 ) -> TrainState:
     """Own checkpoint > another run's parameters > random."""
-    shapes = jax.eval_shape(lambda rng: init_state(job.objective, optimizer, rng), jax.random.key(0))
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    restored = checkpoint.restore_newest(manager, abstract, mesh)
+    restored = checkpoint.restore_newest(manager, program.state, mesh)
     if restored is not None:
         return restored
     key = jax.random.key_data(jax.random.key(settings.seed))
-    initialise = lambda data: init_state(job.objective, optimizer, jax.random.wrap_key_data(data))  # noqa: E731
-    state = jax.jit(initialise, out_shardings=shardings)(key)
+    state = program.initialise(key)
     if job.graft is None:
         return state
-    grafted = job.graft(abstract.params)
+    grafted = job.graft(program.state.params)
     new = [f"head ({len(jax.tree.leaves(state.params['head']))} leaves)"] if "head" not in grafted else []
     console.print(
         f"{job.title}: loaded {len(jax.tree.leaves(grafted))} leaves; new: {', '.join(new) or 'none'}",

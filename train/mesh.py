@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from configs.errors import UserError
@@ -13,15 +14,13 @@ from model.sharding import ACTIVATION_RULES, BATCH_SPEC, MESH_AXES
 from train.settings import MeshSettings, Settings
 
 
-def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh of Auto axes over all devices, -1 filled in.
+def mesh_sizes(settings: MeshSettings, num_devices: int) -> dict[str, int]:
+    """Returns {axis: devices} in the order of `MESH_AXES`, -1 filled in.
 
     Raises:
-        UserError: the axes' product is not the number of devices.
+        UserError: a size that is none, or a product that is not the number of devices; names the nearest legal sizes.
     """
-    devices = devices or jax.devices()
     sizes = dataclasses.asdict(settings)
-    found = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     faults = [
         f"config.mesh.{axis} is {size}; legal: -1 or at least 1"
         for axis, size in sizes.items()
@@ -33,19 +32,52 @@ def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -
     if faults:
         raise UserError("; ".join(faults))
     fixed = math.prod(size for size in sizes.values() if size > 0)
-    if open_axes and len(devices) % fixed == 0:
-        sizes[open_axes[0]] = len(devices) // fixed
-    if math.prod(sizes.values()) != len(devices):
+    if open_axes and num_devices % fixed == 0:
+        sizes[open_axes[0]] = num_devices // fixed
+    if math.prod(sizes.values()) != num_devices:
+        found = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
         raise UserError(
-            f"config.mesh ({found}) does not fit {len(devices)} device(s): "
-            f"the product of its axes must {'divide' if open_axes else 'equal'} {len(devices)}"
+            f"config.mesh ({found}) does not fit {num_devices} device(s): the product of its axes must "
+            f"{'divide' if open_axes else 'equal'} {num_devices}; nearest: {_nearest_mesh(sizes, num_devices)}"
         )
-    return jax.make_mesh(
-        tuple(sizes[axis] for axis in MESH_AXES),
-        MESH_AXES,
-        (AxisType.Auto,) * len(MESH_AXES),
-        devices=devices,
-    )
+    return {axis: sizes[axis] for axis in MESH_AXES}
+
+
+def _nearest_mesh(sizes: dict[str, int], num_devices: int) -> str:
+    """Returns the changes of one axis that would make the product fit, or how to fill it."""
+    legal = []
+    for axis, size in sizes.items():
+        others = math.prod(s for a, s in sizes.items() if a != axis and s > 0)
+        if size != -1 and num_devices % others == 0 and num_devices // others != size:
+            legal.append(f"config.mesh.{axis}={num_devices // others}")
+    return " or ".join(legal) or f"config.mesh.fsdp={num_devices} and 1 at every other axis"
+
+
+def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh of Auto axes over all devices, -1 filled in.
+
+    With several TPU slices the `slice` axis runs over the slow network between them and the others over the links
+    inside; elsewhere (GPUs, CPUs) the outermost axes run over the hosts.
+
+    Raises:
+        UserError: see `mesh_sizes`; or slices that `config.mesh.slice` does not count.
+    """
+    devices = devices or jax.devices()
+    sizes = mesh_sizes(settings, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and sizes["slice"] % slices:
+        raise UserError(
+            f"config.mesh.slice is {sizes['slice']}, but the devices stand in {slices} slices; legal: {slices}"
+        )
+    shape = tuple(sizes.values())
+    if slices > 1:
+        inside = (shape[0] // slices, *shape[1:])
+        array = mesh_utils.create_hybrid_device_mesh(
+            inside, (slices, *(1 for _ in inside[1:])), devices, allow_split_physical_axes=True
+        )
+    else:
+        array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def apply_xla_flags(settings: Settings) -> None:
@@ -95,4 +127,4 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:  # noqa: ANN401 - a tree of arrays
 
 def single_device_mesh() -> Mesh:
     """Returns a mesh of the first device alone, for commands that do not train."""
-    return make_mesh(MeshSettings(data=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])
+    return make_mesh(MeshSettings(slice=1, data=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])

@@ -15,6 +15,7 @@ SECTIONS = ("model", "mesh", "data", "task", "optimizer", "loss", "evaluation", 
 class MeshSettings:
     """`config.mesh`: devices an axis, -1 fills."""
 
+    slice: int
     data: int
     fsdp: int
     tensor: int

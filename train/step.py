@@ -16,7 +16,9 @@ from model.heads import Objective
 from model.losses import LossSums
 from model.sharding import parameter_shardings
 from model.transformer import Batch, Params
-from train.mesh import replicated
+from train.mesh import batch_sharding, replicated
+from train.optimizer import make_optimizer, make_schedule
+from train.settings import Settings
 
 Metrics = dict[str, jax.Array]
 
@@ -49,6 +51,52 @@ def state_shardings(objective: Objective, optimizer: optax.GradientTransformatio
     opt_state = jax.eval_shape(optimizer.init, nn.meta.unbox(boxed))
     shardings: Any = (replicated(mesh), params, jax.tree_util.tree_map_with_path(moment, opt_state))
     return TrainState(*shardings)
+
+
+class Program(NamedTuple):
+    """What a run compiles, for one mesh: training, the planner and the certificate all run this.
+
+    Attributes:
+        state: abstract `TrainState`: shapes, dtypes and shardings.
+        initialise: key data -> random `TrainState`, laid out; compiled once.
+        step: (state, batch) -> (state, metrics), compiled once; the state is donated.
+        batch: abstract batch, laid out.
+    """
+
+    state: TrainState
+    initialise: Callable[[jax.Array], TrainState]
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    batch: Batch
+
+
+def make_program(objective: Objective, settings: Settings, mesh: Mesh) -> Program:
+    """Returns the `Program` of a run.
+
+    Raises:
+        UserError: mesh axes that do not divide a parameter.
+    """
+    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    optimizer = make_optimizer(settings.optimizer, settings.num_steps, boxed)
+    schedule = make_schedule(settings.optimizer, settings.optimizer.learning_rate, settings.num_steps)
+    shardings = state_shardings(objective, optimizer, mesh)
+    shapes = jax.eval_shape(lambda rng: init_state(objective, optimizer, rng), jax.random.key(0))
+
+    def initialise(key_data: jax.Array) -> TrainState:
+        return init_state(objective, optimizer, jax.random.wrap_key_data(key_data))
+
+    shape = (settings.batch_size, settings.sequence_length)
+    dtypes = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32) | {"weights": jnp.float32}
+    return Program(
+        state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
+        initialise=jax.jit(initialise, out_shardings=shardings),
+        step=jax.jit(
+            make_train_step(objective, optimizer, schedule, settings.microbatches),
+            in_shardings=(shardings, batch_sharding(mesh)),
+            out_shardings=(shardings, replicated(mesh)),
+            donate_argnums=0,
+        ),
+        batch={k: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh)) for k, dtype in dtypes.items()},
+    )
 
 
 def make_train_step(

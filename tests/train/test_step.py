@@ -1,5 +1,7 @@
 """The step gives the same numbers on every mesh and for every way of cutting the batch."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ from model.sharding import PARAMETER_RULES, parameter_shardings, spec
 from train.mesh import batch_sharding, check_batch, make_mesh, put_batch, replicated
 from train.optimizer import is_matrix, make_optimizer, make_schedule
 from train.settings import MeshSettings, from_config
-from train.step import init_state, make_train_step, state_shardings, summed_gradients
+from train.step import init_state, make_program, make_train_step, state_shardings, summed_gradients
 
 MESHES = {
     "data 8": {"data": 8},
@@ -40,25 +42,14 @@ def train(mesh, batches, name, microbatches=1, model=None):
     model = model or tiny_model()
     settings = settings_of(name=name)
     objective = language_model(model, z_loss=1e-4, chunk=8)
-    boxed = jax.eval_shape(objective.init, jax.random.key(0))
-    optimizer = make_optimizer(settings.optimizer, settings.num_steps, boxed)
-    schedule = make_schedule(settings.optimizer, 1e-3, settings.num_steps)
+    program = make_program(objective, dataclasses.replace(settings, microbatches=microbatches), mesh)
     with jax.set_mesh(mesh):
-        shardings = state_shardings(objective, optimizer, mesh)
-        state = jax.jit(
-            lambda data: init_state(objective, optimizer, jax.random.wrap_key_data(data)), out_shardings=shardings
-        )(jax.random.key_data(jax.random.key(0)))
-        step = jax.jit(
-            make_train_step(objective, optimizer, schedule, microbatches),
-            in_shardings=(shardings, batch_sharding(mesh)),
-            out_shardings=(shardings, replicated(mesh)),
-            donate_argnums=0,
-        )
+        state = program.initialise(jax.random.key_data(jax.random.key(0)))
         losses = []
         for batch in batches:
-            state, metrics = step(state, put_batch(batch, mesh))
+            state, metrics = program.step(state, put_batch(batch, mesh))
             losses.append([float(metrics["loss"]), float(metrics["grad_norm"])])
-        assert step._cache_size() == 1
+        assert program.step._cache_size() == 1
     return np.array(losses), jax.device_get(state.params)
 
 
@@ -189,9 +180,9 @@ def test_every_rule_is_used_and_every_parameter_has_one():
 
 def test_faults_of_the_mesh_are_named_all_at_once_with_the_nearest_legal_value():
     with pytest.raises(UserError, match=r"data=3.*8 device"):
-        make_mesh(MeshSettings(3, 1, 1, 1))
+        make_mesh(MeshSettings(1, 3, 1, 1, 1))
     with pytest.raises(UserError, match="at data and fsdp"):
-        make_mesh(MeshSettings(-1, -1, 1, 1))
+        make_mesh(MeshSettings(1, -1, -1, 1, 1))
     settings = settings_of()
     with pytest.raises(UserError, match=r"sequence_length is 32.*nearest: 30 or 35"):
         check_batch(settings, mesh_of(context=5))
