@@ -1,15 +1,16 @@
-"""Self-attention with grouped heads, for packed rows and for decoding with a cache: one mask source for both.
+"""The attention layer: projections, rotary positions and the cache around `attend`.
 
-B batch, T queries, S keys, D embed, N heads, K kv heads, G heads a kv head, H head dim.
+B batch, T queries, S keys, D embed, N heads, K kv heads, H head dim.
 """
 
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
+from model.attend import attend
 from model.config import ModelConfig
+from model.context import Context
 from model.layers import Norm, Projection, output_std, rotate
 
 
@@ -18,59 +19,6 @@ class KVCache(NamedTuple):
 
     k: jax.Array
     v: jax.Array
-
-
-class Context(NamedTuple):
-    """What attention needs to know of the tokens, the same for every layer.
-
-    Attributes:
-        positions_BT: place of each query in its own segment.
-        segments_BT: which document a query belongs to; 0 is padding.
-        key_positions_BS: the same of the keys; identical to `positions_BT` unless a cache is read.
-        key_segments_BS: likewise.
-        sin_BTH: sine of the rotary angles, H/2 columns; None with learned positions.
-        cos_BTH: cosine of them.
-        slot: the cache column where this call's keys begin; None without a cache.
-    """
-
-    positions_BT: jax.Array
-    segments_BT: jax.Array
-    key_positions_BS: jax.Array
-    key_segments_BS: jax.Array
-    sin_BTH: jax.Array | None
-    cos_BTH: jax.Array | None
-    slot: jax.Array | None
-
-
-def attention_mask(context: Context, window: jax.Array | None) -> jax.Array:
-    """Returns mask_BTS: true where a query may see a key.
-
-    Same segment, not in the future, and within `window` tokens (a scalar; 0 or None is unlimited). Padding sees
-    padding, so that no softmax runs over an empty row.
-    """
-    q, k = context.positions_BT[:, :, None], context.key_positions_BS[:, None, :]
-    mask_BTS = (context.segments_BT[:, :, None] == context.key_segments_BS[:, None, :]) & (k <= q)
-    if window is not None:
-        mask_BTS &= (window == 0) | (q - k < window)
-    return mask_BTS
-
-
-def attend(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array, scale: float, softcap: float
-) -> jax.Array:
-    """Returns softmax(scale * q k^T) v as o_BTNH, the softmax in float32 (arXiv:1706.03762, equation 1).
-
-    A positive `softcap` bounds the logits by softcap * tanh(logits / softcap) (Gemma 2, arXiv:2408.00118, section 2).
-    """
-    B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    logits = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scale
-    if softcap:
-        logits = softcap * jnp.tanh(logits / softcap)
-    logits = jnp.where(mask_BTS[:, None, None], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v_BSKH.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH).reshape(B, T, N, H)
 
 
 class Attention(nn.Module):
@@ -107,8 +55,7 @@ class Attention(nn.Module):
                 )
             )
         k, v = (k_BTKH, v_BTKH) if cache is None else cache
-        scale = cfg.query_scale or H**-0.5
-        o_BTNH = attend(q_BTNH, k, v, attention_mask(context, window), scale, cfg.attention_softcap)
+        o_BTNH = attend(cfg, q_BTNH, k, v, context, window)
         std, bias = output_std(cfg, fan_in=N * H), int(cfg.output_bias)
         out = Projection("BTNH,NHD->BTD", (N, H, D), ("heads", "head_dim", "embed"), std, bias, name="output")
         return out(o_BTNH), cache

@@ -6,6 +6,7 @@ B batch, T length, S keys, D embed, V vocabulary or classes.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from flax import linen as nn
 from model import losses
 from model.config import ModelConfig
 from model.layers import axes
-from model.transformer import Batch, Params, backbone, init_backbone
+from model.transformer import Batch, Params, backbone, in_compute_dtype, init_backbone
 
 
 class Objective(NamedTuple):
@@ -23,11 +24,13 @@ class Objective(NamedTuple):
 
     Attributes:
         init: rng -> boxed parameters.
+        cast: parameters -> what the loss is differentiated by (`transformer.in_compute_dtype`).
         loss: (params, batch) -> `LossSums`.
         predict: (params, batch) -> what evaluation reads: nll_BT of a language model, logits_BTV of a classifier.
     """
 
     init: Callable[[jax.Array], Params]
+    cast: Callable[[Params], Params]
     loss: Callable[[Params, Batch], losses.LossSums]
     predict: Callable[[Params, Batch], jax.Array]
 
@@ -66,7 +69,7 @@ def language_model(config: ModelConfig, z_loss: float = 0.0, chunk: int = 0) -> 
         softcap = config.logit_softcap
         return losses.token_nll(x_BTD, unembedding(params), batch["targets"], softcap=softcap, chunk=chunk)
 
-    return Objective(init, loss, predict)
+    return Objective(init, partial(in_compute_dtype, config), loss, predict)
 
 
 def classifier(config: ModelConfig, num_classes: int, pooling: Literal["last", "mean"]) -> Objective:
@@ -92,7 +95,7 @@ def classifier(config: ModelConfig, num_classes: int, pooling: Literal["last", "
     def predict(params: Params, batch: Batch) -> jax.Array:
         return losses.logits(pooled(params, batch), params["head"]["table"])
 
-    return Objective(init, loss, predict)
+    return Objective(init, partial(in_compute_dtype, config), loss, predict)
 
 
 def running_mean(x_BTD: jax.Array, segments_BT: jax.Array) -> jax.Array:

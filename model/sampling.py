@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from model import losses
 from model.attention import KVCache
 from model.config import ModelConfig
+from model.context import make_context
 from model.heads import unembedding
 from model.layers import compute_dtype
-from model.transformer import Params, make_context, run_layers
+from model.transformer import Params, run_layers
 
 
 @partial(jax.jit, static_argnames=("config", "max_new_tokens", "top_k", "eos_id"))

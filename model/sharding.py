@@ -34,6 +34,7 @@ PARAMETER_RULES: dict[str, tuple[str, ...]] = {
 ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
     "batch": ("slice", "data", "fsdp"),
     "length": ("context",),
+    "heads": ("tensor",),
     "activation": (),
 }
 BATCH_SPEC = PartitionSpec(ACTIVATION_RULES["batch"], ACTIVATION_RULES["length"])

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from model.attention import Attention, Context, KVCache
+from model.attention import Attention, KVCache
 from model.config import ModelConfig
-from model.layers import MLP, Norm, axes, compute_dtype, rope_frequencies
+from model.context import Context, make_context
+from model.layers import MLP, Norm, axes, compute_dtype
 from model.sharding import constrain
 
 Params = dict[str, Any]
@@ -95,6 +96,21 @@ def init_backbone(config: ModelConfig, rng: jax.Array) -> Params:
     }
 
 
+def in_compute_dtype(config: ModelConfig, params: Params) -> Params:
+    """Returns the parameters with the layers' matrices as the matrix products read them.
+
+    XLA keeps such a copy anyway; to differentiate with respect to it stores a bfloat16 gradient in half the memory of
+    the float32 one that is its conversion.
+    """
+    dtype = compute_dtype(config)
+
+    def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
+
+    layers = jax.tree_util.tree_map_with_path(cast, params["backbone"]["layers"])
+    return {**params, "backbone": {**params["backbone"], "layers": layers}}
+
+
 def backbone(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
     """Returns x_BTD, the final-norm hidden states of packed rows.
 
@@ -105,21 +121,6 @@ def backbone(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
     """
     context = make_context(config, batch["positions"], batch["segment_ids"])
     return run_layers(config, params, batch["tokens"], context, None)[0]
-
-
-def make_context(
-    config: ModelConfig,
-    positions_BT: jax.Array,
-    segments_BT: jax.Array,
-    keys: tuple[jax.Array, jax.Array, jax.Array] | None = None,
-) -> Context:
-    """Returns the `Context` of some queries; `keys` is (key_positions_BS, key_segments_BS, slot) with a cache."""
-    sin, cos = None, None
-    if config.position == "rope":
-        angles_BTH = positions_BT[..., None].astype(jnp.float32) * rope_frequencies(config)
-        sin, cos = jnp.sin(angles_BTH), jnp.cos(angles_BTH)
-    key_positions, key_segments, slot = keys or (positions_BT, segments_BT, None)
-    return Context(positions_BT, segments_BT, key_positions, key_segments, sin, cos, slot)
 
 
 def run_layers(

@@ -134,15 +134,20 @@ def summed_gradients(objective: Objective, params: Params, batch: Batch, microba
         sums = objective.loss(params, part)
         return sums.objective, sums
 
-    gradient = jax.grad(loss, has_aux=True)
+    cast = objective.cast(params)
+
+    def gradient(part: Batch) -> tuple[Params, LossSums]:
+        grads, sums = jax.grad(loss, has_aux=True)(cast, part)
+        return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), sums
+
     if microbatches == 1:
-        return gradient(params, batch)
+        return gradient(batch)
 
     def body(total: tuple[Params, LossSums], part: Batch) -> tuple[tuple[Params, LossSums], None]:
-        return jax.tree.map(jnp.add, total, gradient(params, part)), None
+        return jax.tree.map(jnp.add, total, gradient(part)), None
 
     parts_MBT = jax.tree.map(lambda x: _deal(x, microbatches), dict(batch))
-    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts_MBT))
+    shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts_MBT))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.scan(body, zeros, parts_MBT)[0]
 

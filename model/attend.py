@@ -1,0 +1,183 @@
+"""softmax(q k^T) v behind one switch: XLA everywhere, cuDNN's flash attention on GPU, Splash (Pallas) on TPU.
+
+All three honour segments, sliding windows and grouped heads, and split the batch, the heads and the queries over the
+mesh; keys and values are gathered over the `context` axis.
+B batch, T queries, S keys, N heads, K kv heads, G heads a kv head, H head dim.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import NamedSharding, PartitionSpec
+
+from configs.errors import UserError
+from model.config import ModelConfig
+from model.context import Context, attention_mask
+from model.layers import platform
+from model.sharding import ACTIVATION_RULES, spec
+
+_LANES = 128  # a TPU vector register's width: Splash's blocks are multiples of it
+_LARGEST_BLOCK = 512
+_QUERIES = spec(("batch", "length", "heads", "activation"), ACTIVATION_RULES)
+_KEYS = spec(("batch", "activation", "heads", "activation"), ACTIVATION_RULES)
+
+
+def attend(
+    config: ModelConfig,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    context: Context,
+    window: jax.Array | None,
+) -> jax.Array:
+    """Returns o_BTNH by `config.attention`; a query that reads a cache always goes through XLA.
+
+    Args:
+        config: the model.
+        q_BTNH: queries.
+        k_BSKH: keys.
+        v_BSKH: values.
+        context: who may see whom.
+        window: of this layer in tokens, a scalar of `config.windows`; 0 or None is unlimited.
+
+    Raises:
+        UserError: the implementation cannot run this model or this length.
+    """
+    implementation = "xla" if context.slot is not None else _implementation(config, q_BTNH.shape[1])
+    if implementation == "splash":
+        return _splash(config, q_BTNH, k_BSKH, v_BSKH, context, window)
+    mask_BTS = attention_mask(context, window)
+    if implementation == "cudnn":
+        return _cudnn(config, q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+    return xla(q_BTNH, k_BSKH, v_BSKH, mask_BTS, _scale(config), config.attention_softcap)
+
+
+def _scale(config: ModelConfig) -> float:
+    return config.query_scale or config.head_dim**-0.5
+
+
+def _implementation(config: ModelConfig, length: int) -> str:
+    """Returns "xla", "cudnn" or "splash": as configured, or the fastest that the platform and the shapes allow."""
+    fits_splash = length % (_LANES * _axis_size("length")) == 0
+    if config.attention == "auto":
+        if platform() == "tpu":
+            return "splash" if fits_splash else "xla"
+        return "cudnn" if platform() == "gpu" and not config.attention_softcap else "xla"
+    if config.attention == "splash" and not fits_splash:
+        raise UserError(
+            f"config.model.attention is 'splash' with rows of {length} tokens; "
+            f"legal: a multiple of {_LANES} x config.mesh.context, or 'xla'"
+        )
+    if config.attention == "cudnn" and config.attention_softcap:
+        raise UserError("config.model.attention is 'cudnn', which has no config.model.attention_softcap; legal: 'xla'")
+    return config.attention
+
+
+def _axis_size(logical: str) -> int:
+    """Returns over how many devices a logical activation axis is split on the current mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    size = 1
+    for axis in () if mesh.empty else ACTIVATION_RULES[logical]:
+        size *= mesh.shape[axis]
+    return size
+
+
+def xla(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array, scale: float, softcap: float
+) -> jax.Array:
+    """Returns softmax(scale * q k^T) v as o_BTNH, the softmax in float32 (arXiv:1706.03762, equation 1).
+
+    A positive `softcap` bounds the logits by softcap * tanh(logits / softcap) (Gemma 2, arXiv:2408.00118, section 2).
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    logits = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scale
+    if softcap:
+        logits = softcap * jnp.tanh(logits / softcap)
+    logits = jnp.where(mask_BTS[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v_BSKH.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH).reshape(B, T, N, H)
+
+
+def _cudnn(
+    config: ModelConfig, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array
+) -> jax.Array:
+    """CuDNN's flash attention; the mask, one for all heads, goes in as its bias, and causality lets it skip blocks."""
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+        causal = q.shape[1] == k.shape[1]
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=mask[:, None], is_causal=causal, scale=_scale(config), implementation="cudnn"
+        )
+
+    mask = spec(("batch", "length", "activation"), ACTIVATION_RULES)
+    return _sharded(local, (_QUERIES, _KEYS, _KEYS, mask))(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+
+
+def _splash(
+    config: ModelConfig,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    context: Context,
+    window: jax.Array | None,
+) -> jax.Array:
+    """Splash attention: blocks that the causal window hides are never visited; segments are masked in the kernel."""
+    arguments = (q_BTNH * _scale(config), k_BSKH, v_BSKH, context.segments_BT, context.key_segments_BS)
+    # A window shapes the kernel, so layers that differ in it need a kernel each.
+    distinct = sorted(set(config.windows))
+    branches = [functools.partial(_splash_window, config, size) for size in distinct]
+    if window is None or len(distinct) == 1:
+        return branches[0](*arguments)
+    return jax.lax.switch(jnp.searchsorted(jnp.asarray(distinct), window), branches, *arguments)
+
+
+def _splash_window(
+    config: ModelConfig,
+    window: int,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    segments_BT: jax.Array,
+    key_segments_BS: jax.Array,
+) -> jax.Array:
+    T, N, shards = q_BTNH.shape[1], q_BTNH.shape[2], _axis_size("length")
+    size = (T, T)
+    mask = splash.LocalMask(size, (window - 1, 0), 0, shards) if window else splash.CausalMask(size, shard_count=shards)
+    block = next(block for block in (_LARGEST_BLOCK, 256, _LANES) if T // shards % block == 0)
+    forward = {"block_q": block, "block_kv": block}
+    backward = dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"), block)
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * (N // _axis_size("heads"))),
+        block_sizes=splash.BlockSizes(**forward, **backward),
+        attn_logits_soft_cap=config.attention_softcap or None,
+        head_shards=1,
+        q_seq_shards=shards,
+        interpret=platform() != "tpu",
+    )
+
+    def local(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, *segments: jax.Array) -> jax.Array:  # noqa: ANN401
+        heads_first = [jnp.moveaxis(x, 2, 1) for x in (q, k, v)]
+        o_BNTH = jax.vmap(kernel)(*heads_first, splash.SegmentIds(*segments))
+        return jnp.moveaxis(o_BNTH, 1, 2)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    blocks = None
+    if not mesh.empty:
+        # The kernel's block tables are split as the queries are.
+        blocks = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, _QUERIES[1])))
+    segments, key_segments = PartitionSpec(*_QUERIES[:2]), PartitionSpec(*_KEYS[:2])
+    inputs = (blocks, _QUERIES, _KEYS, _KEYS, segments, key_segments)
+    return _sharded(local, inputs)(kernel, q_BTNH, k_BSKH, v_BSKH, segments_BT, key_segments_BS)
+
+
+def _sharded(local: Callable[..., jax.Array], inputs: tuple[Any, ...]) -> Callable[..., jax.Array]:
+    """Returns `local` run on each device's part: no compiler pass can split a hand-written kernel."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return local
+    return jax.shard_map(local, in_specs=inputs, out_specs=_QUERIES, check_vma=False)
