@@ -74,7 +74,7 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:  # noqa: ANN401 - a para
             for mesh_axis in PARAMETER_RULES[axis]:
                 parts *= mesh.shape[mesh_axis]
             if size % parts:
-                product = " x ".join(f"config.mesh.{a}" for a in PARAMETER_RULES[axis])
+                product = " x ".join(f"config.mesh.{a}" for a in PARAMETER_RULES[axis] if mesh.shape[a] > 1)
                 low, high = size // parts * parts, -(-size // parts) * parts
                 near = f"{low} or {high}" if low else f"{high}"
                 faults[f"{product} = {parts} does not divide the {axis} axis of {size}; nearest: {near}"] = None

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from model.attention import Attention, KVCache
 from model.config import ModelConfig
@@ -20,10 +21,17 @@ from model.sharding import constrain
 Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]
 
+_LAYER_INPUT = "layer_input"
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_LAYER_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -133,6 +141,7 @@ def run_layers(
 
     def layer(x_BTD: Any, scanned: tuple) -> Any:  # noqa: ANN401 - Linen's apply has no narrower type
         layer_params, window, layer_cache = scanned
+        x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
         return Block(config).apply({"params": layer_params}, x_BTD, context, window, layer_cache)
 
     if config.remat != "none":

@@ -89,7 +89,7 @@ def check_batch(settings: Settings, mesh: Mesh) -> None:
     """Raises UserError naming each size of the batch that the mesh does not divide, with the nearest legal ones."""
     rows = settings.batch_size // settings.microbatches
     faults = [
-        _indivisible(name, size, [f"config.mesh.{a}" for a in axes], math.prod(mesh.shape[a] for a in axes))
+        _indivisible(name, size, {a: mesh.shape[a] for a in axes})
         for name, size, axes in (
             ("config.batch_size / config.microbatches", rows, ACTIVATION_RULES["batch"]),
             ("config.sequence_length", settings.sequence_length, ACTIVATION_RULES["length"]),
@@ -99,12 +99,14 @@ def check_batch(settings: Settings, mesh: Mesh) -> None:
         raise UserError("; ".join(fault for fault in faults if fault))
 
 
-def _indivisible(name: str, size: int, axes: list[str], parts: int) -> str:
+def _indivisible(name: str, size: int, axes: dict[str, int]) -> str:
+    parts = math.prod(axes.values())
     if size % parts == 0:
         return ""
+    product = " x ".join(f"config.mesh.{axis}" for axis, devices in axes.items() if devices > 1)
     low, high = size // parts * parts, -(-size // parts) * parts
     near = f"{low} or {high}" if low else f"{high}"
-    return f"{name} is {size}, which {' x '.join(axes)} = {parts} does not divide; nearest: {near}"
+    return f"{name} is {size}, which {product} = {parts} does not divide; nearest: {near}"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -6,11 +6,11 @@ import pytest
 from configs import default
 from configs.errors import UserError
 from configs.models import PUBLISHED_PARAMETERS, architecture
-from model.config import matmul_parameters, model_config
+from model.config import EXECUTION_FIELDS, matmul_parameters, model_config
 from model.heads import language_model, parameter_count
 
 # Fields of config.model that say how a model starts or runs, which no published architecture decides.
-NOT_ARCHITECTURE = {"output_init", "compute_dtype", "scan_layers", "remat"}
+NOT_ARCHITECTURE = {"output_init", *EXECUTION_FIELDS}
 
 
 def count_parameters(a: dict) -> int:

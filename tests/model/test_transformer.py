@@ -81,7 +81,7 @@ def test_scan_and_remat_change_no_gradient(case):
 
     plain = gradient(scan_layers=False, remat="none")
     for execution in ({"scan_layers": True, "remat": "none"}, {"scan_layers": True, "remat": "full"},
-                      {"scan_layers": False, "remat": "dots"}):  # fmt: skip
+                      {"scan_layers": False, "remat": "dots"}, {"scan_layers": True, "remat": "offload"}):  # fmt: skip
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), plain, gradient(**execution))
 
 
