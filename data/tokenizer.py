@@ -161,6 +161,17 @@ def is_trainable(spec: str) -> bool:
     return spec in ("bytes", "chars") or _bpe_size(spec) is not None
 
 
+def planned_vocab_size(spec: str) -> int | None:
+    """Returns how many tokens the tokenizer of `spec` will have at most; None where only the text can tell ("chars").
+
+    Raises:
+        UserError: see `get_tokenizer`.
+    """
+    if spec == "chars":
+        return None
+    return _SMALLEST_BPE if spec == "bytes" else _bpe_size(spec) or get_tokenizer(spec, list).vocab_size
+
+
 def _bpe_size(spec: str) -> int | None:
     match = re.fullmatch(r"bpe:([0-9]{1,9})", spec)
     return int(match[1]) if match and int(match[1]) >= _SMALLEST_BPE else None

@@ -13,6 +13,9 @@ from model.config import ModelConfig
 from model.context import Context
 from model.layers import Norm, Projection, output_std, rotate
 
+# Names attention's own products in profiles and to whoever counts FLOPs.
+SCOPE = "attend"
+
 
 class KVCache(NamedTuple):
     """Keys and values of one layer (or of all, stacked on a leading axis): k_BSKH and v_BSKH."""
@@ -55,7 +58,8 @@ class Attention(nn.Module):
                 )
             )
         k, v = (k_BTKH, v_BTKH) if cache is None else cache
-        o_BTNH = attend(cfg, q_BTNH, k, v, context, window)
+        with jax.named_scope(SCOPE):
+            o_BTNH = attend(cfg, q_BTNH, k, v, context, window)
         std, bias = output_std(cfg, fan_in=N * H), int(cfg.output_bias)
         out = Projection("BTNH,NHD->BTD", (N, H, D), ("heads", "head_dim", "embed"), std, bias, name="output")
         return out(o_BTNH), cache

@@ -123,8 +123,14 @@ def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float
     6 per matmul weight, plus 12 * layers * heads * head_dim * context for QK and AV (PaLM, arXiv:2204.02311,
     appendix B), where context is the mean number of keys a causal query sees in its window.
     """
-    keys = sum(_mean_keys(window, sequence_length) for window in config.windows)
+    keys = visible_pairs(config, sequence_length) * config.num_layers * sequence_length
     return 6 * matmul_parameters(config) + 12 * config.num_heads * config.head_dim * keys
+
+
+def visible_pairs(config: ModelConfig, sequence_length: int) -> float:
+    """Returns which part of all (query, key) pairs of a row the causal windows show, the mean over the layers."""
+    keys = sum(_mean_keys(window, sequence_length) for window in config.windows)
+    return keys / (config.num_layers * sequence_length)
 
 
 def _mean_keys(window: int, length: int) -> float:

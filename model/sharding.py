@@ -9,9 +9,12 @@ from typing import Any
 
 import jax
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from configs.errors import UserError
+
+# An abstract mesh is of devices that nobody has: enough to plan, not to run.
+AnyMesh = Mesh | AbstractMesh
 
 # Slowest link first. Experts and pipeline stages would stand between data and fsdp.
 MESH_AXES = ("slice", "data", "fsdp", "tensor", "context")
@@ -59,7 +62,7 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(axes, ACTIVATION_RULES))
 
 
-def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:  # noqa: ANN401 - a parameter tree
+def parameter_shardings(boxed: Any, mesh: AnyMesh) -> Any:  # noqa: ANN401 - a parameter tree
     """Returns a tree of `NamedSharding`, one a parameter, from the boxed (axis-naming) abstract parameters.
 
     Raises:

@@ -19,6 +19,7 @@ COMMANDS = {
     "finetune": "foundation model + labelled rows -> task model, with a before/after table",
     "evaluate": "score a model on text or on labelled rows",
     "generate": "continue a prompt",
+    "plan": "memory, time and money of a config on chips that are not here",
     "demo": "all of it, on this machine's own Python documentation",
 }
 _ROOT = Path(__file__).resolve().parent.parent

@@ -10,7 +10,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from configs.errors import UserError
-from model.sharding import ACTIVATION_RULES, BATCH_SPEC, MESH_AXES
+from model.sharding import ACTIVATION_RULES, BATCH_SPEC, MESH_AXES, AnyMesh
 from train.settings import MeshSettings, Settings
 
 
@@ -85,7 +85,7 @@ def apply_xla_flags(settings: Settings) -> None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {settings.xla_flags}".strip()
 
 
-def check_batch(settings: Settings, mesh: Mesh) -> None:
+def check_batch(settings: Settings, mesh: AnyMesh) -> None:
     """Raises UserError naming each size of the batch that the mesh does not divide, with the nearest legal ones."""
     rows = settings.batch_size // settings.microbatches
     faults = [
@@ -109,12 +109,12 @@ def _indivisible(name: str, size: int, axes: dict[str, int]) -> str:
     return f"{name} is {size}, which {product} = {parts} does not divide; nearest: {near}"
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
     """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """Returns the sharding of a (rows, length) batch."""
     return NamedSharding(mesh, BATCH_SPEC)
 

@@ -17,7 +17,7 @@ from data.packing import PackedRows
 from data.prepare import prepare
 from data.store import open_store
 from data.tokenizer import Tokenizer, load_tokenizer
-from model.config import ModelConfig, model_config, training_flops_per_token
+from model.config import ModelConfig, training_flops_per_token
 from model.heads import language_model, parameter_count
 from model.sharding import MESH_AXES
 from train import run as runs
@@ -25,10 +25,9 @@ from train.loop import Job, fit
 from train.mesh import apply_xla_flags, check_batch, make_mesh
 from train.metrics import console, step_progress
 from train.scoring import language_model_evaluator
-from train.settings import Settings, from_config
+from train.settings import Settings, complete_model, from_config
 
 REQUIRED = ("config", "workdir")
-_VOCABULARY_MULTIPLE = 64
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -124,7 +123,6 @@ def _architecture(
     settings: Settings, tokenizer: Tokenizer, parent: Path | None
 ) -> tuple[ModelConfig, list[dict[str, str]]]:
     """Returns (the model, its lineage): the config's own, or the parent run's, which must have the same tokenizer."""
-    section = dict(settings.model)
     if parent is not None:
         record = runs.read_record(parent)
         theirs = load_tokenizer(parent / "tokenizer")
@@ -133,23 +131,8 @@ def _architecture(
                 f"{settings.data.path} was tokenized with a vocabulary of {tokenizer.vocab_size} tokens that is not "
                 f"that of {parent} ({theirs.vocab_size} tokens): run prepare --tokenizer={parent}/tokenizer"
             )
-        return runs.with_execution(record.model, section), runs.ancestor(parent, record)
-    if not section.get("vocab_size"):
-        section["vocab_size"] = -(-tokenizer.vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
-    if not section.get("context_length"):
-        section["context_length"] = settings.sequence_length
-    model = model_config(section)
-    if model.vocab_size < tokenizer.vocab_size:
-        raise UserError(
-            f"config.model.vocab_size is {model.vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens; "
-            f"legal: 0 or at least {tokenizer.vocab_size}"
-        )
-    if model.context_length < settings.sequence_length:
-        raise UserError(
-            f"config.sequence_length is {settings.sequence_length}; "
-            f"legal: at most config.model.context_length {model.context_length}"
-        )
-    return model, []
+        return runs.with_execution(record.model, settings.model), runs.ancestor(parent, record)
+    return complete_model(settings, tokenizer.vocab_size), []
 
 
 if __name__ == "__main__":

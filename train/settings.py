@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from configs.errors import UserError
 from configs.schema import build
-from model.config import model_config
+from data.tokenizer import planned_vocab_size
+from model.config import ModelConfig, model_config
 
+_VOCABULARY_MULTIPLE = 64
 SECTIONS = ("model", "mesh", "data", "task", "optimizer", "loss", "evaluation", "checkpoint", "logging")
 
 
@@ -149,6 +152,49 @@ def from_config(config: Mapping[str, Any]) -> Settings:
     # The numbers that only the data can fill in are stood in for, so that a fault shows before any data is read.
     model_config(settings.model | {k: settings.model[k] or 1 for k in ("vocab_size", "context_length")})
     return settings
+
+
+def complete_model(settings: Settings, vocab_size: int) -> ModelConfig:
+    """Returns the `ModelConfig`, with what `config.model` leaves at 0 filled in.
+
+    Args:
+        settings: of the run; `sequence_length` is the default of `context_length`.
+        vocab_size: of the tokenizer; rounded up so that meshes divide it.
+
+    Raises:
+        UserError: the model has fewer tokens than the tokenizer, or rows are longer than its context.
+    """
+    section = dict(settings.model)
+    section["vocab_size"] = section["vocab_size"] or -(-vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+    section["context_length"] = section["context_length"] or settings.sequence_length
+    model = model_config(section)
+    if model.vocab_size < vocab_size:
+        raise UserError(
+            f"config.model.vocab_size is {model.vocab_size}, but the tokenizer has {vocab_size} tokens; "
+            f"legal: 0 or at least {vocab_size}"
+        )
+    if model.context_length < settings.sequence_length:
+        raise UserError(
+            f"config.sequence_length is {settings.sequence_length}; "
+            f"legal: at most config.model.context_length {model.context_length}"
+        )
+    return model
+
+
+def planned_model(settings: Settings) -> ModelConfig:
+    """Returns the model of a config before there is any data: its tokenizer's size is what it may grow to.
+
+    Raises:
+        UserError: nothing says how large the vocabulary will be; or see `complete_model`.
+    """
+    store = Path(settings.data.path or ".")
+    size = planned_vocab_size(str(store) if (store / "manifest.json").is_file() else settings.tokenizer)
+    if size is None and not settings.model["vocab_size"]:
+        raise UserError(
+            f"config.tokenizer is {settings.tokenizer!r}, whose size only the text can tell; "
+            "legal: set config.model.vocab_size"
+        )
+    return complete_model(settings, size or 0)
 
 
 def _check_ranges(s: Settings) -> None:

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from model.heads import Objective
 from model.losses import LossSums
-from model.sharding import parameter_shardings
+from model.sharding import AnyMesh, parameter_shardings
 from model.transformer import Batch, Params
 from train.mesh import batch_sharding, replicated
 from train.optimizer import make_optimizer, make_schedule
@@ -37,7 +37,7 @@ def init_state(objective: Objective, optimizer: optax.GradientTransformation, rn
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def state_shardings(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:  # noqa: ANN401
+def state_shardings(objective: Objective, optimizer: optax.GradientTransformation, mesh: AnyMesh) -> Any:  # noqa: ANN401
     """Returns a `TrainState` of `NamedSharding`s: the optimizer's moments live where their parameter does."""
     boxed = jax.eval_shape(objective.init, jax.random.key(0))
     params = parameter_shardings(boxed, mesh)
@@ -65,11 +65,11 @@ class Program(NamedTuple):
 
     state: TrainState
     initialise: Callable[[jax.Array], TrainState]
-    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    step: jax.stages.Wrapped
     batch: Batch
 
 
-def make_program(objective: Objective, settings: Settings, mesh: Mesh) -> Program:
+def make_program(objective: Objective, settings: Settings, mesh: AnyMesh) -> Program:
     """Returns the `Program` of a run.
 
     Raises:
@@ -84,8 +84,6 @@ def make_program(objective: Objective, settings: Settings, mesh: Mesh) -> Progra
     def initialise(key_data: jax.Array) -> TrainState:
         return init_state(objective, optimizer, jax.random.wrap_key_data(key_data))
 
-    shape = (settings.batch_size, settings.sequence_length)
-    dtypes = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32) | {"weights": jnp.float32}
     return Program(
         state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
         initialise=jax.jit(initialise, out_shardings=shardings),
@@ -95,8 +93,14 @@ def make_program(objective: Objective, settings: Settings, mesh: Mesh) -> Progra
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
         ),
-        batch={k: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh)) for k, dtype in dtypes.items()},
+        batch=abstract_batch(settings.batch_size, settings.sequence_length, batch_sharding(mesh)),
     )
+
+
+def abstract_batch(rows: int, length: int, sharding: NamedSharding | None = None) -> Batch:
+    """Returns the shapes and types of a (rows, length) batch."""
+    dtypes = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32) | {"weights": jnp.float32}
+    return {k: jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding) for k, dtype in dtypes.items()}  # type: ignore[misc]
 
 
 def make_train_step(

@@ -17,6 +17,9 @@ def get_config(name: str = "smollm2_135m") -> ConfigDict:
     # The published numbers say all that differs from a plain Llama; our own small-model choices go.
     config.model.update({"qk_norm": False, "output_init": "scaled", "remat": "full"})
     config.model.update(models.architecture(name))
+    # A vocabulary that meshes do not divide (GPT-2's 50,257) gets rows that no token uses.
+    if config.model.vocab_size % 128:
+        config.model.vocab_size = -(-config.model.vocab_size // 512) * 512
     config.batch_size = 8
     config.sequence_length = min(2048, config.model.context_length)
     config.num_steps = 10_000

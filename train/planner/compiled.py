@@ -1,0 +1,96 @@
+"""Compiles the real train step for devices that are not here, and reads memory and collectives off the result."""
+
+import contextlib
+import dataclasses
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from train.planner.hlo import Collective, Module
+from train.step import Program
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What XLA says of one device's part of a train step.
+
+    Attributes:
+        peak_bytes: memory at its fullest.
+        argument_bytes: state and batch.
+        alias_bytes: of the state, written in place because it is donated.
+        seconds: of the compilation, tracing included.
+        collectives: of one step.
+        traffic: bytes to and from memory in one step.
+        instructions: of the module.
+        fits: False where XLA refused for want of memory; then `peak_bytes` is what it asked for and the rest is empty.
+    """
+
+    peak_bytes: float
+    argument_bytes: float
+    alias_bytes: float
+    seconds: float
+    collectives: tuple[Collective, ...]
+    traffic: float
+    instructions: int
+    fits: bool
+
+
+def compile_step(program: Program, mesh: Mesh, state_bytes: float) -> Compiled:
+    """Returns the `Compiled` train step of a program whose mesh may be of devices that are not attached.
+
+    Args:
+        program: of the run.
+        mesh: of the program.
+        state_bytes: of one device; added to the temporaries where XLA refuses to compile and names only those.
+    """
+    start = time.perf_counter()
+    try:
+        with jax.set_mesh(mesh), _without_cache():
+            compiled = program.step.lower(program.state, program.batch).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        needed = _asked_for(str(error), state_bytes)
+        return Compiled(needed, state_bytes, 0.0, time.perf_counter() - start, (), 0.0, 0, fits=False)
+    seconds = time.perf_counter() - start
+    memory: Any = compiled.memory_analysis()
+    whole = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    whole += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    module = Module(compiled.as_text() or "")
+    return Compiled(
+        # XLA's GPU compiler reports no peak.
+        peak_bytes=getattr(memory, "peak_memory_in_bytes", 0) or whole,
+        argument_bytes=memory.argument_size_in_bytes,
+        alias_bytes=memory.alias_size_in_bytes,
+        seconds=seconds,
+        collectives=tuple(module.collectives()),
+        traffic=module.memory_traffic(),
+        instructions=module.instructions(),
+        fits=True,
+    )
+
+
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    """A program for devices that are not attached can be written to the compilation cache but not read from it."""
+    enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+
+
+def _asked_for(message: str, state_bytes: float) -> float:
+    """Returns the bytes that XLA's out-of-memory message says the program needs."""
+    found = re.search(r"temporaries \(([\d.]+)([KMGT])\)", message)
+    if found:
+        return float(found[1]) * _UNITS[found[2]] + state_bytes
+    found = re.search(r"Used ([\d.]+)([KMGT]) of", message)
+    return float(found[1]) * _UNITS[found[2]] if found else 0.0

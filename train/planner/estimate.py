@@ -1,0 +1,169 @@
+"""Bytes and seconds of a step by arithmetic, without a compiler: what ranks a search, and all there is for some GPUs.
+
+B rows of one chip and microbatch, T tokens of a row on one chip, D embed, N heads, K kv heads, H head dim, F mlp.
+"""
+
+import dataclasses
+import math
+
+import jax
+
+from model.config import ModelConfig
+from train.hardware import Chip
+from train.planner.trace import Trace
+from train.settings import Settings
+from train.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one device does and holds in one step.
+
+    Attributes:
+        buffers: {what: bytes} at the peak; their sum is the peak.
+        traffic: bytes to and from its memory.
+        link_bytes: sent over the fast links.
+        network_bytes: sent over the data-centre network.
+        collectives: {kind: (count, bytes)}.
+    """
+
+    buffers: dict[str, float]
+    traffic: float
+    link_bytes: float
+    network_bytes: float
+    collectives: dict[str, tuple[float, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    """One layer on one device: tokens of a microbatch, bytes a number, and activations of a token in numbers."""
+
+    tokens: float
+    itemsize: int
+    saved: float  # bytes a token of all layers, kept from the forward to the backward pass
+    working: float  # a token, alive inside one layer
+
+
+def estimate(
+    settings: Settings, model: ModelConfig, traced: Trace, state: TrainState, mesh: dict[str, int], chip: Chip
+) -> Work:
+    """Returns the `Work` of a train step in bfloat16 with flash attention.
+
+    Args:
+        settings: of the run; batch, microbatches, loss chunk.
+        model: that runs.
+        traced: of the model.
+        state: abstract, with shardings.
+        mesh: devices an axis.
+        chip: what fast links join.
+    """
+    shape = _shape(settings, model, traced, mesh)
+    buffers = _buffers(settings, model, state, mesh, shape)
+    sent = _collectives(settings, model, mesh, shape)
+    link = sum(total for axis, _, _, total in sent if not _crosses(axis, mesh, chip))
+    network = sum(total for axis, _, _, total in sent if _crosses(axis, mesh, chip))
+    collectives: dict[str, tuple[float, float]] = {}
+    for _, kind, count, total in sent:
+        before = collectives.get(kind, (0.0, 0.0))
+        collectives[kind] = (before[0] + count, before[1] + total)
+    return Work(buffers, _traffic(settings, model, mesh, shape, buffers), link, network, collectives)
+
+
+def tree_bytes(tree: object) -> float:
+    """Returns the bytes of one device's part of an abstract tree with shardings."""
+    leaves = jax.tree.leaves(tree)
+    return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves))
+
+
+def _shape(settings: Settings, model: ModelConfig, traced: Trace, mesh: dict[str, int]) -> _Shape:
+    D, NH, KH = model.embed_dim, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    tensor = mesh["tensor"]
+    heads, mlp = (NH + 2 * KH) / tensor, model.mlp_dim / tensor * (2 if model.gated else 1)
+    # Norms, projections before and after rotation, attention's output, the MLP's hidden units before and after.
+    working = 6 * D + 2 * heads + NH / tensor + 2 * mlp
+    rows = settings.batch_size / settings.microbatches / (mesh["slice"] * mesh["data"] * mesh["fsdp"])
+    itemsize = 4 if model.compute_dtype == "float32" else 2
+    saved = traced.saved + traced.saved_split / tensor
+    return _Shape(rows * settings.sequence_length / mesh["context"], itemsize, saved, working)
+
+
+def _buffers(
+    settings: Settings, model: ModelConfig, state: TrainState, mesh: dict[str, int], shape: _Shape
+) -> dict[str, float]:
+    params = tree_bytes(state.params)
+    tables = params - tree_bytes(state.params["backbone"]["layers"])
+    gradients = tables + (params - tables) * shape.itemsize / 4
+    if settings.microbatches > 1:
+        gradients += params
+    chunk = (settings.loss.chunk or settings.sequence_length) / settings.sequence_length
+    logits = shape.tokens * chunk * model.vocab_size / mesh["tensor"] * (4 + shape.itemsize)
+    layer = tree_bytes(state.params["backbone"]["layers"]) / model.num_layers * mesh["fsdp"]
+    gathered = layer * shape.itemsize / 4 if mesh["fsdp"] > 1 else 0.0
+    inside = shape.tokens * shape.working * shape.itemsize + 2 * gathered
+    return {
+        "parameters": params,
+        "optimizer state": tree_bytes(state.opt_state),
+        "gradients": gradients,
+        f"activations saved (remat {model.remat})": shape.tokens * shape.saved,
+        # The loss and a layer's backward pass do not overlap.
+        "working memory of a layer": inside if inside >= logits else 0.0,
+        "logits of a chunk": logits if logits > inside else 0.0,
+    }
+
+
+def _passes(model: ModelConfig) -> int:
+    """Forward, backward, and forward again where the backward pass recomputes it."""
+    return 3 if model.remat in ("full", "offload") else 2
+
+
+def _collectives(
+    settings: Settings, model: ModelConfig, mesh: dict[str, int], shape: _Shape
+) -> list[tuple[str, str, float, float]]:
+    """Returns (mesh axis, kind, count, bytes sent) of the parameters' and the activations' collectives."""
+    D, KH, L, parts = model.embed_dim, model.num_kv_heads * model.head_dim, model.num_layers, settings.microbatches
+    attention = D * model.head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
+    matrices = L * (attention + D * model.mlp_dim * (3 if model.gated else 2)) * shape.itemsize / mesh["tensor"]
+    tensors = 7 if model.gated else 6
+    passes, layers = _passes(model), L * parts
+    stream, keys = shape.tokens * D * shape.itemsize, 2 * shape.tokens * KH / mesh["tensor"] * shape.itemsize
+    share = {axis: (size - 1) / size for axis, size in mesh.items()}
+    found: list[tuple[str, str, float, float]] = []
+    if mesh["fsdp"] > 1:
+        gathers = passes if passes == 2 else passes - 1
+        found.append(("fsdp", "all-gather", gathers * tensors * layers, gathers * parts * matrices * share["fsdp"]))
+        found.append(("fsdp", "reduce-scatter", tensors * layers, parts * matrices * share["fsdp"]))
+    for axis in ("data", "slice"):
+        if mesh[axis] > 1:
+            found.append((axis, "all-reduce", tensors, 2 * matrices / mesh["fsdp"] * share[axis]))
+    if mesh["tensor"] > 1:
+        sums = 2 * passes * layers
+        found.append(("tensor", "all-reduce", sums, 2 * sums * stream * share["tensor"]))
+    if mesh["context"] > 1:
+        count = passes * 2 * layers
+        found.append(("context", "all-gather", count, passes * layers * keys * (mesh["context"] - 1)))
+        found.append(("context", "reduce-scatter", 2 * layers, layers * keys * (mesh["context"] - 1)))
+        found.append(("context", "all-reduce", tensors, 2 * matrices / mesh["fsdp"] * share["context"]))
+    return found
+
+
+def _crosses(axis: str, mesh: dict[str, int], chip: Chip) -> bool:
+    """Returns whether an axis leaves the chips that fast links join; the last axes of the mesh lie innermost."""
+    if not chip.group:
+        return axis == "slice"
+    names = list(mesh)
+    reach = math.prod(mesh[name] for name in names[names.index(axis) :])
+    return reach > chip.group
+
+
+def _traffic(
+    settings: Settings, model: ModelConfig, mesh: dict[str, int], shape: _Shape, buffers: dict[str, float]
+) -> float:
+    """The least that must move: state in and out, weights once a pass, a layer's and the saved activations both ways."""
+    state = 2 * (buffers["parameters"] + buffers["optimizer state"]) + 2 * buffers["gradients"]
+    weights = buffers["parameters"] * mesh["fsdp"] * shape.itemsize / 4
+    passes = _passes(model) * settings.microbatches
+    layers = model.num_layers * shape.tokens * shape.working * shape.itemsize
+    logits = shape.tokens * model.vocab_size / mesh["tensor"] * 4
+    parts = settings.microbatches
+    activations = (passes + parts) * layers + 2 * parts * shape.tokens * shape.saved
+    return state + 2 * passes * weights + activations + 3 * parts * logits

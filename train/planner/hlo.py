@@ -1,0 +1,300 @@
+"""What a compiled module does in one execution, read from its text: collectives and memory traffic.
+
+XLA's own cost analysis visits the body of a loop once; here every computation counts as often as it runs.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# Opcodes that move no bytes: they name, group or wait for what others made.
+_FREE = frozenset(
+    "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
+    "opt-barrier async-start async-update async-done copy-done slice-done iota".split()
+)
+_BYTES = {
+    "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4,
+    "s64": 8, "u64": 8, "f64": 8, "c64": 8, "s4": 0.5, "u4": 0.5, "f8e4m3fn": 1, "f8e5m2": 1,
+}  # fmt: skip
+_ARRAY = re.compile(r"([a-z]+[0-9]*(?:e\dm\d\w*)?)\[([\d,]*)\](\{[^{}]*\})?")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_NAME = re.compile(r"%([\w.\-]+)")
+
+
+class Instruction(NamedTuple):
+    """One line of a computation; `rest` is the text behind the operands."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    rest: str
+    root: bool
+
+
+Computation = dict[str, Instruction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All collectives of one kind and one group of devices in one execution of the module.
+
+    Attributes:
+        kind: of `COLLECTIVES`.
+        group: the devices (by number) of the first replica group.
+        count: executions.
+        bytes: that each device sends, all executions together, by a ring or bidirectional ring.
+    """
+
+    kind: str
+    group: tuple[int, ...]
+    count: float
+    bytes: float
+
+
+class Module:
+    """A parsed HLO module and how often each of its computations runs."""
+
+    def __init__(self, text: str) -> None:
+        self.computations, self.entry = _parse(text)
+        self.runs: dict[str, float] = {}
+        self.fused: set[str] = set()
+        self._count(self.entry, 1.0)
+
+    def collectives(self) -> list[Collective]:
+        """Returns the module's collectives, summed by kind and group."""
+        found: dict[tuple[str, tuple[int, ...]], tuple[float, float]] = {}
+        seen: set[str] = set()
+        for name, runs in self.runs.items():
+            for instruction in self.computations[name].values():
+                kind = instruction.opcode.removesuffix("-start")
+                if kind not in COLLECTIVES:
+                    continue
+                # One asynchronous collective shows up in each fusion of the chain that carries it along.
+                chain = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', instruction.rest)
+                if chain and name in self.fused:
+                    if chain[0] in seen:
+                        continue
+                    seen.add(chain[0])
+                group = _group(instruction)
+                count, total = found.get((kind, group), (0.0, 0.0))
+                found[kind, group] = (count + runs, total + runs * self._sent(name, instruction, kind, len(group)))
+        return [Collective(kind, group, count, total) for (kind, group), (count, total) in found.items()]
+
+    def memory_traffic(self) -> float:
+        """Returns the bytes that one device reads from and writes to its main memory: operands and results of fusions.
+
+        A fusion that slices one layer out of a stacked array reads the slice, not the stack.
+        """
+        total = 0.0
+        for name, runs in self.runs.items():
+            if name in self.fused:
+                continue
+            computation = self.computations[name]
+            for instruction in computation.values():
+                if instruction.opcode not in _FREE and not instruction.opcode.endswith("-done"):
+                    total += runs * self._moved(computation, instruction)
+        return total
+
+    def instructions(self) -> int:
+        """Returns how many instructions stand in the computations that run, those inside fusions included."""
+        return sum(len(self.computations[name]) for name in self.runs)
+
+    def _count(self, name: str, runs: float, fused: bool = False) -> None:
+        self.runs[name] = self.runs.get(name, 0.0) + runs
+        if fused:
+            self.fused.add(name)
+        for instruction in self.computations[name].values():
+            for called, times in self._calls(instruction):
+                if called in self.computations:
+                    self._count(called, runs * times, fused or instruction.opcode == "fusion")
+
+    def _calls(self, instruction: Instruction) -> Iterator[tuple[str, float]]:
+        rest = instruction.rest
+        if instruction.opcode == "while":
+            body = _attribute(rest, "body")
+            yield body, self._trips(rest, _attribute(rest, "condition"), body)
+        elif instruction.opcode == "conditional":
+            branches = re.search(r"branch_computations=\{([^}]*)\}", rest)
+            names = (
+                _NAME.findall(branches[1]) if branches else re.findall(r"(?:true|false)_computation=%([\w.\-]+)", rest)
+            )
+            for name in names:
+                yield name, 1.0 / len(names)
+        elif instruction.opcode in ("fusion", "call", "async-start"):
+            name = _attribute(rest, "calls") or _attribute(rest, "to_apply")
+            if name:
+                yield name, 1.0
+
+    def _trips(self, rest: str, condition: str, body: str) -> float:
+        """Returns how often a loop runs: as XLA says, or from `counter < limit` and the step that the body adds."""
+        known = re.search(r"known_trip_count\W+n\W+(\d+)", rest)
+        if known:
+            return float(known[1])
+        test = self.computations[condition]
+        compare = next((i for i in test.values() if i.root), None)
+        if compare is None:
+            return 1.0
+        limits = [_constant(test[o]) for o in compare.operands if o in test and test[o].opcode == "constant"]
+        if not limits:
+            limits = [_constant(i) for i in test.values() if i.opcode == "constant"]
+        counters = [test[o] for o in compare.operands if o in test and test[o].opcode == "get-tuple-element"]
+        step = self._step(body, int(_attribute(counters[0].rest, "index") or 0)) if counters else 1
+        return math.ceil(limits[0] / step) if limits else 1.0
+
+    def _step(self, body: str, index: int) -> int:
+        computation = self.computations[body]
+        root = next(i for i in computation.values() if i.root)
+        if root.opcode != "tuple" or index >= len(root.operands):
+            return 1
+        added = computation.get(root.operands[index])
+        if added is None or added.opcode != "add":
+            return 1
+        steps = [_constant(computation[o]) for o in added.operands if computation[o].opcode == "constant"]
+        return steps[0] if steps and steps[0] > 0 else 1
+
+    def _sent(self, name: str, instruction: Instruction, kind: str, size: int) -> float:
+        computation = self.computations[name]
+        operands = sum(_size(computation[o].shape) for o in instruction.operands if o in computation)
+        if kind == "collective-permute":
+            return operands
+        share = (size - 1) / max(size, 1)
+        if kind == "all-gather":
+            return operands * (size - 1)
+        return operands * share * (2 if kind == "all-reduce" else 1)
+
+    def _moved(self, computation: Computation, instruction: Instruction) -> float:
+        """Returns the bytes of main memory that one execution of an instruction reads and writes."""
+        written = _size(instruction.shape, main_memory=True)
+        if instruction.opcode == "dynamic-slice":
+            return 2 * written
+        if instruction.opcode == "dynamic-update-slice":
+            return 2 * _size(computation[instruction.operands[1]].shape, main_memory=True)
+        called = _attribute(instruction.rest, "calls") if instruction.opcode == "fusion" else ""
+        read = 0.0
+        for number, operand in enumerate(instruction.operands):
+            if operand not in computation:
+                continue
+            whole = _size(computation[operand].shape, main_memory=True)
+            part, replaced = self._touched(called, number) if called and whole else (whole, 0.0)
+            read += min(part, whole)
+            if replaced:
+                # The result is the operand with a slice replaced: only the slice is written.
+                written = max(written - whole, 0.0) + replaced
+        return read + written
+
+    def _touched(self, name: str, number: int) -> tuple[float, float]:
+        """Returns the bytes of a computation's parameter that it (reads, replaces in place)."""
+        computation = self.computations[name]
+        pending = [i for i in computation.values() if i.opcode == "parameter" and _constant(i) == number]
+        read, replaced = 0.0, 0.0
+        while pending:
+            source = pending.pop()
+            for user in computation.values():
+                places = [place for place, operand in enumerate(user.operands) if operand == source.name]
+                if not places:
+                    continue
+                if user.opcode == "bitcast":
+                    pending.append(user)
+                elif user.opcode == "dynamic-slice":
+                    read += _size(user.shape)
+                elif user.opcode == "dynamic-update-slice" and places == [0]:
+                    replaced += _size(computation[user.operands[1]].shape)
+                elif user.opcode == "fusion":
+                    for place in places:
+                        inner = self._touched(_attribute(user.rest, "calls"), place)
+                        read, replaced = read + inner[0], replaced + inner[1]
+                else:
+                    return math.inf, 0.0
+        return read, replaced
+
+
+def _parse(text: str) -> tuple[dict[str, Computation], str]:
+    computations: dict[str, Computation] = {}
+    entry, current = "", ""
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if header:
+            current = header[2]
+            computations[current] = {}
+            entry = current if header[1] else entry
+        elif current and line.startswith(("  %", "  ROOT %")):
+            instruction = _instruction(line)
+            if instruction:
+                computations[current][instruction.name] = instruction
+        elif line == "}":
+            current = ""
+    return computations, entry
+
+
+def _instruction(line: str) -> Instruction | None:
+    match = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
+    if not match:
+        return None
+    text = line[match.end() :]
+    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    shape, text = text[:end], text[end:].lstrip()
+    opening = text.index("(")
+    closing = _closing(text, opening)
+    operands = tuple(_NAME.findall(text[opening:closing]))
+    # A constant's value and a parameter's number stand where others have operands.
+    rest = text[opening:] if text.startswith(("constant(", "parameter(")) else text[closing + 1 :]
+    return Instruction(match[2], shape, text[:opening], operands, rest, bool(match[1]))
+
+
+def _closing(text: str, opening: int) -> int:
+    depth = 0
+    for place in range(opening, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return place
+    return len(text) - 1
+
+
+def _size(shape: str, main_memory: bool = False) -> float:
+    """Returns the bytes of a shape, tuples summed; with `main_memory`, without what the compiler keeps on the chip."""
+    total = 0.0
+    for dtype, dims, layout in _ARRAY.findall(shape):
+        if dtype in _BYTES and not (main_memory and re.search(r"S\([1-9]\d*\)", layout)):
+            total += _BYTES[dtype] * math.prod(int(d) for d in dims.split(",") if d)
+    return total
+
+
+def _attribute(rest: str, name: str) -> str:
+    match = re.search(rf"\b{name}=%?([\w.\-]+)", rest)
+    return match[1] if match else ""
+
+
+def _constant(instruction: Instruction) -> int:
+    match = re.match(r"\((-?\d+)\)", instruction.rest)
+    return int(match[1]) if match else 0
+
+
+def _group(instruction: Instruction) -> tuple[int, ...]:
+    """Returns the first replica group, from any of the three ways that XLA writes them."""
+    rest = instruction.rest
+    if instruction.opcode.startswith("collective-permute"):
+        pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest)
+        return (int(pairs[1]), int(pairs[2])) if pairs else (0,)
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
+    if listed:
+        return tuple(int(n) for n in listed[1].split(","))
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
+    if iota:
+        devices = np.arange(math.prod(map(int, iota[3].split(",")))).reshape([int(n) for n in iota[3].split(",")])
+        if iota[4]:
+            devices = devices.transpose([int(n) for n in iota[4].split(",")])
+        return tuple(devices.reshape(int(iota[1]), int(iota[2]))[0].tolist())
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest)
+    if named:
+        axes = {name: int(size) for name, size in re.findall(r"'?(\w+)'?=(\d+)", named[1])}
+        over = re.findall(r"\w+", named[2])
+        devices = np.arange(math.prod(axes.values())).reshape(list(axes.values()))
+        devices = np.moveaxis(devices, [list(axes).index(a) for a in over], range(len(over)))
+        return tuple(devices.reshape(math.prod(axes[a] for a in over), -1)[:, 0].tolist())
+    return (0,)

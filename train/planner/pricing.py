@@ -1,0 +1,281 @@
+"""A plan: memory, time and money of a config on a topology, from the compiled step where a compiler is to be had."""
+
+import dataclasses
+import math
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from configs.errors import UserError
+from model.config import ModelConfig
+from model.heads import Objective, language_model, parameter_count
+from model.sharding import MESH_AXES, AnyMesh
+from train.hardware import Chip
+from train.mesh import check_batch, make_mesh, mesh_sizes
+from train.planner.compiled import Compiled, compile_step
+from train.planner.estimate import Work, estimate, tree_bytes
+from train.planner.hlo import Collective
+from train.planner.topology import Topology
+from train.planner.trace import Trace, trace
+from train.settings import Settings, planned_model
+from train.step import Program, make_program
+
+_USABLE = 0.94  # of a GPU's memory, which XLA's compiler does not check: the rest is the runtime's
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a config would need on a topology; times are a step's, bytes a chip's.
+
+    Attributes:
+        topology: its name.
+        chips: of it.
+        mesh: devices an axis.
+        parameters: number of them.
+        tokens_per_step: of the global batch.
+        buffers: {what: bytes}: state, gradients and the rest.
+        state_bytes_per_chip: parameters and optimizer.
+        peak_bytes_per_chip: as XLA says, or estimated.
+        hbm_bytes_per_chip: of the chip.
+        fits: whether the program can be compiled for it.
+        compiled: whether XLA was asked; otherwise, and where it refuses for want of memory, the rest is estimated.
+        note: why it was not.
+        compile_seconds: tracing included; 0 for estimates.
+        model_flops_per_step: forward and backward, nothing recomputed, attention within its causal window.
+        compute_seconds: all FLOPs, recomputation included, at the chip's peak.
+        memory_seconds: traffic at the memory's bandwidth.
+        network_seconds: collectives at the links' bandwidth, none of it hidden behind compute.
+        collectives: {kind: {"count", "bytes"}}, sent by each device in a step.
+        step_seconds: the longest of the three, or what `--tflops` makes of it.
+        bound_by: which of them: "compute", "memory", "network", or "--tflops".
+        mfu: model FLOPs over peak FLOPs in `step_seconds`: a ceiling, unless `--tflops` says what is reached.
+        tokens_per_second: of the whole topology.
+        tokens: of the budget.
+        chip_hours: for the budget.
+        usd: for the budget; None without a price.
+    """
+
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    parameters: int
+    tokens_per_step: int
+    buffers: dict[str, float]
+    state_bytes_per_chip: float
+    peak_bytes_per_chip: float
+    hbm_bytes_per_chip: float
+    fits: bool
+    compiled: bool
+    note: str
+    compile_seconds: float
+    model_flops_per_step: float
+    compute_seconds: float
+    memory_seconds: float
+    network_seconds: float
+    collectives: dict[str, dict[str, float]]
+    step_seconds: float
+    bound_by: str
+    mfu: float
+    tokens_per_second: float
+    tokens: float
+    chip_hours: float
+    usd: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What to count: tokens to train on (0: the config's own), dollars a chip-hour (0: unknown), achieved TFLOP/s."""
+
+    tokens: float = 0.0
+    price: float = 0.0
+    tflops: float = 0.0
+
+
+def make_plan(settings: Settings, topology: Topology, devices: list[jax.Device], note: str, budget: Budget) -> Plan:
+    """Returns the `Plan` of a config.
+
+    Args:
+        settings: of the config.
+        topology: to rent.
+        devices: of it for the compiler; empty for an estimate.
+        note: why there are none.
+        budget: tokens and prices.
+
+    Raises:
+        UserError: the mesh does not fit the topology, the model or the batch; every fault is named.
+    """
+    model = planned_model(settings)
+    mesh: AnyMesh = make_mesh(settings.mesh, devices) if devices else abstract_mesh(settings, topology.devices)
+    program = _program(settings, _kernel_free(model, topology), mesh)
+    traced = trace(settings, model)
+    work = estimate(settings, model, traced, program.state, dict(mesh.shape), topology.chip)
+    state_bytes = tree_bytes((program.state.params, program.state.opt_state))
+    compiled = compile_step(program, mesh, state_bytes) if isinstance(mesh, Mesh) else None
+    return _price(settings, model, topology, mesh, program, traced, work, compiled, note, budget)
+
+
+def abstract_mesh(settings: Settings, num_devices: int) -> AbstractMesh:
+    """Returns the mesh of a config over devices that nobody has."""
+    sizes = mesh_sizes(settings.mesh, num_devices)
+    return AbstractMesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def objective_of(settings: Settings, model: ModelConfig) -> Objective:
+    """Returns the language model's objective."""
+    return language_model(model, settings.loss.z_loss, settings.loss.chunk)
+
+
+def roofline(topology: Topology, flops: float, traffic: float, link: float, network: float) -> dict[str, float]:
+    """Returns the seconds that each resource needs for a step, were it alone and fully used.
+
+    Args:
+        topology: to run on.
+        flops: executed, all chips together.
+        traffic: bytes to and from one device's memory.
+        link: bytes one device sends over fast links.
+        network: bytes one device sends over the data-centre network; free where its bandwidth is not published.
+    """
+    chip = topology.chip
+    outside = network * chip.devices / chip.network_bandwidth if chip.network_bandwidth else 0.0
+    return {
+        "compute": flops / (topology.chips * chip.flops),
+        "memory": traffic * chip.devices / chip.hbm_bandwidth,
+        "network": link * chip.devices / chip.link_bandwidth + outside,
+    }
+
+
+def _kernel_free(model: ModelConfig, topology: Topology) -> ModelConfig:
+    """Returns the model with attention that a compiler without a GPU can lower."""
+    return model if topology.torus else dataclasses.replace(model, attention="xla", compute_dtype="bfloat16")
+
+
+def _program(settings: Settings, model: ModelConfig, mesh: AnyMesh) -> Program:
+    faults = []
+    program = None
+    try:
+        check_batch(settings, mesh)
+    except UserError as error:
+        faults.append(str(error))
+    try:
+        program = make_program(objective_of(settings, model), settings, mesh)
+    except UserError as error:
+        faults.append(str(error))
+    if program is None or faults:
+        raise UserError("; ".join(faults))
+    return program
+
+
+def _price(
+    settings: Settings,
+    model: ModelConfig,
+    topology: Topology,
+    mesh: AnyMesh,
+    program: Program,
+    traced: Trace,
+    work: Work,
+    compiled: Compiled | None,
+    note: str,
+    budget: Budget,
+) -> Plan:
+    chip, parameters = topology.chip, parameter_count(program.state.params)
+    tokens_per_step = settings.batch_size * settings.sequence_length
+    flops = tokens_per_step * traced.flops
+    model_flops = tokens_per_step * trace(settings, dataclasses.replace(model, remat="none")).flops
+    if compiled and compiled.fits:
+        seconds = roofline(topology, flops, compiled.traffic, *_sent(compiled.collectives, topology))
+        collectives = _by_kind(compiled.collectives)
+    else:
+        seconds = roofline(topology, flops, work.traffic, work.link_bytes, work.network_bytes)
+        collectives = _estimated(work)
+    bound_by = max(seconds, key=lambda name: seconds[name])
+    step_seconds, mfu = seconds[bound_by], model_flops / (topology.chips * chip.flops * seconds[bound_by])
+    if budget.tflops:
+        # As such rates are quoted: 6 FLOPs a parameter and token, attention left out (arXiv:2001.08361, section 2.1).
+        step_seconds = 6 * parameters * tokens_per_step / (topology.chips * budget.tflops * 1e12)
+        bound_by, mfu = "--tflops", budget.tflops * 1e12 / chip.flops
+    tokens = budget.tokens or float(settings.num_steps * tokens_per_step)
+    chip_hours = tokens / tokens_per_step * step_seconds * topology.chips / 3600
+    buffers = {name: size * chip.devices for name, size in work.buffers.items()}
+    peak = compiled.peak_bytes * chip.devices if compiled else sum(buffers.values())
+    if compiled and compiled.fits:
+        buffers = _rest_to_peak(buffers, peak)
+    # Only the TPU compiler knows how much of the memory a program may have.
+    room = chip.hbm_bytes if topology.torus else _USABLE * chip.hbm_bytes
+    return Plan(
+        topology=topology.name,
+        chips=topology.chips,
+        mesh=dict(mesh.shape),
+        parameters=parameters,
+        tokens_per_step=tokens_per_step,
+        buffers=buffers,
+        state_bytes_per_chip=buffers["parameters"] + buffers["optimizer state"],
+        peak_bytes_per_chip=peak,
+        hbm_bytes_per_chip=chip.hbm_bytes,
+        fits=peak <= room and (compiled is None or compiled.fits),
+        compiled=compiled is not None,
+        note=note,
+        compile_seconds=compiled.seconds if compiled else 0.0,
+        model_flops_per_step=model_flops,
+        compute_seconds=seconds["compute"],
+        memory_seconds=seconds["memory"],
+        network_seconds=seconds["network"],
+        collectives=collectives,
+        step_seconds=step_seconds,
+        bound_by=bound_by,
+        mfu=mfu,
+        tokens_per_second=tokens_per_step / step_seconds,
+        tokens=tokens,
+        chip_hours=chip_hours,
+        usd=chip_hours * budget.price if budget.price else None,
+    )
+
+
+def _rest_to_peak(buffers: dict[str, float], peak: float) -> dict[str, float]:
+    """Returns state and gradients, which are known exactly, and what is left of the compiler's peak."""
+    known = {name: buffers[name] for name in ("parameters", "optimizer state", "gradients")}
+    return known | {"activations and temporaries": max(peak - sum(known.values()), 0.0)}
+
+
+def _sent(collectives: tuple[Collective, ...], topology: Topology) -> tuple[float, float]:
+    """Returns the bytes that a device sends (over fast links, over the data-centre network) in a step."""
+    inside = topology.chip.group or topology.devices // topology.slices
+    crossing = [c for c in collectives if len({device // inside for device in c.group}) > 1]
+    network = sum(c.bytes for c in crossing)
+    return sum(c.bytes for c in collectives) - network, network
+
+
+def _by_kind(collectives: tuple[Collective, ...]) -> dict[str, dict[str, float]]:
+    kinds = sorted({c.kind for c in collectives})
+    return {
+        kind: {
+            "count": sum(c.count for c in collectives if c.kind == kind),
+            "bytes": sum(c.bytes for c in collectives if c.kind == kind),
+        }
+        for kind in kinds
+    }
+
+
+def _estimated(work: Work) -> dict[str, dict[str, float]]:
+    return {kind: {"count": count, "bytes": size} for kind, (count, size) in sorted(work.collectives.items())}
+
+
+def advice(plan: Plan, settings: Settings, chip: Chip) -> str:
+    """Returns one line for a plan that does not fit: its three largest buffers and what to change."""
+    largest = sorted(plan.buffers.items(), key=lambda item: -item[1])[:3]
+    shown = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in largest)
+    change = []
+    if largest[0][0] in ("parameters", "optimizer state", "gradients") or plan.state_bytes_per_chip > chip.hbm_bytes:
+        need = math.ceil(plan.state_bytes_per_chip / (0.7 * chip.hbm_bytes))
+        change.append(f"split the state over {need} times as many chips (config.mesh.fsdp or tensor)")
+    rows = settings.batch_size // settings.microbatches
+    ways = plan.mesh["slice"] * plan.mesh["data"] * plan.mesh["fsdp"]
+    if settings.model["remat"] not in ("full", "offload"):
+        change.append("--config.model.remat=full")
+    if rows > ways:
+        change.append(f"--config.microbatches={settings.batch_size // ways}")
+    if not settings.loss.chunk:
+        change.append("--config.loss.chunk=256")
+    return (
+        f"{plan.peak_bytes_per_chip / 1e9:.1f} GB a chip do not fit {plan.topology}'s {chip.hbm_bytes / 1e9:.1f} GB; "
+        f"largest: {shown}; change: {', or '.join(change or ['a larger topology'])}; or let --search find a layout"
+    )

@@ -1,0 +1,135 @@
+"""Every legal mesh, remat policy and batch of a topology, ranked by arithmetic; the best are put to the compiler."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from configs.errors import UserError
+from model.transformer import REMAT_POLICIES
+from train.mesh import check_batch
+from train.planner.estimate import estimate
+from train.planner.pricing import Budget, abstract_mesh, make_plan, objective_of, roofline
+from train.planner.topology import Topology
+from train.planner.trace import trace
+from train.settings import MeshSettings, Settings, planned_model
+from train.step import make_program
+
+_ROWS = (1, 2, 4, 8, 16)  # a chip's share of the batch
+_COMPILED = 4  # of the ranked, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One way to run.
+
+    Attributes:
+        settings: the config, changed.
+        tokens_per_second: at the roofline.
+        idle: seconds a token that memory and network take beside compute, were nothing done at once.
+        peak_bytes: a chip.
+        fits: whether that is less than the chip has.
+        compiled: whether these are the compiler's figures; estimates otherwise.
+    """
+
+    settings: Settings
+    tokens_per_second: float
+    idle: float
+    peak_bytes: float
+    fits: bool
+    compiled: bool
+
+    @property
+    def flags(self) -> str:
+        """The command-line flags that make the config this one."""
+        mesh = dataclasses.asdict(self.settings.mesh)
+        flags = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+        flags += [f"--config.model.remat={self.settings.model['remat']}"]
+        flags += [f"--config.batch_size={self.settings.batch_size}", "--config.microbatches=1"]
+        return " ".join(flags)
+
+
+def search(
+    settings: Settings,
+    topology: Topology,
+    devices: list[jax.Device],
+    note: str,
+    budget: Budget,
+    progress: Callable[[int, int], None],
+) -> list[Candidate]:
+    """Returns all candidates, those that fit first, the fastest first; the first is the winner.
+
+    Args:
+        settings: of the config; its mesh, remat, batch and microbatches are replaced.
+        topology: to run on.
+        devices: for the compiler; empty ranks by arithmetic alone.
+        note: why there are none.
+        budget: tokens and prices.
+        progress: called with (compiled, of at most).
+
+    Raises:
+        UserError: no mesh of the topology divides the model.
+    """
+    candidates = list(_candidates(settings, topology))
+    if not candidates:
+        raise UserError(f"no mesh of {topology.name} divides this model and rows of {settings.sequence_length} tokens")
+    ranked = sorted(candidates, key=_rank)
+    best = 0.0
+    for number, candidate in enumerate(ranked[:_COMPILED] if devices else ()):
+        if best >= candidate.tokens_per_second:
+            break
+        progress(number, _COMPILED)
+        plan = make_plan(candidate.settings, topology, devices, note, budget)
+        ranked[number] = dataclasses.replace(
+            candidate, tokens_per_second=plan.tokens_per_second, peak_bytes=plan.peak_bytes_per_chip, fits=plan.fits,
+            compiled=True,
+        )  # fmt: skip
+        best = max(best, plan.tokens_per_second if plan.fits else 0.0)
+    # What the compiler vouches for stands before what arithmetic promises.
+    return sorted(ranked, key=lambda c: (not c.fits, not c.compiled, -c.tokens_per_second if c.compiled else 0.0))
+
+
+def _rank(candidate: Candidate) -> tuple[Any, ...]:
+    """Those that fit, by speed to three digits; where compute bounds both, by the time that memory and network take."""
+    speed = float(f"{candidate.tokens_per_second:.3g}")
+    return not candidate.fits, -speed, candidate.idle, candidate.peak_bytes, candidate.flags
+
+
+def _candidates(settings: Settings, topology: Topology) -> Iterator[Candidate]:
+    remats = [policy for policy in REMAT_POLICIES if topology.torus or policy != "offload"]
+    models = {remat: planned_model(_with_remat(settings, remat)) for remat in remats}
+    traces = {remat: trace(settings, model) for remat, model in models.items()}
+    for mesh in _meshes(topology):
+        ways = mesh.slice * mesh.data * mesh.fsdp
+        laid_out = dataclasses.replace(settings, mesh=mesh, microbatches=1, batch_size=ways)
+        sizes = abstract_mesh(laid_out, topology.devices)
+        try:
+            check_batch(laid_out, sizes)
+            state = make_program(objective_of(laid_out, models["none"]), laid_out, sizes).state
+        except UserError:
+            continue
+        for remat, rows in itertools.product(remats, _ROWS):
+            changed = dataclasses.replace(_with_remat(laid_out, remat), batch_size=ways * rows)
+            work = estimate(changed, models[remat], traces[remat], state, dict(sizes.shape), topology.chip)
+            tokens = changed.batch_size * changed.sequence_length
+            sent = (work.link_bytes, work.network_bytes)
+            seconds = roofline(topology, tokens * traces[remat].flops, work.traffic, *sent)
+            idle = (seconds["memory"] + seconds["network"]) / tokens
+            peak = sum(work.buffers.values()) * topology.chip.devices
+            fits = peak <= topology.chip.hbm_bytes
+            yield Candidate(changed, tokens / max(seconds.values()), idle, peak, fits, compiled=False)
+
+
+def _with_remat(settings: Settings, policy: str) -> Settings:
+    return dataclasses.replace(settings, model=settings.model | {"remat": policy})
+
+
+def _meshes(topology: Topology) -> Iterator[MeshSettings]:
+    """Yields every way to deal a slice's devices over data, fsdp, tensor and context."""
+    inside = topology.devices // topology.slices
+    divisors = [n for n in range(1, inside + 1) if inside % n == 0]
+    for fsdp, tensor, context in itertools.product(divisors, repeat=3):
+        if inside % (fsdp * tensor * context) == 0:
+            yield MeshSettings(topology.slices, inside // (fsdp * tensor * context), fsdp, tensor, context)

@@ -1,0 +1,97 @@
+"""FLOPs and saved activations, read off the jaxpr with scan lengths honoured: XLA counts a loop's body once."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from model.attention import SCOPE
+from model.config import ModelConfig, visible_pairs
+from model.heads import language_model
+from train.settings import Settings
+from train.step import abstract_batch, summed_gradients
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """What a token costs in loss and gradient, over all devices.
+
+    Attributes:
+        flops: with what the remat policy recomputes. A product of attention counts only the pairs of query and key
+            that the causal window shows, which is what a flash kernel computes.
+        saved: bytes that the layers keep for the backward pass and every device of the tensor axis holds whole.
+        saved_split: bytes they keep that the tensor axis shares out: heads and MLP units.
+    """
+
+    flops: float
+    saved: float
+    saved_split: float
+
+
+def trace(settings: Settings, model: ModelConfig) -> Trace:
+    """Returns the `Trace` of a model, computing in bfloat16 unless it says otherwise."""
+    # A kernel has no jaxpr to walk.
+    dtype = "bfloat16" if model.compute_dtype == "auto" else model.compute_dtype
+    model = dataclasses.replace(model, attention="xla", compute_dtype=dtype)
+    objective = language_model(model, settings.loss.z_loss, settings.loss.chunk)
+    params = nn.meta.unbox(jax.eval_shape(objective.init, jax.random.key(0)))
+    T = settings.sequence_length
+    jaxpr = jax.make_jaxpr(lambda p, b: summed_gradients(objective, p, b, 1))(params, abstract_batch(1, T)).jaxpr
+    share = visible_pairs(model, T)
+    flops = _walk(jaxpr, lambda eqn: share if SCOPE in str(eqn.source_info.name_stack) else 1.0)
+    saved = {True: 0.0, False: 0.0}
+    for leaf in _saved_by_layers(jaxpr, model.num_layers):
+        # A flash kernel keeps no weights of attention; an offloaded array is in the host's memory.
+        if list(leaf.shape).count(T) < 2 and "host" not in str(getattr(leaf, "memory_space", "")).lower():
+            split = leaf.size // (model.num_layers * T) not in (1, model.embed_dim)
+            saved[split] += leaf.size * leaf.dtype.itemsize
+    return Trace(flops / T, saved[False] / T, saved[True] / T)
+
+
+def _saved_by_layers(jaxpr: Jaxpr, num_layers: int) -> list[Any]:
+    """Returns the stacked arrays that the scan over the layers hands to its backward pass."""
+    forward = next(e for e in jaxpr.eqns if e.primitive.name == "scan" and e.params["length"] == num_layers)
+    body = next(_inside(forward.params))
+    # A carry has the same shape inside and outside, a stacked output one axis more.
+    inner, outer = ([v.aval for v in variables] for variables in (body.outvars, forward.outvars))
+    return [whole for part, whole in zip(inner, outer, strict=True) if jnp.shape(whole) != jnp.shape(part)]
+
+
+def jaxpr_flops(jaxpr: Jaxpr) -> float:
+    """Returns 2 x multiply-adds of every matrix product of a jaxpr, each times the length of the scans around it."""
+    return _walk(jaxpr, lambda _: 1.0)
+
+
+def _walk(jaxpr: Jaxpr, share: Callable[[Any], float]) -> float:
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        if name == "dot_general":
+            total += share(eqn) * _product(eqn)
+            continue
+        inner = [_walk(sub, share) for sub in _inside(eqn.params)]
+        if name == "scan":
+            total += eqn.params["length"] * sum(inner)
+        else:
+            total += max(inner, default=0.0) if name == "cond" else sum(inner)
+    return total
+
+
+def _product(eqn: Any) -> float:  # noqa: ANN401 - a jaxpr equation
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    depth = 1
+    for axis in contracted:
+        depth *= eqn.invars[0].aval.shape[axis]
+    return 2.0 * eqn.outvars[0].aval.size * depth
+
+
+def _inside(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, Jaxpr):
+                yield item
