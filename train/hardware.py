@@ -29,7 +29,7 @@ def peak_flops() -> float:
 
     Virtual devices of one CPU share its cores, so a CPU is measured once, whole.
     """
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     for kind, flops in PEAK_FLOPS.items():
         if device.device_kind.startswith(kind):
             return flops * jax.device_count()
