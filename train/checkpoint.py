@@ -190,13 +190,13 @@ def _restore(manager: ocp.CheckpointManager, step: int, arguments: dict[str, Any
     # Orbax and TensorStore raise a dozen types for a truncated, missing or unreadable file.
     except Exception as error:
         fault = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        # Orbax ends with a barrier. A process that read in vain must meet the others there, under another name, so
-        # that it fails for all of them.
-        if not isinstance(error, AssertionError):
-            with contextlib.suppress(AssertionError):
-                multihost_utils.sync_global_devices("rootstock: a checkpoint cannot be read")
-            return {}, fault
+    if "sync_global_devices name mismatch" in fault:
         return {}, "another process cannot read it"
+    # Orbax's reading ends with a barrier. A process that failed before it meets the others there under another name,
+    # so that it fails on all of them.
+    with contextlib.suppress(AssertionError):
+        multihost_utils.sync_global_devices("rootstock: a checkpoint cannot be read")
+    return {}, fault
 
 
 def leaf_paths(tree: Any) -> dict[str, Any]:  # noqa: ANN401 - any tree

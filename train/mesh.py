@@ -1,9 +1,10 @@
 """The device mesh of a run, and where its arrays live on it."""
 
 import dataclasses
+import functools
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -119,15 +120,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH_SPEC)
 
 
-def batch_places(mesh: Mesh, batch_size: int, devices: Collection[jax.Device]) -> np.ndarray:
+def batch_places(mesh: Mesh, batch_size: int, devices: Iterable[jax.Device]) -> np.ndarray:
     """Returns which rows of a global batch lie, whole or in part, on `devices`, counted from 0, in order.
 
     Hosts that an axis over the length or the heads joins hold parts of the same rows, and so get the same places.
     """
-    parts = _row_parts(mesh)
-    indices = batch_sharding(mesh).devices_indices_map((parts, mesh.shape["context"]))
-    held = sorted({rows.start or 0 for device, (rows, _) in indices.items() if device in devices})
-    return np.arange(batch_size).reshape(parts, -1)[held].ravel()
+    return np.arange(batch_size).reshape(_row_parts(mesh), -1)[_held_parts(mesh, tuple(devices))].ravel()
 
 
 def local_places(mesh: Mesh, batch_size: int) -> np.ndarray | None:
@@ -140,8 +138,7 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:  # noqa: ANN401 - a tree of arrays
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    parts = _row_parts(mesh)
-    held = batch_places(mesh, parts, jax.local_devices()).tolist()
+    held = _held_parts(mesh, tuple(jax.local_devices()))
 
     def put(x_BT: np.ndarray) -> jax.Array:
         size = len(x_BT) // len(held)
@@ -150,13 +147,21 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:  # noqa: ANN401 - a tree of arrays
             first = held.index((index[0].start or 0) // size) * size
             return x_BT[first : first + size, index[1]]
 
-        return jax.make_array_from_callback((size * parts, x_BT.shape[1]), sharding, shard)
+        return jax.make_array_from_callback((size * _row_parts(mesh), x_BT.shape[1]), sharding, shard)
 
     return jax.tree.map(put, batch)
 
 
 def _row_parts(mesh: Mesh) -> int:
+    """Returns the number of equal parts into which the mesh cuts a batch's rows."""
     return math.prod(mesh.shape[axis] for axis in ACTIVATION_RULES["batch"])
+
+
+@functools.lru_cache(maxsize=8)
+def _held_parts(mesh: Mesh, devices: tuple[jax.Device, ...]) -> list[int]:
+    """Returns which of these parts lie on `devices`, in order."""
+    indices = batch_sharding(mesh).devices_indices_map((_row_parts(mesh), mesh.shape["context"]))
+    return sorted({indices[device][0].start or 0 for device in devices})
 
 
 def single_device_mesh() -> Mesh:

@@ -76,7 +76,7 @@ def claim(workdir: Path) -> Iterator[None]:
 
 
 def _lock(workdir: Path, stack: contextlib.ExitStack) -> str:
-    """Locks `workdir` until `stack` closes and returns what the lock file now holds, written nowhere else."""
+    """Locks `workdir` until `stack` closes and returns a mark that no other directory's lock file holds."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = stack.enter_context((workdir / _LOCK).open("a"))

@@ -197,6 +197,25 @@ def test_evaluation_is_shared_out_and_its_figures_are_of_all(text, four, tmp_pat
     assert (second.returncode, second.stdout) == (0, "")
 
 
+def test_finetuning_in_two_processes_gives_the_figures_of_one(four, tmp_path):
+    rows = [{"text": "the cat sat" if i % 2 else "on a mat", "label": str(i % 2)} for i in range(80)]
+    rows = [row | {"text": f"{row['text']} {i}"} for i, row in enumerate(rows)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    published = []
+    for count, devices in ((1, 2), (2, 1)):
+        workdir = tmp_path / f"in_{count}"
+        done = spawn(
+            count, devices, "finetune", "--config=configs/finetune/email_spam.py", f"--init_from={four[0]}",
+            f"--workdir={workdir}", f"--config.data.path={tmp_path / 'rows.jsonl'}", "--config.batch_size=4",
+            "--config.sequence_length=16", "--config.num_steps=3", "--config.task.baseline=False",
+        )  # fmt: skip
+        assert [process.returncode for process in done] == [0] * count, [process.stderr for process in done]
+        assert ["head from the foundation" in process.stdout for process in done] == [True] + [False] * (count - 1)
+        published.append((json.loads((workdir / "results.json").read_text()), records(workdir)[-1]["loss"]))
+    (one, one_loss), (two, two_loss) = published
+    assert one == two and two_loss == pytest.approx(one_loss, rel=1e-5)
+
+
 def test_an_error_of_one_process_ends_all_with_its_line(text, tmp_path):
     first, second = spawn(2, 1, *PRETRAIN, f"--config.data.path={text}", f"--workdir={tmp_path}/{{i}}")
     fault = f"--workdir={tmp_path}/1 is not the directory that process 0 has"
