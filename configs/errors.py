@@ -1,7 +1,10 @@
-"""The one exception that ends a command with a single line instead of a traceback."""
+"""The one exception that ends a command with a single line instead of a traceback, and how that line is written."""
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -12,3 +15,12 @@ def did_you_mean(name: str, legal: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" for the legal name closest to `name`, or an empty string."""
     close = difflib.get_close_matches(name, list(legal), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def end(message: str, code: int) -> NoReturn:
+    """Writes the one line of an error and ends the process."""
+    print(f"rootstock: error: {message}", file=sys.stderr)
+    # Skips the exit handlers of half-built runtimes, which would bury the line under tracebacks.
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(code)

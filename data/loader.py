@@ -26,32 +26,29 @@ class Rows(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class BatchFunction:
-    """t -> this host's slice of global batch t; picklable, so that Grain's workers can call it.
+    """t -> this host's rows of global batch t; picklable, so that Grain's workers can call it.
 
     Attributes:
         source: the rows.
         batch_size: rows of the global batch.
         seed: of the permutation; each epoch has its own.
-        host: which slice, of `num_hosts`.
-        num_hosts: slices; divides `batch_size`.
+        places: which of the global batch's rows this host reads, counted from 0; None: all.
     """
 
     source: Rows
     batch_size: int
     seed: int
-    host: int = 0
-    num_hosts: int = 1
+    places: np.ndarray | None = None
 
     def row_numbers(self, t: int) -> np.ndarray:
-        """Returns the row numbers of the whole of batch t, in order."""
+        """Returns the row numbers of this host's part of batch t, in order."""
         order = _epochs(len(self.source), self.seed)
-        return np.array([order[i] for i in range(t * self.batch_size, (t + 1) * self.batch_size)])
+        places = range(self.batch_size) if self.places is None else self.places.tolist()
+        return np.array([order[t * self.batch_size + place] for place in places])
 
     def __call__(self, t: int) -> Batch:
         """Returns this host's rows of batch t."""
-        local = self.batch_size // self.num_hosts
-        numbers = self.row_numbers(int(t))
-        return self.source.rows(numbers[self.host * local : (self.host + 1) * local])
+        return self.source.rows(self.row_numbers(int(t)))
 
 
 @functools.lru_cache(maxsize=4)
@@ -72,15 +69,14 @@ def train_batches(function: BatchFunction, start: int, stop: int, workers: int, 
     return iter(dataset)
 
 
-def evaluation_batches(source: Rows, batch_size: int, limit: int, host: int = 0, num_hosts: int = 1) -> Iterator[Batch]:
+def evaluation_batches(source: Rows, batch_size: int, limit: int, places: np.ndarray | None = None) -> Iterator[Batch]:
     """Yields every row once, in order, in batches of one shape; `limit` stops after that many batches (0: never).
 
-    The last batch is filled up with rows of weight 0 and segment 0.
+    The last batch is filled up with rows of weight 0 and segment 0. `places`: see `BatchFunction`.
     """
     count = -(-len(source) // batch_size)
-    local = batch_size // num_hosts
     for t in range(min(count, limit) if limit else count):
-        numbers = t * batch_size + host * local + np.arange(local)
+        numbers = t * batch_size + (np.arange(batch_size) if places is None else places)
         batch = source.rows(np.minimum(numbers, len(source) - 1))
         beyond = numbers >= len(source)
         for key in ("weights", "segment_ids"):

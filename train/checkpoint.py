@@ -5,7 +5,6 @@ place by Orbax when all of it, manifest included, is on disk.
 """
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from configs.errors import UserError
+from train.distributed import on_first
 from train.mesh import replicated
 from train.metrics import console
 from train.step import TrainState
@@ -83,7 +84,7 @@ def restore_newest(manager: ocp.CheckpointManager, abstract: TrainState, mesh: M
         UserError: the leaves differ from `abstract`, or every checkpoint is damaged.
     """
     faults: list[str] = []
-    steps = sorted(manager.all_steps(), reverse=True)
+    steps = _steps(manager)
     for step in steps:
         damage = ""
         manifest = _manifest(manager, step)
@@ -120,7 +121,7 @@ def restore_params(directory: Path, abstract_params: Any, mesh: Mesh, groups: tu
     wanted = {group: abstract_params[group] for group in groups}
     faults = []
     with open_manager(directory, keep=1_000_000) as manager:
-        for step in sorted(manager.all_steps(), reverse=True):
+        for step in _steps(manager):
             manifest = _manifest(manager, step)
             damage = "its manifest cannot be read"
             if manifest is not None:
@@ -136,6 +137,11 @@ def restore_params(directory: Path, abstract_params: Any, mesh: Mesh, groups: tu
     raise UserError("; ".join(faults) or f"{directory} holds no checkpoint")
 
 
+def _steps(manager: ocp.CheckpointManager) -> list[int]:
+    """Returns the steps that there are, newest first; process 0's list, since a network file system may lag."""
+    return on_first(lambda: sorted(manager.all_steps(), reverse=True))
+
+
 def _warn(manager: ocp.CheckpointManager, step: int, damage: str) -> str:
     """Says, and returns, that a checkpoint is damaged."""
     fault = f"{manager.directory}: checkpoint {step} is damaged ({damage})"
@@ -146,20 +152,22 @@ def _warn(manager: ocp.CheckpointManager, step: int, damage: str) -> str:
 def _set_aside(manager: ocp.CheckpointManager, steps: list[int]) -> None:
     """Moves damaged steps to the run's `damaged/`, so that the steps done again can be saved under their numbers."""
     aside = Path(manager.directory).parent / "damaged"
-    for step in steps if jax.process_index() == 0 else []:
-        aside.mkdir(exist_ok=True)
-        (Path(manager.directory) / str(step)).rename(aside / f"{step}-{time.time_ns()}")
+
+    def move() -> None:
+        for step in steps:
+            aside.mkdir(exist_ok=True)
+            (Path(manager.directory) / str(step)).rename(aside / f"{step}-{time.time_ns()}")
+
+    on_first(move)
     manager.reload()
 
 
 def _manifest(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None:
+    read, _ = _restore(manager, step, {"manifest": ocp.args.JsonRestore()})
     try:
-        read = manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))
         manifest = read["manifest"]
         return manifest if manifest["version"] == _VERSION and manifest["leaves"] else None
-    # Whatever a damaged file makes a JSON reader or Orbax raise means one thing here.
-    except Exception as error:
-        logging.debug("manifest of step %s: %s", step, error)
+    except (KeyError, TypeError):
         return None
 
 
@@ -171,12 +179,24 @@ def _read(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> t
         )
         for name, item in items.items()
     }
+    return _restore(manager, step, arguments)
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, arguments: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Returns (what Orbax reads, "") on every process, or ({}, what went wrong) on every process."""
     try:
         read = manager.restore(step, args=ocp.args.Composite(**arguments))
-        return {name: read[name] for name in items}, ""
+        return {name: read[name] for name in arguments}, ""
     # Orbax and TensorStore raise a dozen types for a truncated, missing or unreadable file.
     except Exception as error:
-        return {}, str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        fault = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    if "sync_global_devices name mismatch" in fault:
+        return {}, "another process cannot read it"
+    # Orbax's reading ends with a barrier. A process that failed before it meets the others there under another name,
+    # so that it fails on all of them.
+    with contextlib.suppress(AssertionError):
+        multihost_utils.sync_global_devices("rootstock: a checkpoint cannot be read")
+    return {}, fault
 
 
 def leaf_paths(tree: Any) -> dict[str, Any]:  # noqa: ANN401 - any tree

@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +10,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from configs.errors import UserError, did_you_mean
+from configs.errors import UserError, did_you_mean, end
 
 COMMANDS = {
     "prepare": "text -> token store",
@@ -33,18 +32,23 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(0 if arguments else 2)
     name = arguments[0]
     if name not in COMMANDS:
-        _fail(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; commands: {', '.join(COMMANDS)}", 2)
+        end(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; commands: {', '.join(COMMANDS)}", 2)
     command = importlib.import_module(f"train.{name}")
     values = parse(name, command, arguments[1:])
     # Grain's worker processes read absl's global flags.
     flags.FLAGS(["rootstock"])
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        command.run(values)
+        if getattr(command, "MULTI_PROCESS", False):
+            from train.distributed import run_together
+
+            run_together(lambda: command.run(values))
+        else:
+            command.run(values)
     except UserError as error:
-        _fail(str(error), 1)
+        end(str(error), 1)
     except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to go on", 130)
+        end("interrupted; run the same command again to go on", 130)
 
 
 def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagValues:
@@ -69,7 +73,7 @@ def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagVal
                 raise UserError(f"--{flag} is missing; see rootstock {name} --help")
     # A config file is the user's Python: whatever it raises is theirs to read, on one line.
     except Exception as error:
-        _fail(" ".join(str(error).split()) or type(error).__name__, 2)
+        end(" ".join(str(error).split()) or type(error).__name__, 2)
     return values
 
 
@@ -107,7 +111,7 @@ def _locate_config(argument: str) -> str:
         return f"{flag}={_ROOT / path}"
     if not Path(file).is_file():
         shipped = sorted(str(p.relative_to(_ROOT)) for p in (_ROOT / "configs").glob("*/*.py") if p.stem != "__init__")
-        _fail(f"--config={file}: no such file{did_you_mean(file, shipped)}; shipped: {', '.join(shipped)}", 2)
+        end(f"--config={file}: no such file{did_you_mean(file, shipped)}; shipped: {', '.join(shipped)}", 2)
     return argument
 
 
@@ -127,14 +131,6 @@ def _help(name: str, command: ModuleType, values: flags.FlagValues) -> str:
         note = "required" if flag.name in required else f"default {flag.default!r}" if flag.default else ""
         lines.append(f"  --{flag.name}  {flag.help}{f' ({note})' if note else ''}")
     return "\n".join([f"rootstock {name}: {(command.__doc__ or '').strip()}", "", "flags:", *lines])
-
-
-def _fail(message: str, code: int) -> None:
-    print(f"rootstock: error: {message}", file=sys.stderr)
-    # Skips the exit handlers of half-built runtimes, which would bury the line under tracebacks.
-    sys.stderr.flush()
-    sys.stdout.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,12 @@ from data.tasks import classification_rows, read_examples
 from data.tokenizer import load_tokenizer
 from train import report
 from train import run as runs
-from train.mesh import single_device_mesh
+from train.distributed import is_first
+from train.mesh import scoring_mesh
 from train.scoring import language_model_evaluator, predict
 
 REQUIRED = ("checkpoint",)
+MULTI_PROCESS = True
 _BATCH_SIZE = 16
 
 
@@ -43,14 +45,14 @@ def run(values: flags.FlagValues) -> None:
     wanted = "text" if record.stage == "pretrain" else "data"
     if not values[wanted].value:
         raise UserError(f"--{wanted} is missing: {directory} is a {record.stage} run")
-    mesh = single_device_mesh()
+    mesh = scoring_mesh()
     with jax.set_mesh(mesh):
         figures = _score_text(directory, record, values.text, mesh) if wanted == "text" else _score_rows(
             directory, record, values.data, mesh
         )  # fmt: skip
-    if values.json:
+    if is_first() and values.json:
         print(json.dumps(figures))
-    else:
+    elif is_first():
         Console().print(figures)
 
 
@@ -62,7 +64,7 @@ def _score_text(directory: Path, record: runs.RunRecord, pattern: str, mesh: Mes
     objective = runs.objective_of(record, record.model, record.config["loss"]["chunk"])
     params = runs.load_params(directory, objective, mesh)
     token_bytes = tokenizer.token_bytes(record.model.vocab_size)
-    figures = language_model_evaluator(objective, token_bytes, rows, _BATCH_SIZE, 0, mesh)(params)
+    figures = language_model_evaluator(objective, token_bytes, rows, _batch_size(mesh), 0, mesh)(params)
     return {
         "nats_per_token": figures["loss"],
         "bits_per_byte": figures["bits_per_byte"],
@@ -78,8 +80,12 @@ def _score_rows(directory: Path, record: runs.RunRecord, path: str, mesh: Mesh) 
     rows = classification_rows(examples, task["classes"], tokenizer, config["sequence_length"], seed=0)
     objective = runs.objective_of(record, record.model)
     params = runs.load_params(directory, objective, mesh)
-    labels, logits = predict(objective, params, rows, _BATCH_SIZE, mesh)
+    labels, logits = predict(objective, params, rows, _batch_size(mesh), mesh)
     return {"rows": len(labels), **report.as_json(report.classification_metrics(labels, logits.argmax(-1)))}
+
+
+def _batch_size(mesh: Mesh) -> int:
+    return -(-_BATCH_SIZE // mesh.size) * mesh.size
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from model.config import ModelConfig, training_flops_per_token
 from model.heads import Objective
 from train import report
 from train import run as runs
+from train.distributed import is_first
 from train.loop import Job, fit
 from train.mesh import apply_xla_flags, check_batch, make_mesh
 from train.metrics import console
@@ -32,6 +33,7 @@ from train.scoring import classification_figures, predict
 from train.settings import Settings, from_config
 
 REQUIRED = ("config", "init_from", "workdir")
+MULTI_PROCESS = True
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -133,9 +135,8 @@ def _train(
 
 
 def _publish(results: dict[str, dict[str, report.Interval]], data: ClassificationData, workdir: Path) -> dict[str, Any]:
-    """Prints the table and writes `results.json`."""
+    """Prints the table and writes `results.json`, on process 0; returns what is written."""
     title = f"{len(data.test):,} held-out rows, {len(data.classes)} classes; 95 % bootstrap intervals"
-    Console().print(report.comparison(title, list(results.items())))
     published: dict[str, Any] = {
         "held_out_rows": len(data.test),
         "train_rows": len(data.train),
@@ -145,7 +146,9 @@ def _publish(results: dict[str, dict[str, report.Interval]], data: Classificatio
     if "head from random weights" in results:
         before, after = results["head from random weights"], results["head from the foundation"]
         published["gain_over_random"] = {name: report.gain(before[name], after[name]) for name in before}
-    (workdir / "results.json").write_text(json.dumps(published, indent=1))
+    if is_first():
+        Console().print(report.comparison(title, list(results.items())))
+        (workdir / "results.json").write_text(json.dumps(published, indent=1))
     return published
 
 

@@ -84,7 +84,7 @@ def peak_flops() -> float:
 
     Virtual devices of one CPU share its cores, so a CPU is measured once, whole.
     """
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     # "TPU v5" begins "TPU v5 lite" too: the longest name that fits is the chip's.
     fitting = [chip for chip in CHIPS.values() if device.device_kind.startswith(chip.kind)]
     if fitting:

@@ -12,7 +12,8 @@ from data.loader import BatchFunction, Rows, train_batches
 from model.heads import Objective
 from model.transformer import Params
 from train import checkpoint
-from train.mesh import put_batch
+from train.distributed import is_first
+from train.mesh import local_places, put_batch
 from train.metrics import console, open_writer, progress
 from train.settings import Settings
 from train.step import Program, TrainState, make_program
@@ -56,10 +57,11 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
             console.print(f"{job.title}: resumed at step {start} of {settings.num_steps}", highlight=False)
         if start >= settings.num_steps:
             return state.params
-        function = BatchFunction(job.rows, settings.batch_size, settings.seed, jax.process_index(), jax.process_count())
+        places = local_places(mesh, settings.batch_size)
+        function = BatchFunction(job.rows, settings.batch_size, settings.seed, places)
         batches = train_batches(function, start, settings.num_steps, settings.data.workers, settings.data.read_ahead)
         with (
-            open_writer(workdir, start, settings.logging.tensorboard) as write,
+            open_writer(workdir, start, settings.logging.tensorboard, is_first()) as write,
             progress(job.title, settings.num_steps) as bar,
         ):
             watch = Watch(job.title, settings, job.flops_per_step, write, bar, start)

@@ -1,11 +1,14 @@
 """The device mesh of a run, and where its arrays live on it."""
 
 import dataclasses
+import functools
 import math
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -119,14 +122,58 @@ def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH_SPEC)
 
 
+def batch_places(mesh: Mesh, batch_size: int, devices: Iterable[jax.Device]) -> np.ndarray:
+    """Returns which rows of a global batch lie, whole or in part, on `devices`, counted from 0, in order.
+
+    Hosts that an axis over the length or the heads joins hold parts of the same rows, and so get the same places.
+    """
+    return np.arange(batch_size).reshape(_row_parts(mesh), -1)[_held_parts(mesh, tuple(devices))].ravel()
+
+
+def local_places(mesh: Mesh, batch_size: int) -> np.ndarray | None:
+    """Returns the `batch_places` of this process, which are all that it reads; None: all rows."""
+    return None if jax.process_count() == 1 else batch_places(mesh, batch_size, jax.local_devices())
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:  # noqa: ANN401 - a tree of arrays
-    """Returns this host's rows as global arrays on the mesh."""
+    """Returns a batch, of which this process has the rows at its `local_places`, as global arrays on the mesh."""
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    held = _held_parts(mesh, tuple(jax.local_devices()))
+
+    def put(x_BT: np.ndarray) -> jax.Array:
+        size = len(x_BT) // len(held)
+
+        def shard(index: Any) -> np.ndarray:  # noqa: ANN401 - JAX's type allows None
+            first = held.index((index[0].start or 0) // size) * size
+            return x_BT[first : first + size, index[1]]
+
+        return jax.make_array_from_callback((size * _row_parts(mesh), x_BT.shape[1]), sharding, shard)
+
+    return jax.tree.map(put, batch)
+
+
+def _row_parts(mesh: Mesh) -> int:
+    """Returns the number of equal parts into which the mesh cuts a batch's rows."""
+    return math.prod(mesh.shape[axis] for axis in ACTIVATION_RULES["batch"])
+
+
+@functools.lru_cache(maxsize=8)
+def _held_parts(mesh: Mesh, devices: tuple[jax.Device, ...]) -> list[int]:
+    """Returns which of these parts lie on `devices`, in order."""
+    indices = batch_sharding(mesh).devices_indices_map((_row_parts(mesh), mesh.shape["context"]))
+    return sorted({indices[device][0].start or 0 for device in devices})
 
 
 def single_device_mesh() -> Mesh:
     """Returns a mesh of the first device alone, for commands that do not train."""
     return make_mesh(MeshSettings(slice=1, data=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])
+
+
+def scoring_mesh() -> Mesh:
+    """Returns a mesh to evaluate on: one device of one process, or the parameters shared out over all of several."""
+    if jax.process_count() == 1:
+        return single_device_mesh()
+    slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
+    return make_mesh(MeshSettings(slice=slices, data=1, fsdp=-1, tensor=1, context=1))

@@ -33,14 +33,18 @@ class Writer(Protocol):
 
 
 @contextlib.contextmanager
-def open_writer(workdir: Path, resumed_step: int, tensorboard: bool) -> Iterator[Writer]:
+def open_writer(workdir: Path, resumed_step: int, tensorboard: bool, writing: bool) -> Iterator[Writer]:
     """Yields a function that appends one record a line to `metrics.jsonl`, and to TensorBoard where asked.
 
-    Lines of steps after `resumed_step` are dropped first: those steps are about to be done again.
+    Lines of steps after `resumed_step` are dropped first: those steps are about to be done again. Of many
+    processes one is `writing`; the others get a function that does nothing.
 
     Raises:
         UserError: TensorBoard is asked for and tensorboardX is not installed.
     """
+    if not writing:
+        yield lambda record: None
+        return
     path = workdir / "metrics.jsonl"
     if path.exists():
         kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_step]

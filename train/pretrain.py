@@ -15,12 +15,13 @@ from absl import flags
 from configs.errors import UserError
 from data.packing import PackedRows
 from data.prepare import prepare
-from data.store import open_store
+from data.store import is_store, open_store
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig, training_flops_per_token
 from model.heads import language_model, parameter_count
 from model.sharding import MESH_AXES
 from train import run as runs
+from train.distributed import on_first
 from train.loop import Job, fit
 from train.mesh import apply_xla_flags, check_batch, make_mesh
 from train.metrics import console, step_progress
@@ -28,6 +29,7 @@ from train.scoring import language_model_evaluator
 from train.settings import Settings, complete_model, from_config
 
 REQUIRED = ("config", "workdir")
+MULTI_PROCESS = True
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -56,7 +58,7 @@ def pretrain(config: dict[str, Any], workdir: Path, parent: Path | None = None) 
     mesh = make_mesh(settings.mesh)
     check_batch(settings, mesh)
     with runs.claim(workdir):
-        store = Path(settings.data.path) if _is_store(settings.data.path) else _prepare(settings, workdir, parent)
+        store = Path(on_first(lambda: _store(settings, workdir, parent)))
         tokenizer = load_tokenizer(store)
         model, lineage = _architecture(settings, tokenizer, parent)
         train = open_store(store, "train")
@@ -92,13 +94,11 @@ def pretrain(config: dict[str, Any], workdir: Path, parent: Path | None = None) 
     console.print(f"pretrain: done; {workdir} holds the foundation model", highlight=False)
 
 
-def _is_store(path: str) -> bool:
-    return bool(path) and (Path(path) / "manifest.json").is_file()
-
-
-def _prepare(settings: Settings, workdir: Path, parent: Path | None) -> Path:
-    """Makes a token store of the text at `config.data.path` inside the run."""
+def _store(settings: Settings, workdir: Path, parent: Path | None) -> str:
+    """Returns the token store at `config.data.path`, or the one made inside the run of the text there."""
     data = settings.data
+    if data.path and is_store(Path(data.path)):
+        return data.path
     if not data.path:
         raise UserError(
             "config.data.path is empty; legal: a token store (rootstock prepare), a file, a glob or hf:NAME"
@@ -116,7 +116,7 @@ def _prepare(settings: Settings, workdir: Path, parent: Path | None) -> Path:
             seed=settings.seed,
             progress=progress,
         )
-    return workdir / "store"
+    return str(workdir / "store")
 
 
 def _architecture(

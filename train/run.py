@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,10 @@ from model.heads import Objective, classifier, language_model
 from model.sharding import parameter_shardings
 from model.transformer import Params
 from train.checkpoint import restore_params
+from train.distributed import is_first, on_first
+from train.metrics import console
 
+_LOCK = ".lock"
 # Config fields that a run may change when it goes on; any other change is refused.
 MAY_CHANGE = (
     *("mesh", "xla_flags", "evaluation", "checkpoint", "logging", "microbatches", "data.workers", "data.read_ahead"),
@@ -52,50 +56,82 @@ class RunRecord:
 
 @contextlib.contextmanager
 def claim(workdir: Path) -> Iterator[None]:
-    """Holds `workdir` for this process, made if need be.
+    """Holds `workdir` for this run, made if need be; process 0 has the lock.
 
     Raises:
-        UserError: another run is using it, or it cannot be written.
+        UserError: another run is using it, it cannot be written, or another host sees another directory.
     """
+    with contextlib.ExitStack() as stack:
+        held = on_first(lambda: _lock(workdir, stack))
+        try:
+            seen = (workdir / _LOCK).read_text()
+        except OSError as error:
+            seen = str(error.strerror)
+        if seen != held:
+            raise UserError(
+                f"--workdir={workdir} is not the directory that process 0 has under this name; "
+                "legal: one that all hosts share"
+            )
+        yield
+
+
+def _lock(workdir: Path, stack: contextlib.ExitStack) -> str:
+    """Locks `workdir` until `stack` closes and returns a mark that no other directory's lock file holds."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
+        lock = stack.enter_context((workdir / _LOCK).open("a"))
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"--workdir={workdir} is in use by another run; legal: a directory of its own") from None
-        yield
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"--workdir={workdir} is in use by another run; legal: a directory of its own") from None
+    # Some parallel file systems are mounted without locks.
+    except OSError as error:
+        text = f"warning: {workdir} cannot be locked ({error.strerror}): nothing stops a second run from writing to it"
+        console.print(text, style="yellow", highlight=False, markup=False)
+    mark = uuid.uuid4().hex
+    lock.truncate(0)
+    lock.write(mark)
+    lock.flush()
+    os.fsync(lock.fileno())
+    return mark
 
 
 def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer) -> None:
     """Writes `run.json` and the tokenizer, or checks that they are those of the run that is going on.
 
+    Process 0 writes; the others check that theirs is the same run.
+
     Raises:
         UserError: the config, the data or the tokenizer changed in a way that would make it another run.
     """
-    if (workdir / "run.json").exists():
-        before = read_record(workdir)
-        changed = [f"model {difference}" for difference in architecture_difference(before.model, record.model)]
-        changed += _config_changes(before.config, record.config)
-        if before.data_fingerprint != record.data_fingerprint:
-            changed.append(f"data: {before.data_fingerprint[:16]} != {record.data_fingerprint[:16]}")
-        if load_tokenizer(workdir / "tokenizer").sha256 != tokenizer.sha256:
-            changed.append("the tokenizer")
-        if changed:
-            raise UserError(
-                f"{workdir} holds a run with another config ({'; '.join(changed)}): "
-                f"go on with the old values, or give a new --workdir"
-            )
+    if on_first(lambda: _write_if_new(workdir, record, tokenizer)) and is_first():
         return
-    if jax.process_index() == 0:
-        tokenizer.save(workdir / "tokenizer")
-        text = json.dumps({"version": 1, **dataclasses.asdict(record)}, indent=1)
-        temporary = workdir / "run.json.tmp"
-        temporary.write_text(text)
-        os.replace(temporary, workdir / "run.json")
+    before = read_record(workdir)
+    changed = [f"model {difference}" for difference in architecture_difference(before.model, record.model)]
+    changed += _config_changes(before.config, record.config)
+    if before.data_fingerprint != record.data_fingerprint:
+        changed.append(f"data: {before.data_fingerprint[:16]} != {record.data_fingerprint[:16]}")
+    if load_tokenizer(workdir / "tokenizer").sha256 != tokenizer.sha256:
+        changed.append("the tokenizer")
+    if changed:
+        raise UserError(
+            f"{workdir} holds a run with another config ({'; '.join(changed)}): "
+            f"go on with the old values, or give a new --workdir"
+        )
+
+
+def _write_if_new(workdir: Path, record: RunRecord, tokenizer: Tokenizer) -> bool:
+    """Writes `run.json` and the tokenizer where there is no `run.json`, and returns whether that was so."""
+    if (workdir / "run.json").exists():
+        return False
+    tokenizer.save(workdir / "tokenizer")
+    text = json.dumps({"version": 1, **dataclasses.asdict(record)}, indent=1)
+    temporary = workdir / "run.json.tmp"
+    temporary.write_text(text)
+    os.replace(temporary, workdir / "run.json")
+    return True
 
 
 def _config_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from data.loader import Rows, evaluation_batches
 from model.heads import Objective
 from model.transformer import Batch, Params
-from train.mesh import put_batch, replicated
+from train.mesh import local_places, put_batch, replicated
 
 Figures = dict[str, float]
 
@@ -52,7 +52,7 @@ def language_model_evaluator(
     def evaluate(params: Params) -> Figures:
         # Added up in float64 on the host: float32 would lose the last digits of a long validation part.
         total = np.zeros(3)
-        for batch in evaluation_batches(rows, batch_size, limit, jax.process_index(), jax.process_count()):
+        for batch in evaluation_batches(rows, batch_size, limit, local_places(mesh, batch_size)):
             total += np.asarray(compiled(params, put_batch(batch, mesh), token_bytes), np.float64)
         nll, targets, size = total.tolist()
         return {"loss": nll / targets, "bits_per_byte": nll / math.log(2) / max(size, 1.0), "targets": int(targets)}
@@ -64,16 +64,22 @@ def predict(objective: Objective, params: Params, rows: Rows, batch_size: int, m
     """Returns a classifier's `Predictions` on every example of the rows."""
     compiled = _compiled_predict(objective.predict, mesh)
     labels, logits = [], []
-    for batch in evaluation_batches(rows, batch_size, 0, jax.process_index(), jax.process_count()):
-        example = batch["weights"] > 0
-        labels.append(batch["targets"][example])
-        logits.append(np.asarray(compiled(params, put_batch(batch, mesh)))[example])
+    for batch in evaluation_batches(rows, batch_size, 0, local_places(mesh, batch_size)):
+        # Every process gets all rows' answers, also of rows that it did not read.
+        weights_BT, targets_BT, logits_BTV = map(np.asarray, compiled(params, put_batch(batch, mesh)))
+        labels.append(targets_BT[weights_BT > 0])
+        logits.append(logits_BTV[weights_BT > 0])
     return Predictions(np.concatenate(labels), np.concatenate(logits))
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled_predict(function: Callable[[Params, Batch], jax.Array], mesh: Mesh) -> Callable[..., jax.Array]:
-    return jax.jit(function, out_shardings=replicated(mesh))
+def _compiled_predict(
+    function: Callable[[Params, Batch], jax.Array], mesh: Mesh
+) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+    def predictions(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return batch["weights"], batch["targets"], function(params, batch)
+
+    return jax.jit(predictions, out_shardings=replicated(mesh))
 
 
 def classification_figures(predictions: Predictions) -> Figures:

@@ -54,7 +54,7 @@ def test_a_row_does_not_depend_on_which_are_asked_for_with_it(rows):
 def test_hosts_together_read_the_batch_of_one(rows, num_hosts):
     for t in (0, 3, 1_000_000):
         whole = BatchFunction(rows, 8, seed=7)(t)
-        parts = [BatchFunction(rows, 8, 7, host, num_hosts)(t) for host in range(num_hosts)]
+        parts = [BatchFunction(rows, 8, 7, places)(t) for places in np.arange(8).reshape(num_hosts, -1)]
         for name in whole:
             np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
 
@@ -82,7 +82,7 @@ def test_evaluation_counts_each_target_once_and_fills_up_with_weight_0(rows):
     batches = list(evaluation_batches(rows, 8, limit=0))
     assert {b["tokens"].shape for b in batches} == {(8, 16)}
     assert sum(b["weights"].sum() for b in batches) == rows.num_pairs
-    halves = [list(evaluation_batches(rows, 8, 0, host, 2)) for host in range(2)]
+    halves = [list(evaluation_batches(rows, 8, 0, places)) for places in np.arange(8).reshape(2, 4)]
     for whole, a, b in zip(batches, *halves, strict=True):
         np.testing.assert_array_equal(np.concatenate([a["weights"], b["weights"]]), whole["weights"])
     assert len(list(evaluation_batches(rows, 8, limit=1))) == 1

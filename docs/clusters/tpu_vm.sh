@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# A run on every host of a Cloud TPU slice, from your own machine. docs/clusters.md says how.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+usage: tpu_vm.sh [--dry-run] create | setup | run ARGUMENTS | logs | stop | delete
+
+  create   the slice
+  setup    this checkout (what is committed) on all hosts, with Python 3.12 and JAX for TPU; mounts NFS, if given
+  run      rootstock ARGUMENTS on all hosts, in the background
+  logs     follows what the first host writes
+  stop     ends the run on all hosts
+  delete   the slice
+
+--dry-run prints the commands instead of running them. Environment:
+  TPU_NAME, ZONE     of the slice
+  ACCELERATOR_TYPE   create: v5litepod-16, v5p-32, v6e-16 ...
+  RUNTIME_VERSION    create: v2-alpha-tpuv5-lite (v5e), v2-alpha-tpuv5 (v5p), v2-alpha-tpuv6e (v6e)
+  SPOT=1             create: cheaper, may be taken away
+  NFS=HOST:/EXPORT   setup: mounted at /shared on every host
+TEXT
+}
+
+show() { printf '%q ' "$@"; echo; }
+call() { "$@"; }
+if [[ "${1:-}" == --dry-run ]]; then
+  call() { show "$@"; }
+  shift
+fi
+action="${1:-}"
+[[ $# -gt 0 ]] && shift
+
+tpu() { # ACTION [ARGUMENT...]
+  call gcloud compute tpus tpu-vm "$1" "${@:2}" --zone="${ZONE:?set ZONE}"
+}
+
+on() { # WORKER COMMAND
+  tpu ssh "${TPU_NAME:?set TPU_NAME}" --worker="$1" --command="$2"
+}
+
+case "$action" in
+  create)
+    tpu create "${TPU_NAME:?set TPU_NAME}" --accelerator-type="${ACCELERATOR_TYPE:?set ACCELERATOR_TYPE}" \
+      --version="${RUNTIME_VERSION:?set RUNTIME_VERSION}" ${SPOT:+--spot}
+    ;;
+  setup)
+    archive="${TMPDIR:-/tmp}/rootstock.tar.gz"
+    call git -C "$(dirname "$0")/../.." archive --format=tar.gz --output="$archive" HEAD
+    tpu scp "$archive" "${TPU_NAME:?set TPU_NAME}:" --worker=all
+    # The images bring Python 3.10; uv brings its own.
+    on all 'mkdir -p rootstock && tar -xzf rootstock.tar.gz -C rootstock && cd rootstock &&
+      python3 -m pip install --user --quiet uv && export PATH="$HOME/.local/bin:$PATH" &&
+      uv venv --clear --python=3.12 .venv && uv pip install --python=.venv --editable ".[tpu,tasks]"'
+    if [[ -n "${NFS:-}" ]]; then
+      on all "sudo apt-get install -y nfs-common && sudo mkdir -p /shared &&
+        { mountpoint -q /shared || sudo mount -t nfs $(printf '%q' "$NFS") /shared; }"
+    fi
+    ;;
+  run)
+    [[ $# -gt 0 ]] || { usage >&2; exit 2; }
+    on all "cd rootstock && { nohup .venv/bin/rootstock$(printf ' %q' "$@") > ../run.log 2>&1 < /dev/null &
+      echo \$! > ../run.pid; }"
+    ;;
+  logs) on 0 'tail -n 100 -f run.log' ;;
+  stop) on all 'kill "$(cat run.pid)"' ;;
+  delete) tpu delete "${TPU_NAME:?set TPU_NAME}" --quiet ;;
+  --help | -h) usage ;;
+  *) usage >&2; exit 2 ;;
+esac
