@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from configs.errors import UserError
 from configs.schema import build
+from data.store import is_store
 from data.tokenizer import planned_vocab_size
 from model.config import ModelConfig, model_config
 
@@ -187,8 +188,8 @@ def planned_model(settings: Settings) -> ModelConfig:
     Raises:
         UserError: nothing says how large the vocabulary will be; or see `complete_model`.
     """
-    store = Path(settings.data.path or ".")
-    size = planned_vocab_size(str(store) if (store / "manifest.json").is_file() else settings.tokenizer)
+    path = settings.data.path
+    size = planned_vocab_size(path if path and is_store(Path(path)) else settings.tokenizer)
     if size is None and not settings.model["vocab_size"]:
         raise UserError(
             f"config.tokenizer is {settings.tokenizer!r}, whose size only the text can tell; "

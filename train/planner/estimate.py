@@ -158,7 +158,7 @@ def _crosses(axis: str, mesh: dict[str, int], chip: Chip) -> bool:
 def _traffic(
     settings: Settings, model: ModelConfig, mesh: dict[str, int], shape: _Shape, buffers: dict[str, float]
 ) -> float:
-    """The least that must move: state in and out, weights once a pass, a layer's and the saved activations both ways."""
+    """The least that must move: state in and out, weights once a pass, activations written and read again."""
     state = 2 * (buffers["parameters"] + buffers["optimizer state"]) + 2 * buffers["gradients"]
     weights = buffers["parameters"] * mesh["fsdp"] * shape.itemsize / 4
     passes = _passes(model) * settings.microbatches

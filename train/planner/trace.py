@@ -56,8 +56,8 @@ def _saved_by_layers(jaxpr: Jaxpr, num_layers: int) -> list[Any]:
     forward = next(e for e in jaxpr.eqns if e.primitive.name == "scan" and e.params["length"] == num_layers)
     body = next(_inside(forward.params))
     # A carry has the same shape inside and outside, a stacked output one axis more.
-    inner, outer = ([v.aval for v in variables] for variables in (body.outvars, forward.outvars))
-    return [whole for part, whole in zip(inner, outer, strict=True) if jnp.shape(whole) != jnp.shape(part)]
+    avals: list[list[Any]] = [[v.aval for v in variables] for variables in (body.outvars, forward.outvars)]
+    return [whole for part, whole in zip(*avals, strict=True) if whole.shape != part.shape]
 
 
 def jaxpr_flops(jaxpr: Jaxpr) -> float:
