@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
@@ -16,7 +17,7 @@ from train.planner.compiled import Compiled, compile_step
 from train.planner.estimate import Work, estimate, tree_bytes
 from train.planner.hlo import Collective
 from train.planner.topology import Topology
-from train.planner.trace import Trace, trace
+from train.planner.trace import trace
 from train.settings import Settings, planned_model
 from train.step import Program, make_program
 
@@ -107,11 +108,51 @@ def make_plan(settings: Settings, topology: Topology, devices: list[jax.Device],
     model = planned_model(settings)
     mesh: AnyMesh = make_mesh(settings.mesh, devices) if devices else abstract_mesh(settings, topology.devices)
     program = _program(settings, _kernel_free(model, topology), mesh)
-    traced = trace(settings, model)
+    traced, tokens_per_step = trace(settings, model), settings.batch_size * settings.sequence_length
     work = estimate(settings, model, traced, program.state, dict(mesh.shape), topology.chip)
-    state_bytes = tree_bytes((program.state.params, program.state.opt_state))
-    compiled = compile_step(program, mesh, state_bytes) if isinstance(mesh, Mesh) else None
-    return _price(settings, model, topology, mesh, program, traced, work, compiled, note, budget)
+    compiled = None
+    if isinstance(mesh, Mesh):
+        compiled = compile_step(program, mesh, tree_bytes((program.state.params, program.state.opt_state)))
+    demand = _demand(topology, work, compiled, tokens_per_step * traced.flops)
+    parameters = parameter_count(program.state.params)
+    plain = trace(settings, dataclasses.replace(model, remat="none"))
+    model_flops, chip = tokens_per_step * plain.flops, topology.chip
+    bound_by = max(demand.seconds, key=lambda name: demand.seconds[name])
+    step_seconds = demand.seconds[bound_by]
+    mfu = model_flops / (topology.chips * chip.flops * step_seconds)
+    if budget.tflops:
+        # As such rates are quoted: 6 FLOPs a parameter and token, attention left out (arXiv:2001.08361, section 2.1).
+        step_seconds = 6 * parameters * tokens_per_step / (topology.chips * budget.tflops * 1e12)
+        bound_by, mfu = "--tflops", budget.tflops * 1e12 / chip.flops
+    tokens = budget.tokens or float(settings.num_steps * tokens_per_step)
+    chip_hours = tokens / tokens_per_step * step_seconds * topology.chips / 3600
+    return Plan(
+        topology=topology.name,
+        chips=topology.chips,
+        mesh=dict(mesh.shape),
+        parameters=parameters,
+        tokens_per_step=tokens_per_step,
+        buffers=demand.buffers,
+        state_bytes_per_chip=demand.buffers["parameters"] + demand.buffers["optimizer state"],
+        peak_bytes_per_chip=demand.peak,
+        hbm_bytes_per_chip=chip.hbm_bytes,
+        fits=demand.fits,
+        compiled=compiled is not None,
+        note=note,
+        compile_seconds=compiled.seconds if compiled else 0.0,
+        model_flops_per_step=model_flops,
+        compute_seconds=demand.seconds["compute"],
+        memory_seconds=demand.seconds["memory"],
+        network_seconds=demand.seconds["network"],
+        collectives=demand.collectives,
+        step_seconds=step_seconds,
+        bound_by=bound_by,
+        mfu=mfu,
+        tokens_per_second=tokens_per_step / step_seconds,
+        tokens=tokens,
+        chip_hours=chip_hours,
+        usd=chip_hours * budget.price if budget.price else None,
+    )
 
 
 def abstract_mesh(settings: Settings, num_devices: int) -> AbstractMesh:
@@ -165,75 +206,31 @@ def _program(settings: Settings, model: ModelConfig, mesh: AnyMesh) -> Program:
     return program
 
 
-def _price(
-    settings: Settings,
-    model: ModelConfig,
-    topology: Topology,
-    mesh: AnyMesh,
-    program: Program,
-    traced: Trace,
-    work: Work,
-    compiled: Compiled | None,
-    note: str,
-    budget: Budget,
-) -> Plan:
-    chip, parameters = topology.chip, parameter_count(program.state.params)
-    tokens_per_step = settings.batch_size * settings.sequence_length
-    flops = tokens_per_step * traced.flops
-    model_flops = tokens_per_step * trace(settings, dataclasses.replace(model, remat="none")).flops
-    if compiled and compiled.fits:
-        seconds = roofline(topology, flops, compiled.traffic, *_sent(compiled.collectives, topology))
-        collectives = _by_kind(compiled.collectives)
-    else:
-        seconds = roofline(topology, flops, work.traffic, work.link_bytes, work.network_bytes)
-        collectives = _estimated(work)
-    bound_by = max(seconds, key=lambda name: seconds[name])
-    step_seconds, mfu = seconds[bound_by], model_flops / (topology.chips * chip.flops * seconds[bound_by])
-    if budget.tflops:
-        # As such rates are quoted: 6 FLOPs a parameter and token, attention left out (arXiv:2001.08361, section 2.1).
-        step_seconds = 6 * parameters * tokens_per_step / (topology.chips * budget.tflops * 1e12)
-        bound_by, mfu = "--tflops", budget.tflops * 1e12 / chip.flops
-    tokens = budget.tokens or float(settings.num_steps * tokens_per_step)
-    chip_hours = tokens / tokens_per_step * step_seconds * topology.chips / 3600
+class _Demand(NamedTuple):
+    """What a step asks of one chip: bytes it holds, seconds of each resource, what its devices send."""
+
+    buffers: dict[str, float]
+    peak: float
+    fits: bool
+    seconds: dict[str, float]
+    collectives: dict[str, dict[str, float]]
+
+
+def _demand(topology: Topology, work: Work, compiled: Compiled | None, flops: float) -> _Demand:
+    chip = topology.chip
     buffers = {name: size * chip.devices for name, size in work.buffers.items()}
     peak = compiled.peak_bytes * chip.devices if compiled else sum(buffers.values())
-    if compiled and compiled.fits:
-        buffers = _rest_to_peak(buffers, peak)
     # Only the TPU compiler knows how much of the memory a program may have.
     room = chip.hbm_bytes if topology.torus else _USABLE * chip.hbm_bytes
-    return Plan(
-        topology=topology.name,
-        chips=topology.chips,
-        mesh=dict(mesh.shape),
-        parameters=parameters,
-        tokens_per_step=tokens_per_step,
-        buffers=buffers,
-        state_bytes_per_chip=buffers["parameters"] + buffers["optimizer state"],
-        peak_bytes_per_chip=peak,
-        hbm_bytes_per_chip=chip.hbm_bytes,
-        fits=peak <= room and (compiled is None or compiled.fits),
-        compiled=compiled is not None,
-        note=note,
-        compile_seconds=compiled.seconds if compiled else 0.0,
-        model_flops_per_step=model_flops,
-        compute_seconds=seconds["compute"],
-        memory_seconds=seconds["memory"],
-        network_seconds=seconds["network"],
-        collectives=collectives,
-        step_seconds=step_seconds,
-        bound_by=bound_by,
-        mfu=mfu,
-        tokens_per_second=tokens_per_step / step_seconds,
-        tokens=tokens,
-        chip_hours=chip_hours,
-        usd=chip_hours * budget.price if budget.price else None,
-    )
-
-
-def _rest_to_peak(buffers: dict[str, float], peak: float) -> dict[str, float]:
-    """Returns state and gradients, which are known exactly, and what is left of the compiler's peak."""
-    known = {name: buffers[name] for name in ("parameters", "optimizer state", "gradients")}
-    return known | {"activations and temporaries": max(peak - sum(known.values()), 0.0)}
+    if compiled and compiled.fits:
+        seconds = roofline(topology, flops, compiled.traffic, *_sent(compiled.collectives, topology))
+        # State and gradients are known exactly; the rest is what is left of the compiler's peak.
+        known = {name: buffers[name] for name in ("parameters", "optimizer state", "gradients")}
+        buffers = known | {"activations and temporaries": max(peak - sum(known.values()), 0.0)}
+        return _Demand(buffers, peak, peak <= room, seconds, _by_kind(compiled.collectives))
+    seconds = roofline(topology, flops, work.traffic, work.link_bytes, work.network_bytes)
+    sent = {kind: {"count": count, "bytes": size} for kind, (count, size) in sorted(work.collectives.items())}
+    return _Demand(buffers, peak, peak <= room and compiled is None, seconds, sent)
 
 
 def _sent(collectives: tuple[Collective, ...], topology: Topology) -> tuple[float, float]:
@@ -253,10 +250,6 @@ def _by_kind(collectives: tuple[Collective, ...]) -> dict[str, dict[str, float]]
         }
         for kind in kinds
     }
-
-
-def _estimated(work: Work) -> dict[str, dict[str, float]]:
-    return {kind: {"count": count, "bytes": size} for kind, (count, size) in sorted(work.collectives.items())}
 
 
 def advice(plan: Plan, settings: Settings, chip: Chip) -> str:
