@@ -70,6 +70,8 @@ def _print_plan(plan: Plan) -> None:
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
     out.print(f"[bold]{plan.parameters:,} parameters on {plan.topology}[/] ({plan.chips} chips), mesh: {mesh}")
     source = f"compiled in {plan.compile_seconds:.0f} s" if plan.compiled else f"estimated: {plan.note}"
+    if plan.compiled and not plan.fits:
+        source = "XLA has not the memory to compile it; estimated"
     out.print(f"{plan.tokens_per_step:,} tokens a step; {source}\n")
     memory = Table("memory a chip", "GB", box=None, pad_edge=False)
     memory.columns[1].justify = "right"

@@ -223,7 +223,9 @@ def _demand(topology: Topology, work: Work, compiled: Compiled | None, flops: fl
     # Only the TPU compiler knows how much of the memory a program may have.
     room = chip.hbm_bytes if topology.torus else _USABLE * chip.hbm_bytes
     if compiled and compiled.fits:
-        seconds = roofline(topology, flops, compiled.traffic, *_sent(compiled.collectives, topology))
+        # For a GPU attention is compiled without its flash kernel, whose traffic is far less.
+        traffic = compiled.traffic if topology.torus else work.traffic
+        seconds = roofline(topology, flops, traffic, *_sent(compiled.collectives, topology))
         # State and gradients are known exactly; the rest is what is left of the compiler's peak.
         known = {name: buffers[name] for name in ("parameters", "optimizer state", "gradients")}
         buffers = known | {"activations and temporaries": max(peak - sum(known.values()), 0.0)}
