@@ -15,7 +15,7 @@ from absl import flags
 from configs.errors import UserError
 from data.packing import PackedRows
 from data.prepare import prepare
-from data.store import open_store
+from data.store import is_store, open_store
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig, model_config, training_flops_per_token
 from model.heads import language_model, parameter_count
@@ -57,7 +57,7 @@ def pretrain(config: dict[str, Any], workdir: Path, parent: Path | None = None) 
     mesh = make_mesh(settings.mesh)
     check_batch(settings, mesh)
     with runs.claim(workdir):
-        store = Path(settings.data.path) if _is_store(settings.data.path) else _prepare(settings, workdir, parent)
+        store = token_store(settings, workdir, parent)
         tokenizer = load_tokenizer(store)
         model, lineage = _architecture(settings, tokenizer, parent)
         train = open_store(store, "train")
@@ -93,13 +93,15 @@ def pretrain(config: dict[str, Any], workdir: Path, parent: Path | None = None) 
     console.print(f"pretrain: done; {workdir} holds the foundation model", highlight=False)
 
 
-def _is_store(path: str) -> bool:
-    return bool(path) and (Path(path) / "manifest.json").is_file()
+def token_store(settings: Settings, workdir: Path, parent: Path | None) -> Path:
+    """Returns the store at `config.data.path`, or one made in `workdir` of the text there, made once.
 
-
-def _prepare(settings: Settings, workdir: Path, parent: Path | None) -> Path:
-    """Makes a token store of the text at `config.data.path` inside the run."""
+    Raises:
+        UserError: there is no text, or a fault in it.
+    """
     data = settings.data
+    if data.path and is_store(Path(data.path)):
+        return Path(data.path)
     if not data.path:
         raise UserError(
             "config.data.path is empty; legal: a token store (rootstock prepare), a file, a glob or hf:NAME"
