@@ -35,7 +35,7 @@ def scaled(config: Config, size: float, length: float) -> Config:
     m["mlp_dim"] = math.ceil(ratio * m["mlp_dim"] / 8) * 8
     if o["name"] == "adamw":
         o["learning_rate"] /= ratio
-    o["warmup_steps"] = math.ceil(length * o["warmup_steps"])
+    o["warmup_steps"] = math.ceil(length * min(o["warmup_steps"], config["num_steps"]))
     config["num_steps"] = max(1, round(length * config["num_steps"]))
     # The last step always evaluates, and only that loss is read.
     config["evaluation"]["every"] = config["num_steps"]
