@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "score a model on text or on labelled rows",
     "generate": "continue a prompt",
     "plan": "memory, time and money of a config on chips that are not here",
+    "scaling": "a ladder of small runs -> the model size and the tokens that a compute budget calls for",
     "demo": "all of it, on this machine's own Python documentation",
 }
 _ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +56,7 @@ def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagVal
     """Returns the parsed flags of a command; prints help or one line of error and exits where that is due."""
     values = flags.FlagValues()
     command.define_flags(values)
-    has_config = "config" in getattr(command, "REQUIRED", ())
+    has_config = "config" in (*getattr(command, "REQUIRED", ()), *getattr(command, "OPTIONAL", ()))
     if has_config:
         arguments = [_locate_config(argument) for argument in arguments]
         _define_config(values, arguments)

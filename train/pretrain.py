@@ -58,7 +58,7 @@ def pretrain(config: dict[str, Any], workdir: Path, parent: Path | None = None) 
     mesh = make_mesh(settings.mesh)
     check_batch(settings, mesh)
     with runs.claim(workdir):
-        store = Path(on_first(lambda: _store(settings, workdir, parent)))
+        store = token_store(settings, workdir, parent)
         tokenizer = load_tokenizer(store)
         model, lineage = _architecture(settings, tokenizer, parent)
         train = open_store(store, "train")
@@ -92,6 +92,15 @@ def pretrain(config: dict[str, Any], workdir: Path, parent: Path | None = None) 
             )
             fit(job, settings, mesh, workdir)
     console.print(f"pretrain: done; {workdir} holds the foundation model", highlight=False)
+
+
+def token_store(settings: Settings, workdir: Path, parent: Path | None) -> Path:
+    """Returns the store at `config.data.path`, or one made in `workdir` of the text there, made once.
+
+    Raises:
+        UserError: there is no text, or a fault in it.
+    """
+    return Path(on_first(lambda: _store(settings, workdir, parent)))
 
 
 def _store(settings: Settings, workdir: Path, parent: Path | None) -> str:

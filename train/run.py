@@ -110,7 +110,7 @@ def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer) -> None:
         return
     before = read_record(workdir)
     changed = [f"model {difference}" for difference in architecture_difference(before.model, record.model)]
-    changed += _config_changes(before.config, record.config)
+    changed += config_changes(before.config, record.config)
     if before.data_fingerprint != record.data_fingerprint:
         changed.append(f"data: {before.data_fingerprint[:16]} != {record.data_fingerprint[:16]}")
     if load_tokenizer(workdir / "tokenizer").sha256 != tokenizer.sha256:
@@ -134,7 +134,8 @@ def _write_if_new(workdir: Path, record: RunRecord, tokenizer: Tokenizer) -> boo
     return True
 
 
-def _config_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def config_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Returns "field: before -> now" for each field that a run may not change when it goes on (see `MAY_CHANGE`)."""
     old, new = _flatten(before), _flatten(now)
     return [
         f"config.{name}: {old.get(name)!r} -> {new.get(name)!r}"
