@@ -26,12 +26,12 @@ from data.store import open_store
 from model.config import ModelConfig, model_config, training_flops_per_token
 from model.heads import language_model, parameter_count
 from train import run as runs
-from train.ladder import Config, ladder, overrides, scaled, size_for
+from train.ladder.law import Analysis, Point, analyse, cautions
+from train.ladder.plot import draw
+from train.ladder.report import Results, print_tables, results
+from train.ladder.sizes import Config, ladder, overrides, scaled, size_for
 from train.metrics import console
 from train.pretrain import pretrain, token_store
-from train.scaling_law import Analysis, Point, analyse, cautions
-from train.scaling_plot import draw
-from train.scaling_report import Results, print_tables, results
 from train.settings import from_config
 
 REQUIRED = ("workdir",)

@@ -8,8 +8,8 @@ import pytest
 
 from configs.errors import UserError
 from train import cli, scaling
-from train.scaling_law import Law
-from train.scaling_report import human
+from train.ladder.law import Law
+from train.ladder.report import human
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "dog", "run", "far", "away", "home", "again"]
 # 1, 2 and 3 heads of 8; 6, 12 and 24 steps of 8 x 16 tokens.

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from configs.errors import UserError
-from train.scaling_law import Analysis, Law, Point, optimum
-from train.scaling_report import human
+from train.ladder.law import Analysis, Law, Point, optimum
+from train.ladder.report import human
 
 _GREY, _ACCENT = "#30343b", "#d1495b"
 # More model sizes than this are told apart by a colour bar.

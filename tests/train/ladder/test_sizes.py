@@ -7,7 +7,7 @@ from configs.errors import UserError
 from configs.models import architecture
 from configs.pretrain import books, tiny
 from model.config import matmul_parameters, model_config
-from train.ladder import ladder, overrides, scaled, size_for
+from train.ladder.sizes import ladder, overrides, scaled, size_for
 from train.settings import from_config
 
 

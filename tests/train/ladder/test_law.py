@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
-from train import scaling_law
-from train.scaling_law import Law, Point, analyse, cautions, check_points, fit, hold_out_largest, interval, optimum
+from train.ladder import law as laws
+from train.ladder.law import Law, Point, analyse, cautions, check_points, fit, hold_out_largest, interval, optimum
 
 TRUE = Law(E=1.9, A=320.0, alpha=0.34, B=1100.0, beta=0.37)
 SIZES = np.geomspace(1e6, 1e8, 5)
@@ -52,7 +52,7 @@ def test_one_failed_run_does_not_move_the_fit():
 
 
 def test_the_objective_s_gradient_is_that_of_finite_differences():
-    problem = scaling_law._Problem.of(sweep(noise=0.01))
+    problem = laws._Problem.of(sweep(noise=0.01))
     x = problem.vector(Law(2.0, 200.0, 0.3, 900.0, 0.4))
     value, gradient = problem.objective(x)
     assert value > 0
@@ -63,7 +63,7 @@ def test_the_objective_s_gradient_is_that_of_finite_differences():
 
 def test_starting_elsewhere_finds_nothing_lower():
     points = sweep(noise=0.01, sizes=SIZES[:4], tokens=TOKENS[:4])
-    problem = scaling_law._Problem.of(points)
+    problem = laws._Problem.of(points)
     found = problem.objective(problem.vector(fit(points)))[0]
     rng = np.random.default_rng(0)
     low, high = np.transpose(problem.bounds)

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from train.ladder.law import Analysis, rms_residual
 from train.report import as_json
-from train.scaling_law import Analysis, rms_residual
 
 Results = dict[str, Any]
 # Where output is no terminal, rich would cut the tables at 80 columns.

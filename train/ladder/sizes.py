@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from configs.errors import UserError
-from train.scaling_law import MIN_DISTINCT
+from train.ladder.law import MIN_DISTINCT
 
 Config = dict[str, Any]
 _MOST_HEADS = 4096
