@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from train.planner.hlo import Collective, Module
@@ -81,10 +82,13 @@ def _without_cache() -> Iterator[None]:
     """A program for devices that are not attached can be written to the compilation cache but not read from it."""
     enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
+    # JAX looks at the switch once, unless its cache is reset.
+    compilation_cache.reset_cache()
     try:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
 
 
 def _asked_for(message: str, state_bytes: float) -> float:

@@ -49,12 +49,15 @@ class Collective:
         group: the devices (by number) of the first replica group.
         count: executions.
         bytes: that each device sends, all executions together, by a ring or bidirectional ring.
+        host: whether the hosts carry it to other TPU slices; the group is then empty, and the bytes are what is handed
+            to the network once.
     """
 
     kind: str
     group: tuple[int, ...]
     count: float
     bytes: float
+    host: bool = False
 
 
 class Module:
@@ -72,6 +75,12 @@ class Module:
         seen: set[str] = set()
         for name, runs in self.runs.items():
             for instruction in self.computations[name].values():
+                between_slices = re.search(r'rendezvous="([a-z\-]+)\.', instruction.rest)
+                if instruction.opcode == "send" and between_slices:
+                    count, total = found.get((between_slices[1], ()), (0.0, 0.0))
+                    size = _size(self.computations[name][instruction.operands[0]].shape)
+                    found[between_slices[1], ()] = (count + runs, total + runs * size)
+                    continue
                 kind = instruction.opcode.removesuffix("-start")
                 if kind not in COLLECTIVES:
                     continue
@@ -84,7 +93,7 @@ class Module:
                 group = _group(instruction)
                 count, total = found.get((kind, group), (0.0, 0.0))
                 found[kind, group] = (count + runs, total + runs * self._sent(name, instruction, kind, len(group)))
-        return [Collective(kind, group, count, total) for (kind, group), (count, total) in found.items()]
+        return [Collective(kind, group, count, total, not group) for (kind, group), (count, total) in found.items()]
 
     def memory_traffic(self) -> float:
         """Returns the bytes that one device reads from and writes to its main memory: operands and results of fusions.

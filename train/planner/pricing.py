@@ -21,7 +21,7 @@ from train.planner.trace import trace
 from train.settings import Settings, planned_model
 from train.step import Program, make_program
 
-_USABLE = 0.94  # of a GPU's memory, which XLA's compiler does not check: the rest is the runtime's
+_USABLE = 0.94  # of a GPU's memory; the rest is the runtime's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +166,11 @@ def objective_of(settings: Settings, model: ModelConfig) -> Objective:
     return language_model(model, settings.loss.z_loss, settings.loss.chunk)
 
 
+def usable_bytes(topology: Topology) -> float:
+    """Returns the bytes of a chip that a program may have; a TPU's compiler refuses by itself what is too much."""
+    return topology.chip.hbm_bytes * (1.0 if topology.torus else _USABLE)
+
+
 def roofline(topology: Topology, flops: float, traffic: float, link: float, network: float) -> dict[str, float]:
     """Returns the seconds that each resource needs for a step, were it alone and fully used.
 
@@ -220,8 +225,7 @@ def _demand(topology: Topology, work: Work, compiled: Compiled | None, flops: fl
     chip = topology.chip
     buffers = {name: size * chip.devices for name, size in work.buffers.items()}
     peak = compiled.peak_bytes * chip.devices if compiled else sum(buffers.values())
-    # Only the TPU compiler knows how much of the memory a program may have.
-    room = chip.hbm_bytes if topology.torus else _USABLE * chip.hbm_bytes
+    room = usable_bytes(topology)
     if compiled and compiled.fits:
         # For a GPU attention is compiled without its flash kernel, whose traffic is far less.
         traffic = compiled.traffic if topology.torus else work.traffic
@@ -238,7 +242,7 @@ def _demand(topology: Topology, work: Work, compiled: Compiled | None, flops: fl
 def _sent(collectives: tuple[Collective, ...], topology: Topology) -> tuple[float, float]:
     """Returns the bytes that a device sends (over fast links, over the data-centre network) in a step."""
     inside = topology.chip.group or topology.devices // topology.slices
-    crossing = [c for c in collectives if len({device // inside for device in c.group}) > 1]
+    crossing = [c for c in collectives if c.host or len({device // inside for device in c.group}) > 1]
     network = sum(c.bytes for c in crossing)
     return sum(c.bytes for c in collectives) - network, network
 

@@ -11,7 +11,7 @@ from configs.errors import UserError
 from model.transformer import REMAT_POLICIES
 from train.mesh import check_batch
 from train.planner.estimate import estimate
-from train.planner.pricing import Budget, abstract_mesh, make_plan, objective_of, roofline
+from train.planner.pricing import Budget, abstract_mesh, make_plan, objective_of, roofline, usable_bytes
 from train.planner.topology import Topology
 from train.planner.trace import trace
 from train.settings import MeshSettings, Settings, planned_model
@@ -118,7 +118,7 @@ def _candidates(settings: Settings, topology: Topology) -> Iterator[Candidate]:
             seconds = roofline(topology, tokens * traces[remat].flops, work.traffic, *sent)
             idle = (seconds["memory"] + seconds["network"]) / tokens
             peak = sum(work.buffers.values()) * topology.chip.devices
-            fits = peak <= topology.chip.hbm_bytes
+            fits = peak <= usable_bytes(topology)
             yield Candidate(changed, tokens / max(seconds.values()), idle, peak, fits, compiled=False)
 
 

@@ -1,0 +1,51 @@
+"""FLOPs of the jaxpr are those of the closed formula, whatever the architecture, scan or remat."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs.pretrain import llm
+from model.config import training_flops_per_token
+from train.planner.trace import jaxpr_flops, trace
+from train.settings import from_config, planned_model
+
+
+def planned(name, **model):
+    config = llm.get_config(name)
+    config.model.update(model)
+    settings = from_config(config.to_dict())
+    return settings, planned_model(settings)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama2_7b", "qwen2_0_5b", "gemma2_2b", "mistral_7b", "gpt3_175b"])
+def test_model_flops_are_the_closed_formula(name):
+    settings, model = planned(name, remat="none")
+    formula = training_flops_per_token(model, settings.sequence_length)
+    assert trace(settings, model).flops == pytest.approx(formula, rel=0.02)
+
+
+def test_recomputation_costs_up_to_a_third_and_saves_what_its_name_says():
+    settings, model = planned("llama2_7b")
+    found = {r: trace(settings, dataclasses.replace(model, remat=r)) for r in ("none", "dots", "full", "offload")}
+    once = found["none"].flops
+    assert 1.2 * once < found["full"].flops < 4 / 3 * once and found["dots"].flops < 1.05 * once
+    kept = {policy: t.saved + t.saved_split for policy, t in found.items()}
+    # Full: one bfloat16 stream a layer; offloaded, it is not on the device.
+    assert kept["full"] == model.num_layers * model.embed_dim * 2 and kept["offload"] == 0
+    assert kept["none"] > kept["dots"] > 5 * kept["full"]
+
+
+def test_a_scan_counts_as_its_length():
+    def looped(w, x):
+        return jax.lax.scan(lambda x, _: (x @ w, None), x, length=7)[0]
+
+    def unrolled(w, x):
+        for _ in range(7):
+            x = x @ w
+        return x
+
+    shapes = (jnp.zeros((8, 8)), jnp.zeros((4, 8)))
+    counts = [jaxpr_flops(jax.make_jaxpr(f)(*shapes).jaxpr) for f in (looped, unrolled)]
+    assert counts == [7 * 2 * 4 * 8 * 8] * 2
