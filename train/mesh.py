@@ -98,6 +98,12 @@ def check_batch(settings: Settings, mesh: AnyMesh) -> None:
             ("config.sequence_length", settings.sequence_length, ACTIVATION_RULES["length"]),
         )
     ]
+    tokens, chunk = settings.sequence_length // mesh.shape["context"], settings.loss.chunk
+    if 0 < chunk < tokens and tokens % chunk:
+        faults.append(
+            f"config.loss.chunk is {chunk}; legal: a divisor of the {tokens} tokens that config.mesh.context leaves of "
+            "a row on each device"
+        )
     if any(faults):
         raise UserError("; ".join(fault for fault in faults if fault))
 
