@@ -130,8 +130,8 @@ def _cudnn(
 
     The bias is one (T, S) plane a row for all heads. cuDNN's packed layout would do without it, but JAX keeps that
     private, and it asks for Hopper, a fixed number of segments a row, and rows that no `context` axis cuts. The windows
-    stay in the mask because cuDNN before 9.10.2 refuses a window beside a bias. A boolean mask, since from JAX 0.12 on
-    no gradient is taken of one; that gradient would cost cuDNN a (T, S) plane a head.
+    stay in the mask because cuDNN before 9.10.2 refuses a window beside a bias. The mask is boolean because JAX 0.12
+    takes no gradient of one (0.10 does), which would cost cuDNN a (T, S) plane a head.
     """
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
