@@ -1,7 +1,7 @@
 """Cross-entropy as sums, never means, over logits that exist one chunk of the row at a time.
 
-B batch, T length, n chunks, P devices that share out the tokens, R tokens that one has in a chunk, D embed,
-V vocabulary (or classes).
+B batch, T length, n chunks, P parts that the tokens are in, R tokens of a part in a chunk, D embed, V vocabulary (or
+classes).
 """
 
 from functools import partial
@@ -73,22 +73,48 @@ def _pick(logits_PRV: jax.Array, targets_PR: jax.Array) -> jax.Array:
     return jnp.where(hit, logits_PRV, 0.0).sum(-1)
 
 
-def _split(x_BT: jax.Array, chunk: int) -> jax.Array:
+class _Layout(NamedTuple):
+    """Logical axes of P, of R between chunks, and of V."""
+
+    P: str
+    R: str
+    V: str
+
+
+def _layout(x_BTD: jax.Array, table_VD: jax.Array, symbols: str) -> _Layout:
+    """Returns the layout that gathers over fsdp, which splits tokens and table alike, the one that has fewer rows.
+
+    With the tokens gathered, the table and its float32 gradient stay split, as a large vocabulary on few devices needs;
+    with the table gathered, what a device receives does not grow with the number of devices.
+    """
+    B, T, _ = x_BTD.shape
+    if symbols == "vocab" and B * T // shards("token_groups") < len(table_VD) // shards("vocab"):
+        return _Layout("token_groups", "group", "vocab_of_group")
+    return _Layout("tokens", "activation", symbols)
+
+
+def _split(x_BT: jax.Array, layout: _Layout, chunk: int) -> jax.Array:
     """Returns x_nPR...: n chunks, each an equal part of what every device has of each row, so that no token moves."""
     B, T, *rest = x_BT.shape
-    rows, pieces = shards("batch"), shards("length")
+    pieces = shards("length")
+    rows = shards(layout.P) // pieces
     size = min(chunk, T // pieces) or T // pieces
     x = x_BT.reshape(rows, B // rows, pieces, -1, size, *rest)
     x_nPR = jnp.moveaxis(x, (3, 0, 2), (0, 1, 2)).reshape(-1, rows * pieces, B // rows * size, *rest)
-    return constrain(x_nPR, "activation", "tokens", *("activation" for _ in x_nPR.shape[2:]))
+    return constrain(x_nPR, "activation", layout.P, layout.R, *("activation" for _ in rest))
 
 
-def _join(x_nPR: jax.Array, B: int) -> jax.Array:
-    n, _, _, *rest = x_nPR.shape
-    rows, pieces = shards("batch"), shards("length")
+def _join(x_nPR: jax.Array, layout: _Layout, B: int) -> jax.Array:
+    n, P, _, *rest = x_nPR.shape
+    pieces = shards("length")
+    rows = P // pieces
     x = x_nPR.reshape(n, rows, pieces, B // rows, -1, *rest)
     x_BT = jnp.moveaxis(x, (0, 1, 2), (3, 0, 2)).reshape(B, -1, *rest)
     return constrain(x_BT, "batch", "length", *("activation" for _ in rest))
+
+
+def _gathered(layout: _Layout, *chunk: jax.Array) -> list[jax.Array]:
+    return [constrain(x, layout.P, *("activation" for _ in x.shape[1:])) for x in chunk]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
@@ -110,15 +136,17 @@ def _objective(
 def _forward(
     x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, symbols: str, softcap: float, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
-    table_VD = constrain(table_VD.astype(x_BTD.dtype), symbols, "activation")
+    layout = _layout(x_BTD, table_VD, symbols)
+    table = constrain(table_VD.astype(x_BTD.dtype), layout.V, "activation")
 
     def body(_: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        logits_PRV = logits(xs[0], table_VD, softcap)
+        x_PRD, targets_PR = _gathered(layout, *xs)
+        logits_PRV = logits(x_PRD, table, softcap)
         log_z_PR = jax.nn.logsumexp(logits_PRV, axis=-1)
-        return None, (log_z_PR - _pick(logits_PRV, xs[1]), log_z_PR)
+        return None, (log_z_PR - _pick(logits_PRV, targets_PR), log_z_PR)
 
-    _, (nll, log_z) = jax.lax.scan(body, None, (_split(x_BTD, chunk), _split(targets_BT, chunk)))
-    return _join(nll, len(x_BTD)), _join(log_z, len(x_BTD))
+    _, (nll, log_z) = jax.lax.scan(body, None, (_split(x_BTD, layout, chunk), _split(targets_BT, layout, chunk)))
+    return _join(nll, layout, len(x_BTD)), _join(log_z, layout, len(x_BTD))
 
 
 @jax.named_scope("cross_entropy")
@@ -134,10 +162,11 @@ def _objective_fwd(
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     # The objective is a sum, so its gradient needs nothing that the backward pass would bring but a scalar factor:
     # taking it here, chunk by chunk, costs three vocabulary products where recomputing the logits would cost four.
-    table = constrain(table_VD.astype(x_BTD.dtype), symbols, "activation")
+    layout = _layout(x_BTD, table_VD, symbols)
+    table = constrain(table_VD.astype(x_BTD.dtype), layout.V, "activation")
 
     def body(grad_PVD: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        x_PRD, targets_PR, weights_PR = xs
+        x_PRD, targets_PR, weights_PR = _gathered(layout, *xs)
         logits_PRV = logits(x_PRD, table, softcap)
         log_z_PR = jax.nn.logsumexp(logits_PRV, axis=-1)
         nll_PR = log_z_PR - _pick(logits_PRV, targets_PR)
@@ -148,18 +177,18 @@ def _objective_fwd(
         if softcap:
             g_PRV *= 1.0 - jnp.square(logits_PRV / softcap)
         g_PRV = g_PRV.astype(x_PRD.dtype)
-        grad_PRD = jnp.einsum("PRV,VD->PRD", g_PRV, table)
+        grad_PRD = constrain(jnp.einsum("PRV,VD->PRD", g_PRV, table), layout.P, layout.R, "activation")
         grad_PVD += jnp.einsum("PRV,PRD->PVD", g_PRV, x_PRD, preferred_element_type=jnp.float32)
         return grad_PVD, (grad_PRD, objective_PR, nll_PR * weights_PR)
 
-    chunks = tuple(_split(a, chunk) for a in (x_BTD, targets_BT, weights_BT))
-    # Each device adds up its own part of the table's gradient: one sum over the devices, not one a chunk.
-    zeros_PVD = jnp.zeros((chunks[0].shape[1], *table_VD.shape), jnp.float32)
-    zeros_PVD = constrain(zeros_PVD, "tokens", symbols, "activation")
+    chunks = tuple(_split(a, layout, chunk) for a in (x_BTD, targets_BT, weights_BT))
+    # Each part adds up its own gradient of the table: one sum over the devices, not one a chunk.
+    zeros_PVD = jnp.zeros((shards(layout.P), *table_VD.shape), jnp.float32)
+    zeros_PVD = constrain(zeros_PVD, layout.P, layout.V, "activation")
     grad_PVD, (grad_nPRD, objective, nll) = jax.lax.scan(body, zeros_PVD, chunks)
     grad_VD = constrain(grad_PVD.sum(0), symbols, "vocab_embed", rules=PARAMETER_RULES).astype(table_VD.dtype)
     # The barrier has the parts summed and freed before the layers' backward pass, which is when memory is short.
-    return (objective.sum(), nll.sum()), jax.lax.optimization_barrier((_join(grad_nPRD, len(x_BTD)), grad_VD))
+    return (objective.sum(), nll.sum()), jax.lax.optimization_barrier((_join(grad_nPRD, layout, len(x_BTD)), grad_VD))
 
 
 def _objective_bwd(

@@ -39,10 +39,14 @@ ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
     "batch": ("slice", "data", "fsdp"),
     "length": ("context",),
     "heads": ("tensor",),
+    "activation": (),
+    # The loss, where over fsdp either the table is gathered or the tokens are (`losses.py`).
     "tokens": ("slice", "data", "fsdp", "context"),
     "vocab": ("tensor",),
     "classes": (),
-    "activation": (),
+    "token_groups": ("slice", "data", "context"),
+    "group": ("fsdp",),
+    "vocab_of_group": ("tensor", "fsdp"),
 }
 BATCH_SPEC = PartitionSpec(ACTIVATION_RULES["batch"], ACTIVATION_RULES["length"])
 

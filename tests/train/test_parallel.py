@@ -1,6 +1,7 @@
 """Split over length, heads and vocabulary: the same numbers, and nothing gathered that should stay split."""
 
 import contextlib
+import math
 import re
 
 import jax
@@ -99,13 +100,13 @@ def uncached():
         compilation_cache.reset_cache()
 
 
-def collectives(sizes, capfd, chunk=8):
+def collectives(sizes, capfd, vocabulary=VOCABULARY):
     """(kind, shapes, JAX operation) of each collective of a compiled train step, on rows of 64 tokens."""
     config = default.get_config()
     config.batch_size, config.sequence_length = 8, 64
-    model = tiny_model(context_length=64, vocab_size=VOCABULARY, embed_dim=WIDTH, head_dim=8, mlp_dim=56)
+    model = tiny_model(context_length=64, vocab_size=vocabulary, embed_dim=WIDTH, head_dim=8, mlp_dim=56)
     mesh = mesh_of(**sizes)
-    program = make_program(language_model(model, 1e-4, chunk), from_config(config.to_dict()), mesh)
+    program = make_program(language_model(model, 1e-4, 8), from_config(config.to_dict()), mesh)
     with uncached(), jax.set_mesh(mesh):
         text = program.step.lower(program.state, program.batch).compile().as_text()
     assert "rematerialization" not in capfd.readouterr().err
@@ -139,6 +140,16 @@ def test_a_split_vocabulary_stays_split(capfd):
     rows, positions = 8 // 2, 8
     assert {kind for kind, _ in loop} == {"all-reduce"}
     assert {shape for _, shape in loop} == {(1, rows * positions), (1, rows * positions, WIDTH)}
+
+
+def test_a_large_vocabulary_stays_split_over_fsdp_too(capfd):
+    found, text = collectives({"fsdp": 4, "tensor": 2}, capfd, vocabulary=2048)
+    part, tokens = 2048 // 8, 8 * 8
+    # Fewer tokens than symbols: each chunk's tokens are gathered over fsdp, and neither table nor logits are.
+    loss = [(kind, shape) for kind, shapes, op in found if "cross_entropy" in op for shape in shapes if shape]
+    assert max(math.prod(shape) for _, shape in loss) == tokens * WIDTH
+    assert "all-gather" in {kind for kind, shape in loss if math.prod(shape) == tokens * WIDTH}
+    assert re.search(rf"\[1,{tokens},{part}\]", text) and not re.search(rf"\[1,{tokens},{2048 // 2}\]", text)
 
 
 def test_a_chunk_that_does_not_divide_a_devices_part_is_one_line():
