@@ -108,6 +108,16 @@ def check_batch(settings: Settings, mesh: AnyMesh) -> None:
         raise UserError("; ".join(fault for fault in faults if fault))
 
 
+def check_host_memory(settings: Settings, mesh: Mesh) -> None:
+    """Raises UserError when layers' inputs are to go where the attached devices cannot put them."""
+    kinds = sorted(memory.kind for memory in mesh.local_devices[0].addressable_memories())
+    if settings.model["remat"] == "offload" and "pinned_host" not in kinds:
+        raise UserError(
+            f"config.model.remat is 'offload', but the devices reach no pinned host memory, only {kinds}; "
+            "legal: 'full', 'dots' or 'none'"
+        )
+
+
 def _indivisible(name: str, size: int, axes: dict[str, int]) -> str:
     parts = math.prod(axes.values())
     if size % parts == 0:

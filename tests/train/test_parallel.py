@@ -13,7 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from configs import default
 from configs.errors import UserError
 from model.heads import language_model
-from train.mesh import check_batch, put_batch
+from train.mesh import check_batch, check_host_memory, put_batch
 from train.settings import from_config
 from train.step import make_program, summed_gradients
 
@@ -159,3 +159,20 @@ def test_a_chunk_that_does_not_divide_a_devices_part_is_one_line():
         check_batch(from_config(config.to_dict()), mesh_of(context=2))
     config.loss.chunk = 24
     check_batch(from_config(config.to_dict()), mesh_of(context=2))
+
+
+def test_a_platform_without_host_memory_is_one_line():
+    config = default.get_config()
+    config.model.remat = "offload"
+    settings = from_config(config.to_dict())
+    check_host_memory(settings, mesh_of())
+
+    class Device:
+        def addressable_memories(self):
+            return [jax.devices()[0].default_memory()]
+
+    class Mesh:
+        local_devices = (Device(),)
+
+    with pytest.raises(UserError, match=r"remat is 'offload'.*only \['device'\]; legal: 'full'"):
+        check_host_memory(settings, Mesh())
