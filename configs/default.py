@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.optimizer = optimizer()
     config.loss = ConfigDict()
     config.loss.z_loss = 0.0  # weight of log(Z)^2
-    config.loss.chunk = 0  # positions a row whose logits exist at once; divides sequence_length; 0: all
+    config.loss.chunk = 0  # positions of a row whose logits a device has at once; divides sequence_length; 0: all
     config.evaluation = ConfigDict()
     config.evaluation.every = 250  # steps between evaluations; the last step always evaluates
     config.evaluation.batches = 0  # batches of the validation split, 0: all of it
@@ -71,7 +71,7 @@ def model() -> ConfigDict:
     m.output_init = "zero"  # projections into the residual stream start at zero, or "scaled" by depth
     # How it runs; may differ between two runs of one checkpoint.
     m.compute_dtype = "auto"  # bfloat16 on accelerators, float32 on CPU; or say which. Parameters are float32.
-    m.attention = "auto"  # "xla" everywhere, "cudnn" on GPU, "splash" (Pallas) on TPU; auto: by the platform
+    m.attention = "auto"  # "xla" everywhere, "cudnn" on GPU, "splash" (Pallas) on TPU; auto: the fastest that can run
     m.scan_layers = True  # compile one layer and loop; False: unrolled, slower to compile, faster on CPU
     m.remat = "none"  # recompute in the backward pass: "none", "dots" (keep matrix products), "full",
     # or "offload": as full, with the layers' inputs kept in host memory

@@ -17,8 +17,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from configs.errors import UserError
 from model.config import ModelConfig
 from model.context import Context, attention_mask
-from model.layers import platform
-from model.sharding import ACTIVATION_RULES, spec
+from model.layers import compute_dtype, platform
+from model.sharding import ACTIVATION_RULES, shards, spec
 
 _LANES = 128  # a TPU vector register's width: Splash's blocks are multiples of it
 _LARGEST_BLOCK = 512
@@ -62,28 +62,47 @@ def _scale(config: ModelConfig) -> float:
 
 def _implementation(config: ModelConfig, length: int) -> str:
     """Returns "xla", "cudnn" or "splash": as configured, or the fastest that the platform and the shapes allow."""
-    fits_splash = length % (_LANES * _axis_size("length")) == 0
+    faults: dict[str, Callable[[ModelConfig, int], str]]
+    faults = {"xla": lambda *_: "", "cudnn": _cudnn_fault, "splash": _splash_fault}
     if config.attention == "auto":
-        if platform() == "tpu":
-            return "splash" if fits_splash else "xla"
-        return "cudnn" if platform() == "gpu" and not config.attention_softcap else "xla"
-    if config.attention == "splash" and not fits_splash:
-        raise UserError(
-            f"config.model.attention is 'splash' with rows of {length} tokens; "
-            f"legal: a multiple of {_LANES} x config.mesh.context, or 'xla'"
-        )
-    if config.attention == "cudnn" and config.attention_softcap:
-        raise UserError("config.model.attention is 'cudnn', which has no config.model.attention_softcap; legal: 'xla'")
+        fastest = {"gpu": "cudnn", "tpu": "splash"}.get(platform(), "xla")
+        return "xla" if faults[fastest](config, length) else fastest
+    if fault := faults[config.attention](config, length):
+        raise UserError(f"config.model.attention is {config.attention!r}, which {fault}; legal: 'xla'")
     return config.attention
 
 
-def _axis_size(logical: str) -> int:
-    """Returns over how many devices a logical activation axis is split on the current mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    size = 1
-    for axis in () if mesh.empty else ACTIVATION_RULES[logical]:
-        size *= mesh.shape[axis]
-    return size
+def _splash_fault(config: ModelConfig, length: int) -> str:
+    """Returns why Splash cannot run, or ""; any head dimension will do."""
+    if platform() == "gpu":
+        return "needs a TPU"
+    multiple = _LANES * shards("length")
+    if length % multiple:
+        return f"needs rows of a multiple of {_LANES} x config.mesh.context = {multiple} tokens, not {length}"
+    return ""
+
+
+def _cudnn_fault(config: ModelConfig, length: int) -> str:
+    """Returns why cuDNN cannot run, or "" (`jax.nn.dot_product_attention` and cuDNN's own checks)."""
+    capability = _cuda_capability() if platform() == "gpu" else None
+    if capability is None:
+        return "needs an NVIDIA GPU in this machine"
+    if config.attention_softcap:
+        return f"has no config.model.attention_softcap, here {config.attention_softcap}"
+    if compute_dtype(config) != jnp.bfloat16:
+        return f"needs config.model.compute_dtype bfloat16, not {compute_dtype(config)}"
+    largest = 256 if capability.startswith("9.") else 128
+    if config.head_dim > largest or config.head_dim % 8:
+        return f"needs config.model.head_dim to be a multiple of 8 up to {largest} on this GPU, not {config.head_dim}"
+    if length // shards("length") % 2:
+        return f"needs an even number of tokens a row on each device, not {length // shards('length')}"
+    return ""
+
+
+def _cuda_capability() -> str | None:
+    """Returns the attached GPU's compute capability, such as "9.0"; None without one, as lowering asks cuDNN itself."""
+    device = jax.devices()[0]
+    return device.compute_capability if "cuda" in device.client.platform_version else None
 
 
 def xla(
@@ -107,7 +126,13 @@ def xla(
 def _cudnn(
     config: ModelConfig, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array
 ) -> jax.Array:
-    """CuDNN's flash attention; the mask, one for all heads, goes in as its bias, and causality lets it skip blocks."""
+    """CuDNN's flash attention; the mask goes in as its bias, and causality lets it skip blocks.
+
+    The bias is one (T, S) plane a row for all heads. cuDNN's packed layout would do without it, but JAX keeps that
+    private, and it asks for Hopper, a fixed number of segments a row, and rows that no `context` axis cuts. The windows
+    stay in the mask because cuDNN before 9.10.2 refuses a window beside a bias. The mask is boolean because JAX 0.12
+    takes no gradient of one (0.10 does), which would cost cuDNN a (T, S) plane a head.
+    """
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
         causal = q.shape[1] == k.shape[1]
@@ -146,19 +171,18 @@ def _splash_window(
     segments_BT: jax.Array,
     key_segments_BS: jax.Array,
 ) -> jax.Array:
-    T, N, shards = q_BTNH.shape[1], q_BTNH.shape[2], _axis_size("length")
+    T, N, pieces = q_BTNH.shape[1], q_BTNH.shape[2], shards("length")
     size = (T, T)
-    mask = splash.LocalMask(size, (window - 1, 0), 0, shards) if window else splash.CausalMask(size, shard_count=shards)
-    block = next(block for block in (_LARGEST_BLOCK, 256, _LANES) if T // shards % block == 0)
-    forward = {"block_q": block, "block_kv": block}
-    backward = dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"), block)
+    mask = splash.LocalMask(size, (window - 1, 0), 0, pieces) if window else splash.CausalMask(size, shard_count=pieces)
+    block = next(block for block in (_LARGEST_BLOCK, 256, _LANES) if T // pieces % block == 0)
+    sizes = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
     kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([mask] * (N // _axis_size("heads"))),
-        block_sizes=splash.BlockSizes(**forward, **backward),
+        splash.MultiHeadMask([mask] * (N // shards("heads"))),
+        block_sizes=splash.BlockSizes(**dict.fromkeys(sizes, block)),  # type: ignore[arg-type]
         attn_logits_soft_cap=config.attention_softcap or None,
         head_shards=1,
-        q_seq_shards=shards,
-        interpret=platform() != "tpu",
+        q_seq_shards=pieces,
+        interpret=platform() != "tpu",  # on CPU, for the tests
     )
 
     def local(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, *segments: jax.Array) -> jax.Array:  # noqa: ANN401

@@ -90,7 +90,9 @@ def classifier(config: ModelConfig, num_classes: int, pooling: Literal["last", "
 
     def loss(params: Params, batch: Batch) -> losses.LossSums:
         x_BTD = pooled(params, batch)
-        return losses.cross_entropy(x_BTD, params["head"]["table"], batch["targets"], batch["weights"])
+        return losses.cross_entropy(
+            x_BTD, params["head"]["table"], batch["targets"], batch["weights"], symbols="classes"
+        )
 
     def predict(params: Params, batch: Batch) -> jax.Array:
         return losses.logits(pooled(params, batch), params["head"]["table"])

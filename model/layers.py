@@ -80,7 +80,8 @@ class Projection(nn.Module):
         y = jnp.einsum(self.equation, x, kernel.astype(x.dtype))
         if self.bias_axes:
             tail = slice(len(self.shape) - self.bias_axes, None)
-            y = y + self.param("bias", axes(nn.initializers.zeros, *self.names[tail]), self.shape[tail]).astype(x.dtype)
+            bias = self.param("bias", axes(nn.initializers.zeros, *self.names[tail]), self.shape[tail])
+            y = (y + bias).astype(x.dtype)  # in float32, as the sum over all tokens that is its gradient
         return y
 
 

@@ -1,6 +1,7 @@
 """Cross-entropy as sums, never means, over logits that exist one chunk of the row at a time.
 
-B batch, T length, C chunk of T, D embed, V vocabulary (or classes).
+B batch, T length, n chunks, P parts that the tokens are in, R tokens of a part in a chunk, D embed, V vocabulary (or
+classes).
 """
 
 from functools import partial
@@ -8,6 +9,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from model.sharding import PARAMETER_RULES, constrain, shards
 
 
 class LossSums(NamedTuple):
@@ -30,6 +33,7 @@ def cross_entropy(
     targets_BT: jax.Array,
     weights_BT: jax.Array,
     *,
+    symbols: str = "vocab",
     softcap: float = 0.0,
     z_loss: float = 0.0,
     chunk: int = 0,
@@ -41,11 +45,12 @@ def cross_entropy(
         table_VD: one row an output symbol.
         targets_BT: indices into V; anything where the weight is 0.
         weights_BT: float weights, 0 for positions that are not trained on.
+        symbols: the logical axis of V, "vocab" or "classes" (`model/sharding.py`).
         softcap: positive: logits become softcap * tanh(logits / softcap).
         z_loss: weight of log(Z)^2 (PaLM, arXiv:2204.02311, section 5).
-        chunk: positions a row whose logits exist at once; must divide T; 0 is the whole row.
+        chunk: positions of a row whose logits a device has at once; must divide its part of T; 0 is all of them.
     """
-    objective, nll = _objective(x_BTD, table_VD, targets_BT, weights_BT, softcap, z_loss, chunk)
+    objective, nll = _objective(x_BTD, table_VD, targets_BT, weights_BT, symbols, softcap, z_loss, chunk)
     return LossSums(objective, jax.lax.stop_gradient(nll), weights_BT.sum())
 
 
@@ -59,91 +64,135 @@ def token_nll(
     x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, *, softcap: float = 0.0, chunk: int = 0
 ) -> jax.Array:
     """Returns nll_BT, the negative log-likelihood of each target in nats."""
-    return _forward(x_BTD, table_VD, targets_BT, softcap, chunk)[0]
+    return _forward(x_BTD, table_VD, targets_BT, "vocab", softcap, chunk)[0]
 
 
-def _pick(logits_BCV: jax.Array, targets_BC: jax.Array) -> jax.Array:
+def _pick(logits_PRV: jax.Array, targets_PR: jax.Array) -> jax.Array:
     # A masked sum, not a gather: it stays local when V is sharded.
-    hit = jax.lax.broadcasted_iota(jnp.int32, logits_BCV.shape, 2) == targets_BC[..., None]
-    return jnp.where(hit, logits_BCV, 0.0).sum(-1)
+    hit = jax.lax.broadcasted_iota(jnp.int32, logits_PRV.shape, 2) == targets_PR[..., None]
+    return jnp.where(hit, logits_PRV, 0.0).sum(-1)
 
 
-def _split(x_BT: jax.Array, chunk: int) -> jax.Array:
-    """Returns x_BT... as (T / chunk, B, chunk, ...)."""
-    B, T = x_BT.shape[:2]
-    size = chunk or T
-    return jnp.moveaxis(x_BT.reshape(B, T // size, size, *x_BT.shape[2:]), 1, 0)
+class _Layout(NamedTuple):
+    """Logical axes of P, of R between chunks, and of V."""
+
+    P: str
+    R: str
+    V: str
 
 
-def _join(x_nBC: jax.Array) -> jax.Array:
-    x_BnC = jnp.moveaxis(x_nBC, 0, 1)
-    return x_BnC.reshape(x_BnC.shape[0], -1, *x_BnC.shape[3:])
+def _layout(x_BTD: jax.Array, table_VD: jax.Array, symbols: str) -> _Layout:
+    """Returns the layout that gathers over fsdp, which splits tokens and table alike, the one that has fewer rows.
+
+    With the tokens gathered, the table and its float32 gradient stay split, as a large vocabulary on few devices needs;
+    with the table gathered, what a device receives does not grow with the number of devices.
+    """
+    B, T, _ = x_BTD.shape
+    if symbols == "vocab" and B * T // shards("token_groups") < len(table_VD) // shards("vocab"):
+        return _Layout("token_groups", "group", "vocab_of_group")
+    return _Layout("tokens", "activation", symbols)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _split(x_BT: jax.Array, layout: _Layout, chunk: int) -> jax.Array:
+    """Returns x_nPR...: n chunks, each an equal part of what every device has of each row, so that no token moves."""
+    B, T, *rest = x_BT.shape
+    pieces = shards("length")
+    rows = shards(layout.P) // pieces
+    size = min(chunk, T // pieces) or T // pieces
+    x = x_BT.reshape(rows, B // rows, pieces, -1, size, *rest)
+    x_nPR = jnp.moveaxis(x, (3, 0, 2), (0, 1, 2)).reshape(-1, rows * pieces, B // rows * size, *rest)
+    return constrain(x_nPR, "activation", layout.P, layout.R, *("activation" for _ in rest))
+
+
+def _join(x_nPR: jax.Array, layout: _Layout, B: int) -> jax.Array:
+    n, P, _, *rest = x_nPR.shape
+    pieces = shards("length")
+    rows = P // pieces
+    x = x_nPR.reshape(n, rows, pieces, B // rows, -1, *rest)
+    x_BT = jnp.moveaxis(x, (0, 1, 2), (3, 0, 2)).reshape(B, -1, *rest)
+    return constrain(x_BT, "batch", "length", *("activation" for _ in rest))
+
+
+def _gathered(layout: _Layout, *chunk: jax.Array) -> list[jax.Array]:
+    return [constrain(x, layout.P, *("activation" for _ in x.shape[1:])) for x in chunk]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def _objective(
     x_BTD: jax.Array,
     table_VD: jax.Array,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
+    symbols: str,
     softcap: float,
     z_loss: float,
     chunk: int,
 ) -> tuple[jax.Array, jax.Array]:
-    nll_BT, log_z_BT = _forward(x_BTD, table_VD, targets_BT, softcap, chunk)
+    nll_BT, log_z_BT = _forward(x_BTD, table_VD, targets_BT, symbols, softcap, chunk)
     nll = (nll_BT * weights_BT).sum()
     return nll + z_loss * (jnp.square(log_z_BT) * weights_BT).sum(), nll
 
 
 def _forward(
-    x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, softcap: float, chunk: int
+    x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, symbols: str, softcap: float, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
+    layout = _layout(x_BTD, table_VD, symbols)
+    table = constrain(table_VD.astype(x_BTD.dtype), layout.V, "activation")
+
     def body(_: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        logits_BCV = logits(xs[0], table_VD, softcap)
-        log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
-        return None, (log_z_BC - _pick(logits_BCV, xs[1]), log_z_BC)
+        x_PRD, targets_PR = _gathered(layout, *xs)
+        logits_PRV = logits(x_PRD, table, softcap)
+        log_z_PR = jax.nn.logsumexp(logits_PRV, axis=-1)
+        return None, (log_z_PR - _pick(logits_PRV, targets_PR), log_z_PR)
 
-    _, (nll, log_z) = jax.lax.scan(body, None, (_split(x_BTD, chunk), _split(targets_BT, chunk)))
-    return _join(nll), _join(log_z)
+    _, (nll, log_z) = jax.lax.scan(body, None, (_split(x_BTD, layout, chunk), _split(targets_BT, layout, chunk)))
+    return _join(nll, layout, len(x_BTD)), _join(log_z, layout, len(x_BTD))
 
 
+@jax.named_scope("cross_entropy")
 def _objective_fwd(
     x_BTD: jax.Array,
     table_VD: jax.Array,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
+    symbols: str,
     softcap: float,
     z_loss: float,
     chunk: int,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     # The objective is a sum, so its gradient needs nothing that the backward pass would bring but a scalar factor:
     # taking it here, chunk by chunk, costs three vocabulary products where recomputing the logits would cost four.
-    table = table_VD.astype(x_BTD.dtype)
+    layout = _layout(x_BTD, table_VD, symbols)
+    table = constrain(table_VD.astype(x_BTD.dtype), layout.V, "activation")
 
-    def body(grad_VD: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        x_BCD, targets_BC, weights_BC = xs
-        logits_BCV = logits(x_BCD, table, softcap)
-        log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
-        nll_BC = log_z_BC - _pick(logits_BCV, targets_BC)
-        sums = ((nll_BC * weights_BC).sum(), (jnp.square(log_z_BC) * weights_BC).sum())
-        hit = jax.lax.broadcasted_iota(jnp.int32, logits_BCV.shape, 2) == targets_BC[..., None]
-        p_BCV = jnp.exp(logits_BCV - log_z_BC[..., None])
-        g_BCV = (p_BCV * (1.0 + 2.0 * z_loss * log_z_BC)[..., None] - hit) * weights_BC[..., None]
+    def body(grad_PVD: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        x_PRD, targets_PR, weights_PR = _gathered(layout, *xs)
+        logits_PRV = logits(x_PRD, table, softcap)
+        log_z_PR = jax.nn.logsumexp(logits_PRV, axis=-1)
+        nll_PR = log_z_PR - _pick(logits_PRV, targets_PR)
+        objective_PR = (nll_PR + z_loss * jnp.square(log_z_PR)) * weights_PR
+        hit = jax.lax.broadcasted_iota(jnp.int32, logits_PRV.shape, 2) == targets_PR[..., None]
+        p_PRV = jnp.exp(logits_PRV - log_z_PR[..., None])
+        g_PRV = (p_PRV * (1.0 + 2.0 * z_loss * log_z_PR)[..., None] - hit) * weights_PR[..., None]
         if softcap:
-            g_BCV *= 1.0 - jnp.square(logits_BCV / softcap)
-        g_BCV = g_BCV.astype(x_BCD.dtype)
-        grad_BCD = jnp.einsum("BCV,VD->BCD", g_BCV, table)
-        grad_VD += jnp.einsum("BCV,BCD->VD", g_BCV, x_BCD, preferred_element_type=jnp.float32)
-        return grad_VD, (grad_BCD, *sums)
+            g_PRV *= 1.0 - jnp.square(logits_PRV / softcap)
+        g_PRV = g_PRV.astype(x_PRD.dtype)
+        grad_PRD = constrain(jnp.einsum("PRV,VD->PRD", g_PRV, table), layout.P, layout.R, "activation")
+        grad_PVD += jnp.einsum("PRV,PRD->PVD", g_PRV, x_PRD, preferred_element_type=jnp.float32)
+        return grad_PVD, (grad_PRD, objective_PR, nll_PR * weights_PR)
 
-    chunks = tuple(_split(a, chunk) for a in (x_BTD, targets_BT, weights_BT))
-    zeros_VD = jnp.zeros(table_VD.shape, jnp.float32)
-    grad_VD, (grad_nBCD, nll, log_z_squared) = jax.lax.scan(body, zeros_VD, chunks)
-    objective = nll.sum() + z_loss * log_z_squared.sum()
-    return (objective, nll.sum()), (_join(grad_nBCD), grad_VD.astype(table_VD.dtype))
+    chunks = tuple(_split(a, layout, chunk) for a in (x_BTD, targets_BT, weights_BT))
+    # Each part adds up its own gradient of the table: one sum over the devices, not one a chunk.
+    zeros_PVD = jnp.zeros((shards(layout.P), *table_VD.shape), jnp.float32)
+    zeros_PVD = constrain(zeros_PVD, layout.P, layout.V, "activation")
+    grad_PVD, (grad_nPRD, objective, nll) = jax.lax.scan(body, zeros_PVD, chunks)
+    grad_VD = constrain(grad_PVD.sum(0), symbols, "vocab_embed", rules=PARAMETER_RULES).astype(table_VD.dtype)
+    # The barrier has the parts summed and freed before the layers' backward pass, which is when memory is short.
+    return (objective.sum(), nll.sum()), jax.lax.optimization_barrier((_join(grad_nPRD, layout, len(x_BTD)), grad_VD))
 
 
 def _objective_bwd(
+    symbols: str,
     softcap: float,
     z_loss: float,
     chunk: int,

@@ -4,6 +4,7 @@ Every parameter names its logical axes where it is created (`layers.py`); this f
 machine. Linen's own logical rules fall silent on a name they do not know, so the lookup here is ours.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +40,13 @@ ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
     "length": ("context",),
     "heads": ("tensor",),
     "activation": (),
+    # The loss, where over fsdp either the table is gathered or the tokens are (`losses.py`).
+    "tokens": ("slice", "data", "fsdp", "context"),
+    "vocab": ("tensor",),
+    "classes": (),
+    "token_groups": ("slice", "data", "context"),
+    "group": ("fsdp",),
+    "vocab_of_group": ("tensor", "fsdp"),
 }
 BATCH_SPEC = PartitionSpec(ACTIVATION_RULES["batch"], ACTIVATION_RULES["length"])
 
@@ -55,11 +63,17 @@ def spec(axes: Sequence[str], rules: dict[str, tuple[str, ...]]) -> PartitionSpe
     return PartitionSpec(*(rules[axis] or None for axis in axes))
 
 
-def constrain(x: jax.Array, *axes: str) -> jax.Array:
+def shards(axis: str) -> int:
+    """Returns over how many devices a logical activation axis is split on the current mesh; 1 where none is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in ACTIVATION_RULES[axis])
+
+
+def constrain(x: jax.Array, *axes: str, rules: dict[str, tuple[str, ...]] = ACTIVATION_RULES) -> jax.Array:
     """Returns `x` laid out over the current mesh by its logical axes; unchanged where no mesh is set."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, ACTIVATION_RULES))
+    return jax.lax.with_sharding_constraint(x, spec(axes, rules))
 
 
 def parameter_shardings(boxed: Any, mesh: AnyMesh) -> Any:  # noqa: ANN401 - a parameter tree

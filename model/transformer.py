@@ -4,6 +4,7 @@ Layers are stacked on a leading axis, on disk and in memory, and run by one `lax
 B batch, T length, S keys, D embed, L layers.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,12 +47,14 @@ class Embedding(nn.Module):
         cfg, init = self.config, nn.initializers.normal(0.02)
         dtype = compute_dtype(cfg)
         table = self.param("table", axes(init, "vocab", "vocab_embed"), (cfg.vocab_size, cfg.embed_dim))
-        x_BTD = table.astype(dtype)[tokens_BT]
+        # Rows are picked before they are cast: the gradient of a frequent token, a sum of thousands, needs float32.
+        x_BTD = table[tokens_BT].astype(dtype)
         if cfg.scale_embeddings:
             x_BTD = x_BTD * jnp.asarray(cfg.embed_dim**0.5, dtype)
         if cfg.position == "learned":
             shape = (cfg.context_length, cfg.embed_dim)
-            x_BTD += self.param("positions", axes(init, "position", "vocab_embed"), shape).astype(dtype)[positions_BT]
+            positions = self.param("positions", axes(init, "position", "vocab_embed"), shape)
+            x_BTD += positions[positions_BT].astype(dtype)
         return x_BTD
 
 
@@ -83,6 +86,7 @@ class Block(nn.Module):
 
 def init_backbone(config: ModelConfig, rng: jax.Array) -> Params:
     """Returns the backbone's parameters in float32, each boxed with its logical axes (`nn.meta.unbox` opens them)."""
+    config = dataclasses.replace(config, attention="xla")  # shapes alone count, and no kernel takes one token
     embed_rng, layers_rng = jax.random.split(rng)
     tokens_BT = jnp.zeros((1, 1), jnp.int32)
     context = make_context(config, tokens_BT, tokens_BT)

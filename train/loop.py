@@ -13,7 +13,7 @@ from model.heads import Objective
 from model.transformer import Params
 from train import checkpoint
 from train.distributed import is_first
-from train.mesh import local_places, put_batch
+from train.mesh import check_host_memory, local_places, put_batch
 from train.metrics import console, open_writer, progress
 from train.settings import Settings
 from train.step import Program, TrainState, make_program
@@ -47,8 +47,9 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
     """Trains to `settings.num_steps` and returns the parameters; goes on from the newest sound checkpoint in `workdir`.
 
     Raises:
-        UserError: a checkpoint that does not match, or a loss that is not finite.
+        UserError: a checkpoint that does not match, a loss that is not finite, or no host memory to offload to.
     """
+    check_host_memory(settings, mesh)
     program = make_program(job.objective, settings, mesh)
     with checkpoint.open_manager(workdir, settings.checkpoint.keep) as manager:
         state = _first_state(job, settings, program, mesh, manager)

@@ -98,8 +98,24 @@ def check_batch(settings: Settings, mesh: AnyMesh) -> None:
             ("config.sequence_length", settings.sequence_length, ACTIVATION_RULES["length"]),
         )
     ]
+    tokens, chunk = settings.sequence_length // mesh.shape["context"], settings.loss.chunk
+    if 0 < chunk < tokens and tokens % chunk:
+        faults.append(
+            f"config.loss.chunk is {chunk}; legal: a divisor of the {tokens} tokens that config.mesh.context leaves of "
+            "a row on each device"
+        )
     if any(faults):
         raise UserError("; ".join(fault for fault in faults if fault))
+
+
+def check_host_memory(settings: Settings, mesh: Mesh) -> None:
+    """Raises UserError when layers' inputs are to go where the attached devices cannot put them."""
+    kinds = sorted(memory.kind for memory in mesh.local_devices[0].addressable_memories())
+    if settings.model["remat"] == "offload" and "pinned_host" not in kinds:
+        raise UserError(
+            f"config.model.remat is 'offload', but the devices reach no pinned host memory, only {kinds}; "
+            "legal: 'full', 'dots' or 'none'"
+        )
 
 
 def _indivisible(name: str, size: int, axes: dict[str, int]) -> str:

@@ -165,7 +165,8 @@ def read_record(directory: Path) -> RunRecord:
         raise UserError(f"{directory} is not a run of rootstock: it holds no run.json")
     try:
         values = json.loads(path.read_text())
-        model = build(ModelConfig, values.pop("model"), f"{path}: model")
+        # What attends fastest there may not run here.
+        model = build(ModelConfig, values.pop("model") | {"attention": "auto"}, f"{path}: model")
         values.pop("version")
         return RunRecord(model=model, **values)
     except (ValueError, KeyError, TypeError) as error:

@@ -1,111 +1,218 @@
-"""Every attention implementation gives XLA's outputs and gradients: packed segments, windows, grouped heads, meshes."""
+"""Every attention implementation against the definition, values and gradients: packed rows, windows, heads, meshes."""
 
-import dataclasses
-import itertools
+import functools
+import json
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import mesh_of, tiny_model
+from conftest import init, mesh_of, tiny_model
 
 from configs.errors import UserError
-from model.attend import attend
+from model import attend
 from model.context import make_context
+from model.heads import language_model
 
-T = 256
 CASES = {
-    "causal": {},
-    "grouped heads": {"num_kv_heads": 2},
-    "window": {"sliding_window": (40,)},
-    "window and global, softcap": {"sliding_window": (40, 0), "attention_softcap": 5.0, "num_kv_heads": 1},
+    "grouped heads": {},
+    "one kv head": {"num_kv_heads": 1},
+    "window": {"sliding_window": (150,)},
+    "window of a block, all heads": {"sliding_window": (128,), "num_kv_heads": 4},
+    "softcap and scale": {"attention_softcap": 2.0, "query_scale": 0.9},
+    "all at once": {"sliding_window": (40,), "attention_softcap": 2.0, "query_scale": 0.9},
+    "no softcap": {"sliding_window": (40,), "query_scale": 0.9},
+}
+MESHES = {
+    "one device": {},
+    "context 4": {"context": 4},
+    "fsdp 2 x tensor 2 x context 2": {"fsdp": 2, "tensor": 2, "context": 2},
 }
 
 
-def inputs(config, rows=2, length=T):
+def packed(length):
+    """Segment ids and positions of two rows: three documents and padding; two documents and none."""
+    rows = []
+    for parts in ((0.35, 0.15, 0.3), (0.8, 0.2)):
+        row = [(i, p) for i, part in enumerate(parts, 1) for p in range(round(length * part))]
+        rows.append((row + [(0, 0)] * length)[:length])
+    table = np.array(rows, np.int32)
+    return table[..., 0], table[..., 1]
+
+
+def inputs(model, length):
     rng = np.random.default_rng(0)
-    shapes = [(rows, length, heads, config.head_dim) for heads in (config.num_heads, *[config.num_kv_heads] * 2)]
-    qkv = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
-    ends = np.sort(rng.choice(np.arange(1, length), (rows, 4)), axis=1)
-    segments = (np.arange(length)[None, :, None] >= ends[:, None, :]).sum(-1) + 1
-    starts = np.array([[np.flatnonzero(row == s)[0] for s in row] for row in segments])
-    positions = np.arange(length) - starts
-    segments[:, -20:], positions[:, -20:] = 0, 0  # padding
-    return qkv, positions.astype(np.int32), segments.astype(np.int32)
+    heads = (model.num_heads, model.num_kv_heads, model.num_kv_heads, model.num_heads)
+    return [rng.standard_normal((2, length, n, model.head_dim)).astype(np.float32) for n in heads]
 
 
-def output_and_gradients(config, mesh, window, length=T):
-    qkv, positions, segments = inputs(config, length=length)
-    real = segments > 0
+def value_and_gradients(model, length, mesh):
+    """o_BTNH where there is no padding, and the gradients of a random projection of it."""
+    *qkv, direction = inputs(model, length)
+    segments, positions = packed(length)
+    real = (segments > 0)[..., None, None]
+    window = jnp.asarray(model.windows[0]) if any(model.windows) else None
 
-    def loss(q, k, v):
-        o = attend(config, q, k, v, make_context(config, positions, segments), window)
-        o = jnp.where(real[..., None, None], o, 0.0)
-        return (jnp.sin(o) * jnp.arange(1, length + 1)[None, :, None, None] / length).sum(), o
+    def projected(q, k, v):
+        o = attend.attend(model, q, k, v, make_context(model, jnp.asarray(positions), jnp.asarray(segments)), window)
+        return (jnp.where(real, o, 0) * direction).sum(), jnp.where(real, o, 0)
 
     with jax.set_mesh(mesh):
-        (_, o), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*qkv)
-        return jax.device_get((o, grads))
+        (_, o), grads = jax.jit(jax.value_and_grad(projected, argnums=(0, 1, 2), has_aux=True))(*qkv)
+    return jax.device_get((o, *grads))
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_splash_equals_xla(case):
-    config = tiny_model(head_dim=32, **case)
-    for window in sorted(set(config.windows)):
-        traced = jnp.asarray(window) if any(config.windows) else None
-        expected = output_and_gradients(dataclasses.replace(config, attention="xla"), mesh_of(), traced)
-        got = output_and_gradients(dataclasses.replace(config, attention="splash"), mesh_of(), traced)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), got, expected)
+def by_definition(model, q, k, v, segments):
+    """softmax(q k^T) v in float64, a query at a time, over the keys that a loop says it may see."""
+    out = np.zeros(q.shape)
+    group = model.num_heads // model.num_kv_heads
+    scale = model.query_scale or model.head_dim**-0.5
+    window = model.windows[0] or q.shape[1]
+    for b, t, n in np.ndindex(q.shape[:3]):
+        keys = [s for s in range(max(0, t - window + 1), t + 1) if segments[b, s] == segments[b, t]]
+        z = k[b, keys, n // group].astype(np.float64) @ q[b, t, n] * scale
+        if model.attention_softcap:
+            z = model.attention_softcap * np.tanh(z / model.attention_softcap)
+        p = np.exp(z - z.max())
+        out[b, t, n] = p / p.sum() @ v[b, keys, n // group]
+    return out
 
 
-@pytest.mark.parametrize("implementation", ["xla", "splash"])
-def test_the_mesh_changes_nothing(implementation):
-    config = tiny_model(head_dim=32, num_kv_heads=2, sliding_window=(100,), attention=implementation)
-    expected = output_and_gradients(dataclasses.replace(config, attention="xla"), mesh_of(), jnp.asarray(100))
-    for mesh in ({"context": 2}, {"fsdp": 2, "tensor": 2, "context": 2}):
-        got = output_and_gradients(config, mesh_of(**mesh), jnp.asarray(100))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), got, expected)
+@functools.cache
+def reference(name, length):
+    return value_and_gradients(tiny_model(**CASES[name], attention="xla"), length, mesh_of())
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_cudnn_is_given_what_makes_it_equal_xla(case, monkeypatch):
-    """No GPU here: cuDNN's kernel is stood in for by the same function's XLA path, which takes the same arguments."""
-    config = tiny_model(head_dim=32, **case)
-    if config.attention_softcap:
-        with pytest.raises(UserError, match="attention_softcap"):
-            output_and_gradients(dataclasses.replace(config, attention="cudnn"), mesh_of(), None)
-        return
+def assert_close(got, expected):
+    for a, b in zip(got, expected, strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_xla_equals_the_definition(name):
+    model = tiny_model(**CASES[name], attention="xla")
+    q, k, v, _ = inputs(model, 384)
+    segments, _ = packed(384)
+    expected = np.where((segments > 0)[..., None, None], by_definition(model, q, k, v, segments), 0)
+    np.testing.assert_allclose(reference(name, 384)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_splash_equals_xla(name):
+    """Interpreted; three blocks of 128 a side, so that some are skipped, some whole and some cut by the window."""
+    assert_close(
+        value_and_gradients(tiny_model(**CASES[name], attention="splash"), 384, mesh_of()), reference(name, 384)
+    )
+
+
+@pytest.mark.parametrize("sizes", list(MESHES.values())[1:], ids=list(MESHES)[1:])
+@pytest.mark.parametrize("name", ["grouped heads", "all at once"])
+def test_splash_equals_xla_on_meshes(sizes, name):
+    model = tiny_model(**CASES[name], attention="splash")
+    assert_close(value_and_gradients(model, 512, mesh_of(**sizes)), reference(name, 512))
+
+
+@pytest.mark.parametrize("scan_layers", [True, False], ids=["scanned", "unrolled"])
+def test_windows_that_differ_by_layer_reach_their_layer(scan_layers):
+    """A window shapes Splash's kernel, so the layers choose among kernels; the model's gradient says if rightly."""
+    changes = {"num_layers": 3, "sliding_window": (30, 0, 7), "context_length": 128, "scan_layers": scan_layers}
+    rng = np.random.default_rng(1)
+    segments, positions = packed(128)
+    tokens, targets = (rng.integers(3, 64, segments.shape) for _ in range(2))
+    batch = {
+        "tokens": tokens, "targets": targets, "segment_ids": segments, "positions": positions,
+        "weights": (segments > 0).astype(np.float32),
+    }  # fmt: skip
+
+    def gradient(attention):
+        objective = language_model(tiny_model(**changes, attention=attention))
+        params = init(objective)
+        return jax.jit(jax.value_and_grad(lambda p: objective.loss(p, batch).objective))(params)
+
+    got, expected = gradient("splash"), gradient("xla")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-3), got, expected)
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """This machine taken for one with an NVIDIA H100."""
+    monkeypatch.setattr(attend, "platform", lambda: "gpu")
+    monkeypatch.setattr(attend, "_cuda_capability", lambda: "9.0")
+
+
+@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize("name", ["grouped heads", "no softcap"])
+def test_what_cudnn_is_asked_for_equals_xla(sizes, name, hopper, monkeypatch):
+    """The very call, answered by JAX's own XLA implementation of the same function."""
     original, asked = jax.nn.dot_product_attention, []
 
-    def stand_in(*arguments, implementation, **options):
+    def answer(*args, implementation, **kwargs):
         asked.append(implementation)
-        return original(*arguments, implementation="xla", **options)
+        return original(*args, implementation="xla", **kwargs)
 
-    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    window = jnp.asarray(config.windows[0]) if any(config.windows) else None
-    expected = output_and_gradients(dataclasses.replace(config, attention="xla"), mesh_of(), window)
-    for mesh in ({}, {"fsdp": 2, "context": 2}):
-        got = output_and_gradients(dataclasses.replace(config, attention="cudnn"), mesh_of(**mesh), window)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), got, expected)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", answer)
+    model = tiny_model(**CASES[name], attention="cudnn", compute_dtype="bfloat16")
+    assert_close(value_and_gradients(model, 64, mesh_of(**sizes)), reference(name, 64))
     assert set(asked) == {"cudnn"}
 
 
-def test_no_query_sees_another_segment_or_the_future():
-    """Each output's gradient with respect to the values is zero wherever the definition says so."""
-    for implementation, window in itertools.product(("xla", "splash"), (0, 40)):
-        config = tiny_model(head_dim=32, num_kv_heads=4, sliding_window=(window,), attention=implementation)
-        (q, k, v), positions, segments = inputs(config, rows=1)
-        context = make_context(config, positions, segments)
-        query = 150
-        grad = jax.jit(jax.grad(lambda v, c=config: attend(c, q, k, v, context, None)[0, query].sum()))(v)
-        if window and implementation == "xla":
-            grad = jax.grad(lambda v, c=config: attend(c, q, k, v, context, jnp.asarray(window))[0, query].sum())(v)
-        seen = np.abs(np.asarray(grad[0])).sum((-1, -2)) > 0
-        keys = np.arange(T)
-        allowed = (segments[0] == segments[0, query]) & (keys <= query)
-        assert (seen == allowed & ((query - keys < window) | (window == 0))).all()
+@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+def test_cudnn_is_lowered_to_its_fused_kernels_on_each_device(sizes, hopper, monkeypatch):
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91002)
+    model = tiny_model(attention="auto", compute_dtype="bfloat16", sliding_window=(5,))
+    q, kv = (jax.ShapeDtypeStruct((2, 64, heads, 8), jnp.bfloat16) for heads in (4, 2))
+    ids = jax.ShapeDtypeStruct((2, 64), jnp.int32)
+
+    def total(q, k, v, positions, segments):
+        context = make_context(model, positions, segments)
+        return attend.attend(model, q, k, v, context, jnp.asarray(5)).astype(jnp.float32).sum()
+
+    with jax.set_mesh(mesh_of(**sizes)):
+        traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(q, kv, kv, ids, ids)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    calls = re.findall(r'custom_call @(__cudnn\S+?)\(.*?backend_config = "(.*?)", ', text)
+    assert [name for name, _ in calls] == ["__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward"]
+    size = dict.fromkeys(("fsdp", "tensor", "context"), 1) | sizes
+    for _, config in calls:
+        asked = json.loads(config.replace(r"\22", '"'))["cudnn_fmha_backend_config"]
+        here = [2 // size["fsdp"], 4 // size["tensor"], 64 // size["context"], 64]
+        assert [int(n) for n in asked["intermediate_tensor_shape"]["dimensions"]] == here
+        # A device with a later part of the row must not take its first query for the row's.
+        assert asked["mask_type"] == ("CAUSAL" if size["context"] == 1 else "NO_MASK")
 
 
-def test_a_length_that_splash_cannot_cut_names_the_legal_ones():
-    with pytest.raises(UserError, match=r"rows of 200 tokens; legal: a multiple of 128"):
-        output_and_gradients(tiny_model(attention="splash"), mesh_of(), None, length=200)
+REFUSALS = {
+    "gpu, splash": ("gpu", "8.0", "splash", {}, 128, "needs a TPU"),
+    "odd length, splash": ("tpu", None, "splash", {}, 192, r"128 x config.mesh.context = 128 tokens, not 192"),
+    "cpu, cudnn": ("cpu", None, "cudnn", {}, 128, "needs an NVIDIA GPU"),
+    "AMD, cudnn": ("gpu", None, "cudnn", {}, 128, "needs an NVIDIA GPU"),
+    "softcap, cudnn": ("gpu", "9.0", "cudnn", {"attention_softcap": 50.0}, 128, "attention_softcap, here 50.0"),
+    "float32, cudnn": ("gpu", "9.0", "cudnn", {"compute_dtype": "float32"}, 128, "bfloat16, not float32"),
+    "head of 12, cudnn": ("gpu", "9.0", "cudnn", {"head_dim": 12}, 128, "multiple of 8 up to 256 .* not 12"),
+    "head of 256, cudnn": ("gpu", "8.0", "cudnn", {"head_dim": 256}, 128, "up to 128 on this GPU, not 256"),
+    "odd rows, cudnn": ("gpu", "9.0", "cudnn", {}, 33, "even number of tokens .* not 33"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
+def test_what_cannot_run_is_one_line_when_asked_for_and_xla_when_not(refusal, monkeypatch):
+    platform, capability, attention, changes, length, message = refusal
+    monkeypatch.setattr(attend, "platform", lambda: platform)
+    monkeypatch.setattr(attend, "_cuda_capability", lambda: capability)
+    changes = {"compute_dtype": "bfloat16"} | changes
+    with pytest.raises(UserError, match=rf"config.model.attention is '{attention}', which .*{message}.*legal: 'xla'"):
+        attend._implementation(tiny_model(**changes, attention=attention), length)
+    if platform == {"cudnn": "gpu", "splash": "tpu"}[attention]:
+        assert attend._implementation(tiny_model(**changes, attention="auto"), length) == "xla"
+
+
+@pytest.mark.parametrize(("platform", "fastest"), [("cpu", "xla"), ("gpu", "cudnn"), ("tpu", "splash")])
+def test_auto_takes_the_fastest_of_the_platform(platform, fastest, monkeypatch):
+    monkeypatch.setattr(attend, "platform", lambda: platform)
+    monkeypatch.setattr(attend, "_cuda_capability", lambda: "9.0")
+    model = tiny_model(attention="auto", compute_dtype="bfloat16", head_dim=256)
+    assert attend._implementation(model, 256) == fastest

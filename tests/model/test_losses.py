@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import mesh_of
 
 from model import losses
 
@@ -38,6 +39,25 @@ def test_value_and_gradient_equal_optax(inputs, chunk, softcap, z_loss):
     got = jax.value_and_grad(ours, argnums=(0, 1))(x, table)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, expected)
     np.testing.assert_allclose(ours(x, table), expected[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("vocabulary", [16, 1024], ids=["the table is gathered", "the tokens are gathered"])
+@pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "context": 2}], ids=str)
+def test_a_mesh_changes_neither_value_nor_gradient(sizes, vocabulary):
+    rng = np.random.default_rng(1)
+    x, table = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 32, 8), (vocabulary, 8)))
+    targets = rng.integers(0, vocabulary, (4, 32))
+    weights = rng.integers(0, 2, (4, 32)).astype(np.float32)
+
+    def ours(x, table):
+        return losses.cross_entropy(x, table, targets, weights, softcap=5.0, z_loss=0.1, chunk=4).objective
+
+    expected = jax.value_and_grad(reference, argnums=(0, 1))(x, table, targets, weights, 5.0, 0.1)
+    with jax.set_mesh(mesh_of(**sizes)):
+        got = jax.device_get(jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))(x, table))
+        nll = jax.device_get(jax.jit(lambda x, t: losses.token_nll(x, t, targets, softcap=5.0, chunk=4))(x, table))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, expected)
+    np.testing.assert_allclose(nll, losses.token_nll(x, table, targets, softcap=5.0), rtol=1e-5)
 
 
 def test_masked_tokens_get_exactly_zero_gradient(inputs):

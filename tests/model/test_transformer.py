@@ -85,6 +85,18 @@ def test_scan_and_remat_change_no_gradient(case):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), plain, gradient(**execution))
 
 
+def test_parameters_have_one_layout_however_the_layers_run(case):
+    model, params = case
+    layout = jax.tree.map(lambda x: (x.shape, x.dtype), params)
+    tokens = np.random.default_rng(7).integers(3, 64, (2, 16))
+    logits = {}
+    for scan in (True, False):
+        run = dataclasses.replace(model, scan_layers=scan)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), init(language_model(run))) == layout
+        logits[scan] = jax.jit(lambda p, run=run: logits_of(run, p, tokens))(params)
+    np.testing.assert_allclose(logits[True], logits[False], rtol=1e-6, atol=1e-6)
+
+
 def test_sliding_window_hides_what_lies_behind_it():
     model = tiny_model(sliding_window=(4,), num_layers=1)
     params = init(language_model(model))

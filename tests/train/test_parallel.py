@@ -1,0 +1,178 @@
+"""Split over length, heads and vocabulary: the same numbers, and nothing gathered that should stay split."""
+
+import contextlib
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+from conftest import init, mesh_of, tiny_model
+from jax.experimental.compilation_cache import compilation_cache
+
+from configs import default
+from configs.errors import UserError
+from model.heads import language_model
+from train.mesh import check_batch, check_host_memory, put_batch
+from train.settings import from_config
+from train.step import make_program, summed_gradients
+
+LENGTH, WIDTH, VOCABULARY = 512, 40, 320
+
+
+def documents():
+    """Rows of documents whose borders fall inside, at and across the borders of the devices' parts; and padding."""
+    rng = np.random.default_rng(0)
+    rows = [[128, 40, 200, 60], [300, 212], [5, 123, 384], [64, 64, 64, 64, 1]]
+    return [[rng.integers(3, 64, size) for size in row] for row in rows]
+
+
+def packed(rows):
+    shape = (len(rows), LENGTH)
+    batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
+    batch["weights"] = np.zeros(shape, np.float32)
+    for row, sizes in enumerate(rows):
+        start = 0
+        for segment, tokens in enumerate(sizes, 1):
+            place = (row, slice(start, start + len(tokens)))
+            batch["tokens"][place], batch["targets"][place] = tokens, np.roll(tokens, -1)
+            batch["segment_ids"][place], batch["positions"][place] = segment, np.arange(len(tokens))
+            batch["weights"][place] = 1
+            start += len(tokens)
+    return batch
+
+
+def model_of(**changes):
+    return tiny_model(**({"sliding_window": (150, 0), "context_length": LENGTH, "attention": "xla"} | changes))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.device_get(init(language_model(model_of())))
+
+
+@pytest.fixture(scope="module")
+def one_device(params):
+    batch = packed(documents())
+    objective = language_model(model_of(), z_loss=1e-4, chunk=64)
+    grads, sums = jax.jit(lambda p, b: summed_gradients(objective, p, b, 1))(params, batch)
+    return jax.device_get((grads, sums, jax.jit(objective.predict)(params, batch)))
+
+
+@pytest.mark.parametrize("attention", ["xla", "splash"])
+@pytest.mark.parametrize("sizes", [{"context": 2, "tensor": 2}, {"context": 4, "fsdp": 2}], ids=str)
+def test_a_split_length_changes_no_loss_and_no_gradient(sizes, attention, params, one_device):
+    objective = language_model(model_of(attention=attention), z_loss=1e-4, chunk=64)
+    mesh = mesh_of(**sizes)
+    program = make_program(objective, from_config(default.get_config().to_dict()), mesh)
+    with jax.set_mesh(mesh):
+        here = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, program.state.params))
+        batch = put_batch(packed(documents()), mesh)
+        got = jax.jit(lambda p, b: (*summed_gradients(objective, p, b, 1), objective.predict(p, b)))(here, batch)
+    grads, sums, nll = jax.device_get(got)
+    np.testing.assert_allclose(sums, one_device[1], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max()), grads, one_device[0]
+    )
+    real = packed(documents())["segment_ids"] > 0
+    np.testing.assert_allclose(nll[real], one_device[2][real], atol=2e-5)
+
+
+def test_packed_documents_equal_documents_alone_over_a_long_row(params, one_device):
+    predict = jax.jit(language_model(model_of()).predict)
+    for row, sizes in zip(one_device[2], documents(), strict=True):
+        start = 0
+        for tokens in sizes:
+            alone = predict(params, packed([[tokens]]))[0, : len(tokens)]
+            np.testing.assert_allclose(row[start : start + len(tokens)], alone, atol=5e-5)
+            start += len(tokens)
+
+
+@contextlib.contextmanager
+def uncached():
+    """A program from the cache would repeat no warning, and name its operations as they were when it was kept."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
+
+
+def collectives(sizes, capfd, vocabulary=VOCABULARY):
+    """(kind, shapes, JAX operation) of each collective of a compiled train step, on rows of 64 tokens."""
+    config = default.get_config()
+    config.batch_size, config.sequence_length = 8, 64
+    model = tiny_model(context_length=64, vocab_size=vocabulary, embed_dim=WIDTH, head_dim=8, mlp_dim=56)
+    mesh = mesh_of(**sizes)
+    program = make_program(language_model(model, 1e-4, 8), from_config(config.to_dict()), mesh)
+    with uncached(), jax.set_mesh(mesh):
+        text = program.step.lower(program.state, program.batch).compile().as_text()
+    assert "rematerialization" not in capfd.readouterr().err
+    kinds = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
+    found = []
+    for line in text.splitlines():
+        if match := re.search(rf" = (.*?) ({kinds})(?:-start)?\(", line):
+            shapes = [tuple(map(int, dims.split(","))) for dims in re.findall(r"\[([\d,]+)\]", match[1])]
+            found.append((match[2], shapes, re.search(r'op_name="(.*?)"', line)[1]))
+    return found, text
+
+
+def test_a_split_length_gathers_keys_and_values_alone(capfd):
+    found, _ = collectives({"data": 2, "context": 4}, capfd)
+    gathered = {shape for kind, shapes, _ in found if kind != "all-reduce" for shape in shapes}
+    # Four rows a device: keys and values (B, S, K, H), segments and positions (B, S). No queries, no (B, T, D).
+    assert gathered == {(4, 64, 2, 8), (4, 64)}
+    # The loss's loop over chunks talks to nobody: each device has its own part of every chunk.
+    loss = [(shapes, op) for _, shapes, op in found if "cross_entropy" in op]
+    assert not [op for _, op in loss if "while" in op]
+    assert [shapes[0] for shapes, _ in loss] == [(VOCABULARY, WIDTH)]
+
+
+def test_a_split_vocabulary_stays_split(capfd):
+    found, text = collectives({"fsdp": 2, "tensor": 2, "context": 2}, capfd)
+    half = VOCABULARY // 2
+    # The table is gathered over fsdp, never over tensor; no logits travel, only the sums that their softmax needs.
+    assert not re.search(rf"\[(\d+,)*{VOCABULARY}(,\d+)*\]", text)
+    assert {shape for _, shapes, _ in found for shape in shapes if half in shape} == {(half, WIDTH)}
+    loop = [(kind, s) for kind, shapes, op in found if re.search("cross_entropy.*while", op) for s in shapes]
+    rows, positions = 8 // 2, 8
+    assert {kind for kind, _ in loop} == {"all-reduce"}
+    assert {shape for _, shape in loop} == {(1, rows * positions), (1, rows * positions, WIDTH)}
+
+
+def test_a_large_vocabulary_stays_split_over_fsdp_too(capfd):
+    found, text = collectives({"fsdp": 4, "tensor": 2}, capfd, vocabulary=2048)
+    part, tokens = 2048 // 8, 8 * 8
+    # Fewer tokens than symbols: each chunk's tokens are gathered over fsdp, and neither table nor logits are.
+    loss = [(kind, shape) for kind, shapes, op in found if "cross_entropy" in op for shape in shapes if shape]
+    assert max(math.prod(shape) for _, shape in loss) == tokens * WIDTH
+    assert "all-gather" in {kind for kind, shape in loss if math.prod(shape) == tokens * WIDTH}
+    assert re.search(rf"\[1,{tokens},{part}\]", text) and not re.search(rf"\[1,{tokens},{2048 // 2}\]", text)
+
+
+def test_a_chunk_that_does_not_divide_a_devices_part_is_one_line():
+    config = default.get_config()
+    config.sequence_length, config.loss.chunk = 96, 32
+    with pytest.raises(UserError, match=r"config.loss.chunk is 32; legal: a divisor of the 48 tokens"):
+        check_batch(from_config(config.to_dict()), mesh_of(context=2))
+    config.loss.chunk = 24
+    check_batch(from_config(config.to_dict()), mesh_of(context=2))
+
+
+def test_a_platform_without_host_memory_is_one_line():
+    config = default.get_config()
+    config.model.remat = "offload"
+    settings = from_config(config.to_dict())
+    check_host_memory(settings, mesh_of())
+
+    class Device:
+        def addressable_memories(self):
+            return [jax.devices()[0].default_memory()]
+
+    class Mesh:
+        local_devices = (Device(),)
+
+    with pytest.raises(UserError, match=r"remat is 'offload'.*only \['device'\]; legal: 'full'"):
+        check_host_memory(settings, Mesh())

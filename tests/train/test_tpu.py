@@ -1,0 +1,38 @@
+"""The train step compiled for a TPU that is not here: forward and backward kernels, meshes, host memory."""
+
+import jax
+import pytest
+from conftest import tiny_model
+
+from configs import default
+from model.heads import language_model
+from train.mesh import make_mesh
+from train.settings import from_config
+from train.step import make_program
+
+
+def test_splash_and_offload_compile_for_a_tpu_slice(monkeypatch):
+    pytest.importorskip("libtpu", reason="compiling for a TPU ahead of time needs libtpu (pip install libtpu)")
+    from jax.experimental import topologies
+
+    for name, value in {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_LOG_DIR": "disabled",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+    config = default.get_config()
+    config.batch_size, config.sequence_length = 2, 256
+    config.mesh.update({"data": 1, "tensor": 2, "context": 2})
+    settings = from_config(config.to_dict())
+    # Windows that differ by layer choose among kernels; heads of 64 are narrower than a vector register.
+    model = tiny_model(attention="auto", head_dim=64, context_length=256, sliding_window=(100, 0), remat="offload")
+    mesh = make_mesh(settings.mesh, devices)
+    program = make_program(language_model(model, chunk=64), settings, mesh)
+    with jax.set_mesh(mesh):
+        compiled = program.step.lower(program.state, program.batch).compile()
+    kernels = compiled.as_text().count('custom_call_target="tpu_custom_call"')
+    # Two windows, each with a forward kernel and two of the backward pass, which also recomputes the forward one.
+    assert kernels >= 2 * 4
+    layer_inputs = 2 * (2 * 256 // 2 * 32) * 2  # layers x a device's activations x bytes of a bfloat16
+    assert compiled.memory_analysis().host_temp_size_in_bytes >= layer_inputs
