@@ -47,7 +47,7 @@ def draw(analysis: Analysis, budgets: Sequence[float], path: Path) -> None:
         colours = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.85, 0.05, 256)))
         shade = ScalarMappable(LogNorm(min(sizes), max(sizes)), colours)
         named = len(set(sizes)) <= _LEGEND_SIZES
-        _runs(axes, analysis, lambda parameters: shade.to_rgba(parameters), named)
+        _runs(axes, analysis, lambda parameters: shade.to_rgba(np.asarray(parameters)), named)
         if analysis.held_out is not None:
             held_out = analysis.held_out
             axes.plot(

@@ -125,8 +125,8 @@ def test_collectives_carry_the_weights_forward_backward_and_the_gradients_back(l
     plan, _, estimate = llama2_7b_on_v5e_16
     sent = sum(kind["bytes"] for kind in plan.collectives.values())
     matrices = 2 * 6.476e9 * 15 / 16
-    # Three passes of the matrices in bfloat16, and the loss's share.
-    assert 3 * matrices < sent < 3.5 * matrices
+    # Three passes of the matrices in bfloat16, and the share of loss and embedding.
+    assert 3 * matrices < sent < 3.8 * matrices
     assert sum(kind["bytes"] for kind in estimate.collectives.values()) == pytest.approx(3 * matrices, rel=0.01)
 
 
