@@ -26,6 +26,7 @@ from data.store import open_store
 from model.config import ModelConfig, model_config, training_flops_per_token
 from model.heads import language_model, parameter_count
 from train import run as runs
+from train.distributed import is_first, on_first
 from train.ladder.law import Analysis, Point, analyse, cautions
 from train.ladder.plot import draw
 from train.ladder.report import Results, print_tables, results
@@ -36,6 +37,7 @@ from train.settings import from_config
 
 REQUIRED = ("workdir",)
 OPTIONAL = ("config",)
+MULTI_PROCESS = True
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -74,7 +76,7 @@ def run(values: flags.FlagValues) -> None:
             for budget in found["budgets"]:
                 budget["flags"] = _flags(config, trained, budget["parameters"]["value"], budget["flops"])
         found["cautions"] = [*warnings, *cautions(analysis, budgets)]
-        if jax.process_index() == 0:
+        if is_first():
             _publish(found, analysis, budgets, workdir, values.json)
 
 
@@ -124,10 +126,14 @@ def sweep(
 
 def _is_finished(directory: Path, config: Config, fingerprint: str) -> bool:
     """Whether a directory holds this very run, finished; of another run there, pretrain says how it differs."""
-    if not (directory / "checkpoints" / str(config["num_steps"])).is_dir():
-        return False
-    record = runs.read_record(directory)
-    return record.data_fingerprint == fingerprint and not runs.config_changes(record.config, config)
+
+    def look() -> bool:
+        if not (directory / "checkpoints" / str(config["num_steps"])).is_dir():
+            return False
+        record = runs.read_record(directory)
+        return record.data_fingerprint == fingerprint and not runs.config_changes(record.config, config)
+
+    return on_first(look)
 
 
 def _figures(directory: Path, config: Config) -> Point:
@@ -135,13 +141,16 @@ def _figures(directory: Path, config: Config) -> Point:
     model, steps = runs.read_record(directory).model, config["num_steps"]
     tokens = steps * config["batch_size"] * config["sequence_length"]
     flops = tokens * training_flops_per_token(model, config["sequence_length"])
+    return Point(_parameters(model), tokens, flops, on_first(lambda: _final_loss(directory, steps)))
+
+
+def _final_loss(directory: Path, step: int) -> float:
+    """Returns the held-out loss after `step` steps, in nats a token."""
     records = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
-    losses = [r["loss"] for r in records if r["phase"] == "eval" and r["step"] == steps]
+    losses = [record["loss"] for record in records if record["phase"] == "eval" and record["step"] == step]
     if not losses or losses[-1] is None:
-        raise UserError(
-            f"{directory}/metrics.jsonl has no held-out loss at step {steps}; remove {directory}, run again"
-        )
-    return Point(_parameters(model), tokens, flops, losses[-1])
+        raise UserError(f"{directory}/metrics.jsonl has no held-out loss at step {step}; remove {directory}, run again")
+    return losses[-1]
 
 
 @cache

@@ -45,7 +45,7 @@ def draw(analysis: Analysis, budgets: Sequence[float], path: Path) -> None:
         sizes = [point.parameters for point in analysis.points]
         # The palest part of the map cannot be seen on white.
         colours = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.85, 0.05, 256)))
-        shade = ScalarMappable(LogNorm(min(sizes), max(sizes)), colours)
+        shade: Any = ScalarMappable(LogNorm(min(sizes), max(sizes)), colours)
         named = len(set(sizes)) <= _LEGEND_SIZES
         _runs(axes, analysis, lambda parameters: shade.to_rgba(np.asarray(parameters)), named)
         if analysis.held_out is not None:
