@@ -23,6 +23,13 @@ from train.mesh import make_mesh  # noqa: E402
 from train.settings import MeshSettings  # noqa: E402
 
 flags.FLAGS(["tests"])
+
+
+def pytest_addoption(parser):
+    text = "write tests/fingerprints/ anew for this version of JAX"
+    parser.addoption("--update-fingerprints", action="store_true", help=text)
+
+
 VOCAB = 64
 
 

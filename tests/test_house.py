@@ -13,7 +13,9 @@ from configs import default
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("configs", "model", "data", "train")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
-COMMANDS = {"prepare", "pretrain", "finetune", "evaluate", "generate", "plan", "scaling", "demo"}
+COMMANDS = {
+    "prepare", "pretrain", "finetune", "evaluate", "generate", "certify", "explain_sharding", "plan", "scaling", "demo",
+}  # fmt: skip
 
 
 def floor(module: str) -> int:

@@ -18,6 +18,8 @@ COMMANDS = {
     "finetune": "foundation model + labelled rows -> task model, with a before/after table",
     "evaluate": "score a model on text or on labelled rows",
     "generate": "continue a prompt",
+    "certify": "proof that a config trains the same on every mesh",
+    "explain-sharding": "where each parameter of a config lives, and why",
     "plan": "memory, time and money of a config on chips that are not here",
     "scaling": "a ladder of small runs -> the model size and the tokens that a compute budget calls for",
     "demo": "all of it, on this machine's own Python documentation",
@@ -34,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     name = arguments[0]
     if name not in COMMANDS:
         end(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; commands: {', '.join(COMMANDS)}", 2)
-    command = importlib.import_module(f"train.{name}")
+    command = importlib.import_module(f"train.{name.replace('-', '_')}")
     values = parse(name, command, arguments[1:])
     # Grain's worker processes read absl's global flags.
     flags.FLAGS(["rootstock"])

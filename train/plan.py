@@ -11,11 +11,10 @@ import json
 
 import jax
 from absl import flags
-from rich.console import Console
 from rich.table import Column, Table
 
 from configs.errors import UserError
-from train.metrics import console, progress
+from train.metrics import console, progress, results_console
 from train.planner.pricing import Budget, Plan, advice, make_plan
 from train.planner.search import Candidate, search
 from train.planner.topology import compiler_devices, parse_topology
@@ -66,7 +65,7 @@ def run(values: flags.FlagValues) -> None:
 
 
 def _print_plan(plan: Plan) -> None:
-    out = Console(soft_wrap=True, highlight=False)
+    out = results_console()
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
     out.print(f"[bold]{plan.parameters:,} parameters on {plan.topology}[/] ({plan.chips} chips), mesh: {mesh}")
     source = f"compiled in {plan.compile_seconds:.0f} s" if plan.compiled else f"estimated: {plan.note}"
@@ -129,7 +128,7 @@ def _print_search(found: list[Candidate], as_json: bool) -> None:
         ]
         print(json.dumps({"winner": rows[0] if rows[0]["fits"] else None, "candidates": rows}))
         return
-    out = Console(soft_wrap=True, highlight=False)
+    out = results_console()
     names = ("data", "fsdp", "tensor", "context", "remat", "batch", "GB", "tokens/s", "", "")
     table = Table(*(Column(name, no_wrap=True) for name in names), box=None, pad_edge=False)
     for c in found[:_SHOWN]:

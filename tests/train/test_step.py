@@ -24,9 +24,9 @@ from train.step import init_state, make_program, make_train_step, state_sharding
 MESHES = {
     "data 8": {"data": 8},
     "fsdp 8": {"fsdp": 8},
-    "data 2 x fsdp 4": {"data": 2, "fsdp": 4},
-    "fsdp 2 x tensor 2": {"fsdp": 2, "tensor": 2},
-    "data 2 x context 2": {"data": 2, "context": 2},
+    "data 2 x fsdp 2 x tensor 2": {"data": 2, "fsdp": 2, "tensor": 2},
+    "context 4 x fsdp 2": {"context": 4, "fsdp": 2},
+    "slice 2 x fsdp 4": {"slice": 2, "fsdp": 4},
 }
 
 
@@ -60,7 +60,7 @@ def batches():
     from data.store import store_from_documents
 
     rows = PackedRows(store_from_documents(random_documents(60)), 32)
-    return [BatchFunction(rows, 8, 0)(t) for t in range(3)]
+    return [BatchFunction(rows, 8, 0)(t) for t in range(10)]
 
 
 @pytest.fixture(scope="module", params=["adamw", "muon"])

@@ -4,15 +4,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from train.ladder.law import Analysis, rms_residual
+from train.metrics import results_console
 from train.report import as_json
 
 Results = dict[str, Any]
-# Where output is no terminal, rich would cut the tables at 80 columns.
-_WIDTH = 120
 
 
 def results(analysis: Analysis, names: Sequence[str], budgets: Sequence[float]) -> Results:
@@ -48,9 +46,7 @@ def results(analysis: Analysis, names: Sequence[str], budgets: Sequence[float]) 
 
 def print_tables(found: Results) -> None:
     """Prints the runs, the law, the check on the largest run, the budgets and the cautions to stdout."""
-    out = Console(highlight=False, soft_wrap=True)
-    if not out.is_terminal:
-        out.width = _WIDTH
+    out = results_console()
     out.print(_run_table(found["runs"]))
     out.print(
         "L(N, D) = E + A / N^alpha + B / D^beta, in nats a token; N: all parameters, D: tokens; "

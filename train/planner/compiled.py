@@ -65,8 +65,8 @@ def compile_step(program: Program, mesh: Mesh, state_bytes: float) -> Compiled:
     whole += memory.output_size_in_bytes - memory.alias_size_in_bytes
     module = Module(compiled.as_text() or "")
     return Compiled(
-        # XLA's GPU compiler reports no peak.
-        peak_bytes=getattr(memory, "peak_memory_in_bytes", 0) or whole,
+        # XLA's GPU compiler reports no peak, and the CPU's leaves the temporaries out.
+        peak_bytes=memory.peak_memory_in_bytes if mesh.devices.flat[0].platform == "tpu" else whole,
         argument_bytes=memory.argument_size_in_bytes,
         alias_bytes=memory.alias_size_in_bytes,
         seconds=seconds,

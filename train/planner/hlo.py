@@ -6,7 +6,7 @@ XLA's own cost analysis visits the body of a loop once; here every computation c
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -221,6 +221,15 @@ class Module:
                 else:
                     return math.inf, 0.0
         return read, replaced
+
+
+def by_kind(collectives: Iterable[Collective]) -> dict[str, dict[str, float]]:
+    """Returns {kind: {"count", "bytes"}}, all groups together."""
+    found: dict[str, dict[str, float]] = {}
+    for one in sorted(collectives, key=lambda c: c.kind):
+        before = found.get(one.kind, {"count": 0.0, "bytes": 0.0})
+        found[one.kind] = {"count": before["count"] + one.count, "bytes": before["bytes"] + one.bytes}
+    return found
 
 
 def _parse(text: str) -> tuple[dict[str, Computation], str]:

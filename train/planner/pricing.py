@@ -15,7 +15,7 @@ from train.hardware import Chip
 from train.mesh import check_batch, make_mesh, mesh_sizes
 from train.planner.compiled import Compiled, compile_step
 from train.planner.estimate import Work, estimate, tree_bytes
-from train.planner.hlo import Collective
+from train.planner.hlo import Collective, by_kind
 from train.planner.topology import Topology
 from train.planner.trace import trace
 from train.settings import Settings, planned_model
@@ -233,7 +233,7 @@ def _demand(topology: Topology, work: Work, compiled: Compiled | None, flops: fl
         # State and gradients are known exactly; the rest is what is left of the compiler's peak.
         known = {name: buffers[name] for name in ("parameters", "optimizer state", "gradients")}
         buffers = known | {"activations and temporaries": max(peak - sum(known.values()), 0.0)}
-        return _Demand(buffers, peak, peak <= room, seconds, _by_kind(compiled.collectives))
+        return _Demand(buffers, peak, peak <= room, seconds, by_kind(compiled.collectives))
     seconds = roofline(topology, flops, work.traffic, work.link_bytes, work.network_bytes)
     sent = {kind: {"count": count, "bytes": size} for kind, (count, size) in sorted(work.collectives.items())}
     return _Demand(buffers, peak, peak <= room and compiled is None, seconds, sent)
@@ -245,17 +245,6 @@ def _sent(collectives: tuple[Collective, ...], topology: Topology) -> tuple[floa
     crossing = [c for c in collectives if c.host or len({device // inside for device in c.group}) > 1]
     network = sum(c.bytes for c in crossing)
     return sum(c.bytes for c in collectives) - network, network
-
-
-def _by_kind(collectives: tuple[Collective, ...]) -> dict[str, dict[str, float]]:
-    kinds = sorted({c.kind for c in collectives})
-    return {
-        kind: {
-            "count": sum(c.count for c in collectives if c.kind == kind),
-            "bytes": sum(c.bytes for c in collectives if c.kind == kind),
-        }
-        for kind in kinds
-    }
 
 
 def advice(plan: Plan, settings: Settings, chip: Chip) -> str:
