@@ -25,6 +25,17 @@ from train.settings import MeshSettings  # noqa: E402
 flags.FLAGS(["tests"])
 
 
+# The long ones first, so that both workers end together.
+_LONG = (
+    "train/test_commands.py", "train/test_multihost.py", "test_readme.py", "planner/test_pricing.py",
+    "train/test_scaling.py", "train/test_certificate.py", "test_clusters.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: next((i for i, name in enumerate(_LONG) if str(item.path).endswith(name)), len(_LONG)))
+
+
 def pytest_addoption(parser):
     text = "write tests/fingerprints/ anew for this version of JAX"
     parser.addoption("--update-fingerprints", action="store_true", help=text)

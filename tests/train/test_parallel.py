@@ -1,6 +1,5 @@
 """Split over length, heads and vocabulary: the same numbers, and nothing gathered that should stay split."""
 
-import contextlib
 import math
 import re
 
@@ -8,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 from conftest import init, mesh_of, tiny_model
-from jax.experimental.compilation_cache import compilation_cache
 
 from configs import default
 from configs.errors import UserError
 from model.heads import language_model
 from train.mesh import check_batch, check_host_memory, put_batch
+from train.planner.compiled import without_cache
 from train.settings import from_config
 from train.step import make_program, summed_gradients
 
@@ -88,18 +87,6 @@ def test_packed_documents_equal_documents_alone_over_a_long_row(params, one_devi
             start += len(tokens)
 
 
-@contextlib.contextmanager
-def uncached():
-    """A program from the cache would repeat no warning, and name its operations as they were when it was kept."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", True)
-        compilation_cache.reset_cache()
-
-
 def collectives(sizes, capfd, vocabulary=VOCABULARY):
     """(kind, shapes, JAX operation) of each collective of a compiled train step, on rows of 64 tokens."""
     config = default.get_config()
@@ -107,7 +94,7 @@ def collectives(sizes, capfd, vocabulary=VOCABULARY):
     model = tiny_model(context_length=64, vocab_size=vocabulary, embed_dim=WIDTH, head_dim=8, mlp_dim=56)
     mesh = mesh_of(**sizes)
     program = make_program(language_model(model, 1e-4, 8), from_config(config.to_dict()), mesh)
-    with uncached(), jax.set_mesh(mesh):
+    with without_cache(), jax.set_mesh(mesh):
         text = program.step.lower(program.state, program.batch).compile().as_text()
     assert "rematerialization" not in capfd.readouterr().err
     kinds = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"

@@ -52,7 +52,7 @@ def compile_step(program: Program, mesh: Mesh, state_bytes: float) -> Compiled:
     """
     start = time.perf_counter()
     try:
-        with jax.set_mesh(mesh), _without_cache():
+        with jax.set_mesh(mesh), without_cache():
             compiled = program.step.lower(program.state, program.batch).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -78,8 +78,12 @@ def compile_step(program: Program, mesh: Mesh, state_bytes: float) -> Compiled:
 
 
 @contextlib.contextmanager
-def _without_cache() -> Iterator[None]:
-    """A program for devices that are not attached can be written to the compilation cache but not read from it."""
+def without_cache() -> Iterator[None]:
+    """A context without JAX's compilation cache.
+
+    A program for devices that are not attached can be written to it but not read from it; and one that is read repeats
+    no warning of its compilation.
+    """
     enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
     # JAX looks at the switch once, unless its cache is reset.

@@ -1,0 +1,85 @@
+"""Memory and compile time of a train step beside MaxText, both ahead of time for a TPU slice that is not there.
+
+The same numbers are held: fsdp over all chips, 2,048 tokens, one row a chip, float32 parameters and Adam moments,
+bfloat16 compute, full rematerialisation. One after the other on the same machine, each as its own command.
+
+  python3.12 -m venv MT && MT/bin/pip install 'maxtext[tpu]==0.2.5'
+  python benchmarks/maxtext.py --maxtext_python=MT/bin/python
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Ours -> MaxText's.
+MODELS = {"llama2_7b": "llama2-7b", "llama3_8b": "llama3-8b", "gemma2_2b": "gemma2-2b", "qwen3_0_6b": "qwen3-0.6b"}
+# Keeps libtpu quiet and lets two processes load it.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_LOG_DIR": "disabled",
+}  # fmt: skip
+
+
+def run(command: list[str], cwd: Path) -> tuple[str, float]:
+    """Returns (what a command printed, its wall seconds)."""
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=cwd, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return done.stdout, time.perf_counter() - start
+
+
+def maxtext(python: str, model: str, topology: str, chips: int, folder: Path) -> tuple[float, float]:
+    """Returns (peak bytes a chip, wall seconds) of MaxText's own compile command."""
+    out, seconds = run(
+        [
+            python, "-m", "maxtext.trainers.pre_train.train_compile", f"compile_topology={topology}",
+            "compile_topology_num_slices=1", f"model_name={MODELS[model]}", "per_device_batch_size=1",
+            "max_target_length=2048", "remat_policy=full", f"ici_fsdp_parallelism={chips}", "dtype=bfloat16",
+            "weight_dtype=float32", "run_name=benchmark", f"base_output_directory={folder}",
+        ],
+        folder,
+    )  # fmt: skip
+    return float(re.search(r"peak_memory_in_bytes=(\d+)", out)[1]), seconds
+
+
+def rootstock(model: str, topology: str, chips: int) -> tuple[float, float]:
+    """Returns (peak bytes a chip, wall seconds) of `rootstock plan`."""
+    out, seconds = run(
+        [
+            sys.executable, "-m", "train.plan", f"--config=configs/pretrain/llm.py:{model}", f"--topology={topology}",
+            f"--config.batch_size={chips}", "--config.sequence_length=2048", "--json",
+        ],
+        ROOT,
+    )  # fmt: skip
+    return json.loads(out)["peak_bytes_per_chip"], seconds
+
+
+def main() -> None:
+    """Prints a row a model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--maxtext_python", required=True, help="Python with maxtext[tpu]")
+    parser.add_argument("--models", default="llama2_7b,llama3_8b,gemma2_2b", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--topology", default="v5e-16")
+    parser.add_argument("--folder", default=".", help="where MaxText may write")
+    arguments = parser.parse_args()
+    chips = int(arguments.topology.rpartition("-")[2])
+    print("model, peak GB a chip: MaxText, Rootstock, ratio; seconds of the command: MaxText, Rootstock, ratio")
+    for model in arguments.models.split(","):
+        theirs = maxtext(arguments.maxtext_python, model, arguments.topology, chips, Path(arguments.folder).absolute())
+        ours = rootstock(model, arguments.topology, chips)
+        print(
+            f"{model}: {theirs[0] / 1e9:.3f}, {ours[0] / 1e9:.3f}, {ours[0] / theirs[0]:.2f}; "
+            f"{theirs[1]:.0f}, {ours[1]:.0f}, {ours[1] / theirs[1]:.2f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
