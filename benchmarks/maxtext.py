@@ -19,6 +19,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # Ours -> MaxText's.
 MODELS = {"llama2_7b": "llama2-7b", "llama3_8b": "llama3-8b", "gemma2_2b": "gemma2-2b", "qwen3_0_6b": "qwen3-0.6b"}
+# Its command prints XLA's memory analysis without the peak, so that is printed after it.
+WITH_PEAK = """
+import runpy, jax
+analysis = jax.stages.Compiled.memory_analysis
+def with_peak(compiled):
+    found = analysis(compiled)
+    print(f"peak_memory_in_bytes={found.peak_memory_in_bytes}", flush=True)
+    return found
+jax.stages.Compiled.memory_analysis = with_peak
+runpy.run_module("maxtext.trainers.pre_train.train_compile", run_name="__main__")
+"""
 # Keeps libtpu quiet and lets two processes load it.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-16",
@@ -39,7 +50,7 @@ def maxtext(python: str, model: str, topology: str, chips: int, folder: Path) ->
     """Returns (peak bytes a chip, wall seconds) of MaxText's own compile command."""
     out, seconds = run(
         [
-            python, "-m", "maxtext.trainers.pre_train.train_compile", f"compile_topology={topology}",
+            python, "-c", WITH_PEAK, f"compile_topology={topology}",
             "compile_topology_num_slices=1", f"model_name={MODELS[model]}", "per_device_batch_size=1",
             "max_target_length=2048", "remat_policy=full", f"ici_fsdp_parallelism={chips}", "dtype=bfloat16",
             "weight_dtype=float32", "run_name=benchmark", f"base_output_directory={folder}",
