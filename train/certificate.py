@@ -5,7 +5,6 @@ a gradient, and the one device takes the whole batch at once, which puts the acc
 """
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -63,12 +62,6 @@ class _Snapshot(NamedTuple):
     loss: float
     grad_norm: float
     params: dict[str, list[Part]]
-
-
-def layouts(num_devices: int) -> list[MeshSettings]:
-    """Returns every mesh of `num_devices` devices; `shrink` makes sizes that all of them divide."""
-    sizes = itertools.product([d for d in range(1, num_devices + 1) if num_devices % d == 0], repeat=len(MESH_AXES))
-    return [MeshSettings(**dict(zip(MESH_AXES, s, strict=True))) for s in sizes if math.prod(s) == num_devices]
 
 
 def layout_name(layout: MeshSettings) -> str:

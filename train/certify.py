@@ -16,7 +16,8 @@ from absl import flags
 from rich.table import Table
 
 from configs.errors import UserError
-from train.certificate import LEGAL_DEVICES, TOLERANCE, Verdict, layout_name, layouts, shrink, verdicts
+from train.certificate import LEGAL_DEVICES, TOLERANCE, Verdict, layout_name, shrink, verdicts
+from train.mesh import layouts
 from train.metrics import console, progress, results_console
 from train.settings import from_config
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 from collections.abc import Iterable
@@ -81,6 +82,13 @@ def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -
     else:
         array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def layouts(num_devices: int) -> list[MeshSettings]:
+    """Returns every way to deal `num_devices` devices over the axes of a mesh."""
+    divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
+    sizes = itertools.product(divisors, repeat=len(MESH_AXES))
+    return [MeshSettings(**dict(zip(MESH_AXES, s, strict=True))) for s in sizes if math.prod(s) == num_devices]
 
 
 def apply_xla_flags(settings: Settings) -> None:

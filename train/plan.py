@@ -8,16 +8,18 @@ GPU topologies are estimated, and compiled too where the jax-cuda13 plugin is in
 
 import dataclasses
 import json
+import math
+from typing import Any
 
 import jax
 from absl import flags
 from rich.table import Column, Table
 
 from configs.errors import UserError
-from train.metrics import console, progress, results_console
-from train.planner.pricing import Budget, Plan, advice, make_plan
+from train.metrics import results_console, step_progress
+from train.planner.pricing import Budget, Plan, advice, make_plan, priced
 from train.planner.search import Candidate, search
-from train.planner.topology import compiler_devices, parse_topology
+from train.planner.topology import Topology, compiler_devices, parse_topology
 from train.settings import from_config
 
 REQUIRED = ("config", "topology")
@@ -42,34 +44,52 @@ def run(values: flags.FlagValues) -> None:
     topology = parse_topology(values.topology)
     budget = Budget(values.tokens, values.price, values.tflops)
     for name, value in dataclasses.asdict(budget).items():
-        if value < 0:
-            raise UserError(f"--{name} is {value}; legal: at least 0")
+        if not 0 <= value < math.inf:
+            raise UserError(f"--{name} is {value}; legal: a finite number, at least 0")
     settings = from_config(values.config.to_dict())
     # The machine at hand has no part in this, whatever it is.
     jax.config.update("jax_platforms", "cpu")
     devices, note = compiler_devices(topology)
+    found: list[Candidate] = []
     if values.search:
-        with progress("plan: compiling", None) as bar:
-            found = search(settings, topology, devices, note, budget, lambda done, _: bar(done))
-        _print_search(found, values.json)
-        if not found[0].fits:
-            raise UserError(f"no layout of {topology.name} holds this model: take a larger topology")
-        return
-    plan = make_plan(settings, topology, devices, note, budget)
+        with step_progress() as progress:
+            found = search(settings, topology, devices, note, progress)
+        settings = found[0].settings
+    plan = found[0].plan if found else None
+    if plan is None:
+        plan = make_plan(settings, topology, [] if found else devices, note)
+    plan = priced(plan, topology, budget)
     if values.json:
-        print(json.dumps(dataclasses.asdict(plan)))
+        print(json.dumps(_as_json(plan, found)))
     else:
-        _print_plan(plan)
+        if found:
+            _print_search(found)
+        _print_plan(plan, topology)
     if not plan.fits:
-        raise UserError(advice(plan, settings, topology.chip))
+        raise UserError(advice(plan, settings, topology))
 
 
-def _print_plan(plan: Plan) -> None:
+def _as_json(plan: Plan, found: list[Candidate]) -> dict[str, Any]:
+    """Returns the plan; of a search the winner's, its flags and all candidates too."""
+    rows = [
+        {
+            "flags": c.flags,
+            "tokens_per_second": c.tokens_per_second,
+            "peak_bytes_per_chip": c.peak_bytes,
+            "fits": c.fits,
+            "compiled": c.plan is not None,
+        }
+        for c in found
+    ]
+    return dataclasses.asdict(plan) | ({"flags": found[0].flags, "candidates": rows} if found else {})
+
+
+def _print_plan(plan: Plan, topology: Topology) -> None:
     out = results_console()
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
     out.print(f"[bold]{plan.parameters:,} parameters on {plan.topology}[/] ({plan.chips} chips), mesh: {mesh}")
     source = f"compiled in {plan.compile_seconds:.0f} s" if plan.compiled else f"estimated: {plan.note}"
-    if plan.compiled and not plan.fits:
+    if plan.refused:
         source = "XLA has not the memory to compile it; estimated"
     out.print(f"{plan.tokens_per_step:,} tokens a step; {source}\n")
     memory = Table("memory a chip", "GB", box=None, pad_edge=False)
@@ -86,6 +106,8 @@ def _print_plan(plan: Plan) -> None:
     step.columns[1].justify = "right"
     for name in ("compute", "memory", "network"):
         step.add_row(f"{name} at its peak rate", f"{getattr(plan, f'{name}_seconds') * 1e3:,.1f}")
+    if topology.slices > 1 and not topology.chip.network_bandwidth:
+        step.add_row("network between slices: no published bandwidth, not counted", "")
     step.add_row(f"[bold]step[/], bound by {plan.bound_by}", f"[bold]{plan.step_seconds * 1e3:,.1f}[/]")
     out.print(step)
     ceiling = "MFU" if plan.bound_by == "--tflops" else "MFU at most"
@@ -114,20 +136,7 @@ def _print_plan(plan: Plan) -> None:
         )
 
 
-def _print_search(found: list[Candidate], as_json: bool) -> None:
-    if as_json:
-        rows = [
-            {
-                "flags": c.flags,
-                "tokens_per_second": c.tokens_per_second,
-                "peak_bytes_per_chip": c.peak_bytes,
-                "fits": c.fits,
-                "compiled": c.compiled,
-            }
-            for c in found
-        ]
-        print(json.dumps({"winner": rows[0] if rows[0]["fits"] else None, "candidates": rows}))
-        return
+def _print_search(found: list[Candidate]) -> None:
     out = results_console()
     names = ("data", "fsdp", "tensor", "context", "remat", "batch", "GB", "tokens/s", "", "")
     table = Table(*(Column(name, no_wrap=True) for name in names), box=None, pad_edge=False)
@@ -140,7 +149,7 @@ def _print_search(found: list[Candidate], as_json: bool) -> None:
             f"{c.peak_bytes / 1e9:.2f}",
             f"{c.tokens_per_second:,.0f}",
             "fits" if c.fits else "too large",
-            "compiled" if c.compiled else "estimated",
+            "compiled" if c.plan else "estimated",
         )
     out.print(table)
     left = len(found) - _SHOWN
@@ -148,8 +157,7 @@ def _print_search(found: list[Candidate], as_json: bool) -> None:
         misfits = sum(not c.fits for c in found)
         out.print(f"and {left} more; {misfits} of all {len(found)} do not fit")
     if found[0].fits:
-        console.print("the winner, to paste:", highlight=False)
-        out.print(found[0].flags)
+        out.print(f"\n[bold]the winner, to paste:[/]\n{found[0].flags}\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from jax.sharding import PartitionSpec
 from configs.errors import UserError
 from configs.pretrain import llm, tiny
 from train import certificate, certify, step
-from train.certificate import TOLERANCE, layout_name, layouts, shrink, verdicts
+from train.certificate import TOLERANCE, layout_name, shrink, verdicts
+from train.mesh import layouts
 from train.settings import from_config
 
 TWO = {layout_name(layout): layout for layout in layouts(2)}

@@ -42,14 +42,8 @@ class Compiled:
     fits: bool
 
 
-def compile_step(program: Program, mesh: Mesh, state_bytes: float) -> Compiled:
-    """Returns the `Compiled` train step of a program whose mesh may be of devices that are not attached.
-
-    Args:
-        program: of the run.
-        mesh: of the program.
-        state_bytes: of one device; added to the temporaries where XLA refuses to compile and names only those.
-    """
+def compile_step(program: Program, mesh: Mesh) -> Compiled:
+    """Returns the `Compiled` train step of a program on its mesh, which may be of devices that are not attached."""
     start = time.perf_counter()
     try:
         with jax.set_mesh(mesh), without_cache():
@@ -57,8 +51,7 @@ def compile_step(program: Program, mesh: Mesh, state_bytes: float) -> Compiled:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        needed = _asked_for(str(error), state_bytes)
-        return Compiled(needed, state_bytes, 0.0, time.perf_counter() - start, (), 0.0, 0, fits=False)
+        return Compiled(_asked_for(str(error)), 0.0, 0.0, time.perf_counter() - start, (), 0.0, 0, fits=False)
     seconds = time.perf_counter() - start
     memory: Any = compiled.memory_analysis()
     whole = memory.argument_size_in_bytes + memory.temp_size_in_bytes
@@ -95,10 +88,7 @@ def without_cache() -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def _asked_for(message: str, state_bytes: float) -> float:
-    """Returns the bytes that XLA's out-of-memory message says the program needs."""
-    found = re.search(r"temporaries \(([\d.]+)([KMGT])\)", message)
-    if found:
-        return float(found[1]) * _UNITS[found[2]] + state_bytes
-    found = re.search(r"Used ([\d.]+)([KMGT]) of", message)
+def _asked_for(message: str) -> float:
+    """Returns the bytes that XLA's out-of-memory message says the program needs; 0 where it does not say."""
+    found = re.search(r"(?:temporaries \(|Used )([\d.]+)([KMGT])", message)
     return float(found[1]) * _UNITS[found[2]] if found else 0.0

@@ -60,8 +60,8 @@ def estimate(
     shape = _shape(settings, model, traced, mesh)
     buffers = _buffers(settings, model, state, mesh, shape)
     sent = _collectives(settings, model, mesh, shape)
-    link = sum(total for axis, _, _, total in sent if not _crosses(axis, mesh, chip))
-    network = sum(total for axis, _, _, total in sent if _crosses(axis, mesh, chip))
+    link = sum(total for axis, _, _, total in sent if not _leaves_by(axis, mesh, chip))
+    network = sum(total / ways for axis, _, _, total in sent if (ways := _leaves_by(axis, mesh, chip)))
     collectives: dict[str, tuple[float, float]] = {}
     for _, kind, count, total in sent:
         before = collectives.get(kind, (0.0, 0.0))
@@ -129,8 +129,8 @@ def _collectives(
     share = {axis: (size - 1) / size for axis, size in mesh.items()}
     found: list[tuple[str, str, float, float]] = []
     if mesh["fsdp"] > 1:
-        gathers = passes if passes == 2 else passes - 1
-        found.append(("fsdp", "all-gather", gathers * tensors * layers, gathers * parts * matrices * share["fsdp"]))
+        # Once forward, once backward: what recomputes a layer uses the backward pass's copy.
+        found.append(("fsdp", "all-gather", 2 * tensors * layers, 2 * parts * matrices * share["fsdp"]))
         found.append(("fsdp", "reduce-scatter", tensors * layers, parts * matrices * share["fsdp"]))
     for axis in ("data", "slice"):
         if mesh[axis] > 1:
@@ -146,13 +146,16 @@ def _collectives(
     return found
 
 
-def _crosses(axis: str, mesh: dict[str, int], chip: Chip) -> bool:
-    """Returns whether an axis leaves the chips that fast links join; the last axes of the mesh lie innermost."""
+def _leaves_by(axis: str, mesh: dict[str, int], chip: Chip) -> int:
+    """Returns how many chips of one machine share out what an axis sends between machines; 0 where it stays inside.
+
+    The last axes of the mesh lie innermost.
+    """
     if not chip.group:
-        return axis == "slice"
+        return int(axis == "slice")
     names = list(mesh)
-    reach = math.prod(mesh[name] for name in names[names.index(axis) :])
-    return reach > chip.group
+    within = math.prod(mesh[name] for name in names[names.index(axis) + 1 :])
+    return 0 if within * mesh[axis] <= chip.group else max(chip.group // within, 1)
 
 
 def _traffic(
@@ -161,9 +164,9 @@ def _traffic(
     """The least that must move: state in and out, weights once a pass, activations written and read again."""
     state = 2 * (buffers["parameters"] + buffers["optimizer state"]) + 2 * buffers["gradients"]
     weights = buffers["parameters"] * mesh["fsdp"] * shape.itemsize / 4
-    passes = _passes(model) * settings.microbatches
+    parts = settings.microbatches
+    passes = _passes(model) * parts
     layers = model.num_layers * shape.tokens * shape.working * shape.itemsize
     logits = shape.tokens * model.vocab_size / mesh["tensor"] * 4
-    parts = settings.microbatches
     activations = (passes + parts) * layers + 2 * parts * shape.tokens * shape.saved
     return state + 2 * passes * weights + activations + 3 * parts * logits

@@ -65,6 +65,8 @@ class Module:
 
     def __init__(self, text: str) -> None:
         self.computations, self.entry = _parse(text)
+        partitions = re.search(r"num_partitions=(\d+)", text)
+        self.partitions = int(partitions[1]) if partitions else 1
         self.runs: dict[str, float] = {}
         self.fused: set[str] = set()
         self._count(self.entry, 1.0)
@@ -90,10 +92,10 @@ class Module:
                     if chain[0] in seen:
                         continue
                     seen.add(chain[0])
-                group = _group(instruction)
+                group = _group(instruction) or tuple(range(self.partitions))
                 count, total = found.get((kind, group), (0.0, 0.0))
                 found[kind, group] = (count + runs, total + runs * self._sent(name, instruction, kind, len(group)))
-        return [Collective(kind, group, count, total, not group) for (kind, group), (count, total) in found.items()]
+        return [Collective(kind, group, count, total, group == ()) for (kind, group), (count, total) in found.items()]
 
     def memory_traffic(self) -> float:
         """Returns the bytes that one device reads from and writes to its main memory: operands and results of fusions.
@@ -294,11 +296,14 @@ def _constant(instruction: Instruction) -> int:
 
 
 def _group(instruction: Instruction) -> tuple[int, ...]:
-    """Returns the first replica group, from any of the three ways that XLA writes them."""
+    """Returns the first replica group, from any of the three ways that XLA writes them; empty for all devices.
+
+    Of a permutation it is the pair that lies farthest apart, which says whether anything leaves a machine.
+    """
     rest = instruction.rest
     if instruction.opcode.startswith("collective-permute"):
-        pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest)
-        return (int(pairs[1]), int(pairs[2])) if pairs else (0,)
+        pairs = [(int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)\}", rest.partition("pairs=")[2])]
+        return max(pairs, key=lambda pair: abs(pair[0] - pair[1]), default=(0,))
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
     if listed:
         return tuple(int(n) for n in listed[1].split(","))
@@ -315,4 +320,4 @@ def _group(instruction: Instruction) -> tuple[int, ...]:
         devices = np.arange(math.prod(axes.values())).reshape(list(axes.values()))
         devices = np.moveaxis(devices, [list(axes).index(a) for a in over], range(len(over)))
         return tuple(devices.reshape(math.prod(axes[a] for a in over), -1)[:, 0].tolist())
-    return (0,)
+    return ()

@@ -11,10 +11,9 @@ from configs.errors import UserError
 from model.config import ModelConfig
 from model.heads import Objective, language_model, parameter_count
 from model.sharding import MESH_AXES, AnyMesh
-from train.hardware import Chip
 from train.mesh import check_batch, make_mesh, mesh_sizes
 from train.planner.compiled import Compiled, compile_step
-from train.planner.estimate import Work, estimate, tree_bytes
+from train.planner.estimate import Work, estimate
 from train.planner.hlo import Collective, by_kind
 from train.planner.topology import Topology
 from train.planner.trace import trace
@@ -39,11 +38,12 @@ class Plan:
         peak_bytes_per_chip: as XLA says, or estimated.
         hbm_bytes_per_chip: of the chip.
         fits: whether the program can be compiled for it.
-        compiled: whether XLA was asked; otherwise, and where it refuses for want of memory, the rest is estimated.
+        compiled: whether XLA was asked.
+        refused: whether it refused for want of memory; then, and where it was not asked, the figures are estimates.
         note: why it was not.
         compile_seconds: tracing included; 0 for estimates.
         model_flops_per_step: forward and backward, nothing recomputed, attention within its causal window.
-        compute_seconds: all FLOPs, recomputation included, at the chip's peak.
+        compute_seconds: all FLOPs, recomputation included, at the chip's bfloat16 peak.
         memory_seconds: traffic at the memory's bandwidth.
         network_seconds: collectives at the links' bandwidth, none of it hidden behind compute.
         collectives: {kind: {"count", "bytes"}}, sent by each device in a step.
@@ -67,6 +67,7 @@ class Plan:
     hbm_bytes_per_chip: float
     fits: bool
     compiled: bool
+    refused: bool
     note: str
     compile_seconds: float
     model_flops_per_step: float
@@ -92,15 +93,14 @@ class Budget:
     tflops: float = 0.0
 
 
-def make_plan(settings: Settings, topology: Topology, devices: list[jax.Device], note: str, budget: Budget) -> Plan:
-    """Returns the `Plan` of a config.
+def make_plan(settings: Settings, topology: Topology, devices: list[jax.Device], note: str) -> Plan:
+    """Returns the `Plan` of a config, at its own number of steps and without a price.
 
     Args:
         settings: of the config.
         topology: to rent.
         devices: of it for the compiler; empty for an estimate.
         note: why there are none.
-        budget: tokens and prices.
 
     Raises:
         UserError: the mesh does not fit the topology, the model or the batch; every fault is named.
@@ -112,25 +112,17 @@ def make_plan(settings: Settings, topology: Topology, devices: list[jax.Device],
     work = estimate(settings, model, traced, program.state, dict(mesh.shape), topology.chip)
     compiled = None
     if isinstance(mesh, Mesh):
-        compiled = compile_step(program, mesh, tree_bytes((program.state.params, program.state.opt_state)))
+        compiled = compile_step(program, mesh)
     demand = _demand(topology, work, compiled, tokens_per_step * traced.flops)
-    parameters = parameter_count(program.state.params)
     plain = trace(settings, dataclasses.replace(model, remat="none"))
     model_flops, chip = tokens_per_step * plain.flops, topology.chip
     bound_by = max(demand.seconds, key=lambda name: demand.seconds[name])
     step_seconds = demand.seconds[bound_by]
-    mfu = model_flops / (topology.chips * chip.flops * step_seconds)
-    if budget.tflops:
-        # As such rates are quoted: 6 FLOPs a parameter and token, attention left out (arXiv:2001.08361, section 2.1).
-        step_seconds = 6 * parameters * tokens_per_step / (topology.chips * budget.tflops * 1e12)
-        bound_by, mfu = "--tflops", budget.tflops * 1e12 / chip.flops
-    tokens = budget.tokens or float(settings.num_steps * tokens_per_step)
-    chip_hours = tokens / tokens_per_step * step_seconds * topology.chips / 3600
     return Plan(
         topology=topology.name,
         chips=topology.chips,
         mesh=dict(mesh.shape),
-        parameters=parameters,
+        parameters=parameter_count(program.state.params),
         tokens_per_step=tokens_per_step,
         buffers=demand.buffers,
         state_bytes_per_chip=demand.buffers["parameters"] + demand.buffers["optimizer state"],
@@ -138,6 +130,7 @@ def make_plan(settings: Settings, topology: Topology, devices: list[jax.Device],
         hbm_bytes_per_chip=chip.hbm_bytes,
         fits=demand.fits,
         compiled=compiled is not None,
+        refused=compiled is not None and not compiled.fits,
         note=note,
         compile_seconds=compiled.seconds if compiled else 0.0,
         model_flops_per_step=model_flops,
@@ -147,8 +140,30 @@ def make_plan(settings: Settings, topology: Topology, devices: list[jax.Device],
         collectives=demand.collectives,
         step_seconds=step_seconds,
         bound_by=bound_by,
-        mfu=mfu,
+        mfu=model_flops / (topology.chips * chip.flops * step_seconds),
         tokens_per_second=tokens_per_step / step_seconds,
+        tokens=float(settings.num_steps * tokens_per_step),
+        chip_hours=settings.num_steps * step_seconds * topology.chips / 3600,
+        usd=None,
+    )
+
+
+def priced(plan: Plan, topology: Topology, budget: Budget) -> Plan:
+    """Returns the plan with its time and cost for a budget."""
+    step_seconds, bound_by, mfu = plan.step_seconds, plan.bound_by, plan.mfu
+    if budget.tflops:
+        # As such rates are quoted: 6 FLOPs a parameter and token, attention left out (arXiv:2001.08361, section 2.1).
+        achieved = budget.tflops * 1e12
+        step_seconds = 6 * plan.parameters * plan.tokens_per_step / (plan.chips * achieved)
+        bound_by, mfu = "--tflops", achieved / topology.chip.flops
+    tokens = budget.tokens or plan.tokens
+    chip_hours = tokens / plan.tokens_per_step * step_seconds * plan.chips / 3600
+    return dataclasses.replace(
+        plan,
+        step_seconds=step_seconds,
+        bound_by=bound_by,
+        mfu=mfu,
+        tokens_per_second=plan.tokens_per_step / step_seconds,
         tokens=tokens,
         chip_hours=chip_hours,
         usd=chip_hours * budget.price if budget.price else None,
@@ -191,8 +206,18 @@ def roofline(topology: Topology, flops: float, traffic: float, link: float, netw
 
 
 def _kernel_free(model: ModelConfig, topology: Topology) -> ModelConfig:
-    """Returns the model with attention that a compiler without a GPU can lower."""
-    return model if topology.torus else dataclasses.replace(model, attention="xla", compute_dtype="bfloat16")
+    """Returns the model as the topology's compiler can lower it: for a GPU that is not here, without cuDNN.
+
+    Raises:
+        UserError: its attention runs on other chips only.
+    """
+    legal = ("auto", "xla", "splash" if topology.torus else "cudnn")
+    if model.attention not in legal:
+        raise UserError(f"config.model.attention is {model.attention!r}; legal on {topology.name}: {', '.join(legal)}")
+    if topology.torus:
+        return model
+    dtype = "bfloat16" if model.compute_dtype == "auto" else model.compute_dtype
+    return dataclasses.replace(model, attention="xla", compute_dtype=dtype)
 
 
 def _program(settings: Settings, model: ModelConfig, mesh: AnyMesh) -> Program:
@@ -224,13 +249,13 @@ class _Demand(NamedTuple):
 def _demand(topology: Topology, work: Work, compiled: Compiled | None, flops: float) -> _Demand:
     chip = topology.chip
     buffers = {name: size * chip.devices for name, size in work.buffers.items()}
-    peak = compiled.peak_bytes * chip.devices if compiled else sum(buffers.values())
+    peak = (compiled.peak_bytes * chip.devices if compiled else 0.0) or sum(buffers.values())
     room = usable_bytes(topology)
     if compiled and compiled.fits:
         # For a GPU attention is compiled without its flash kernel, whose traffic is far less.
         traffic = compiled.traffic if topology.torus else work.traffic
         seconds = roofline(topology, flops, traffic, *_sent(compiled.collectives, topology))
-        # State and gradients are known exactly; the rest is what is left of the compiler's peak.
+        # State and gradients follow from shapes; the rest is what is left of the compiler's peak.
         known = {name: buffers[name] for name in ("parameters", "optimizer state", "gradients")}
         buffers = known | {"activations and temporaries": max(peak - sum(known.values()), 0.0)}
         return _Demand(buffers, peak, peak <= room, seconds, by_kind(compiled.collectives))
@@ -242,18 +267,28 @@ def _demand(topology: Topology, work: Work, compiled: Compiled | None, flops: fl
 def _sent(collectives: tuple[Collective, ...], topology: Topology) -> tuple[float, float]:
     """Returns the bytes that a device sends (over fast links, over the data-centre network) in a step."""
     inside = topology.chip.group or topology.devices // topology.slices
-    crossing = [c for c in collectives if c.host or len({device // inside for device in c.group}) > 1]
-    network = sum(c.bytes for c in crossing)
-    return sum(c.bytes for c in collectives) - network, network
+    link = network = 0.0
+    for one in collectives:
+        homes = [device // inside for device in one.group]
+        if one.host:
+            network += one.bytes
+        elif len(set(homes)) == 1:
+            link += one.bytes
+        else:
+            # The members of one machine share out what leaves it, and pass it on inside.
+            network += one.bytes / homes.count(homes[0])
+            link += one.bytes
+    return link, network
 
 
-def advice(plan: Plan, settings: Settings, chip: Chip) -> str:
+def advice(plan: Plan, settings: Settings, topology: Topology) -> str:
     """Returns one line for a plan that does not fit: its three largest buffers and what to change."""
+    room = usable_bytes(topology)
     largest = sorted(plan.buffers.items(), key=lambda item: -item[1])[:3]
     shown = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in largest)
     change = []
-    if largest[0][0] in ("parameters", "optimizer state", "gradients") or plan.state_bytes_per_chip > chip.hbm_bytes:
-        need = math.ceil(plan.state_bytes_per_chip / (0.7 * chip.hbm_bytes))
+    if largest[0][0] in ("parameters", "optimizer state", "gradients") or plan.state_bytes_per_chip > room:
+        need = math.ceil(plan.state_bytes_per_chip / (0.7 * room))
         change.append(f"split the state over {need} times as many chips (config.mesh.fsdp or tensor)")
     rows = settings.batch_size // settings.microbatches
     ways = plan.mesh["slice"] * plan.mesh["data"] * plan.mesh["fsdp"]
@@ -264,6 +299,6 @@ def advice(plan: Plan, settings: Settings, chip: Chip) -> str:
     if not settings.loss.chunk:
         change.append("--config.loss.chunk=256")
     return (
-        f"{plan.peak_bytes_per_chip / 1e9:.1f} GB a chip do not fit {plan.topology}'s {chip.hbm_bytes / 1e9:.1f} GB; "
+        f"{plan.peak_bytes_per_chip / 1e9:.1f} GB a chip do not fit {plan.topology}'s usable {room / 1e9:.1f} GB; "
         f"largest: {shown}; change: {', or '.join(change or ['a larger topology'])}; or let --search find a layout"
     )

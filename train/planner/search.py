@@ -9,16 +9,19 @@ import jax
 
 from configs.errors import UserError
 from model.transformer import REMAT_POLICIES
-from train.mesh import check_batch
+from train.mesh import check_batch, layouts
 from train.planner.estimate import estimate
-from train.planner.pricing import Budget, abstract_mesh, make_plan, objective_of, roofline, usable_bytes
+from train.planner.pricing import Plan, abstract_mesh, make_plan, objective_of, roofline, usable_bytes
 from train.planner.topology import Topology
 from train.planner.trace import trace
-from train.settings import MeshSettings, Settings, planned_model
+from train.settings import Settings, planned_model
 from train.step import make_program
 
 _ROWS = (1, 2, 4, 8, 16)  # a chip's share of the batch
-_COMPILED = 4  # of the ranked, at most
+_COMPILED = 4  # of the ranked, where one of them fits
+_TRIED = 12  # at most
+
+Progress = Callable[[str, int, int | None], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Candidate:
         idle: seconds a token that memory and network take beside compute, were nothing done at once.
         peak_bytes: a chip.
         fits: whether that is less than the chip has.
-        compiled: whether these are the compiler's figures; estimates otherwise.
+        plan: what the compiler says, and what the others then are; None where it was not asked.
     """
 
     settings: Settings
@@ -39,7 +42,7 @@ class Candidate:
     idle: float
     peak_bytes: float
     fits: bool
-    compiled: bool
+    plan: Plan | None
 
     @property
     def flags(self) -> str:
@@ -52,12 +55,7 @@ class Candidate:
 
 
 def search(
-    settings: Settings,
-    topology: Topology,
-    devices: list[jax.Device],
-    note: str,
-    budget: Budget,
-    progress: Callable[[int, int], None],
+    settings: Settings, topology: Topology, devices: list[jax.Device], note: str, progress: Progress
 ) -> list[Candidate]:
     """Returns all candidates, those that fit first, the fastest first; the first is the winner.
 
@@ -66,42 +64,49 @@ def search(
         topology: to run on.
         devices: for the compiler; empty ranks by arithmetic alone.
         note: why there are none.
-        budget: tokens and prices.
-        progress: called with (compiled, of at most).
+        progress: called with (stage, done, of).
 
     Raises:
         UserError: no mesh of the topology divides the model.
     """
-    candidates = list(_candidates(settings, topology))
-    if not candidates:
+    ranked = sorted(_candidates(settings, topology, progress), key=_rank)
+    if not ranked:
         raise UserError(f"no mesh of {topology.name} divides this model and rows of {settings.sequence_length} tokens")
-    ranked = sorted(candidates, key=_rank)
     best = 0.0
-    for number, candidate in enumerate(ranked[:_COMPILED] if devices else ()):
-        if best >= candidate.tokens_per_second:
+    for number, candidate in enumerate(ranked[:_TRIED] if devices else ()):
+        if best >= candidate.tokens_per_second or (best and number >= _COMPILED):
             break
-        progress(number, _COMPILED)
-        plan = make_plan(candidate.settings, topology, devices, note, budget)
+        progress("plan: compiling", number, None)
+        plan = make_plan(candidate.settings, topology, devices, note)
         ranked[number] = dataclasses.replace(
-            candidate, tokens_per_second=plan.tokens_per_second, peak_bytes=plan.peak_bytes_per_chip, fits=plan.fits,
-            compiled=True,
-        )  # fmt: skip
+            candidate,
+            tokens_per_second=plan.tokens_per_second,
+            peak_bytes=plan.peak_bytes_per_chip,
+            fits=plan.fits,
+            plan=plan,
+        )
         best = max(best, plan.tokens_per_second if plan.fits else 0.0)
     # What the compiler vouches for stands before what arithmetic promises.
-    return sorted(ranked, key=lambda c: (not c.fits, not c.compiled, -c.tokens_per_second if c.compiled else 0.0))
+    return sorted(ranked, key=lambda c: (not c.fits, c.plan is None, -c.tokens_per_second if c.plan else 0.0))
 
 
 def _rank(candidate: Candidate) -> tuple[Any, ...]:
-    """Those that fit, by speed to three digits; where compute bounds both, by the time that memory and network take."""
+    """Those that fit, by speed to three digits; where compute bounds both, by the time that memory and network take.
+
+    Offloading comes last: what it costs on the way to the host's memory is not counted.
+    """
     speed = float(f"{candidate.tokens_per_second:.3g}")
-    return not candidate.fits, -speed, candidate.idle, candidate.peak_bytes, candidate.flags
+    offload = candidate.settings.model["remat"] == "offload"
+    return not candidate.fits, offload, -speed, candidate.idle, candidate.peak_bytes, candidate.flags
 
 
-def _candidates(settings: Settings, topology: Topology) -> Iterator[Candidate]:
+def _candidates(settings: Settings, topology: Topology, progress: Progress) -> Iterator[Candidate]:
     remats = [policy for policy in REMAT_POLICIES if topology.torus or policy != "offload"]
     models = {remat: planned_model(_with_remat(settings, remat)) for remat in remats}
     traces = {remat: trace(settings, model) for remat, model in models.items()}
-    for mesh in _meshes(topology):
+    meshes = [mesh for mesh in layouts(topology.devices) if mesh.slice == topology.slices]
+    for number, mesh in enumerate(meshes):
+        progress("plan: laying out", number, len(meshes))
         ways = mesh.slice * mesh.data * mesh.fsdp
         laid_out = dataclasses.replace(settings, mesh=mesh, microbatches=1, batch_size=ways)
         sizes = abstract_mesh(laid_out, topology.devices)
@@ -119,17 +124,8 @@ def _candidates(settings: Settings, topology: Topology) -> Iterator[Candidate]:
             idle = (seconds["memory"] + seconds["network"]) / tokens
             peak = sum(work.buffers.values()) * topology.chip.devices
             fits = peak <= usable_bytes(topology)
-            yield Candidate(changed, tokens / max(seconds.values()), idle, peak, fits, compiled=False)
+            yield Candidate(changed, tokens / max(seconds.values()), idle, peak, fits, plan=None)
 
 
 def _with_remat(settings: Settings, policy: str) -> Settings:
     return dataclasses.replace(settings, model=settings.model | {"remat": policy})
-
-
-def _meshes(topology: Topology) -> Iterator[MeshSettings]:
-    """Yields every way to deal a slice's devices over data, fsdp, tensor and context."""
-    inside = topology.devices // topology.slices
-    divisors = [n for n in range(1, inside + 1) if inside % n == 0]
-    for fsdp, tensor, context in itertools.product(divisors, repeat=3):
-        if inside % (fsdp * tensor * context) == 0:
-            yield MeshSettings(topology.slices, inside // (fsdp * tensor * context), fsdp, tensor, context)

@@ -73,6 +73,8 @@ def parse_topology(name: str) -> Topology:
         near = [f"{_ALIASES.get(found, found)}-{_usual(_ALIASES.get(found, found))}" for found in close]
         raise UserError(_no_such(name, dict.fromkeys(near or (f"{known}-{_usual(known)}" for known in CHIPS))))
     slices = int(match[1] or 1)
+    if slices < 1:
+        raise UserError(_no_such(name, [name.partition("x")[2]]))
     if family not in _TORI:
         count = int(match[3] or 1)
         if match[4] or slices != 1 or not 1 <= count <= _LARGEST_GPU_CLUSTER:

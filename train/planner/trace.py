@@ -41,12 +41,13 @@ def trace(settings: Settings, model: ModelConfig) -> Trace:
     T = settings.sequence_length
     jaxpr = jax.make_jaxpr(lambda p, b: summed_gradients(objective, p, b, 1))(params, abstract_batch(1, T)).jaxpr
     share = visible_pairs(model, T)
-    flops = _walk(jaxpr, lambda eqn: share if SCOPE in str(eqn.source_info.name_stack) else 1.0)
+    flops = jaxpr_flops(jaxpr, lambda eqn: share if SCOPE in str(eqn.source_info.name_stack) else 1.0)
     saved = {True: 0.0, False: 0.0}
     for leaf in _saved_by_layers(jaxpr, model.num_layers):
         # A flash kernel keeps no weights of attention; an offloaded array is in the host's memory.
         if list(leaf.shape).count(T) < 2 and "host" not in str(getattr(leaf, "memory_space", "")).lower():
-            split = leaf.size // (model.num_layers * T) not in (1, model.embed_dim)
+            # Behind layers, row and token: a number of the token's own, the stream, or what heads and MLP share out.
+            split = leaf.shape[3:] not in ((), (1,), (model.embed_dim,))
             saved[split] += leaf.size * leaf.dtype.itemsize
     return Trace(flops / T, saved[False] / T, saved[True] / T)
 
@@ -60,19 +61,20 @@ def _saved_by_layers(jaxpr: Jaxpr, num_layers: int) -> list[Any]:
     return [whole for part, whole in zip(*avals, strict=True) if whole.shape != part.shape]
 
 
-def jaxpr_flops(jaxpr: Jaxpr) -> float:
-    """Returns 2 x multiply-adds of every matrix product of a jaxpr, each times the length of the scans around it."""
-    return _walk(jaxpr, lambda _: 1.0)
+def jaxpr_flops(jaxpr: Jaxpr, share: Callable[[Any], float] = lambda _: 1.0) -> float:
+    """Returns 2 x multiply-adds of every matrix product of a jaxpr, each times the length of the scans around it.
 
-
-def _walk(jaxpr: Jaxpr, share: Callable[[Any], float]) -> float:
+    Args:
+        jaxpr: to walk.
+        share: equation -> the part of its product that counts.
+    """
     total = 0.0
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
         if name == "dot_general":
             total += share(eqn) * _product(eqn)
             continue
-        inner = [_walk(sub, share) for sub in _inside(eqn.params)]
+        inner = [jaxpr_flops(sub, share) for sub in _inside(eqn.params)]
         if name == "scan":
             total += eqn.params["length"] * sum(inner)
         else:

@@ -11,7 +11,7 @@ from train.planner.hlo import Module
 LAYERS, WIDTH = 5, 64
 
 # The body steps its counter by 2, as XLA's unrolled collective matmuls do: 4 executions, 2 sends each.
-WHILE = """HloModule example
+WHILE = """HloModule example, num_partitions=2
 
 %cond (p: (u32[], f32[8,16])) -> pred[] {
   %p = (u32[]{:T(128)}, f32[8,16]{1,0}) parameter(0)
@@ -72,6 +72,7 @@ ENTRY %main (a: f32[4,1000], b: f32[4,1000], i: s32[]) -> f32[4,1000] {
         ("replica_groups=[4,2]<=[2,4]T(1,0)", (0, 4)),
         ("replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}", (0, 1, 2, 3)),
         ("replica_groups=mesh['data'=2,'fsdp'=4] {'data'}", (0, 4)),
+        ("replica_groups={}", (0, 1)),
     ],
 )
 def test_a_loop_counts_as_often_as_it_runs_and_groups_are_read_in_every_notation(groups, first):

@@ -41,6 +41,7 @@ def test_names_are_what_the_clouds_mean_by_them(name, family, torus, chips, devi
         ("h100-0", "h100-1, h100-8, h100-64"),
         ("2xh100-8", "h100-8"),
         ("tpu", "tpu7x-32"),
+        ("0xv5e-4", "v5e-4"),
         ("-", "v5e-16"),
     ],
 )
