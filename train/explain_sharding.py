@@ -1,4 +1,4 @@
-"""Shows where each parameter of a config lives: its logical axes, the rule for them, the mesh axes, bytes a device.
+"""Shows where each parameter of a pre-training config lives: its axes, the rule for them, mesh axes, bytes a device.
 
 Nothing is allocated and no device of the mesh need be there. A parameter that no rule covers, and a rule that no
 parameter of any architecture needs, are errors.
@@ -41,6 +41,9 @@ def run(values: flags.FlagValues) -> None:
     """Runs the command."""
     settings = from_config(values.config.to_dict())
     model = planned_model(settings)
+    if values.devices or min(dataclasses.astuple(settings.mesh)) > 0:
+        # Nothing has to be asked of this machine's accelerators, which may be busy.
+        jax.config.update("jax_platforms", "cpu")
     mesh = abstract_mesh(settings, values.devices or _devices(settings))
     check_rules(model)
     found = explain(settings, model, mesh)

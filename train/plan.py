@@ -1,4 +1,4 @@
-"""Says what a config would need and cost on chips that are not here: memory, time and money, before they are rented.
+"""Says what a pre-training config needs and costs on chips that are not here: memory, time and money.
 
 The real train step is compiled ahead of time for the topology, with no TPU attached (pip install 'rootstock[tpu]').
 GPU topologies are estimated, and compiled too where the jax-cuda13 plugin is installed (docs/planning.md).
