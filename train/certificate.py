@@ -31,7 +31,9 @@ _HEAD_DIM = 4
 # Adam divides a gradient by its own size. With a usual epsilon a wrong factor would vanish, and where a gradient is
 # zero its rounding would become a whole step; with this one an update is nearly linear in the gradient.
 _EPSILON = 1e-3
-_LEARNING_RATE = 0.02  # moves parameters by several per cent a step
+# Moves parameters by about one per cent a step; Muon, which lifts small singular values, lifts rounding with them, and
+# larger steps would compound it.
+_LEARNING_RATE = 0.005
 
 Part = tuple[tuple[slice, ...], np.ndarray]
 
