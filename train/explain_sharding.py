@@ -9,6 +9,7 @@ parameter of any architecture needs, are errors.
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -58,8 +59,12 @@ def check_rules(model: ModelConfig) -> None:
     faults = []
     for objective in (language_model(model), language_model(variant), classifier(model, 2, "last")):
         for path, box in _boxes(objective):
-            used |= set(box.names)
-            unruled = [name for name in box.names if name not in PARAMETER_RULES]
+            if not isinstance(box, nn.Partitioned):
+                faults.append(f"{path} names no axes")
+                continue
+            names = [str(name) for name in box.names]
+            used |= set(names)
+            unruled = [name for name in names if name not in PARAMETER_RULES]
             if unruled:
                 faults.append(f"{path} has an axis {' and '.join(map(repr, unruled))} without a rule")
     faults += [f"the rule for {rule!r} has no parameter" for rule in PARAMETER_RULES if rule not in used]
@@ -84,7 +89,7 @@ def explain(settings: Settings, model: ModelConfig, mesh: AbstractMesh) -> dict[
                 "parameter": path,
                 "shape": list(leaf.shape),
                 "axes": list(box.names),
-                "rule": {name: _split_by(name, mesh) for name in box.names},
+                "rule": {name: list(PARAMETER_RULES[name]) for name in box.names},
                 "local_shape": list(leaf.sharding.shard_shape(leaf.shape)),
                 "bytes": int(tree_bytes(leaf)),
             }
@@ -111,17 +116,13 @@ def _boxes(objective: Objective) -> list[tuple[str, Any]]:
     return _leaves(jax.eval_shape(objective.init, jax.random.key(0)), lambda x: isinstance(x, nn.Partitioned))
 
 
-def _split_by(name: str, mesh: AnyMesh) -> list[str]:
-    return [axis for axis in PARAMETER_RULES[name] if mesh.shape[axis] > 1]
-
-
 def _print(found: dict[str, Any], mesh: AnyMesh) -> None:
     out = results_console()
     names = ("parameter", "shape", "logical axes -> mesh axes", "on a device", "MB")
     table = Table(*(Column(name, no_wrap=True) for name in names), box=None, pad_edge=False)
     table.columns[-1].justify = "right"
     for row in found["parameters"]:
-        rule = ", ".join(f"{name} -> {' x '.join(axes)}" if axes else name for name, axes in row["rule"].items())
+        rule = ", ".join(_sized(name, axes, mesh) for name, axes in row["rule"].items())
         shapes = ["x".join(map(str, row[key])) for key in ("shape", "local_shape")]
         table.add_row(row["parameter"], shapes[0], rule, shapes[1], f"{row['bytes'] / 1e6:,.3f}")
     out.print(table)
@@ -131,9 +132,13 @@ def _print(found: dict[str, Any], mesh: AnyMesh) -> None:
         f"{totals['state_bytes'] / 1e9:.3f} GB with the optimizer's state"
     )
     for name, axes in ACTIVATION_RULES.items():
-        split = [axis for axis in axes if mesh.shape[axis] > 1]
-        if split:
-            out.print(f"activations: {name} -> {' x '.join(split)}")
+        if any(mesh.shape[axis] > 1 for axis in axes):
+            out.print(f"activations: {_sized(name, axes, mesh)}")
+
+
+def _sized(name: str, axes: Sequence[str], mesh: AnyMesh) -> str:
+    """Returns a rule with the mesh's sizes, e.g. "vocab -> tensor 1 x fsdp 16"; the name alone if it is never split."""
+    return f"{name} -> {' x '.join(f'{axis} {mesh.shape[axis]}' for axis in axes)}" if axes else name
 
 
 if __name__ == "__main__":

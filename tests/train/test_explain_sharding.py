@@ -26,6 +26,7 @@ def test_bytes_and_rules_of_a_published_model(llama):
     up = rows["backbone/layers/mlp/up/kernel"]
     assert up["axes"] == ["layers", "embed", "mlp"] and up["shape"] == [32, 4096, 11008]
     assert up["rule"] == {"layers": [], "embed": ["fsdp"], "mlp": ["tensor"]}
+    assert rows["backbone/embedding/table"]["rule"] == {"vocab": ["tensor", "fsdp"], "vocab_embed": []}
     assert up["local_shape"] == [32, 1024, 2752] and up["bytes"] == 4 * 32 * 1024 * 2752
     totals = found["totals"]
     assert totals["parameters"] == 6_738_415_616
@@ -42,4 +43,10 @@ def test_a_parameter_without_a_rule_and_a_rule_without_a_parameter_are_errors(ll
     monkeypatch.delitem(sharding.PARAMETER_RULES, "experts")
     monkeypatch.delitem(sharding.PARAMETER_RULES, "mlp")
     with pytest.raises(UserError, match=r"layers/mlp/down/kernel has an axis 'mlp' without a rule"):
+        explain_sharding.check_rules(llama[1])
+
+
+def test_a_parameter_that_names_no_axes_is_an_error(llama, monkeypatch):
+    monkeypatch.setattr("model.transformer.axes", lambda init, *names: init)
+    with pytest.raises(UserError, match="backbone/embedding/table names no axes"):
         explain_sharding.check_rules(llama[1])
