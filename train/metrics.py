@@ -21,16 +21,15 @@ from rich.progress import (
 from configs.errors import UserError
 
 Record = dict[str, Any]
-_WIDTH = 140
+_WIDTH = 200  # columns of the widest table
 # stdout belongs to results (tables, JSON, text), so that a command can be piped.
 console = Console(stderr=True, soft_wrap=True)
 
 
 def results_console() -> Console:
-    """Returns the console that prints tables to stdout, wide enough that none is cut where stdout is no terminal."""
+    """Returns the console that prints tables to stdout; what is wider than a terminal wraps there, and none is cut."""
     out = Console(highlight=False, soft_wrap=True)
-    if not out.is_terminal:
-        out.width = _WIDTH
+    out.width = max(out.width, _WIDTH)
     return out
 
 

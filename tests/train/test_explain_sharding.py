@@ -1,8 +1,10 @@
 """Every parameter is explained, and a table of rules that does not fit the parameters is an error."""
 
 import json
+import re
 
 import pytest
+from rich.text import Text
 
 from configs.errors import UserError
 from configs.pretrain import llm
@@ -33,6 +35,16 @@ def test_bytes_and_rules_of_a_published_model(llama):
     assert totals["parameter_bytes"] == sum(row["bytes"] for row in rows.values())
     assert totals["state_bytes"] == pytest.approx(3 * totals["parameter_bytes"], rel=1e-6)
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_narrow_terminal_cuts_nothing(llama, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    explain_sharding._print(explain_sharding.explain(*llama), llama[2])
+    text = Text.from_ansi(capsys.readouterr().out).plain
+    assert re.search(
+        r"mlp/up/kernel +32x4096x11008 +layers, embed -> fsdp 4, mlp -> tensor 4 +32x1024x2752 +360\.710", text
+    )
 
 
 def test_a_parameter_without_a_rule_and_a_rule_without_a_parameter_are_errors(llama, monkeypatch):
