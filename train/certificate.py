@@ -7,7 +7,7 @@ a gradient, and the one device takes the whole batch at once, which puts the acc
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -44,7 +44,9 @@ class Verdict(NamedTuple):
         loss: of the loss.
         grad_norm: of the gradient's norm.
         params: of an initial or updated parameter: max |a - b| of a leaf over its max |a|, with every replica.
-        leaf: the parameter that differs most; at the first step that is out of tolerance, if one is.
+        leaf: the parameter that differs most; at the first step that is out of tolerance, if one is. Where that is
+            the very first and the gradient's norm is wrong, the parameter whose gradient differs most: clipping would
+            pass a wrong gradient on to all parameters, and Muon hide it in its own.
         fault: what is out of tolerance and at which step; empty if nothing is.
     """
 
@@ -57,11 +59,15 @@ class Verdict(NamedTuple):
 
 
 class _Snapshot(NamedTuple):
-    """The state after a step: its metrics (1 before the first) and what each device holds of each parameter."""
+    """The state after a step: its metrics (1 before the first), what each device holds of each parameter and moment.
+
+    After one step a first moment is the gradient, but for a factor that does not depend on the mesh.
+    """
 
     loss: float
     grad_norm: float
     params: dict[str, list[Part]]
+    moments: dict[str, list[Part]]
 
 
 def layout_name(layout: MeshSettings) -> str:
@@ -148,10 +154,14 @@ def _train(
     program = make_program(_objective(settings), settings, mesh)
     with jax.set_mesh(mesh):
         state = program.initialise(jax.random.key_data(jax.random.key(settings.seed)))
-        snapshots = [_Snapshot(1.0, 1.0, _parts(state.params))]
+        snapshots = [_Snapshot(1.0, 1.0, _parts(leaf_paths(state.params)), {})]
         for batch in batches:
             state, metrics = program.step(state, put_batch(batch, mesh))
-            snapshots.append(_Snapshot(float(metrics["loss"]), float(metrics["grad_norm"]), _parts(state.params)))
+            loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+            # As they were before clipping.
+            factor = max(norm / settings.optimizer.clip_norm, 1.0) if settings.optimizer.clip_norm else 1.0
+            moments = _parts(_first_moments(state.opt_state), factor)
+            snapshots.append(_Snapshot(loss, norm, _parts(leaf_paths(state.params)), moments))
     return snapshots
 
 
@@ -167,11 +177,16 @@ def _objective(settings: Settings) -> Objective:
     return objective._replace(init=init)
 
 
-def _parts(params: Params) -> dict[str, list[Part]]:
+def _first_moments(opt_state: Any) -> dict[str, jax.Array]:  # noqa: ANN401 - Optax's trees
+    """Returns {a parameter's path: the moving mean of its gradient}, which AdamW and Muon both call `mu`."""
+    return {path.partition("/mu/")[2]: leaf for path, leaf in leaf_paths(opt_state).items() if "/mu/" in path}
+
+
+def _parts(leaves: dict[str, jax.Array], factor: float = 1.0) -> dict[str, list[Part]]:
     # Copies: the next step is given these buffers to write to.
     return {
-        path: [(shard.index, np.array(shard.data)) for shard in leaf.addressable_shards]
-        for path, leaf in leaf_paths(params).items()
+        path: [(shard.index, factor * np.array(shard.data)) for shard in leaf.addressable_shards]
+        for path, leaf in leaves.items()
     }
 
 
@@ -186,6 +201,8 @@ def _compare(layout: MeshSettings, reference: list[_Snapshot], got: list[_Snapsh
         wrong = [f"{name} by {figure:.1e}" for name, figure in figures.items() if figure > TOLERANCE]
         if wrong:
             fault, leaf = f"{', '.join(wrong)} {f'at step {step}' if step else 'before the first step'}", its_leaf
+            if step == 1 and norm > TOLERANCE:
+                leaf = _worst_leaf(reference[1].moments, got[1].moments)[1]
             break
     return Verdict(layout, max(losses), max(norms), params, leaf, fault)
 

@@ -86,20 +86,20 @@ def test_a_replica_that_differs_is_caught(monkeypatch):
     assert "before the first step" in found.fault and found.leaf == "backbone/final_norm/scale"
 
 
-def test_a_factor_of_the_device_count_is_caught_although_adam_would_hide_it(monkeypatch):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_factor_is_caught_and_its_leaf_named_although_adam_muon_and_clipping_would_hide_it(optimizer, monkeypatch):
     summed = step.summed_gradients
 
     def summed_twice(objective, params, batch, microbatches):
         grads, sums = summed(objective, params, batch, microbatches)
-        devices = jax.sharding.get_abstract_mesh().size
-        grads["backbone"]["embedding"] = jax.tree.map(lambda g: g * devices, grads["backbone"]["embedding"])
+        grads["backbone"]["layers"]["attention"]["key"]["kernel"] *= jax.sharding.get_abstract_mesh().size
         return grads, sums
 
     monkeypatch.setattr(step, "summed_gradients", summed_twice)
     config = config_of()
-    # Clipping would spread the fault over all parameters.
-    config.optimizer.clip_norm = 0.0
+    config.optimizer.name = optimizer
     (found,) = verdict(config, "fsdp 2")
-    assert "a parameter" in found.fault and found.leaf == "backbone/embedding/table"
-    with pytest.raises(UserError, match=r"1 of 1 layouts differ .* first: fsdp 2: .* worst leaf: backbone/embedding"):
+    leaf = "backbone/layers/attention/key/kernel"
+    assert "a parameter" in found.fault and found.leaf == leaf
+    with pytest.raises(UserError, match=rf"1 of 1 layouts differ .* first: fsdp 2: .* worst leaf: {leaf}"):
         certify.publish([found], as_json=False)
