@@ -21,7 +21,7 @@ from rich.progress import (
 from configs.errors import UserError
 
 Record = dict[str, Any]
-_WIDTH = 200  # columns of the widest table
+_WIDTH = 200  # columns: no table has more
 # stdout belongs to results (tables, JSON, text), so that a command can be piped.
 console = Console(stderr=True, soft_wrap=True)
 
