@@ -4,12 +4,14 @@ Trains the config at several sizes (--sizes, multiples of its width) for several
 steps), each an ordinary run in a directory of its own below --workdir. Then fits their held-out losses with
 L(N, D) = E + A / N^alpha + B / D^beta (N: all parameters, D: tokens; Hoffmann et al. 2022, arXiv:2203.15556), checks
 the fit on the largest run, and prints the optimum of each budget with 95 % bootstrap intervals. Run it again and it
-goes on where it stopped; runs that are finished are only read. --workdir gets scaling.json and scaling.png.
+goes on where it stopped; runs that are finished are only read. --workdir gets scaling.json, scaling.png, and the runs
+as points.jsonl, to which more can be added for --points.
 
   rootstock scaling --config=configs/pretrain/tiny.py --config.data.path='texts/*.txt' --workdir=runs/scaling
   rootstock scaling --points=runs.jsonl --workdir=runs/scaling --flops=1e21,1e23
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -119,6 +121,9 @@ def sweep(
             except UserError as error:
                 raise UserError(f"{directory}: {error}") from None
         points[name] = _figures(directory, one)
+    if is_first():
+        lines = [json.dumps({"run": name, **dataclasses.asdict(point)}) + "\n" for name, point in points.items()]
+        (workdir / "points.jsonl").write_text("".join(lines))
     epochs = max(point.tokens for point in points.values()) / train.num_tokens
     repeats = f"the longest runs read the training tokens {epochs:.1f} times; the law is about fresh tokens"
     return points, [repeats] if epochs > 1 else []

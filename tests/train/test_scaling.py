@@ -82,6 +82,16 @@ def test_a_sweep_goes_on_where_it_stopped_and_ends_with_the_law(text, trained, t
     rate = found["flops_per_parameter_and_token"]
     assert budget["parameters"]["value"] * budget["tokens"]["value"] * rate == pytest.approx(3e9)
 
+    refit = [
+        f"--points={tmp_path / 'sweep' / 'points.jsonl'}",
+        f"--workdir={tmp_path / 'refit'}",
+        "--json",
+        "--flops=3e9",
+    ]
+    command(*refit)
+    again = json.loads(capsys.readouterr().out)
+    assert again["law"] == found["law"] and again["budgets"][0]["loss"] == budget["loss"]
+
     with pytest.raises(UserError, match=r"width8-steps6 holds a run with another config \(config.optimizer.beta1"):
         command(*arguments, "--config.optimizer.beta1=0.8")
 
