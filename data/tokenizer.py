@@ -41,12 +41,14 @@ class Tokenizer:
         bos_id: starts a document.
         eos_id: ends a document.
         pad_id: fills rows; never trained on.
+        chat_template: Jinja, as Hugging Face writes it (see `data.templates`); "": none.
     """
 
     serialized: str = dataclasses.field(repr=False)
     bos_id: int
     eos_id: int
     pad_id: int
+    chat_template: str = dataclasses.field(default="", repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -56,6 +58,13 @@ class Tokenizer:
         backend = tokenizers.Tokenizer.from_str(self.serialized)
         # Not part of the file. Without it "<|eos|>" in a text would become the token that ends documents.
         backend.encode_special_tokens = True
+        return backend
+
+    @functools.cached_property
+    def _matching(self) -> tokenizers.Tokenizer:
+        backend = tokenizers.Tokenizer.from_str(self.serialized)
+        # Some files leave them out of the list of tokens that are matched as a whole.
+        backend.add_special_tokens([self.token_name(index) for index in (self.bos_id, self.eos_id, self.pad_id)])
         return backend
 
     @functools.cached_property
@@ -69,7 +78,7 @@ class Tokenizer:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Names the tokenizer: the hash of `serialized`."""
+        """Names what a text's tokens are: the hash of `serialized`, whatever the chat template."""
         return hashlib.sha256(self.serialized.encode()).hexdigest()
 
     @functools.cached_property
@@ -94,6 +103,36 @@ class Tokenizer:
         flat = [piece for parts in pieces for piece in parts]
         encoded = iter(self._backend.encode_batch_fast(flat, add_special_tokens=False))
         return [[token for _ in parts for token in next(encoded).ids] for parts in pieces]
+
+    @functools.cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Name -> id of the tokens that no text has: those that the file calls special, and bos, eos and pad."""
+        added = self._matching.get_added_tokens_decoder()
+        return {token.content: index for index, token in added.items() if token.special}
+
+    @functools.cached_property
+    def added_tokens(self) -> dict[str, int]:
+        """Name -> id of the tokens that `encode_with_specials` matches as a whole: special ones and a few others."""
+        return {token.content: index for index, token in self._matching.get_added_tokens_decoder().items()}
+
+    def token_name(self, index: int) -> str:
+        """Returns a token as the vocabulary spells it."""
+        name = self._backend.id_to_token(index)
+        assert name is not None, f"no token has the id {index}"
+        return name
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Returns the tokens of `encode` and the place of each, (first character, last + 1)."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def encode_with_specials(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Returns the tokens of a text in which a special token's name is that token, and their places.
+
+        A place is (first character, last + 1) in `text`; tokens that are parts of one character share theirs.
+        """
+        encoding = self._matching.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of the tokens, special ones skipped."""
@@ -125,12 +164,13 @@ class Tokenizer:
         return counts
 
     def save(self, directory: str | Path) -> None:
-        """Writes `tokenizer.json` and, with the names of bos, eos and pad, `tokenizer_config.json`."""
+        """Writes `tokenizer.json` and `tokenizer_config.json`: the names of bos, eos and pad, and the chat template."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "tokenizer.json").write_text(self.serialized, encoding="utf-8")
-        names = {f"{role}_token": self._backend.id_to_token(getattr(self, f"{role}_id")) for role in _WELL_KNOWN}
-        config = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}, indent=1)
+        names = {f"{role}_token": self.token_name(getattr(self, f"{role}_id")) for role in _WELL_KNOWN}
+        chat = {"chat_template": self.chat_template} if self.chat_template else {}
+        config = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names, **chat}, indent=1)
         (directory / "tokenizer_config.json").write_text(config, encoding="utf-8")
 
 
@@ -236,7 +276,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Returns a saved tokenizer, of this codebase or any other that writes Hugging Face's format.
 
     bos, eos and pad are those of `tokenizer_config.json` beside it, else those with well-known names. Without a bos,
-    eos serves as bos; without a pad, eos serves as pad.
+    eos serves as bos; without a pad, eos serves as pad. The chat template is that of `chat_template.jinja` beside it,
+    else that of `tokenizer_config.json`: of several, the one named "default".
 
     Args:
         path: a `tokenizer.json`, or a directory that holds one.
@@ -254,7 +295,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     # A cut or filled-up text would be a silent change of the data.
     backend.no_truncation()
     backend.no_padding()
-    ids = {role: _special_id(role, file, backend) for role in _WELL_KNOWN}
+    config = _read_config(file.with_name("tokenizer_config.json"))
+    ids = {role: _special_id(role, config, file, backend) for role in _WELL_KNOWN}
     eos = ids["eos"]
     if eos is None:
         raise UserError(
@@ -262,23 +304,47 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             f"{', '.join(_WELL_KNOWN['eos'])}"
         )
     bos, pad = ids["bos"], ids["pad"]
-    return Tokenizer(backend.to_str(), eos if bos is None else bos, eos, eos if pad is None else pad)
+    chat = _chat_template(config, file)
+    return Tokenizer(backend.to_str(), eos if bos is None else bos, eos, eos if pad is None else pad, chat)
 
 
-def _special_id(role: str, file: Path, backend: tokenizers.Tokenizer) -> int | None:
-    config = file.with_name("tokenizer_config.json")
-    if config.is_file():
-        try:
-            value = json.loads(config.read_text(encoding="utf-8")).get(f"{role}_token")
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{config} is not a JSON object: {_one_line(error)}") from None
-        name = value.get("content") if isinstance(value, dict) else value
-        if name is not None:
-            if not isinstance(name, str) or backend.token_to_id(name) is None:
-                raise UserError(f"{config}: {role}_token is {name!r}; legal: a token of {file.name}")
-            return backend.token_to_id(name)
+def _read_config(path: Path) -> dict[str, Any]:
+    """Returns `tokenizer_config.json`, or an empty dict where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not a JSON object: {_one_line(error)}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a JSON object: it holds {config!r:.80}")
+    return config
+
+
+def _special_id(role: str, config: dict[str, Any], file: Path, backend: tokenizers.Tokenizer) -> int | None:
+    value = config.get(f"{role}_token")
+    name = value.get("content") if isinstance(value, dict) else value
+    if name is not None:
+        if not isinstance(name, str) or backend.token_to_id(name) is None:
+            path = file.with_name("tokenizer_config.json")
+            raise UserError(f"{path}: {role}_token is {name!r}; legal: a token of {file.name}")
+        return backend.token_to_id(name)
     found = (backend.token_to_id(name) for name in _WELL_KNOWN[role])
     return next((index for index in found if index is not None), None)
+
+
+def _chat_template(config: dict[str, Any], file: Path) -> str:
+    own = file.with_name("chat_template.jinja")
+    if own.is_file():
+        return own.read_text(encoding="utf-8")
+    value = config.get("chat_template")
+    if isinstance(value, list):
+        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
+        value = named.get("default")
+    if value is not None and not isinstance(value, str):
+        path = file.with_name("tokenizer_config.json")
+        raise UserError(f"{path}: chat_template is {value!r:.80}; legal: a text, or a list of names and templates")
+    return value or ""
 
 
 def _one_line(error: Exception) -> str:

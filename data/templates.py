@@ -1,0 +1,315 @@
+"""Chats -> (tokens, loss mask): the one renderer, for training, evaluation and chat alike.
+
+A built-in template is five lines of text. What stands in messages is text and nothing else: "<|im_end|>" in a content
+never becomes the token that ends a turn.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from configs.errors import UserError
+from data.jinja import START, STOP, has_generation, render_jinja
+from data.tokenizer import Tokenizer
+
+Message = Mapping[str, str]
+ROLES = ("system", "user", "assistant")
+# Breaks a name of a token inside a content. Like START and STOP no character of text, and removed from it.
+_GUARD = "\ufdd2"
+_OWN = str.maketrans("", "", START + STOP + _GUARD)
+_Run = tuple[str, bool]  # text, and whether it is trained on
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """What a chat looks like. Names in <> are tokens where the tokenizer has them, and ordinary text where not.
+
+    Attributes:
+        system: a system message; {content} is its text, {stripped} that without the blanks around it.
+        user: a user's message; {system}: the system message stands in the first user's, else before it.
+        assistant: an answer; what stands in [] is trained on. A tokenizer without the token that ends it ends it with
+            eos, so that something does.
+        start: before the first message; {bos} is the tokenizer's, as is {eos}.
+        preset: the system message of a chat without one; "": none.
+        alternating: user and assistant must take turns.
+    """
+
+    system: str
+    user: str
+    assistant: str
+    start: str = ""
+    preset: str = ""
+    alternating: bool = False
+
+
+_BUILT_IN = {
+    "plain": Template("{content}\n", "{content}\n", "[{content}{eos}]", "{bos}"),
+    # Qwen, without the system message that its releases put in by themselves.
+    "chatml": Template(
+        "<|im_start|>system\n{content}<|im_end|>\n",
+        "<|im_start|>user\n{content}<|im_end|>\n",
+        "<|im_start|>assistant\n[{content}<|im_end|>]\n",
+    ),
+    "llama3": Template(
+        "<|start_header_id|>system<|end_header_id|>\n\n{stripped}<|eot_id|>",
+        "<|start_header_id|>user<|end_header_id|>\n\n{stripped}<|eot_id|>",
+        "<|start_header_id|>assistant<|end_header_id|>\n\n[{stripped}<|eot_id|>]",
+        "{bos}",
+    ),
+    "gemma": Template(
+        "{content}\n\n",
+        "<start_of_turn>user\n{system}{stripped}<end_of_turn>\n",
+        "<start_of_turn>model\n[{stripped}<end_of_turn>]\n",
+        "{bos}",
+        alternating=True,
+    ),
+    # Taori et al. 2023; turns beyond the first follow eos.
+    "alpaca": Template(
+        "{content}\n\n",
+        "### Instruction:\n{content}\n\n",
+        "### Response:\n[{content}{eos}]",
+        "{bos}",
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
+        alternating=True,
+    ),
+}
+# "plain" where it takes more than one turn to say who speaks.
+_PLAIN_CHAT = Template("{content}\n", "User: {content}\n", "Assistant: [{content}{eos}]", "{bos}")
+NAMES = (*_BUILT_IN, "tokenizer")
+
+
+class Rendered(NamedTuple):
+    """A chat as tokens.
+
+    Attributes:
+        tokens: ids.
+        mask: for each token, whether it is trained on as a target: the assistant's words and what ends its turns.
+        cut: some of the messages was left out to make it fit.
+    """
+
+    tokens: list[int]
+    mask: list[bool]
+    cut: bool
+
+
+def render(
+    messages: Sequence[Message], template: str, tokenizer: Tokenizer, length: int = 0, prompt: bool = False
+) -> Rendered:
+    """Returns a chat as tokens and what of it is trained on.
+
+    What is too long loses first its oldest turns, never the system message, then the end of the longest user message,
+    last the end of the longest answer. Where nothing helps, there are no tokens.
+
+    Args:
+        messages: {"role": "system", "user" or "assistant", "content": text} each.
+        template: "plain", "chatml", "llama3", "gemma", "alpaca", or "tokenizer": its own, in Jinja.
+        tokenizer: of the model.
+        length: tokens at most; 0: any number.
+        prompt: end with what opens the assistant's turn; nothing is trained on.
+
+    Raises:
+        UserError: an unknown template, messages that it cannot render, a Jinja template that does not say what is
+            trained on, or a prompt that cannot fit.
+    """
+    _check_template(template, tokenizer, prompt)
+    _check_messages(messages, template, prompt)
+    encode = _encoder(messages, template, tokenizer, prompt)
+    tokens, mask = encode(messages)
+    if not length or len(tokens) <= length:
+        return Rendered(tokens, mask, False)
+    fitted = _fitted(messages, lambda shorter: len(encode(shorter)[0]) <= length)
+    if fitted is not None:
+        return Rendered(*encode(fitted), True)
+    if prompt:
+        raise UserError(
+            f"a prompt of template {template!r} does not fit {length} tokens, even without the user's text; "
+            "legal: a larger config.sequence_length, or a shorter system message"
+        )
+    return Rendered([], [], True)
+
+
+def end_of_turn(template: str, tokenizer: Tokenizer) -> int:
+    """Returns the token that ends an answer: the last one that is trained on, or eos where that is a word's."""
+    tokens, mask, _ = render(
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], template, tokenizer
+    )
+    last = tokens[max(place for place, trained in enumerate(mask) if trained)]
+    return last if last in tokenizer.added_tokens.values() else tokenizer.eos_id
+
+
+def _check_template(name: str, tokenizer: Tokenizer, prompt: bool) -> None:
+    legal = ", ".join(_BUILT_IN)
+    if name not in NAMES:
+        raise UserError(f"config.task.template is {name!r}; legal: {', '.join(NAMES)}")
+    if name == "tokenizer" and not tokenizer.chat_template:
+        raise UserError(
+            "config.task.template is 'tokenizer', but the tokenizer has no chat_template; legal: one in "
+            f"tokenizer_config.json or chat_template.jinja, or config.task.template one of {legal}"
+        )
+    if name == "tokenizer" and not prompt and not has_generation(tokenizer.chat_template):
+        raise UserError(
+            "the tokenizer's chat_template does not say what is trained on; legal: {% generation %} and "
+            "{% endgeneration %} around the assistant's words in it, or config.task.template one of " + legal
+        )
+
+
+def _check_messages(messages: Sequence[Message], template: str, prompt: bool) -> None:
+    if not messages:
+        raise UserError("a chat without messages; legal: at least one")
+    for number, message in enumerate(messages, 1):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise UserError(f"message {number} has role {role!r}; legal: {', '.join(ROLES)}")
+        if not isinstance(content, str):
+            raise UserError(f"message {number} has content {content!r:.80}; legal: a text")
+    if prompt and messages[-1]["role"] == "assistant":
+        raise UserError("the last message is the assistant's; legal in a prompt: the user's")
+    if template in _BUILT_IN and _BUILT_IN[template].alternating:
+        _check_turns([message["role"] for message in messages], template)
+
+
+def _check_turns(roles: list[str], template: str) -> None:
+    first = 1 if roles[0] == "system" else 0
+    expected = ("user", "assistant")
+    wrong = [place for place in range(first, len(roles)) if roles[place] != expected[(place - first) % 2]]
+    if wrong or len(roles) == first:
+        found = f"message {wrong[0] + 1} is the {roles[wrong[0]]}'s" if wrong else "a chat without a user's message"
+        raise UserError(
+            f"{found}; legal with template {template!r}: user and assistant in turns, the user first, "
+            "at most one system message before them"
+        )
+
+
+def _encoder(
+    messages: Sequence[Message], name: str, tokenizer: Tokenizer, prompt: bool
+) -> Callable[[Sequence[Message]], tuple[list[int], list[bool]]]:
+    """Returns the function from messages, these or some of them, to tokens and mask."""
+    if name == "tokenizer":
+        return lambda some: _jinja(some, tokenizer, prompt)
+    template = _BUILT_IN[name]
+    roles = [message["role"] for message in messages if message["role"] != "system"]
+    if name == "plain" and roles not in ([], ["user"], ["user", "assistant"]):
+        template = _PLAIN_CHAT
+    return lambda some: _built_in(some, template, tokenizer, prompt)
+
+
+def _built_in(
+    messages: Sequence[Message], template: Template, tokenizer: Tokenizer, prompt: bool
+) -> tuple[list[int], list[bool]]:
+    source = "".join(dataclasses.astuple(template)[:4])
+    messages = _guarded(messages, tokenizer, source)
+    names = {"bos": tokenizer.token_name(tokenizer.bos_id), "eos": tokenizer.token_name(tokenizer.eos_id)}
+    opening, _, rest = template.assistant.partition("[")
+    answer, _, closing = rest.partition("]")
+    end = answer.partition("}")[2]
+    if end not in ("{eos}", *tokenizer.added_tokens):
+        answer = answer.replace(end, "{eos}")
+    if template.preset and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": template.preset}, *messages]
+    runs, text, system = [], template.start.format(**names), ""
+    for message in messages:
+        content, role = message["content"], message["role"]
+        fields = names | {"content": content, "stripped": content.strip(), "system": system}
+        if role == "assistant":
+            runs += [(text + opening, False), (answer.format(**fields), not prompt)]
+            text = closing
+        elif role == "system" and "{system}" in template.user:
+            system = template.system.format(**fields)
+        else:
+            text += getattr(template, role).format(**fields)
+            system = ""
+    runs.append((text + opening if prompt else text, False))
+    # A run at a time: no token is half trained on, and an answer follows the same tokens in training and in use.
+    encoded = [_encode([run], tokenizer) for run in runs]
+    return [token for tokens, _ in encoded for token in tokens], [trained for _, mask in encoded for trained in mask]
+
+
+def _jinja(messages: Sequence[Message], tokenizer: Tokenizer, prompt: bool) -> tuple[list[int], list[bool]]:
+    source = tokenizer.chat_template
+    bos, eos = tokenizer.token_name(tokenizer.bos_id), tokenizer.token_name(tokenizer.eos_id)
+    text = render_jinja(source, _guarded(messages, tokenizer, source), bos, eos, prompt)
+    runs, trained = [], False
+    for part in re.split(f"([{START}{STOP}])", text):
+        if part in (START, STOP):
+            trained = part == START and not prompt
+        else:
+            runs.append((part, trained))
+    return _encode(runs, tokenizer)
+
+
+def _encode(runs: list[_Run], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+    """Returns the tokens of the runs' text as a whole, and whether each holds a character that is trained on."""
+    trained = [flag for text, flag in runs for _ in text]
+    tokens, mask, start = [], [], 0
+    for piece in "".join(text for text, _ in runs).split(_GUARD):
+        ids, places = tokenizer.encode_with_specials(piece)
+        tokens += ids
+        mask += [any(trained[start + first : start + max(last, first + 1)]) for first, last in places]
+        start += len(piece) + 1
+    return tokens, mask
+
+
+def _guarded(messages: Sequence[Message], tokenizer: Tokenizer, source: str) -> list[dict[str, str]]:
+    """Returns the messages with each name of a token in them broken in two, which `_encode` mends."""
+    names = _token_names(tokenizer, source)
+    guarded = []
+    for message in messages:
+        content = message["content"].translate(_OWN)
+        while names.search(content):
+            content = names.sub(lambda match: match[0][0] + _GUARD + match[0][1:], content)
+        guarded.append({"role": message["role"], "content": content})
+    return guarded
+
+
+@functools.lru_cache(maxsize=16)
+def _token_names(tokenizer: Tokenizer, source: str) -> re.Pattern[str]:
+    """Returns what a content must not have: special tokens, and others that the template itself writes."""
+    names = {name for name in tokenizer.added_tokens if name in tokenizer.special_tokens or name in source}
+    longest_first = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _fitted(messages: Sequence[Message], fits: Callable[[Sequence[Message]], bool]) -> list[Message] | None:
+    """Returns the messages with as little left out as makes them fit; None: nothing does."""
+    head = [message for message in messages[:1] if message["role"] == "system"]
+    turns: list[list[Message]] = []
+    for message in messages[len(head) :]:
+        if message["role"] == "user" or not turns:
+            turns.append([])
+        turns[-1].append(message)
+
+    def newest(count: int) -> list[Message]:
+        return [*head, *(message for turn in turns[len(turns) - count :] for message in turn)]
+
+    left = newest(_most(lambda count: fits(newest(count)), min(len(turns), 1), len(turns)))
+    # An answer of which no word is left is not worth learning.
+    for role, least in (("user", 0), ("assistant", 1)):
+        if fits(left):
+            return left
+        places = [place for place, message in enumerate(left) if message["role"] == role]
+        if places:
+            longest = max(places, key=lambda place: len(left[place]["content"]))
+            left = _shorten(left, longest, least, fits)
+    return left if fits(left) else None
+
+
+def _shorten(
+    messages: list[Message], place: int, least: int, fits: Callable[[Sequence[Message]], bool]
+) -> list[Message]:
+    """Returns the messages with one cut at its end to as many characters as fit, at least `least`."""
+    role, content = messages[place]["role"], messages[place]["content"]
+
+    def cut(characters: int) -> list[Message]:
+        return [*messages[:place], {"role": role, "content": content[:characters]}, *messages[place + 1 :]]
+
+    return cut(_most(lambda characters: fits(cut(characters)), least, len(content)))
+
+
+def _most(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """Returns the largest number from `low` to `high` that fits, by binary search; `low` where none does."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
