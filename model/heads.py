@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 
 from model import losses
@@ -27,12 +28,14 @@ class Objective(NamedTuple):
         cast: parameters -> what the loss is differentiated by (`transformer.in_compute_dtype`).
         loss: (params, batch) -> `LossSums`.
         predict: (params, batch) -> what evaluation reads: nll_BT of a language model, logits_BTV of a classifier.
+        trained: the groups of parameters that train; the others stay as they are.
     """
 
     init: Callable[[jax.Array], Params]
     cast: Callable[[Params], Params]
     loss: Callable[[Params, Batch], losses.LossSums]
     predict: Callable[[Params, Batch], jax.Array]
+    trained: tuple[str, ...] = ("backbone", "head")
 
 
 def unembedding(params: Params) -> jax.Array:
@@ -41,8 +44,8 @@ def unembedding(params: Params) -> jax.Array:
     return head["table"] if "table" in head else params["backbone"]["embedding"]["table"]
 
 
-def language_model(config: ModelConfig, z_loss: float = 0.0, chunk: int = 0) -> Objective:
-    """Returns the `Objective` of next-token prediction; see `losses.cross_entropy` for `z_loss` and `chunk`."""
+def language_model(config: ModelConfig, z_loss: float = 0.0, chunk: int = 0, smoothing: float = 0.0) -> Objective:
+    """Returns the `Objective` of next-token prediction; see `losses.cross_entropy` for the numbers."""
 
     def init(rng: jax.Array) -> Params:
         head = {}
@@ -61,6 +64,7 @@ def language_model(config: ModelConfig, z_loss: float = 0.0, chunk: int = 0) -> 
             batch["weights"],
             softcap=config.logit_softcap,
             z_loss=z_loss,
+            smoothing=smoothing,
             chunk=chunk,
         )
 
@@ -72,30 +76,52 @@ def language_model(config: ModelConfig, z_loss: float = 0.0, chunk: int = 0) -> 
     return Objective(init, partial(in_compute_dtype, config), loss, predict)
 
 
-def classifier(config: ModelConfig, num_classes: int, pooling: Literal["last", "mean"]) -> Objective:
-    """Returns the `Objective` of sequence classification: a linear layer on the pooled states of each example.
+def pooled(config: ModelConfig, params: Params, batch: Batch, pooling: Literal["last", "mean", "none"]) -> jax.Array:
+    """Returns x_BTD of which a head reads some tokens: each token's own state, or the mean of its segment so far."""
+    x_BTD = backbone(config, params["backbone"], batch)
+    return running_mean(x_BTD, batch["segment_ids"]) if pooling == "mean" else x_BTD
 
-    The head starts at zero, so that its first prediction is uniform. "last" reads the example's last token, as
-    `transformers`' ...ForSequenceClassification do; "mean" averages the example's tokens.
+
+def init_linear_head(config: ModelConfig, rng: jax.Array, outputs: int) -> Params:
+    """Returns the boxed parameters of a backbone and of a linear head, which starts at zero: all outputs alike."""
+    table = axes(nn.initializers.zeros, "classes", "vocab_embed")
+    head = {"table": table(rng, (outputs, config.embed_dim), jnp.float32)}
+    return {"backbone": init_backbone(config, rng), "head": head}
+
+
+def classifier(
+    config: ModelConfig,
+    num_classes: int,
+    pooling: Literal["last", "mean", "none"],
+    multi_label: bool = False,
+    smoothing: float = 0.0,
+) -> Objective:
+    """Returns the `Objective` of classification: a linear layer on the pooled states.
+
+    "last" reads the example's last token, as `transformers`' ...ForSequenceClassification do; "mean" averages the
+    example's tokens; "none" is for token tagging, where each target reads its own token. With `multi_label` each class
+    is a decision of its own: targets are float (B, T, V), the loss is the mean binary cross-entropy over the classes.
     """
 
-    def init(rng: jax.Array) -> Params:
-        table = axes(nn.initializers.zeros, "classes", "vocab_embed")
-        head = {"table": table(rng, (num_classes, config.embed_dim), jnp.float32)}
-        return {"backbone": init_backbone(config, rng), "head": head}
-
-    def pooled(params: Params, batch: Batch) -> jax.Array:
-        x_BTD = backbone(config, params["backbone"], batch)
-        return x_BTD if pooling == "last" else running_mean(x_BTD, batch["segment_ids"])
-
     def loss(params: Params, batch: Batch) -> losses.LossSums:
-        x_BTD = pooled(params, batch)
-        return losses.cross_entropy(
-            x_BTD, params["head"]["table"], batch["targets"], batch["weights"], symbols="classes"
+        x_BTD, table_VD = pooled(config, params, batch, pooling), params["head"]["table"]
+        if not multi_label:
+            return losses.cross_entropy(
+                x_BTD, table_VD, batch["targets"], batch["weights"], symbols="classes", smoothing=smoothing
+            )
+        logits_BTV = losses.logits(x_BTD, table_VD)
+        soft_BTV = batch["targets"] * (1.0 - smoothing) + 0.5 * smoothing
+        objective, nll = (
+            (optax.sigmoid_binary_cross_entropy(logits_BTV, y).mean(-1) * batch["weights"]).sum()
+            for y in (soft_BTV, batch["targets"])
         )
+        return losses.LossSums(objective, jax.lax.stop_gradient(nll), batch["weights"].sum())
 
     def predict(params: Params, batch: Batch) -> jax.Array:
-        return losses.logits(pooled(params, batch), params["head"]["table"])
+        return losses.logits(pooled(config, params, batch, pooling), params["head"]["table"])
+
+    def init(rng: jax.Array) -> Params:
+        return init_linear_head(config, rng, num_classes)
 
     return Objective(init, partial(in_compute_dtype, config), loss, predict)
 

@@ -78,11 +78,26 @@ class Projection(nn.Module):
         """Returns einsum(x, kernel) + bias in the dtype of `x`."""
         kernel = self.param("kernel", axes(nn.initializers.normal(self.std), *self.names), self.shape)
         y = jnp.einsum(self.equation, x, kernel.astype(x.dtype))
+        if self.has_variable("params", "lora_a"):
+            y = y + self._low_rank(x)
         if self.bias_axes:
             tail = slice(len(self.shape) - self.bias_axes, None)
             bias = self.param("bias", axes(nn.initializers.zeros, *self.names[tail]), self.shape[tail])
             y = (y + bias).astype(x.dtype)  # in float32, as the sum over all tokens that is its gradient
         return y
+
+    def _low_rank(self, x: jax.Array) -> jax.Array:
+        """Returns (x A) B, for factors that `model/adapt.py` put beside the kernel."""
+        operands, y_axes = self.equation.split("->")
+        x_axes, kernel_axes = operands.split(",")
+        a_axes, b_axes = (
+            "".join(axis for axis in kernel_axes if (axis in x_axes) == inside) for inside in (True, False)
+        )
+        factors: Any = [self.get_variable("params", name) for name in ("lora_a", "lora_b")]
+        a, b = (factor.astype(x.dtype) for factor in factors)
+        batch_axes = "".join(axis for axis in x_axes if axis not in kernel_axes)
+        low = jnp.einsum(f"{x_axes},{a_axes}r->{batch_axes}r", x, a)
+        return jnp.einsum(f"{batch_axes}r,r{b_axes}->{y_axes}", low, b)
 
 
 def output_std(config: ModelConfig, fan_in: int) -> float:

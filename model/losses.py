@@ -36,6 +36,7 @@ def cross_entropy(
     symbols: str = "vocab",
     softcap: float = 0.0,
     z_loss: float = 0.0,
+    smoothing: float = 0.0,
     chunk: int = 0,
 ) -> LossSums:
     """Returns the `LossSums` of softmax(x table^T) against the targets.
@@ -48,9 +49,10 @@ def cross_entropy(
         symbols: the logical axis of V, "vocab" or "classes" (`model/sharding.py`).
         softcap: positive: logits become softcap * tanh(logits / softcap).
         z_loss: weight of log(Z)^2 (PaLM, arXiv:2204.02311, section 5).
+        smoothing: part of each target's weight that all symbols share (arXiv:1512.00567, section 7); not in `nll`.
         chunk: positions of a row whose logits a device has at once; must divide its part of T; 0 is all of them.
     """
-    objective, nll = _objective(x_BTD, table_VD, targets_BT, weights_BT, symbols, softcap, z_loss, chunk)
+    objective, nll = _objective(x_BTD, table_VD, targets_BT, weights_BT, symbols, softcap, z_loss, smoothing, chunk)
     return LossSums(objective, jax.lax.stop_gradient(nll), weights_BT.sum())
 
 
@@ -64,7 +66,7 @@ def token_nll(
     x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, *, softcap: float = 0.0, chunk: int = 0
 ) -> jax.Array:
     """Returns nll_BT, the negative log-likelihood of each target in nats."""
-    return _forward(x_BTD, table_VD, targets_BT, "vocab", softcap, chunk)[0]
+    return _forward(x_BTD, table_VD, targets_BT, "vocab", softcap, 0.0, chunk)[0]
 
 
 def _pick(logits_PRV: jax.Array, targets_PR: jax.Array) -> jax.Array:
@@ -117,7 +119,7 @@ def _gathered(layout: _Layout, *chunk: jax.Array) -> list[jax.Array]:
     return [constrain(x, layout.P, *("activation" for _ in x.shape[1:])) for x in chunk]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7, 8))
 def _objective(
     x_BTD: jax.Array,
     table_VD: jax.Array,
@@ -126,27 +128,40 @@ def _objective(
     symbols: str,
     softcap: float,
     z_loss: float,
+    smoothing: float,
     chunk: int,
 ) -> tuple[jax.Array, jax.Array]:
-    nll_BT, log_z_BT = _forward(x_BTD, table_VD, targets_BT, symbols, softcap, chunk)
+    nll_BT, log_z_BT, shared_BT = _forward(x_BTD, table_VD, targets_BT, symbols, softcap, smoothing, chunk)
     nll = (nll_BT * weights_BT).sum()
-    return nll + z_loss * (jnp.square(log_z_BT) * weights_BT).sum(), nll
+    smoothed = ((nll_BT + smoothing * (shared_BT - nll_BT)) * weights_BT).sum() if smoothing else nll
+    return smoothed + z_loss * (jnp.square(log_z_BT) * weights_BT).sum(), nll
 
 
 def _forward(
-    x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, symbols: str, softcap: float, chunk: int
-) -> tuple[jax.Array, jax.Array]:
+    x_BTD: jax.Array,
+    table_VD: jax.Array,
+    targets_BT: jax.Array,
+    symbols: str,
+    softcap: float,
+    smoothing: float,
+    chunk: int,
+) -> tuple[jax.Array, ...]:
+    """Returns nll_BT, log_z_BT and the mean over all symbols of their nll, or log_z_BT again where none is smoothed."""
     layout = _layout(x_BTD, table_VD, symbols)
     table = constrain(table_VD.astype(x_BTD.dtype), layout.V, "activation")
 
-    def body(_: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
+    def body(_: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, ...]]:
         x_PRD, targets_PR = _gathered(layout, *xs)
         logits_PRV = logits(x_PRD, table, softcap)
         log_z_PR = jax.nn.logsumexp(logits_PRV, axis=-1)
-        return None, (log_z_PR - _pick(logits_PRV, targets_PR), log_z_PR)
+        shared_PR = log_z_PR - logits_PRV.mean(-1) if smoothing else log_z_PR
+        return None, (log_z_PR - _pick(logits_PRV, targets_PR), log_z_PR, shared_PR)
 
-    _, (nll, log_z) = jax.lax.scan(body, None, (_split(x_BTD, layout, chunk), _split(targets_BT, layout, chunk)))
-    return _join(nll, layout, len(x_BTD)), _join(log_z, layout, len(x_BTD))
+    # Where this is differentiated (preferences), a chunk's logits are made again rather than kept.
+    _, sums = jax.lax.scan(
+        jax.checkpoint(body), None, (_split(x_BTD, layout, chunk), _split(targets_BT, layout, chunk))
+    )
+    return tuple(_join(x_nPR, layout, len(x_BTD)) for x_nPR in sums)
 
 
 @jax.named_scope("cross_entropy")
@@ -158,6 +173,7 @@ def _objective_fwd(
     symbols: str,
     softcap: float,
     z_loss: float,
+    smoothing: float,
     chunk: int,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     # The objective is a sum, so its gradient needs nothing that the backward pass would bring but a scalar factor:
@@ -171,7 +187,11 @@ def _objective_fwd(
         log_z_PR = jax.nn.logsumexp(logits_PRV, axis=-1)
         nll_PR = log_z_PR - _pick(logits_PRV, targets_PR)
         objective_PR = (nll_PR + z_loss * jnp.square(log_z_PR)) * weights_PR
-        hit = jax.lax.broadcasted_iota(jnp.int32, logits_PRV.shape, 2) == targets_PR[..., None]
+        if smoothing:
+            objective_PR += smoothing * (log_z_PR - logits_PRV.mean(-1) - nll_PR) * weights_PR
+        hit: jax.Array = jax.lax.broadcasted_iota(jnp.int32, logits_PRV.shape, 2) == targets_PR[..., None]
+        if smoothing:
+            hit = (1.0 - smoothing) * hit + smoothing / logits_PRV.shape[-1]
         p_PRV = jnp.exp(logits_PRV - log_z_PR[..., None])
         g_PRV = (p_PRV * (1.0 + 2.0 * z_loss * log_z_PR)[..., None] - hit) * weights_PR[..., None]
         if softcap:
@@ -195,6 +215,7 @@ def _objective_bwd(
     symbols: str,
     softcap: float,
     z_loss: float,
+    smoothing: float,
     chunk: int,
     residuals: tuple[jax.Array, jax.Array],
     cotangents: tuple[jax.Array, jax.Array],

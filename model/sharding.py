@@ -34,6 +34,7 @@ PARAMETER_RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "norm": (),
     "classes": (),
+    "rank": (),
 }
 ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
     "batch": ("slice", "data", "fsdp"),

@@ -19,6 +19,7 @@ from jax.sharding import AbstractMesh
 from rich.table import Column, Table
 
 from configs.errors import UserError
+from model.adapt import Adaptation, adapt
 from model.config import ModelConfig
 from model.heads import Objective, classifier, language_model, parameter_count
 from model.sharding import ACTIVATION_RULES, PARAMETER_RULES, AnyMesh
@@ -57,7 +58,9 @@ def check_rules(model: ModelConfig) -> None:
     variant = dataclasses.replace(model, **switches, qkv_bias=True, output_bias=True, mlp_bias=True)  # type: ignore[arg-type]
     used: set[str] = set()
     faults = []
-    for objective in (language_model(model), language_model(variant), classifier(model, 2, "last")):
+    head = classifier(model, 2, "last")
+    lora = adapt(head, Adaptation("lora", last_layers=1, rank=1, alpha=1.0, targets=("query",)))
+    for objective in (language_model(model), language_model(variant), head, lora):
         for path, box in _boxes(objective):
             if not isinstance(box, nn.Partitioned):
                 faults.append(f"{path} names no axes")

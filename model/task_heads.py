@@ -1,0 +1,125 @@
+"""Heads beyond classes and next tokens: a value, a span, and which of two answers is better.
+
+Answers that are compared are neighbouring segments of a row: 2k - 1 the chosen, 2k the rejected one.
+B batch, T length, G segments of a row, D embed.
+"""
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from model import losses
+from model.config import ModelConfig
+from model.heads import Objective, init_linear_head, language_model, pooled
+from model.transformer import Batch, Params, backbone, in_compute_dtype
+
+CANDIDATE, START, END = 1, 2, 4
+
+
+def segment_sum(x_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    """Returns x_BG, the sum over each segment's tokens; column 0 is what lies outside of segments.
+
+    A row of T tokens has at most T segments, so G = T + 1.
+    """
+    zeros_BG = jnp.zeros((len(x_BT), x_BT.shape[1] + 1), x_BT.dtype)
+    return jax.vmap(lambda zeros, segments, x: zeros.at[segments].add(x))(zeros_BG, segments_BT, x_BT)
+
+
+def segment_log_softmax(scores_BT: jax.Array, among_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    """Returns log_p_BT, each segment's softmax among some of its tokens; 0 at the others."""
+    lowest = jnp.finfo(scores_BT.dtype).min
+    scores_BT = jnp.where(among_BT, scores_BT, lowest)
+    lowest_BG = jnp.full((len(scores_BT), scores_BT.shape[1] + 1), lowest, scores_BT.dtype)
+    highest_BG = jax.vmap(lambda low, segments, x: low.at[segments].max(x))(lowest_BG, segments_BT, scores_BT)
+    shifted_BT = scores_BT - jax.lax.stop_gradient(jnp.take_along_axis(highest_BG, segments_BT, axis=1))
+    sums_BG = segment_sum(jnp.where(among_BT, jnp.exp(shifted_BT), 0.0), segments_BT)
+    sums_BT = jnp.where(among_BT, jnp.take_along_axis(sums_BG, segments_BT, axis=1), 1.0)
+    return jnp.where(among_BT, shifted_BT - jnp.log(sums_BT), 0.0)
+
+
+def pairs_of(x_BT: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns (of the chosen, of the rejected, whether both are there), each (B, pairs), of the sums over segments."""
+    segments_BT = batch["segment_ids"]
+    sums_BG = segment_sum(x_BT, segments_BT)[:, 1:]
+    there_BG = segment_sum((segments_BT > 0).astype(jnp.float32), segments_BT)[:, 1:] > 0
+    even = sums_BG.shape[1] // 2 * 2
+    chosen, rejected = sums_BG[:, 0:even:2], sums_BG[:, 1:even:2]
+    # A row that fills a batch up has weights of 0.
+    weight = segment_sum(batch["weights"], segments_BT)[:, 1:] > 0
+    there = there_BG & weight
+    return chosen, rejected, there[:, 0:even:2] & there[:, 1:even:2]
+
+
+def _pair_loss(margin: jax.Array, there: jax.Array) -> losses.LossSums:
+    nll = (jax.nn.softplus(-margin) * there).sum()
+    return losses.LossSums(nll, jax.lax.stop_gradient(nll), there.sum().astype(jnp.float32))
+
+
+def regressor(config: ModelConfig, pooling: Literal["last", "mean"]) -> Objective:
+    """Returns the `Objective` of one value an example: a linear output, squared error; float targets."""
+
+    def predict(params: Params, batch: Batch) -> jax.Array:
+        return losses.logits(pooled(config, params, batch, pooling), params["head"]["table"])[..., 0]
+
+    def loss(params: Params, batch: Batch) -> losses.LossSums:
+        error = (jnp.square(predict(params, batch) - batch["targets"]) * batch["weights"]).sum()
+        return losses.LossSums(error, jax.lax.stop_gradient(error), batch["weights"].sum())
+
+    return Objective(lambda rng: init_linear_head(config, rng, 1), partial(in_compute_dtype, config), loss, predict)
+
+
+def span(config: ModelConfig) -> Objective:
+    """Returns the `Objective` of extractive question answering: each token's scores as the start and end of the answer.
+
+    Targets are flags: `CANDIDATE` tokens compete within their segment, `START` and `END` are the right ones; weights
+    are 0.5 for each of the two. Predictions are (B, T, 2), of all tokens (BERT: arXiv:1810.04805, section 4.2).
+    """
+
+    def predict(params: Params, batch: Batch) -> jax.Array:
+        return losses.logits(backbone(config, params["backbone"], batch), params["head"]["table"])
+
+    def loss(params: Params, batch: Batch) -> losses.LossSums:
+        flags_BT, segments_BT = batch["targets"], batch["segment_ids"]
+        scores_BT2, candidate_BT = predict(params, batch), flags_BT & CANDIDATE > 0
+        nll = jnp.zeros(())
+        for column, flag in enumerate((START, END)):
+            log_p_BT = segment_log_softmax(scores_BT2[..., column], candidate_BT, segments_BT)
+            right_BT = (flags_BT & flag > 0) & (batch["weights"] > 0)
+            nll -= 0.5 * jnp.where(right_BT, log_p_BT, 0.0).sum()
+        return losses.LossSums(nll, jax.lax.stop_gradient(nll), batch["weights"].sum())
+
+    return Objective(lambda rng: init_linear_head(config, rng, 2), partial(in_compute_dtype, config), loss, predict)
+
+
+def reward(config: ModelConfig) -> Objective:
+    """Returns the `Objective` of a reward model: -log sigmoid(r_chosen - r_rejected) (arXiv:2203.02155, eq. 1).
+
+    The score of an answer is read at its last token, where its weight is 1.
+    """
+
+    def predict(params: Params, batch: Batch) -> jax.Array:
+        return losses.logits(backbone(config, params["backbone"], batch), params["head"]["table"])[..., 0]
+
+    def loss(params: Params, batch: Batch) -> losses.LossSums:
+        chosen, rejected, there = pairs_of(predict(params, batch) * batch["weights"], batch)
+        return _pair_loss(chosen - rejected, there)
+
+    return Objective(lambda rng: init_linear_head(config, rng, 1), partial(in_compute_dtype, config), loss, predict)
+
+
+def preference(config: ModelConfig, beta: float, chunk: int = 0) -> Objective:
+    """Returns the `Objective` of direct preference optimisation on a language model (arXiv:2305.18290, equation 7).
+
+    The batch has "reference": at each segment's last token the log-probability that the model it started from gives
+    the segment's targets, 0 elsewhere.
+    """
+    model = language_model(config, chunk=chunk)
+
+    def loss(params: Params, batch: Batch) -> losses.LossSums:
+        log_p_BT = -model.predict(params, batch) * batch["weights"]
+        chosen, rejected, there = pairs_of(log_p_BT - batch["reference"], batch)
+        return _pair_loss(beta * (chosen - rejected), there)
+
+    return model._replace(loss=loss)

@@ -1,0 +1,96 @@
+"""What trains, and nothing else: LoRA merged equals LoRA applied, meshes agree, targets are checked."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from conftest import init, mesh_of, tiny_model
+from flax import linen as nn
+
+from configs import default, models
+from configs.errors import UserError
+from configs.schema import build
+from model.adapt import Adaptation, adapt, merge
+from model.config import model_config
+from model.heads import classifier, language_model, parameter_count
+from model.sharding import parameter_shardings
+from train.mesh import put_batch
+
+
+def adaptation(method, **changes):
+    return dataclasses.replace(build(Adaptation, default.adapt(), "config.adapt"), method=method, **changes)
+
+
+def batch_of(rows=8, length=32, seed=0):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(3, 60, (rows, length)).astype(np.int32)
+    return {
+        "tokens": tokens,
+        "targets": rng.integers(0, 3, (rows, length)).astype(np.int32),
+        "segment_ids": np.ones((rows, length), np.int32),
+        "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
+        "weights": (np.arange(length) == length - 1).astype(np.float32) * np.ones((rows, 1), np.float32),
+    }
+
+
+@pytest.mark.parametrize("changes", [{}, {"scan_layers": False, "qkv_bias": True, "mlp": "gelu", "num_kv_heads": 4}])
+@pytest.mark.parametrize("method", ["lora", "last"])
+def test_merged_equals_applied(method, changes):
+    model = tiny_model(**changes)
+    plain = classifier(model, 3, "mean")
+    targets = ("query", "key", "value", "output", "up", "down", *(["gate"] if model.gated else []))
+    how = adaptation(method, rank=3, last_layers=1, targets=targets)
+    adapted = adapt(plain, how)
+    params = init(adapted)
+    batch = batch_of()
+    applied = adapted.predict(params, batch)
+    merged = merge(params, how)
+    assert set(merged) == {"backbone", "head"}
+    np.testing.assert_allclose(applied, plain.predict(merged, batch), rtol=1e-5, atol=1e-5)
+    assert np.abs(np.asarray(applied - plain.predict({k: params[k] for k in ("backbone", "head")}, batch))).max() > 1e-2
+
+
+def test_an_adapter_starts_as_the_foundation():
+    plain = language_model(tiny_model())
+    for method in ("lora", "last"):
+        adapted = adapt(plain, adaptation(method))
+        params = nn.meta.unbox(adapted.init(jax.random.key(0)))
+        base = {group: params[group] for group in ("backbone", "head")}
+        np.testing.assert_array_equal(adapted.predict(params, batch_of()), plain.predict(base, batch_of()))
+
+
+def test_lora_trains_less_than_two_per_cent_of_a_real_model():
+    section = default.model()
+    section.update({"qk_norm": False} | models.architecture("smollm2_135m"))
+    objective = adapt(classifier(model_config(section), 77, "last"), adaptation("lora"))
+    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    trained = parameter_count({group: boxed[group] for group in objective.trained})
+    assert objective.trained == ("adapter", "head") and 0 < trained < 0.02 * parameter_count(boxed)
+
+
+def test_a_mesh_gives_the_same_adapted_loss_and_gradient():
+    objective = adapt(classifier(tiny_model(), 3, "last"), adaptation("lora", rank=2))
+    params, batch = init(objective), batch_of()
+    expected = jax.jit(jax.value_and_grad(lambda p, b: objective.loss(p, b)[0]))(params, batch)
+    mesh = mesh_of(fsdp=2, tensor=2)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, parameter_shardings(jax.eval_shape(objective.init, jax.random.key(0)), mesh))
+        found = jax.jit(jax.value_and_grad(lambda p, b: objective.loss(p, b)[0]))(placed, put_batch(batch, mesh))
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "lora", "targets": ("querry",)}, "'querry' matches no parameter; legal: down, gate, key, output"),
+        ({"method": "lora", "targets": ()}, "targets is empty; legal: some of down"),
+        ({"method": "lora", "rank": 0}, "config.adapt.rank is 0; legal: at least 1"),
+        ({"method": "last", "last_layers": 3}, "config.adapt.last_layers is 3; legal: 1 to 2"),
+        ({"method": "head"}, "output table is its embedding; legal: full, last, lora"),
+    ],
+)
+def test_faults_name_what_is_legal(changes, message):
+    with pytest.raises(UserError, match=message):
+        adapt(language_model(tiny_model()), adaptation(**changes))
