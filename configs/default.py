@@ -19,16 +19,22 @@ def get_config() -> ConfigDict:
     config.mesh = mesh()
     config.data = data()
     config.task = task()
+    config.adapt = adapt()
     config.optimizer = optimizer()
     config.loss = ConfigDict()
     config.loss.z_loss = 0.0  # weight of log(Z)^2
+    config.loss.label_smoothing = 0.0  # part of each target's weight that all symbols share
     config.loss.chunk = 0  # positions of a row whose logits a device has at once; divides sequence_length; 0: all
     config.evaluation = ConfigDict()
     config.evaluation.every = 250  # steps between evaluations; the last step always evaluates
     config.evaluation.batches = 0  # batches of the validation split, 0: all of it
+    # What patience and checkpoint.best go by, as an evaluation names it: "loss", or a task's figure such as "accuracy".
+    config.evaluation.metric = "loss"
+    config.evaluation.patience = 0  # evaluations without a better one after which the run ends; 0: it goes on
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 500  # steps between checkpoints; the last step always saves
     config.checkpoint.keep = 2  # newest checkpoints that stay
+    config.checkpoint.best = False  # keep the parameters of the best evaluation too, and end with them
     config.logging = ConfigDict()
     config.logging.every = 20  # steps a line of metrics.jsonl
     config.logging.tensorboard = False  # scalars for TensorBoard too (extra: tensorboard)
@@ -104,13 +110,41 @@ def data() -> ConfigDict:
 def task() -> ConfigDict:
     """Returns `config.task`: what the head learns (fine-tuning only)."""
     t = ConfigDict()
-    t.name = "classification"
-    t.label_field = "label"
-    t.pooling = "last"  # the state a classifier reads: "last" token or "mean" of the example
-    t.test_path = ""  # held-out labelled rows; empty: a part of config.data.path, split by content
+    t.name = "classification"  # a file of train/tasks/: docs/tasks.md has what each one reads
+    t.input = "{text}"  # what the model reads: any text, columns of the row in braces
+    t.context = "{context}"  # span: the text whose parts are answers
+    t.target = "label"  # column of what is learnt: class or classes, value, tags, answers, text, messages
+    t.group = ""  # rows whose text here is the same stay on one side of a split, e.g. "{title}"; empty: the input
+    t.test_path = ""  # held-out rows, for the proof; empty: a part of config.data.path, split by the hash of the group
     t.test_fraction = 0.2
+    t.test_rows = 0  # held-out rows that are used, drawn at random; 0: all
+    t.validation_fraction = 0.05  # of the rest: what is looked at while training
+    t.pooling = "last"  # the state a classifier reads: "last" token or "mean" of the example
+    t.multi_label = False  # rows have any number of classes: a list, or "a|b"
+    t.class_weights = "none"  # or "balanced": a class counts as much as any other, however rare
+    t.template = (
+        "plain"  # how turns become tokens: "plain", "chatml", "llama3", "gemma", "alpaca", or the "tokenizer"'s
+    )
+    t.metrics = ("rouge",)  # of generated text: "rouge", "bleu" (with chrF), "squad"
+    t.max_new_tokens = 64  # of generated text
+    t.beta = 0.1  # DPO: the larger, the closer to the foundation
     t.baseline = True  # also train the same head from random weights, for the before/after table
+    # How the foundation is asked without training, for the table; {input} is config.task.input filled in.
+    t.prompt = "{input}\nLabel:"
+    t.zero_shot_rows = 500  # held-out rows it is asked about, drawn at random; 0: it is not asked
+    t.shots = 3  # answered examples before the question; as many as fit the row
     return t
+
+
+def adapt() -> ConfigDict:
+    """Returns `config.adapt`: which parameters train."""
+    a = ConfigDict()
+    a.method = "full"  # or "head", "last" (layers, and the head), "lora" (factors beside matrices, and the head)
+    a.last_layers = 2
+    a.rank = 8
+    a.alpha = 16.0  # the factors' product is multiplied by alpha / rank
+    a.targets = ("query", "key", "value", "output", "gate", "up", "down")  # or "up", "down" alone where nothing gates
+    return a
 
 
 def optimizer() -> ConfigDict:
@@ -129,4 +163,5 @@ def optimizer() -> ConfigDict:
     o.epsilon = 1e-8
     o.weight_decay = 0.1  # on matrices only: not on norms and biases, nor on embeddings
     o.clip_norm = 1.0  # of the global gradient; 0: off
+    o.layer_decay = 1.0  # a layer learns at this part of the rate of the one above it, the embedding at the least
     return o

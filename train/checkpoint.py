@@ -25,13 +25,14 @@ from train.step import TrainState
 
 _VERSION = 1
 _GROUPS = ("params", "opt_state")
+NEWEST, BEST = "checkpoints", "best"
 
 
 @contextlib.contextmanager
-def open_manager(directory: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
-    """Yields Orbax's manager of a run's `checkpoints/`: asynchronous, uncompressed, the newest `keep` steps kept."""
+def open_manager(directory: Path, keep: int, name: str = NEWEST) -> Iterator[ocp.CheckpointManager]:
+    """Yields Orbax's manager of a run's `checkpoints/` or `best/`: asynchronous, uncompressed, `keep` steps kept."""
     manager = ocp.CheckpointManager(
-        directory.absolute() / "checkpoints",
+        directory.absolute() / name,
         options=ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
         ),
@@ -64,9 +65,18 @@ def save(manager: ocp.CheckpointManager, state: TrainState, mesh: Mesh) -> None:
     """
     step = int(state.step)
     manifest = {"version": _VERSION, "step": step, "leaves": describe(state, checksums(state, mesh))}
-    arguments = {group: ocp.args.PyTreeSave(getattr(state, group)) for group in _GROUPS}
+    arguments = {group: ocp.args.PyTreeSave(getattr(state, group)) for group in _GROUPS if getattr(state, group)}
     if not manager.save(step, args=ocp.args.Composite(**arguments, manifest=ocp.args.JsonSave(manifest))):
         raise UserError(f"{manager.directory}: checkpoint {step} was not saved; newest there: {manager.latest_step()}")
+
+
+def save_best(manager: ocp.CheckpointManager, state: TrainState, mesh: Mesh) -> None:
+    """Saves the parameters of the best state so far, unless a run that was killed had come so far before.
+
+    What it saved then is what this run will come to.
+    """
+    if int(state.step) > (manager.latest_step() or -1):
+        save(manager, state._replace(opt_state=None), mesh)
 
 
 def restore_newest(manager: ocp.CheckpointManager, abstract: TrainState, mesh: Mesh) -> TrainState | None:
@@ -95,7 +105,8 @@ def restore_newest(manager: ocp.CheckpointManager, abstract: TrainState, mesh: M
             items = {group: getattr(abstract, group) for group in _GROUPS}
             read, damage = _read(manager, step, items)
             if not damage:
-                state = TrainState(jax.device_put(jnp.asarray(step, jnp.int32), replicated(mesh)), **read)
+                at = jax.device_put(jnp.asarray(step, jnp.int32), replicated(mesh))
+                state = TrainState(at, read["params"], read["opt_state"])
                 damage = _damage(manifest["leaves"], state, mesh)
         if not damage:
             _set_aside(manager, [newer for newer in steps if newer > step])
@@ -106,21 +117,28 @@ def restore_newest(manager: ocp.CheckpointManager, abstract: TrainState, mesh: M
     return None
 
 
-def restore_params(directory: Path, abstract_params: Any, mesh: Mesh, groups: tuple[str, ...]) -> Any:  # noqa: ANN401
+def restore_params(
+    directory: Path,
+    abstract_params: Any,  # noqa: ANN401
+    mesh: Mesh,
+    groups: tuple[str, ...],
+    name: str = NEWEST,
+) -> Any:  # noqa: ANN401
     """Returns `{group: parameters}` of the newest sound checkpoint of a run, for grafting and for inference.
 
     Args:
         directory: the run's directory.
         abstract_params: shapes, dtypes and shardings of `{"backbone": ..., "head": ...}`.
         mesh: where they go.
-        groups: which of "backbone" and "head" to read; only these are compared.
+        groups: which of "backbone", "adapter" and "head" to read; only these are compared.
+        name: `NEWEST` or `BEST`.
 
     Raises:
         UserError: no checkpoint, a leaf that is missing, unexpected or of another shape, or damage.
     """
     wanted = {group: abstract_params[group] for group in groups}
     faults = []
-    with open_manager(directory, keep=1_000_000) as manager:
+    with open_manager(directory, 1_000_000, name) as manager:
         for step in _steps(manager):
             manifest = _manifest(manager, step)
             damage = "its manifest cannot be read"
@@ -263,7 +281,10 @@ def _checksum(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         place = place * jnp.uint32(x.shape[axis]) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
     a = _mix(place ^ jnp.uint32(0x9E3779B9)) | jnp.uint32(1)
     b = _mix(place + jnp.uint32(0x7F4A7C15)) | jnp.uint32(1)
-    return (words * a).sum(dtype=jnp.uint32), (words * b).sum(dtype=jnp.uint32)
+    # One reduction of both: XLA then makes the factors on the way, where two would write them to memory.
+    zero = jnp.uint32(0)
+    both = ((words * a), (words * b))
+    return jax.lax.reduce(both, (zero, zero), lambda s, x: (s[0] + x[0], s[1] + x[1]), tuple(range(x.ndim)))
 
 
 def _mix(h: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from flax import linen as nn
 
@@ -67,7 +68,30 @@ def make_optimizer(settings: OptimizerSettings, num_steps: int, boxed: Any) -> o
             adam_learning_rate=schedule,
             muon_weight_dimension_numbers=jax.tree.map(_muon_dimensions, boxed, is_leaf=_is_box),
         )
-    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), main) if settings.clip_norm else main
+    parts = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
+    parts += [main] if settings.layer_decay == 1.0 else [main, _scale_by_layer(boxed, settings.layer_decay)]
+    return optax.chain(*parts) if len(parts) > 1 else main
+
+
+def _scale_by_layer(boxed: Any, decay: float) -> optax.GradientTransformation:  # noqa: ANN401
+    """Returns the transformation that gives a layer `decay` times the rate of the one above it (ULMFiT: 1801.06146).
+
+    The last layer, the final norm and the head keep theirs; the embedding lies below the first layer.
+    """
+
+    def layers(box: nn.Partitioned) -> int:
+        return box.value.shape[0] if box.names[0] == "layers" else 0
+
+    depth = max(map(layers, jax.tree.leaves(boxed, is_leaf=_is_box)))
+
+    def factor(path: tuple[Any, ...], box: nn.Partitioned) -> Any:  # noqa: ANN401 - a scalar or an array
+        count = layers(box)
+        if count:
+            return decay ** np.arange(count, dtype=np.float32)[::-1].reshape(-1, *(1 for _ in box.value.shape[1:]))
+        return decay**depth if any(part.key == "embedding" for part in path) else 1.0
+
+    factors = jax.tree_util.tree_map_with_path(factor, boxed, is_leaf=_is_box)
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
 
 
 def _is_box(leaf: object) -> bool:

@@ -1,6 +1,7 @@
 """A run's settings as frozen dataclasses: the one place where a whole `ConfigDict` is read and checked."""
 
 import dataclasses
+import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -9,10 +10,11 @@ from configs.errors import UserError
 from configs.schema import build
 from data.store import is_store
 from data.tokenizer import planned_vocab_size
+from model.adapt import Adaptation
 from model.config import ModelConfig, model_config
 
 _VOCABULARY_MULTIPLE = 64
-SECTIONS = ("model", "mesh", "data", "task", "optimizer", "loss", "evaluation", "checkpoint", "logging")
+SECTIONS = ("model", "mesh", "data", "task", "adapt", "optimizer", "loss", "evaluation", "checkpoint", "logging")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +44,26 @@ class DataSettings:
 class TaskSettings:
     """`config.task`."""
 
-    name: Literal["classification"]
-    label_field: str
-    pooling: Literal["last", "mean"]
+    name: str
+    input: str
+    context: str
+    target: str
+    group: str
     test_path: str
     test_fraction: float
+    test_rows: int
+    validation_fraction: float
+    pooling: Literal["last", "mean"]
+    multi_label: bool
+    class_weights: Literal["none", "balanced"]
+    template: Literal["plain", "chatml", "llama3", "gemma", "alpaca", "tokenizer"]
+    metrics: tuple[str, ...]
+    max_new_tokens: int
+    beta: float
     baseline: bool
+    prompt: str
+    zero_shot_rows: int
+    shots: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +83,7 @@ class OptimizerSettings:
     epsilon: float
     weight_decay: float
     clip_norm: float
+    layer_decay: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +91,7 @@ class LossSettings:
     """`config.loss`."""
 
     z_loss: float
+    label_smoothing: float
     chunk: int
 
 
@@ -83,6 +101,8 @@ class EvaluationSettings:
 
     every: int
     batches: int
+    metric: str
+    patience: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +111,7 @@ class CheckpointSettings:
 
     every: int
     keep: int
+    best: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +141,7 @@ class Settings(_Scalars):
     mesh: MeshSettings
     data: DataSettings
     task: TaskSettings
+    adapt: Adaptation
     optimizer: OptimizerSettings
     loss: LossSettings
     evaluation: EvaluationSettings
@@ -143,6 +165,7 @@ def from_config(config: Mapping[str, Any]) -> Settings:
         mesh=build(MeshSettings, config["mesh"], "config.mesh"),
         data=build(DataSettings, config["data"], "config.data"),
         task=build(TaskSettings, config["task"], "config.task"),
+        adapt=build(Adaptation, config["adapt"], "config.adapt"),
         optimizer=build(OptimizerSettings, config["optimizer"], "config.optimizer"),
         loss=build(LossSettings, config["loss"], "config.loss"),
         evaluation=build(EvaluationSettings, config["evaluation"], "config.evaluation"),
@@ -211,6 +234,7 @@ def _check_ranges(s: Settings) -> None:
         "checkpoint.keep": s.checkpoint.keep,
         "logging.every": s.logging.every,
         "data.read_ahead": s.data.read_ahead,
+        "task.max_new_tokens": s.task.max_new_tokens,
         "optimizer.muon_iterations": o.muon_iterations,
     }
     faults = [f"config.{name} is {value}; legal: at least 1" for name, value in counts.items() if value < 1]
@@ -218,7 +242,12 @@ def _check_ranges(s: Settings) -> None:
         "loss.chunk": s.loss.chunk,
         "loss.z_loss": s.loss.z_loss,
         "data.workers": s.data.workers,
+        "task.test_rows": s.task.test_rows,
+        "task.zero_shot_rows": s.task.zero_shot_rows,
+        "task.shots": s.task.shots,
+        "task.beta": s.task.beta,
         "evaluation.batches": s.evaluation.batches,
+        "evaluation.patience": s.evaluation.patience,
         "optimizer.warmup_steps": o.warmup_steps,
         "optimizer.learning_rate": o.learning_rate,
         "optimizer.weight_decay": o.weight_decay,
@@ -228,8 +257,11 @@ def _check_ranges(s: Settings) -> None:
     fractions = {
         "data.validation_fraction": s.data.validation_fraction,
         "task.test_fraction": s.task.test_fraction,
+        "task.validation_fraction": s.task.validation_fraction,
+        "loss.label_smoothing": s.loss.label_smoothing,
         "optimizer.decay_fraction": o.decay_fraction,
         "optimizer.final_fraction": o.final_fraction,
+        "optimizer.layer_decay": o.layer_decay,
         "optimizer.beta1": o.beta1,
         "optimizer.beta2": o.beta2,
     }
@@ -238,5 +270,16 @@ def _check_ranges(s: Settings) -> None:
         faults.append(f"config.microbatches is {s.microbatches}; legal: a divisor of batch_size {s.batch_size}")
     if not faults and s.loss.chunk and s.sequence_length % s.loss.chunk:
         faults.append(f"config.loss.chunk is {s.loss.chunk}; legal: a divisor of sequence_length {s.sequence_length}")
+    patterns = ("input", "context", "group", "prompt")
+    faults += [fault for name in patterns if (fault := _pattern_fault(f"config.task.{name}", getattr(s.task, name)))]
     if faults:
         raise UserError("; ".join(faults))
+
+
+def _pattern_fault(name: str, pattern: str) -> str:
+    try:
+        parts = list(string.Formatter().parse(pattern))
+    except ValueError as error:
+        return f"{name} is {pattern!r} ({error}); legal: a text with names in braces"
+    plain = all(not spec and not conversion for _, _, spec, conversion in parts)
+    return "" if plain else f"{name} is {pattern!r}; legal: names alone in braces, no ':' or '!'"

@@ -24,23 +24,47 @@ Metrics = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes: the number of steps done, parameters, optimizer state."""
+    """What a step takes and gives back.
+
+    Attributes:
+        step: the number of steps done.
+        params: what trains.
+        opt_state: of these.
+        frozen: the groups of parameters that do not train, as the products read them; passed through.
+    """
 
     step: jax.Array
     params: Params
     opt_state: Any
+    frozen: Params = {}  # noqa: RUF012 - never written to
+
+    @property
+    def all_params(self) -> Params:
+        """What the objective's functions take."""
+        return {**self.frozen, **self.params}
 
 
 def init_state(objective: Objective, optimizer: optax.GradientTransformation, rng: jax.Array) -> TrainState:
     """Returns the state before step 0, parameters unboxed."""
-    params = nn.meta.unbox(objective.init(rng))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    trained, frozen = split(objective, nn.meta.unbox(objective.init(rng)))
+    return TrainState(jnp.zeros((), jnp.int32), trained, optimizer.init(trained), frozen)
+
+
+def split(objective: Objective, params: Params) -> tuple[Params, Params]:
+    """Returns the groups that train and those that do not, the latter in the compute dtype."""
+    trained = {group: params[group] for group in objective.trained}
+    if len(trained) == len(params):
+        return trained, {}
+    cast = objective.cast(params)
+    return trained, {group: cast[group] for group in params if group not in trained}
 
 
 def state_shardings(objective: Objective, optimizer: optax.GradientTransformation, mesh: AnyMesh) -> Any:  # noqa: ANN401
     """Returns a `TrainState` of `NamedSharding`s: the optimizer's moments live where their parameter does."""
     boxed = jax.eval_shape(objective.init, jax.random.key(0))
-    params = parameter_shardings(boxed, mesh)
+    shardings = parameter_shardings(boxed, mesh)
+    params = {group: shardings[group] for group in objective.trained}
+    frozen = {group: shardings[group] for group in boxed if group not in params}
     by_path = dict(jax.tree_util.tree_leaves_with_path(params))
 
     # optax.tree.map_params does not see through contrib.muon's partition; a moment's path ends in its parameter's.
@@ -48,9 +72,11 @@ def state_shardings(objective: Objective, optimizer: optax.GradientTransformatio
         tails = (path[i:] for i in range(len(path)))
         return next((by_path[tail] for tail in tails if leaf.ndim and tail in by_path), replicated(mesh))
 
-    opt_state = jax.eval_shape(optimizer.init, nn.meta.unbox(boxed))
-    shardings: Any = (replicated(mesh), params, jax.tree_util.tree_map_with_path(moment, opt_state))
-    return TrainState(*shardings)
+    trained = {group: boxed[group] for group in objective.trained}
+    opt_state = jax.eval_shape(optimizer.init, nn.meta.unbox(trained))
+    moments: Any = jax.tree_util.tree_map_with_path(moment, opt_state)
+    step: Any = replicated(mesh)
+    return TrainState(step, params, moments, frozen)
 
 
 class Program(NamedTuple):
@@ -76,7 +102,9 @@ def make_program(objective: Objective, settings: Settings, mesh: AnyMesh) -> Pro
         UserError: mesh axes that do not divide a parameter.
     """
     boxed = jax.eval_shape(objective.init, jax.random.key(0))
-    optimizer = make_optimizer(settings.optimizer, settings.num_steps, boxed)
+    optimizer = make_optimizer(
+        settings.optimizer, settings.num_steps, {group: boxed[group] for group in objective.trained}
+    )
     schedule = make_schedule(settings.optimizer, settings.optimizer.learning_rate, settings.num_steps)
     shardings = state_shardings(objective, optimizer, mesh)
     shapes = jax.eval_shape(lambda rng: init_state(objective, optimizer, rng), jax.random.key(0))
@@ -112,7 +140,7 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, sums = summed_gradients(objective, state.params, batch, microbatches)
+        grads, sums = summed_gradients(objective, state.params, batch, microbatches, state.frozen)
         # A batch without a single target moves nothing, rather than dividing by zero.
         weight = jnp.maximum(sums.weight, 1e-9)
         grads = jax.tree.map(lambda g: g / weight, grads)
@@ -123,22 +151,27 @@ def make_train_step(
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "targets": sums.weight,
         }
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state, state.frozen), metrics
 
     return train_step
 
 
-def summed_gradients(objective: Objective, params: Params, batch: Batch, microbatches: int) -> tuple[Params, LossSums]:
-    """Returns (the gradient of the summed objective, the sums) over all microbatches.
+def summed_gradients(
+    objective: Objective, params: Params, batch: Batch, microbatches: int, frozen: Params | None = None
+) -> tuple[Params, LossSums]:
+    """Returns (the gradient of the summed objective by `params`, the sums) over all microbatches.
 
     Sums, not means, are accumulated, so rows of unequal weight count as they would in one batch.
     """
 
     def loss(params: Params, part: Batch) -> tuple[jax.Array, LossSums]:
-        sums = objective.loss(params, part)
+        sums = objective.loss({**held, **params}, part)
         return sums.objective, sums
 
-    cast = objective.cast(params)
+    held = frozen or {}
+    whole = objective.cast({**held, **params})
+    cast = {group: whole[group] for group in params}
 
     def gradient(part: Batch) -> tuple[Params, LossSums]:
         grads, sums = jax.grad(loss, has_aux=True)(cast, part)

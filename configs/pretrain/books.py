@@ -14,9 +14,9 @@ def get_config() -> ConfigDict:
     """Returns the config."""
     config = default.get_config()
     config.tokenizer = "bpe:4096"
-    config.batch_size = 32
-    config.sequence_length = 128
-    config.num_steps = 1100
+    config.batch_size = 16
+    config.sequence_length = 256
+    config.num_steps = 1800
     config.model.embed_dim = 192
     config.model.num_layers = 4
     config.model.mlp_dim = 512
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_steps = 50
     config.optimizer.final_fraction = 0.0
     config.data.validation_fraction = 0.05
-    config.evaluation.every = 550
+    config.evaluation.every = 600
     config.evaluation.batches = 40
-    config.checkpoint.every = 275
+    config.checkpoint.every = 300
     return config

@@ -47,7 +47,7 @@ def test_published_architectures_pass_and_keep_their_switches(name):
 def test_a_mean_of_means_is_caught(monkeypatch):
     summed = step.summed_gradients
 
-    def mean_of_means(objective, params, batch, microbatches):
+    def mean_of_means(objective, params, batch, microbatches, frozen):
         if microbatches == 1:
             return summed(objective, params, batch, 1)
         parts = [jax.tree.map(lambda x, i=i: x[i::2], dict(batch)) for i in range(2)]
@@ -90,7 +90,7 @@ def test_a_replica_that_differs_is_caught(monkeypatch):
 def test_a_factor_is_caught_and_its_leaf_named_although_adam_muon_and_clipping_would_hide_it(optimizer, monkeypatch):
     summed = step.summed_gradients
 
-    def summed_twice(objective, params, batch, microbatches):
+    def summed_twice(objective, params, batch, microbatches, frozen):
         grads, sums = summed(objective, params, batch, microbatches)
         grads["backbone"]["layers"]["attention"]["key"]["kernel"] *= jax.sharding.get_abstract_mesh().size
         return grads, sums
