@@ -14,16 +14,21 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from configs.errors import UserError
+from data.labelled import read_examples
 from data.packing import PackedRows
 from data.sources import read_documents
 from data.store import store_from_documents
-from data.tasks import classification_rows, read_examples
 from data.tokenizer import load_tokenizer
-from train import report
+from model.transformer import Params
 from train import run as runs
 from train.distributed import is_first
 from train.mesh import scoring_mesh
-from train.scoring import language_model_evaluator, predict
+from train.proof.interval import as_json
+from train.proof.metrics import require
+from train.scoring import language_model_evaluator
+from train.settings import from_config
+from train.task_rows import Predictor, render_rows, with_reference
+from train.tasks.contract import load
 
 REQUIRED = ("checkpoint",)
 MULTI_PROCESS = True
@@ -61,7 +66,7 @@ def _score_text(directory: Path, record: runs.RunRecord, pattern: str, mesh: Mes
     texts = list(read_documents(pattern, text_field=record.config["data"]["text_field"]))
     encoded = [[tokenizer.bos_id, *ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(texts)]
     rows = PackedRows(store_from_documents(encoded), record.config["sequence_length"])
-    objective = runs.objective_of(record, record.model, record.config["loss"]["chunk"])
+    objective = runs.objective_of(record, record.model)
     params = runs.load_params(directory, objective, mesh)
     token_bytes = tokenizer.token_bytes(record.model.vocab_size)
     figures = language_model_evaluator(objective, token_bytes, rows, _batch_size(mesh), 0, mesh)(params)
@@ -73,15 +78,34 @@ def _score_text(directory: Path, record: runs.RunRecord, pattern: str, mesh: Mes
 
 
 def _score_rows(directory: Path, record: runs.RunRecord, path: str, mesh: Mesh) -> dict[str, Any]:
-    report.require_metrics()
+    require()
+    settings = from_config(record.config)
+    task, facts = load(record.task["name"]), record.task
     tokenizer = load_tokenizer(directory / "tokenizer")
-    config, task = record.config, record.task
-    examples = read_examples(path, config["data"]["text_field"], config["task"]["label_field"])
-    rows = classification_rows(examples, task["classes"], tokenizer, config["sequence_length"], seed=0)
+    examples = read_examples(path, lambda row: task.parse(row, settings.task))
+    part = render_rows(task, facts, examples, tokenizer, settings.sequence_length, seed=0)
     objective = runs.objective_of(record, record.model)
     params = runs.load_params(directory, objective, mesh)
-    labels, logits = predict(objective, params, rows, _batch_size(mesh), mesh)
-    return {"rows": len(labels), **report.as_json(report.classification_metrics(labels, logits.argmax(-1)))}
+    if task.reference:
+        part = with_reference(part, record.model, _foundation(record, mesh), _batch_size(mesh), mesh)
+    predictor = Predictor(
+        task,
+        facts,
+        objective,
+        settings.adapt,
+        record.model,
+        tokenizer,
+        _batch_size(mesh),
+        settings.task.max_new_tokens,
+        mesh,
+    )
+    metrics = task.metrics(part.examples, predictor(params, part), None, facts)
+    return {"rows": len(part.examples), **as_json(metrics)}
+
+
+def _foundation(record: runs.RunRecord, mesh: Mesh) -> Params:
+    """Returns the language model that a run was grafted from."""
+    return runs.load_plain(Path(record.lineage[-1]["directory"]), record.model, mesh, ("backbone", "head"))
 
 
 def _batch_size(mesh: Mesh) -> int:

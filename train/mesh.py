@@ -171,9 +171,9 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:  # noqa: ANN401 - a tree of arrays
 
         def shard(index: Any) -> np.ndarray:  # noqa: ANN401 - JAX's type allows None
             first = held.index((index[0].start or 0) // size) * size
-            return x_BT[first : first + size, index[1]]
+            return x_BT[first : first + size, *index[1:]]
 
-        return jax.make_array_from_callback((size * _row_parts(mesh), x_BT.shape[1]), sharding, shard)
+        return jax.make_array_from_callback((size * _row_parts(mesh), *x_BT.shape[1:]), sharding, shard)
 
     return jax.tree.map(put, batch)
 

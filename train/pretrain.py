@@ -63,7 +63,8 @@ def pretrain(config: dict[str, Any], workdir: Path, parent: Path | None = None) 
         model, lineage = _architecture(settings, tokenizer, parent)
         train = open_store(store, "train")
         rows = PackedRows(train, settings.sequence_length)
-        objective = language_model(model, settings.loss.z_loss, settings.loss.chunk)
+        loss = settings.loss
+        objective = language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing)
         runs.start(workdir, runs.RunRecord("pretrain", model, config, {}, train.fingerprint, lineage), tokenizer)
         count = parameter_count(jax.eval_shape(objective.init, jax.random.key(0)))
         axes = ", ".join(f"{axis} {mesh.shape[axis]}" for axis in MESH_AXES)
@@ -87,7 +88,8 @@ def pretrain(config: dict[str, Any], workdir: Path, parent: Path | None = None) 
                 objective=objective,
                 rows=rows,
                 evaluate=evaluate,
-                graft=None if parent is None else lambda _: runs.load_params(parent, objective, mesh),
+                graft=None if parent is None else lambda groups: runs.load_plain(parent, model, mesh, groups),
+                grafted=("backbone", "head"),
                 flops_per_step=tokens * training_flops_per_token(model, settings.sequence_length),
             )
             fit(job, settings, mesh, workdir)

@@ -17,13 +17,16 @@ from jax.sharding import Mesh
 from configs.errors import UserError
 from configs.schema import build
 from data.tokenizer import Tokenizer, load_tokenizer
+from model.adapt import Adaptation, adapt, merge
 from model.config import EXECUTION_FIELDS, ModelConfig, architecture_difference
-from model.heads import Objective, classifier, language_model
+from model.heads import Objective, language_model
 from model.sharding import parameter_shardings
 from model.transformer import Params
-from train.checkpoint import restore_params
+from train.checkpoint import BEST, NEWEST, restore_params
 from train.distributed import is_first, on_first
 from train.metrics import console
+from train.settings import LossSettings
+from train.tasks.contract import load
 
 _LOCK = ".lock"
 # Config fields that a run may change when it goes on; any other change is refused.
@@ -41,7 +44,7 @@ class RunRecord:
         stage: "pretrain" or "finetune".
         model: the architecture, complete.
         config: the config the run was started with.
-        task: of a fine-tuned run: {"classes": [...], "pooling": ...}; empty after pre-training.
+        task: of a fine-tuned run: its name and the `Facts` of `train/tasks/contract.py`; empty after pre-training.
         data_fingerprint: names the rows it was trained on.
         lineage: the runs this one was grafted from, oldest first: {"stage", "directory", "data_fingerprint"} each.
     """
@@ -189,20 +192,79 @@ def ancestor(directory: Path, record: RunRecord) -> list[dict[str, str]]:
     return [*record.lineage, own]
 
 
-def objective_of(record: RunRecord, model: ModelConfig, chunk: int = 0) -> Objective:
-    """Returns the `Objective` that a run trained, run as `model` says."""
+def objective_of(record: RunRecord, model: ModelConfig, adapted: bool = True) -> Objective:
+    """Returns the `Objective` that a run trained, run as `model` says; without `adapted` one in which all trains."""
     if record.stage == "pretrain":
-        return language_model(model, chunk=chunk)
-    return classifier(model, len(record.task["classes"]), record.task["pooling"])
+        return language_model(model, chunk=record.config["loss"]["chunk"])
+    loss = build(LossSettings, record.config["loss"], "config.loss")
+    objective = load(record.task["name"]).objective(model, record.task, loss)
+    return adapt(objective, adaptation_of(record)) if adapted else objective
+
+
+def adaptation_of(record: RunRecord) -> Adaptation:
+    """Returns which parameters a run trained."""
+    return build(Adaptation, record.config["adapt"], "config.adapt")
 
 
 def load_params(
-    directory: Path, objective: Objective, mesh: Mesh, groups: tuple[str, ...] = ("backbone", "head")
+    directory: Path,
+    objective: Objective,
+    mesh: Mesh,
+    groups: tuple[str, ...] | None = None,
+    frozen: Params | None = None,
 ) -> Params:
-    """Returns a run's newest parameters, laid out on `mesh`; see `checkpoint.restore_params` for errors."""
+    """Returns a run's parameters, laid out on `mesh`: the best where it kept them, else the newest.
+
+    Args:
+        directory: of the run.
+        objective: that it trained.
+        mesh: where they go.
+        groups: which to read; None: all.
+        frozen: the groups that did not train, where a caller has them, such as those that several adapters share;
+            None: they are read from the run that it was grafted from.
+
+    Raises:
+        UserError: see `checkpoint.restore_params`; or the run that holds the other groups is gone or another one.
+    """
+    record = read_record(directory)
     boxed = jax.eval_shape(objective.init, jax.random.key(0))
     shardings = parameter_shardings(boxed, mesh)
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.meta.unbox(boxed), shardings
     )
-    return restore_params(directory, abstract, mesh, groups)
+    groups = tuple(boxed) if groups is None else groups
+    own = tuple(group for group in groups if group in objective.trained)
+    other = tuple(group for group in groups if group not in own)
+    best = record.config.get("checkpoint", {}).get("best", False) and (directory / BEST).is_dir()
+    params = restore_params(directory, abstract, mesh, own, BEST if best else NEWEST) if own else {}
+    if other:
+        held = _of_foundation(directory, record, mesh, other) if frozen is None else frozen
+        params |= {group: held[group] for group in other}
+    return params
+
+
+def _of_foundation(directory: Path, record: RunRecord, mesh: Mesh, groups: tuple[str, ...]) -> Params:
+    """Returns groups of the run that a run was grafted from, and which it did not train."""
+    parent = record.lineage[-1]
+    path = Path(parent["directory"])
+    if not (path / "run.json").is_file() or read_record(path).data_fingerprint != parent["data_fingerprint"]:
+        raise UserError(
+            f"{directory} holds only what it trained, and the foundation it was grafted onto, {path}, is gone or "
+            "another run; legal: put it back, or use what `rootstock merge` made of both"
+        )
+    return load_plain(path, record.model, mesh, groups)
+
+
+def load_plain(directory: Path, model: ModelConfig, mesh: Mesh, groups: tuple[str, ...]) -> Params:
+    """Returns groups of a run's parameters, with its adapter, if it has one, added into the backbone.
+
+    Raises:
+        UserError: see `load_params`.
+    """
+    record = read_record(directory)
+    objective = objective_of(record, model)
+    if "adapter" not in objective.trained:
+        return load_params(directory, objective, mesh, groups)
+    params = load_params(directory, objective, mesh)
+    merged = merge(params, adaptation_of(record))
+    return {group: merged[group] for group in groups}

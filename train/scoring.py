@@ -1,31 +1,25 @@
-"""Parameters and held-out rows -> figures: nats per token and bits per byte, or a classifier's predictions.
+"""Parameters and held-out rows -> figures: nats per token and bits per byte, or what a head says of each example.
 
-B batch, T length, V vocabulary or classes.
+B batch, T length.
 """
 
 import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from data.examples import ExampleRows
 from data.loader import Rows, evaluation_batches
 from model.heads import Objective
 from model.transformer import Batch, Params
 from train.mesh import local_places, put_batch, replicated
 
 Figures = dict[str, float]
-
-
-class Predictions(NamedTuple):
-    """Of held-out examples, in the order of the rows: true classes and float32 logits (examples, classes)."""
-
-    labels: np.ndarray
-    logits: np.ndarray
 
 
 def language_model_evaluator(
@@ -60,32 +54,28 @@ def language_model_evaluator(
     return evaluate
 
 
-def predict(objective: Objective, params: Params, rows: Rows, batch_size: int, mesh: Mesh) -> Predictions:
-    """Returns a classifier's `Predictions` on every example of the rows."""
-    compiled = _compiled_predict(objective.predict, mesh)
-    labels, logits = [], []
-    for batch in evaluation_batches(rows, batch_size, 0, local_places(mesh, batch_size)):
-        # Every process gets all rows' answers, also of rows that it did not read.
-        weights_BT, targets_BT, logits_BTV = map(np.asarray, compiled(params, put_batch(batch, mesh)))
-        labels.append(targets_BT[weights_BT > 0])
-        logits.append(logits_BTV[weights_BT > 0])
-    return Predictions(np.concatenate(labels), np.concatenate(logits))
+def head_outputs(
+    objective: Objective, params: Params, rows: ExampleRows, batch_size: int, mesh: Mesh
+) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+    """Yields (example number, the head's output at the tokens of each of its segments), each example once."""
+    compiled = _compiled(objective.predict, mesh)
+    batches = evaluation_batches(rows, batch_size, 0, local_places(mesh, batch_size))
+    for t, batch in enumerate(batches):
+        # Every process gets all rows' outputs, also of rows that it did not read.
+        outputs = np.asarray(compiled(params, put_batch(batch, mesh)))
+        for row, output in zip(range(t * batch_size, len(rows)), outputs, strict=False):
+            for example, places in rows.places(row):
+                yield example, tuple(output[place] for place in places)
+
+
+def held_out_loss(objective: Objective, params: Params, rows: Rows, batch_size: int, mesh: Mesh) -> float:
+    """Returns what the objective reports, over all rows: nats a target, or what a head's loss is measured in."""
+    compiled = _compiled(objective.loss, mesh)
+    batches = evaluation_batches(rows, batch_size, 0, local_places(mesh, batch_size))
+    sums = [jax.device_get(compiled(params, put_batch(batch, mesh))) for batch in batches]
+    return float(np.sum([s.nll for s in sums], dtype=np.float64) / np.sum([s.weight for s in sums], dtype=np.float64))
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled_predict(
-    function: Callable[[Params, Batch], jax.Array], mesh: Mesh
-) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
-    def predictions(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return batch["weights"], batch["targets"], function(params, batch)
-
-    return jax.jit(predictions, out_shardings=replicated(mesh))
-
-
-def classification_figures(predictions: Predictions) -> Figures:
-    """Returns {"loss": nats an example, "accuracy"} of a classifier; what the loop logs while it trains."""
-    labels, logits = predictions
-    shifted = logits - logits.max(-1, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    nll = -log_p[np.arange(len(labels)), labels]
-    return {"loss": float(nll.mean()), "accuracy": float((logits.argmax(-1) == labels).mean())}
+def _compiled(function: Callable[[Params, Batch], Any], mesh: Mesh) -> Callable[..., Any]:
+    return jax.jit(function, out_shardings=replicated(mesh))

@@ -2,7 +2,7 @@
 
 Command:  rootstock finetune --config=configs/finetune/intent.py --init_from=runs/books --workdir=runs/intent \
               --config.data.path=train.jsonl --config.task.test_path=test.jsonl
-Data:     JSONL, CSV or Parquet with a column "text" and a column "label".
+Data:     JSONL, CSV, Parquet or hf:NAME with a column "text" and a column "label".
 Mesh:     one CPU; any `--config.mesh` that the machine has devices for.
 """
 
@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.sequence_length = 128
     config.num_steps = 450
     config.task.pooling = "mean"
+    config.task.prompt = "Customer: {input}\nThe customer asks about:"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 50
     config.evaluation.every = 150

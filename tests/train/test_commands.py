@@ -193,10 +193,15 @@ def test_generate_is_a_function_of_its_seed(foundation):
 
 def test_finetuning_learns_prints_the_table_and_records_its_lineage(foundation, classifier):
     results = json.loads((classifier / "results.json").read_text())
-    assert list(results["models"]) == ["majority class", "head from random weights", "head from the foundation"]
-    accuracy = results["models"]["head from the foundation"]["accuracy"]
+    assert list(results["models"]) == [
+        "no model: the most frequent answer", "foundation, zero-shot", "foundation, 3-shot",
+        "head from random weights", "fine-tuned",
+    ]  # fmt: skip
+    accuracy = results["models"]["fine-tuned"]["accuracy"]
     assert accuracy["value"] >= 0.95 and accuracy["low"] <= accuracy["value"] <= accuracy["high"]
-    assert accuracy["value"] > results["models"]["majority class"]["accuracy"]["value"]
+    gain = results["gain"]["foundation, zero-shot"]["accuracy"]
+    assert gain["apart"] and gain["relative_gain"] > 0.33
+    assert "<svg" in (classifier / "report.html").read_text()
     record = json.loads((classifier / "run.json").read_text())
     assert record["task"]["classes"] == ["even", "odd"]
     assert [run["directory"] for run in record["lineage"]] == [str(foundation)]
@@ -242,7 +247,7 @@ def test_wrong_input_gives_one_clear_line_and_loses_nothing(text, foundation, cl
         (command, ("evaluate", f"--checkpoint={foundation}"), "--text is missing"),
         (command, ("evaluate", f"--checkpoint={classifier}", f"--data={test_only}"), "'third'"),
         (command, ("generate", f"--checkpoint={foundation}"), "--prompt is missing"),
-        (command, ("generate", f"--checkpoint={classifier}", "--prompt=x"), "pre-training run"),
+        (command, ("generate", f"--checkpoint={classifier}", "--prompt=x"), "legal: a pre-training run"),
     ]
     before = [digest(foundation), digest(classifier)]
     for function, arguments, expected in cases:

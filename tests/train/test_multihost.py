@@ -210,7 +210,7 @@ def test_finetuning_in_two_processes_gives_the_figures_of_one(four, tmp_path):
             "--config.sequence_length=16", "--config.num_steps=3", "--config.task.baseline=False",
         )  # fmt: skip
         assert [process.returncode for process in done] == [0] * count, [process.stderr for process in done]
-        assert ["head from the foundation" in process.stdout for process in done] == [True] + [False] * (count - 1)
+        assert ["fine-tuned" in process.stdout for process in done] == [True] + [False] * (count - 1)
         published.append((json.loads((workdir / "results.json").read_text()), records(workdir)[-1]["loss"]))
     (one, one_loss), (two, two_loss) = published
     assert one == two and two_loss == pytest.approx(one_loss, rel=1e-5)
