@@ -143,7 +143,7 @@ def adapt() -> ConfigDict:
     a.last_layers = 2
     a.rank = 8
     a.alpha = 16.0  # the factors' product is multiplied by alpha / rank
-    a.targets = ("query", "key", "value", "output", "gate", "up", "down")  # or "up", "down" alone where nothing gates
+    a.targets = ("query", "value")  # which matrices: also "key", "output" of attention, "gate", "up", "down" of the MLP
     return a
 
 

@@ -98,7 +98,8 @@ class Graft:
             asked = graft._as_it_is(foundation) if self.task.untrained is None else graft._in_words(foundation)
             before = asked[0].predictions if self.task.untrained is None else None
             table += asked
-        if self.settings.task.baseline:
+        # Against the foundation's own preferences, random weights have nothing to be compared with.
+        if self.settings.task.baseline and not self.task.reference:
             table.append(graft._trained(_RANDOM, self.workdir / "from_random", None, before))
         table.append(graft._trained(_TUNED, self.workdir, self.foundation, before))
         return graft._publish(table)
@@ -261,7 +262,7 @@ class Graft:
             for e in draw(examples, _SAMPLES)
         ]
         curves = {_TUNED: self.workdir / "metrics.jsonl"}
-        if s.task.baseline:
+        if s.task.baseline and not self.task.reference:
             curves[_RANDOM] = self.workdir / "from_random" / "metrics.jsonl"
         about = {
             "task": s.task.name,

@@ -88,7 +88,7 @@ def written(folder, kind):
 
 
 SQUAD_FIGURES = {"exact_match", "f1", "no_answer_accuracy"}
-DPO = {"task.name": "preference", "task.baseline": False}
+DPO = {"task.name": "preference"}
 TASKS = {
     "classification": (intent.get_config, "labels", {}, {"accuracy", "macro_f1"}),
     "by contract": (contract_clause.get_config, "labels", {"task.class_weights": "balanced"}, {"accuracy"}),
@@ -116,7 +116,7 @@ def test_a_task_goes_from_foundation_to_table(name, foundation, tmp_path):
         assert found["low"] <= found["value"] <= found["high"] and np.isfinite(found["value"])
     asked = [model for model in models if model.startswith("foundation")]
     assert bool(asked) == (name not in ("regression", "tagging", "reward"))
-    assert ("head from random weights" in models) == config["task"]["baseline"]
+    assert ("head from random weights" in models) == (name != "preference")
     assert set(published["gain"]) == set(models) - {"fine-tuned"}
     assert "fine-tuned" in (tmp_path / "run" / "report.html").read_text()
     # Any rows with the same columns can be scored from the directory alone.
