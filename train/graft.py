@@ -266,15 +266,17 @@ class Graft:
             curves[_RANDOM] = self.workdir / "from_random" / "metrics.jsonl"
         about = {
             "task": s.task.name,
-            "foundation": " <- ".join(run["directory"] for run in reversed(self.record.lineage)),
-            "trained on": f"{len(self.parts['train'].examples):,} rows of {s.data.path}",
-            "fingerprint of these rows": self.record.data_fingerprint,
-            "steps": f"{s.num_steps:,} of {s.batch_size} rows of {s.sequence_length} tokens, {s.adapt.method}",
+            "foundation": " → ".join(run["directory"] for run in self.record.lineage),
+            "this run": str(self.workdir.absolute()),
+            "training": f"{len(self.parts['train'].examples):,} rows of {s.data.path}, {s.num_steps:,} steps of "
+            f"{s.batch_size} x {s.sequence_length} tokens, {s.adapt.method}",
+            "validation rows": f"{len(self.parts['validation'].examples):,}",
+            "held-out rows": f"{len(tuned.examples):,}",
+            "data fingerprint": self.record.data_fingerprint,
         }
         rows = [(row.name, len(row.examples), row.metrics) for row in table]
-        html.write(
-            self.workdir / "report.html", self.workdir.name, about, rows, curves, self._confusion(tuned), samples
-        )
+        title = f"{s.task.name}: before and after fine-tuning"
+        html.write(self.workdir / "report.html", title, rows, curves, self._confusion(tuned), samples, about)
 
     def _confusion(self, row: Scored) -> tuple[list[str], np.ndarray] | None:
         """Returns the classes and how often each was taken for each, where an example has one class."""

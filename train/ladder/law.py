@@ -13,7 +13,7 @@ from operator import attrgetter
 import numpy as np
 
 from configs.errors import UserError
-from train.report import Interval
+from train.proof.interval import Interval, interval
 
 # L-BFGS-B solves systems of a few unknowns; OpenBLAS wakes every thread for each, 30 times slower on busy cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -236,12 +236,6 @@ def resampled_laws(points: Sequence[Point], law: Law, count: int = RESAMPLES, se
     return laws
 
 
-def interval(law: Law, laws: Sequence[Law], figure: Callable[[Law], float]) -> Interval:
-    """Returns (a figure of the law, low, high): the 95 % percentile bootstrap over the laws of the resamples."""
-    low, high = np.percentile([figure(resampled) for resampled in laws], [2.5, 97.5])
-    return figure(law), float(low), float(high)
-
-
 def hold_out_largest(points: Sequence[Point]) -> HeldOut | None:
     """Returns the largest-compute run and what the others say of it; None where the others do not determine a law."""
     largest = max(points, key=lambda point: point.flops)
@@ -276,7 +270,7 @@ class Analysis:
 
     def law_figures(self) -> dict[str, Interval]:
         """Returns the law's five numbers with intervals."""
-        return {f.name: interval(self.law, self.laws, attrgetter(f.name)) for f in dataclasses.fields(Law)}
+        return {f.name: self._interval(attrgetter(f.name)) for f in dataclasses.fields(Law)}
 
     def budget_figures(self, flops: float) -> dict[str, Interval]:
         """Returns the optimum of a budget with intervals: parameters, tokens, tokens_per_parameter, loss."""
@@ -287,7 +281,10 @@ class Analysis:
             "tokens_per_parameter": lambda law: best(law).tokens / best(law).parameters,
             "loss": lambda law: best(law).loss,
         }
-        return {name: interval(self.law, self.laws, figure) for name, figure in figures.items()}
+        return {name: self._interval(figure) for name, figure in figures.items()}
+
+    def _interval(self, figure: Callable[[Law], float]) -> Interval:
+        return interval(figure(self.law), [figure(law) for law in self.laws])
 
 
 def analyse(points: Sequence[Point]) -> Analysis:

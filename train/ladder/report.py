@@ -8,7 +8,7 @@ from rich.table import Table
 
 from train.ladder.law import Analysis, rms_residual
 from train.metrics import results_console
-from train.report import as_json
+from train.proof.interval import as_json
 
 Results = dict[str, Any]
 

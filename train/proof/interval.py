@@ -57,11 +57,11 @@ def mean_interval(per_row: Sequence[float] | np.ndarray, better: Better = "highe
 def gain(before: Interval, after: Interval) -> dict[str, Any]:
     """Returns {"relative_gain", "apart"}: by which part it got better, and whether the two intervals do not overlap.
 
-    Of a figure that is better when lower, the gain is the part by which it fell. None where it was 0.
+    Of a figure that is better when lower, the gain is the part by which it fell. None where it was not above 0.
     """
     sign = 1 if after.better == "higher" else -1
     apart = after.low > before.high if sign > 0 else after.high < before.low
-    return {"relative_gain": sign * (after.value / before.value - 1) if before.value else None, "apart": apart}
+    return {"relative_gain": sign * (after.value / before.value - 1) if before.value > 0 else None, "apart": apart}
 
 
 def as_json(metrics: Mapping[str, Interval]) -> dict[str, dict[str, float]]:

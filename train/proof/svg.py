@@ -1,78 +1,146 @@
-"""Loss curves as inline SVG: a picture that needs no library, no script and no network."""
+"""The drawings of the report as inline SVG, one unit a pixel: interval bars, loss curves, the heat map.
 
-import html
+Colours are CSS variables of the page, so that they follow light and dark.
+"""
+
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
 
-_WIDTH, _HEIGHT = 720, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 14, 40
-_COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea")
-_TICKS = 5
+import numpy as np
 
-Curve = Sequence[tuple[float, float]]
+from train.proof.interval import Interval
+
+Points = Sequence[tuple[float, float]]
+
+# Colours of lines that `html.py` defines, as --line-0 and so on.
+LINES = 4
+_BAR_WIDTH, _BAR_HEIGHT = 140, 12
+_CHART_WIDTH, _CHART_HEIGHT = 380, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 10, 40
+# A curve of more points says nothing more at this width.
+_MOST_POINTS = 400
+_CELL, _GAP = 30, 2
+_CHARACTER = 6.6
+_LONGEST_NAME = 24
 
 
-def line_chart(curves: Mapping[str, tuple[Curve, Curve]], x_label: str, y_label: str) -> str:
-    """Returns an <svg> of curves.
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Returns round numbers, the first at or below `low`, the last at or above `high`, about so many steps between."""
+    span = high - low or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / about))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power * about >= span * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+
+
+def interval_bar(figure: Interval, low: float, high: float) -> str:
+    """Returns the interval as a bar and the value as a dot, on a scale from `low` to `high`."""
+
+    def x(value: float) -> float:
+        return 4 + (value - low) / (high - low) * (_BAR_WIDTH - 8)
+
+    left, right, middle = x(figure.low), x(figure.high), _BAR_HEIGHT / 2
+    return (
+        f'<svg class="interval" width="{_BAR_WIDTH}" height="{_BAR_HEIGHT}" aria-hidden="true">'
+        f'<line class="axis" x1="4" x2="{_BAR_WIDTH - 4}" y1="{middle}" y2="{middle}"/>'
+        f'<rect x="{left:.1f}" y="{middle - 4}" width="{max(right - left, 1):.1f}" height="8" rx="2"/>'
+        f'<circle cx="{x(figure.value):.1f}" cy="{middle}" r="2"/></svg>'
+    )
+
+
+def line_chart(title: str, lines: Mapping[int, Points], x_ticks: Sequence[float], y_ticks: Sequence[float]) -> str:
+    """Returns a chart of loss over steps.
 
     Args:
-        curves: name -> (points of a thin line, points of a line with dots), each (x, y).
-        x_label: under the x axis.
-        y_label: beside the y axis.
+        title: what it shows, for who cannot see it.
+        lines: number of the colour -> its points (step, loss).
+        x_ticks: of the axis of steps; it goes from the first to the last.
+        y_ticks: of the axis of the loss.
     """
-    points = [point for pair in curves.values() for curve in pair for point in curve]
-    if not points:
-        return ""
-    x_low, x_high = 0.0, max(x for x, _ in points)
-    y_ticks = ticks(min(y for _, y in points), max(y for _, y in points))
-    x_ticks = [x for x in ticks(x_low, x_high) if x_low <= x <= x_high]
-    y_low, y_high = y_ticks[0], y_ticks[-1]
+    bottom, right = _CHART_HEIGHT - _BOTTOM, _CHART_WIDTH - _RIGHT
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_low) / ((x_high - x_low) or 1.0)
-        up = (y - y_low) / ((y_high - y_low) or 1.0)
-        return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
+    def x(value: float) -> float:
+        return _LEFT + (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (right - _LEFT)
 
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(y_label)}">']
-    for y in y_ticks:
-        _, height = place(x_low, y)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{height + 4:.1f}" text-anchor="end">{y:g}</text>')
-    for x in x_ticks:
-        across, _ = place(x, y_low)
-        parts.append(f'<text x="{across:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{x:g}</text>')
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{html.escape(x_label)}</text>')
-    parts.append(
-        f'<text transform="translate(14 {_HEIGHT // 2}) rotate(-90)" text-anchor="middle">{html.escape(y_label)}</text>'
+    def y(value: float) -> float:
+        return bottom - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (bottom - _TOP)
+
+    decimals = max(len(f"{t:g}".partition(".")[2]) for t in y_ticks)
+    parts = [
+        f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
+        f'<text x="{_LEFT - 6}" y="{y(t) + 4:.1f}" text-anchor="end">{t:.{decimals}f}</text>'
+        for t in y_ticks
+    ]
+    parts += [
+        f'<line class="axis" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
+        f'<text x="{x(t):.1f}" y="{bottom + 17}" text-anchor="middle">{_short(t)}</text>'
+        for t in x_ticks
+    ]
+    parts.append(f'<text x="{(_LEFT + right) / 2}" y="{_CHART_HEIGHT - 6}" text-anchor="middle">step</text>')
+    parts.append(f'<text transform="translate(11 {(_TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">loss</text>')
+    for number, points in lines.items():
+        shown = [(x(step), y(loss)) for step, loss in _thinned(points)]
+        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in shown)
+        parts.append(f'<g class="line-{number % LINES}"><polyline points="{path}"/>')
+        if len(shown) <= _MOST_POINTS / 10:
+            parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>' for a, b in shown]
+        parts.append("</g>")
+    size = f'viewBox="0 0 {_CHART_WIDTH} {_CHART_HEIGHT}"'
+    return f'<svg class="chart" {size} role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+
+
+def _thinned(points: Points) -> Points:
+    """Returns at most `_MOST_POINTS` points, each the mean of its neighbours."""
+    if len(points) <= _MOST_POINTS:
+        return points
+    return [tuple(part.mean(0)) for part in np.array_split(np.asarray(points), _MOST_POINTS)]
+
+
+def _short(number: float) -> str:
+    for size, suffix in ((1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:g}{suffix}"
+    return f"{number:g}"
+
+
+def heat_map(classes: Sequence[str], counts: np.ndarray, totals: np.ndarray) -> str:
+    """Returns the counts as coloured cells, rows expected, columns predicted.
+
+    Args:
+        classes: names of the rows and columns.
+        counts: (classes, classes).
+        totals: rows of each expected class, over all classes: a cell is as strong as its part of them.
+    """
+    names = [name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in classes]
+    longest = max(map(len, names)) * _CHARACTER
+    left, top = longest + 12, longest * 0.72 + 16
+    # The last column's name leans over the edge.
+    width, height = left + len(names) * _CELL + longest * 0.72 + 8, top + len(names) * _CELL + 4
+    parts = []
+    for i, name in enumerate(names):
+        middle = (i + 0.5) * _CELL
+        text = f"{escape(name)}<title>{escape(classes[i])}</title>"
+        parts.append(f'<text x="{left - 6:.1f}" y="{top + middle + 4:.1f}" text-anchor="end">{text}</text>')
+        parts.append(f'<text transform="translate({left + middle:.1f} {top - 6:.1f}) rotate(-45)">{text}</text>')
+    for i, row in enumerate(counts):
+        for j, count in enumerate(row):
+            parts.append(_cell(left + j * _CELL, top + i * _CELL, int(count), int(totals[i]), i == j))
+    return (
+        f'<svg class="confusion" width="{width:.0f}" height="{height:.0f}" role="img" '
+        f'aria-label="Rows: expected class; columns: predicted class">{"".join(parts)}</svg>'
     )
-    for (thin, dotted), colour in zip(curves.values(), _COLOURS, strict=False):
-        parts.append(_polyline(thin, place, colour, 'stroke-width="1" opacity="0.55"'))
-        parts.append(_polyline(dotted, place, colour, 'stroke-width="2"'))
-        for point in dotted:
-            x, y = place(*point)
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>')
-    return "".join([*parts, "</svg>"]) + legend(list(curves))
 
 
-def legend(names: Sequence[str]) -> str:
-    """Returns the names of the curves, each with its colour."""
-    marks = (
-        f'<span><i style="background:{colour}"></i>{html.escape(name)}</span>'
-        for name, colour in zip(names, _COLOURS, strict=False)
-    )
-    return f'<p class="legend">{"".join(marks)}<span>thin: training, dots: validation</span></p>'
-
-
-def _polyline(points: Curve, place: Callable[[float, float], tuple[float, float]], colour: str, style: str) -> str:
-    joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
-    return f'<polyline points="{joined}" fill="none" stroke="{colour}" {style}/>' if joined else ""
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Returns about five round numbers, the first at most `low` and the last at least `high`."""
-    span = (high - low) or abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / _TICKS))
-    step = next(factor * power for factor in (1, 2, 5, 10) if span / (factor * power) <= _TICKS + 1e-9)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+def _cell(x: float, y: float, count: int, total: int, right: bool) -> str:
+    size = _CELL - _GAP
+    part = count / total if total else 0.0
+    cell = f'<rect class="empty" x="{x:.1f}" y="{y:.1f}" width="{size}" height="{size}" rx="3"/>'
+    if not count:
+        return cell
+    # Rare ones stay visible.
+    kind = "right" if right else "wrong"
+    cell += cell.replace('"empty"', f'"{kind}" fill-opacity="{0.12 + 0.88 * part:.2f}"')
+    dark = ' class="on-dark"' if part > 0.5 else ""
+    text = f"{count}" if count < 1000 else _short(round(count, -2))
+    return cell + f'<text{dark} x="{x + size / 2:.1f}" y="{y + size / 2 + 4:.1f}" text-anchor="middle">{text}</text>'

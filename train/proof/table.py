@@ -17,11 +17,12 @@ def comparison(title: str, rows: Sequence[tuple[str, int, Mapping[str, Interval]
         lower = rows[-1][2][name].better == "lower"
         table.add_column(name.replace("_", "-") + (" (lower is better)" if lower else ""), justify="right")
     for model, count, metrics in rows:
-        table.add_row(model, f"{count:,}", *(_shown(metrics.get(name)) for name in names))
+        table.add_row(model, f"{count:,}", *(shown(metrics.get(name)) for name in names))
     return table
 
 
-def _shown(figure: Interval | None) -> str:
+def shown(figure: Interval | None) -> str:
+    """Returns a figure as text, "0.912 [0.900, 0.923]"; "-" where a model has none."""
     if figure is None:
         return "-"
     digits = 1 if max(abs(figure.low), abs(figure.high)) >= 10 else 3

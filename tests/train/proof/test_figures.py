@@ -32,7 +32,8 @@ def test_a_gain_knows_which_direction_is_better():
     down = gain(Interval(4.0, 3.9, 4.1, "lower"), Interval(3.0, 2.9, 3.1, "lower"))
     assert down == {"relative_gain": pytest.approx(0.25), "apart": True}
     assert not gain(Interval(0.2, 0.1, 0.3), Interval(0.4, 0.3, 0.5))["apart"]
-    assert gain(Interval(0.0, 0.0, 0.0), Interval(1.0, 1.0, 1.0))["relative_gain"] is None
+    for nothing in (0.0, -0.5):
+        assert gain(Interval(nothing, nothing, nothing), Interval(1.0, 1.0, 1.0))["relative_gain"] is None
 
 
 def test_classification_is_scikit_learns_and_resampled_alike():
