@@ -65,6 +65,7 @@ def model() -> ConfigDict:
     m.rope_original_context = 8192  # tokens
     m.mlp = "silu_gated"  # or "gelu_gated", "gelu", "relu2"
     m.qk_norm = True  # RMSNorm on each head's queries and keys
+    m.qk_norm_joint = False  # one such norm over all heads instead (OLMo 2)
     m.qkv_bias = False
     m.output_bias = False  # of attention's output projection
     m.mlp_bias = False

@@ -38,6 +38,7 @@ _LLAMA: Fields = {
     "rope_original_context": 8192,
     "mlp": "silu_gated",
     "qk_norm": False,
+    "qk_norm_joint": False,
     "qkv_bias": False,
     "output_bias": False,
     "mlp_bias": False,
@@ -118,6 +119,16 @@ _GEMMA2: Fields = _LLAMA | {
     "sliding_window": (4096, 0),
 }
 
+# OLMo 2: arXiv:2501.00656, table 1; config.json of allenai/OLMo-2-{0425-1B,1124-7B}.
+_OLMO2: Fields = _LLAMA | {
+    "vocab_size": 100352,
+    "norm_position": "post",
+    "norm_epsilon": 1e-6,
+    "rope_theta": 500000.0,
+    "qk_norm": True,
+    "qk_norm_joint": True,
+}
+
 # _shape: embed_dim, num_layers, num_heads, num_kv_heads, mlp_dim
 _ARCHITECTURES: dict[str, Fields] = {
     "gpt2": _GPT2 | _shape(768, 12, 12, 12, 3072),
@@ -139,6 +150,8 @@ _ARCHITECTURES: dict[str, Fields] = {
     "smollm2_135m": _SMOLLM2 | _shape(576, 30, 9, 3, 1536),
     "smollm2_360m": _SMOLLM2 | _shape(960, 32, 15, 5, 2560),
     "smollm2_1_7b": _SMOLLM2 | _shape(2048, 24, 32, 32, 8192) | {"rope_theta": 130000.0},
+    "olmo2_1b": _OLMO2 | _shape(2048, 16, 16, 16, 8192),
+    "olmo2_7b": _OLMO2 | _shape(4096, 32, 32, 32, 11008),
     "gemma2_2b": _GEMMA2 | _shape(2304, 26, 8, 4, 9216),
     "gemma2_9b": _GEMMA2 | _shape(3584, 42, 16, 8, 14336),
 }
@@ -165,6 +178,8 @@ PUBLISHED_PARAMETERS: dict[str, int] = {
     "smollm2_135m": 134_515_008,
     "smollm2_360m": 361_821_120,
     "smollm2_1_7b": 1_711_376_384,
+    "olmo2_1b": 1_484_916_736,
+    "olmo2_7b": 7_298_617_344,
     "gemma2_2b": 2_614_341_888,
     "gemma2_9b": 9_241_705_984,
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from configs.errors import UserError
 
@@ -162,6 +162,19 @@ class Tokenizer:
             else:
                 counts[index] = len(token.encode())
         return counts
+
+    def with_frame(self, eos: bool) -> "Tokenizer":
+        """Returns the tokenizer whose file says that a text begins with bos and, with `eos`, ends with eos.
+
+        `encode` adds neither; other readers of the file do as it says.
+        """
+        backend = tokenizers.Tokenizer.from_str(self.serialized)
+        names = {index: self.token_name(index) for index in (self.bos_id, self.eos_id)}
+        bos, end = names[self.bos_id], f" {names[self.eos_id]}" if eos else ""
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A{end}", special_tokens=[(name, index) for index, name in names.items()]
+        )
+        return dataclasses.replace(self, serialized=backend.to_str())
 
     def save(self, directory: str | Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`: the names of bos, eos and pad, and the chat template."""

@@ -29,6 +29,13 @@ class Attention(nn.Module):
 
     config: ModelConfig
 
+    def _normed(self, name: str, x_BTNH: jax.Array) -> jax.Array:
+        """Returns queries or keys after their norm: of each head alone, or of all heads as one vector."""
+        if not self.config.qk_norm_joint:
+            return Norm(self.config, axis="head_dim", name=name)(x_BTNH)
+        flat = Norm(self.config, name=name)(x_BTNH.reshape(*x_BTNH.shape[:2], -1))
+        return flat.reshape(x_BTNH.shape)
+
     @nn.compact
     def __call__(
         self, x_BTD: jax.Array, context: Context, window: jax.Array | None, cache: KVCache | None
@@ -45,8 +52,7 @@ class Attention(nn.Module):
         q_BTNH, k_BTKH = project("query", N, "heads"), project("key", K, "kv_heads")
         v_BTKH = project("value", K, "kv_heads")
         if cfg.qk_norm:
-            q_BTNH = Norm(cfg, axis="head_dim", name="query_norm")(q_BTNH)
-            k_BTKH = Norm(cfg, axis="head_dim", name="key_norm")(k_BTKH)
+            q_BTNH, k_BTKH = self._normed("query_norm", q_BTNH), self._normed("key_norm", k_BTKH)
         if context.sin_BTH is not None and context.cos_BTH is not None:
             q_BTNH = rotate(q_BTNH, context.sin_BTH, context.cos_BTH)
             k_BTKH = rotate(k_BTKH, context.sin_BTH, context.cos_BTH)

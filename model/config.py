@@ -36,6 +36,7 @@ class ModelConfig:
     rope_original_context: int
     mlp: Literal["silu_gated", "gelu_gated", "gelu", "relu2"]
     qk_norm: bool
+    qk_norm_joint: bool
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool

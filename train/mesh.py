@@ -14,7 +14,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from configs.errors import UserError
-from model.sharding import ACTIVATION_RULES, BATCH_SPEC, MESH_AXES, AnyMesh
+from model.sharding import ACTIVATION_RULES, BATCH_SPEC, MESH_AXES, AnyMesh, parameter_shardings
 from train.settings import MeshSettings, Settings
 
 
@@ -193,6 +193,16 @@ def _held_parts(mesh: Mesh, devices: tuple[jax.Device, ...]) -> list[int]:
 def single_device_mesh() -> Mesh:
     """Returns a mesh of the first device alone, for commands that do not train."""
     return make_mesh(MeshSettings(slice=1, data=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])
+
+
+def import_mesh(boxed: Any) -> Mesh:  # noqa: ANN401 - abstract parameters with their logical axes
+    """Returns a mesh over which parameters are shared out by fsdp, or one of a single device where they cannot be."""
+    mesh = make_mesh(MeshSettings(slice=1, data=1, fsdp=-1, tensor=1, context=1))
+    try:
+        parameter_shardings(boxed, mesh)
+    except UserError:
+        return single_device_mesh()
+    return mesh
 
 
 def scoring_mesh() -> Mesh:

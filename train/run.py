@@ -14,6 +14,7 @@ import jax
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from configs import default
 from configs.errors import UserError
 from configs.schema import build
 from data.tokenizer import Tokenizer, load_tokenizer
@@ -138,12 +139,15 @@ def _write_if_new(workdir: Path, record: RunRecord, tokenizer: Tokenizer) -> boo
 
 
 def config_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Returns "field: before -> now" for each field that a run may not change when it goes on (see `MAY_CHANGE`)."""
-    old, new = _flatten(before), _flatten(now)
+    """Returns "field: before -> now" for each field that a run may not change when it goes on (see `MAY_CHANGE`).
+
+    A field that came after the run was started had its default then.
+    """
+    old, new = _flatten(default.get_config().to_dict()) | _flatten(before), _flatten(now)
     return [
-        f"config.{name}: {old.get(name)!r} -> {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not name.startswith(MAY_CHANGE) and name != "data.path"
+        f"config.{name}: {old.get(name)!r} -> {new[name]!r}"
+        for name in sorted(new)
+        if old.get(name) != new[name] and not name.startswith(MAY_CHANGE) and name != "data.path"
     ]
 
 
@@ -168,8 +172,9 @@ def read_record(directory: Path) -> RunRecord:
         raise UserError(f"{directory} is not a run of rootstock: it holds no run.json")
     try:
         values = json.loads(path.read_text())
-        # What attends fastest there may not run here.
-        model = build(ModelConfig, values.pop("model") | {"attention": "auto"}, f"{path}: model")
+        # What attends fastest there may not run here, and a field that came later had its default then.
+        stored = default.model().to_dict() | values.pop("model") | {"attention": "auto"}
+        model = build(ModelConfig, stored, f"{path}: model")
         values.pop("version")
         return RunRecord(model=model, **values)
     except (ValueError, KeyError, TypeError) as error:

@@ -24,7 +24,7 @@ def count_parameters(a: dict) -> int:
     layer += embed * (queries + 2 * keys) + a["qkv_bias"] * (queries + 2 * keys)
     layer += queries * embed + a["output_bias"] * embed
     layer += matrices * embed * mlp + a["mlp_bias"] * ((matrices - 1) * mlp + embed)
-    layer += 2 * head * a["qk_norm"]
+    layer += (queries + keys if a["qk_norm_joint"] else 2 * head) * a["qk_norm"]
 
     tables = a["vocab_size"] * embed * (1 if a["tie_embeddings"] else 2)
     tables += a["context_length"] * embed * (a["position"] == "learned")

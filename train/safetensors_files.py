@@ -1,0 +1,121 @@
+"""Weights in safetensors, one file or shards with an index: read tensor by tensor, written shard by shard."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401 - teaches numpy bfloat16
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from configs.errors import UserError
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+_SHARD_BYTES = 5_000_000_000
+_TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The tensors of a directory, each read when it is asked for.
+
+    Attributes:
+        shapes: name -> shape.
+        files: name -> the file that holds it.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    files: dict[str, Path]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Returns a tensor as it is stored."""
+        # Opened anew each time: an open file keeps every page that was read of it in memory.
+        with safe_open(self.files[name], framework="numpy") as file:
+            return file.get_tensor(name)
+
+
+def find_weights(directory: Path) -> Weights:
+    """Returns the weights of a directory.
+
+    Raises:
+        UserError: there are none, or a file is missing, cut off or no safetensors.
+    """
+    weights = Weights({}, {})
+    for path in _paths(directory):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for name in file.keys():
+                    weights.shapes[name] = tuple(file.get_slice(name).get_shape())
+                    weights.files[name] = path
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is damaged or no safetensors file: {' '.join(str(error).split())}") from None
+    return weights
+
+
+def _paths(directory: Path) -> list[Path]:
+    index = directory / INDEX
+    if not index.is_file():
+        if (directory / SINGLE).is_file():
+            return [directory / SINGLE]
+        others = ", ".join(path.name for path in sorted(directory.glob("*.bin"))[:3])
+        pickled = f" ({others} may hold code and is not read)" if others else ""
+        raise UserError(f"{directory} holds neither {SINGLE} nor {INDEX}{pickled}; legal: weights in safetensors")
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is damaged: {error!r}") from None
+    for name in names:
+        # A name is a file beside the index and nothing else.
+        if not isinstance(name, str) or Path(name).name != name or not (directory / name).is_file():
+            raise UserError(f"{index} names {name!r}; legal: files that stand beside it")
+    return [directory / name for name in names]
+
+
+def write_weights(directory: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, tensors: Iterator[Any]) -> None:
+    """Writes tensors as they come, one in memory at a time: into one file, or shards of about 5 GB and an index.
+
+    The library itself writes only what is in memory as a whole.
+
+    Args:
+        directory: where they go.
+        shapes: name -> shape, in the order in which the tensors come.
+        dtype: of all of them; the name of a numpy type.
+        tensors: the arrays.
+    """
+    size = np.dtype(dtype).itemsize
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
+    filled = 0
+    for name, shape in shapes.items():
+        if shards[-1] and filled + math.prod(shape) * size > _SHARD_BYTES:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = shape
+        filled += math.prod(shape) * size
+    count = len(shards)
+    files = [SINGLE if count == 1 else f"model-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)]
+    for file, shard in zip(files, shards, strict=True):
+        with (directory / file).open("wb") as out:
+            out.write(_header(shard, dtype))
+            for _ in shard:
+                out.write(np.ascontiguousarray(next(tensors)).astype(dtype, copy=False).tobytes())
+    if count > 1:
+        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        total = sum(math.prod(shape) * size for shape in shapes.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (directory / INDEX).write_text(json.dumps(index, indent=1))
+
+
+def _header(shard: Mapping[str, tuple[int, ...]], dtype: str) -> bytes:
+    """Returns the header of a file: its length in 8 bytes, then JSON (github.com/huggingface/safetensors, Format)."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, shape in shard.items():
+        end = start + math.prod(shape) * np.dtype(dtype).itemsize
+        header[name] = {"dtype": _TYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
