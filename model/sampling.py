@@ -1,15 +1,18 @@
-"""Decoding and scoring with a KV cache, pure and jitted: one prefill, then one compiled loop.
+"""Decoding and scoring with a KV cache, pure and jitted: one prefill, then compiled steps.
 
 Prompts are aligned at their ends, so one cache column serves the whole batch. A token's place is its column minus its
 row's padding, which alone says what is padding (negative) and what is in the future (larger).
 B batch, P prompt length, M new tokens, S = P + M, C choices, L layers, K kv heads, H head dim, V vocabulary.
 """
 
+import dataclasses
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from configs.errors import UserError
 from model import losses
 from model.attention import KVCache
 from model.config import ModelConfig
@@ -19,17 +22,70 @@ from model.layers import compute_dtype
 from model.transformer import Params, run_layers
 
 
-@partial(jax.jit, static_argnames=("config", "max_new_tokens", "top_k", "eos_id"))
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; each filter sees what the one before it left, in this order.
+
+    Attributes:
+        repetition_penalty: logits of tokens that the text has already are divided by it, or multiplied where negative
+            (CTRL: arXiv:1909.05858, section 4.1); 1: off.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: draw among the k most likely; 0: all.
+        top_p: draw among the fewest tokens that have this much probability together (arXiv:1904.09751); 1: all.
+        min_p: draw among tokens at least this part as likely as the most likely one (arXiv:2407.01082); 0: all.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        legal = {
+            "temperature": (self.temperature >= 0, "at least 0"),
+            "top_k": (self.top_k >= 0, "at least 0"),
+            "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
+            "min_p": (0 <= self.min_p <= 1, "0 to 1"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+        }
+        faults = [f"{name} is {getattr(self, name)}; legal: {text}" for name, (ok, text) in legal.items() if not ok]
+        if faults:
+            raise UserError("; ".join(faults))
+
+
+class Decoding(NamedTuple):
+    """A batch of texts that is being written.
+
+    Attributes:
+        column: of the cache, where the next token goes.
+        logits_BV: of the next token.
+        cache: of the tokens so far.
+        places_BS: see the module.
+        seen_BV: which tokens each text has; (B, 0) where no penalty asks for it.
+        done_B: whether a text has ended.
+        rng: of the samples.
+    """
+
+    column: jax.Array
+    logits_BV: jax.Array
+    cache: KVCache | None
+    places_BS: jax.Array
+    seen_BV: jax.Array
+    done_B: jax.Array
+    rng: jax.Array
+
+
+@partial(jax.jit, static_argnames=("config", "sampling", "max_new_tokens", "eos_id"))
 def generate(
     config: ModelConfig,
     params: Params,
     prompts_BP: jax.Array,
     lengths_B: jax.Array,
     rng: jax.Array,
-    temperature: jax.Array,
+    sampling: Sampling,
     *,
     max_new_tokens: int,
-    top_k: int,
     eos_id: int,
 ) -> jax.Array:
     """Returns the new tokens as tokens_BM; after a row's `eos_id` come only `eos_id`s.
@@ -40,30 +96,59 @@ def generate(
         prompts_BP: prompts, each at the end of its row.
         lengths_B: tokens of each prompt.
         rng: key of the samples; unused at temperature 0.
-        temperature: divides the logits; 0 takes the most likely token.
+        sampling: how tokens are drawn.
         max_new_tokens: M.
-        top_k: sample among the k most likely; 0 for all.
         eos_id: ends a row.
     """
-    P = prompts_BP.shape[1]
+    state = prefill(config, params, prompts_BP, lengths_B, rng, sampling, max_new_tokens=max_new_tokens)
+    return advance(config, params, state, sampling, steps=max_new_tokens, eos_id=eos_id)[0]
+
+
+@partial(jax.jit, static_argnames=("config", "sampling", "max_new_tokens"))
+def prefill(
+    config: ModelConfig,
+    params: Params,
+    prompts_BP: jax.Array,
+    lengths_B: jax.Array,
+    rng: jax.Array,
+    sampling: Sampling,
+    *,
+    max_new_tokens: int,
+) -> Decoding:
+    """Returns the state after the prompts, with room for `max_new_tokens`; see `generate`."""
+    B, P = prompts_BP.shape
     empty, places_BS = _empty_cache(config, prompts_BP, lengths_B, max_new_tokens)
+    x_BPD, cache = _forward(config, params, prompts_BP, places_BS, jnp.asarray(0), empty)
+    logits_BV = losses.logits(x_BPD[:, -1:], unembedding(params), config.logit_softcap)[:, 0]
+    seen_BV = jnp.zeros((B, 0 if sampling.repetition_penalty == 1.0 else logits_BV.shape[1]), bool)
+    if seen_BV.size:
+        # A prompt's padding stands at place below 0.
+        real_BP = places_BS[:, :P] >= 0
+        seen_BV = jax.vmap(lambda seen, tokens, real: seen.at[tokens].max(real))(seen_BV, prompts_BP, real_BP)
+    return Decoding(jnp.asarray(P), logits_BV, cache, places_BS, seen_BV, jnp.zeros(B, bool), rng)
 
-    def forward(tokens_BT: jax.Array, slot: jax.Array, cache: KVCache | None) -> tuple[jax.Array, KVCache | None]:
-        x_BTD, cache = _forward(config, params, tokens_BT, places_BS, slot, cache)
-        return losses.logits(x_BTD[:, -1:], unembedding(params), config.logit_softcap)[:, 0], cache
 
-    def body(carry: tuple) -> tuple:
-        i, logits_BV, cache, tokens_BM, done_B, rng = carry
-        rng, key = jax.random.split(rng)
-        token_B = jnp.where(done_B, eos_id, sample(logits_BV, key, temperature, top_k))
+@partial(jax.jit, static_argnames=("config", "sampling", "steps", "eos_id"), donate_argnames=("state",))
+def advance(
+    config: ModelConfig, params: Params, state: Decoding, sampling: Sampling, *, steps: int, eos_id: int
+) -> tuple[jax.Array, Decoding]:
+    """Returns (tokens_BM of as many steps, the state after them); stops early, with `eos_id`s, where all have ended."""
+
+    def body(carry: tuple[jax.Array, jax.Array, Decoding]) -> tuple[jax.Array, jax.Array, Decoding]:
+        i, tokens_BM, s = carry
+        rng, key = jax.random.split(s.rng)
+        token_B = jnp.where(s.done_B, eos_id, sample(s.logits_BV, s.seen_BV, key, sampling))
         tokens_BM = tokens_BM.at[:, i].set(token_B)
-        logits_BV, cache = forward(token_B[:, None], P + i, cache)
-        return i + 1, logits_BV, cache, tokens_BM, done_B | (token_B == eos_id), rng
+        seen_BV = s.seen_BV.at[jnp.arange(len(token_B)), token_B].set(True) if s.seen_BV.size else s.seen_BV
+        x_B1D, cache = _forward(config, params, token_B[:, None], s.places_BS, s.column, s.cache)
+        logits_BV = losses.logits(x_B1D, unembedding(params), config.logit_softcap)[:, 0]
+        done_B = s.done_B | (token_B == eos_id)
+        return i + 1, tokens_BM, Decoding(s.column + 1, logits_BV, cache, s.places_BS, seen_BV, done_B, rng)
 
-    logits_BV, cache = forward(prompts_BP, jnp.asarray(0), empty)
-    tokens_BM = jnp.full((len(prompts_BP), max_new_tokens), eos_id, jnp.int32)
-    carry = (jnp.asarray(0), logits_BV, cache, tokens_BM, jnp.zeros(len(prompts_BP), bool), rng)
-    return jax.lax.while_loop(lambda c: (c[0] < max_new_tokens) & ~c[4].all(), body, carry)[3]
+    tokens_BM = jnp.full((len(state.done_B), steps), eos_id, jnp.int32)
+    carry = (jnp.asarray(0), tokens_BM, state)
+    _, tokens_BM, state = jax.lax.while_loop(lambda c: (c[0] < steps) & ~c[2].done_B.all(), body, carry)
+    return tokens_BM, state
 
 
 @partial(jax.jit, static_argnames=("config",))
@@ -130,11 +215,23 @@ def _forward(
     return run_layers(config, params["backbone"], tokens_BT, context, cache)
 
 
-def sample(logits_BV: jax.Array, key: jax.Array, temperature: jax.Array, top_k: int) -> jax.Array:
-    """Returns one token a row: the most likely at temperature 0, else drawn from softmax(logits / temperature)."""
-    likeliest_B = jnp.argmax(logits_BV, axis=-1)
-    if top_k:
-        kth_B1 = jax.lax.top_k(logits_BV, min(top_k, logits_BV.shape[-1]))[0][:, -1:]
+def sample(logits_BV: jax.Array, seen_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
+    """Returns one token a row: the most likely at temperature 0, else drawn from what the filters leave."""
+    if sampling.repetition_penalty != 1.0:
+        p = sampling.repetition_penalty
+        logits_BV = jnp.where(seen_BV, jnp.where(logits_BV > 0, logits_BV / p, logits_BV * p), logits_BV)
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1)
+    logits_BV = logits_BV / sampling.temperature
+    if sampling.top_k:
+        kth_B1 = jax.lax.top_k(logits_BV, min(sampling.top_k, logits_BV.shape[-1]))[0][:, -1:]
         logits_BV = jnp.where(logits_BV < kth_B1, -jnp.inf, logits_BV)
-    drawn_B = jax.random.categorical(key, logits_BV / jnp.maximum(temperature, 1e-6), axis=-1)
-    return jnp.where(temperature > 0, drawn_B, likeliest_B)
+    if sampling.top_p < 1:
+        ordered_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+        before_BV = jnp.cumsum(jax.nn.softmax(ordered_BV), axis=-1) - jax.nn.softmax(ordered_BV)
+        lowest_B1 = jnp.where(before_BV < sampling.top_p, ordered_BV, jnp.inf).min(-1, keepdims=True)
+        logits_BV = jnp.where(logits_BV < lowest_B1, -jnp.inf, logits_BV)
+    if sampling.min_p > 0:
+        lowest_B1 = logits_BV.max(-1, keepdims=True) + jnp.log(sampling.min_p)
+        logits_BV = jnp.where(logits_BV < lowest_B1, -jnp.inf, logits_BV)
+    return jax.random.categorical(key, logits_BV, axis=-1)

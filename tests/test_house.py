@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("configs", "model", "data", "train")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 COMMANDS = {
-    "prepare", "pretrain", "finetune", "merge", "evaluate", "generate", "show_batch", "certify", "explain_sharding",
-    "plan", "scaling", "demo",
+    "prepare", "pretrain", "finetune", "merge", "import_hf", "export_hf", "evaluate", "generate", "chat", "show_batch",
+    "certify", "explain_sharding", "plan", "scaling", "demo",
 }  # fmt: skip
 
 

@@ -16,9 +16,12 @@ COMMANDS = {
     "prepare": "text -> token store",
     "pretrain": "token store or text -> foundation model",
     "finetune": "foundation model + labelled rows -> task model, with a before/after table",
+    "import-hf": "Hugging Face weights -> a model like one of our own",
+    "export-hf": "a model -> Hugging Face's format",
     "merge": "adapter + its foundation -> a model that needs no other",
     "evaluate": "score a model on text or on labelled rows",
-    "generate": "continue a prompt",
+    "generate": "continue prompts, or answer them",
+    "chat": "talk with a model",
     "show-batch": "the tokens of a batch in colours: segments, what is masked, what is learnt",
     "certify": "proof that a config trains the same on every mesh",
     "explain-sharding": "where each parameter of a config lives, and why",
@@ -60,6 +63,8 @@ def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagVal
     """Returns the parsed flags of a command; prints help or one line of error and exits where that is due."""
     values = flags.FlagValues()
     command.define_flags(values)
+    if hasattr(command, "POSITIONAL") and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{command.POSITIONAL}={arguments[0]}", *arguments[1:]]
     has_config = "config" in (*getattr(command, "REQUIRED", ()), *getattr(command, "OPTIONAL", ()))
     if has_config:
         arguments = [_locate_config(argument) for argument in arguments]

@@ -17,10 +17,12 @@ from rich.console import Console
 from configs.finetune import demo as finetune_config
 from configs.pretrain import demo as pretrain_config
 from data.python_docs import write_demo_corpus
+from model.sampling import Sampling
 from train.finetune import finetune
 from train.generate import continuations
 from train.metrics import console, step_progress
 from train.pretrain import pretrain
+from train.writer import open_writer
 
 _PROMPTS = ("Return the ", "This function ")
 
@@ -44,8 +46,9 @@ def run(values: flags.FlagValues) -> None:
         (corpus / "summary.json").write_text(json.dumps(summary, indent=1))
     foundation = _pretrain(corpus, workdir / "foundation", values.scale)
     out = Console()
+    sampling = Sampling(temperature=0.7, top_k=50)
     for prompt, text in zip(
-        _PROMPTS, continuations(foundation, list(_PROMPTS), 48, temperature=0.7, top_k=50, seed=0), strict=True
+        _PROMPTS, continuations(open_writer(foundation), list(_PROMPTS), 48, sampling, seed=0), strict=True
     ):
         out.print(f"sample: {' '.join((prompt + text).split())}\n", highlight=False, markup=False)
     config = finetune_config.get_config()

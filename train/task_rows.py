@@ -161,4 +161,5 @@ class Predictor:
         prompts = [self.task.ask(example, self.facts, self.tokenizer, room) for example in part.examples]
         plain = merge(params, self.adaptation)
         end = end_of_turn(self.facts["template"], self.tokenizer)
-        return complete(self.model, plain, prompts, self.max_new_tokens, self.tokenizer, self.mesh, eos_id=end)
+        texts = complete(self.model, plain, prompts, self.max_new_tokens, self.tokenizer, self.mesh, eos_id=end)
+        return [text.strip() for text in texts]

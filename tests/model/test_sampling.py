@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from conftest import init, tiny_model
 
+from configs.errors import UserError
 from model import losses
 from model.heads import language_model, unembedding
-from model.sampling import generate, sample
+from model.sampling import Sampling, advance, generate, prefill, sample
 from model.transformer import backbone
 
 EOS = 2
@@ -40,24 +41,80 @@ def test_cached_tokens_equal_uncached_ones(variant):
     for row, prompt in zip(padded, prompts, strict=True):
         row[8 - len(prompt) :] = prompt
     lengths = np.array([len(p) for p in prompts], np.int32)
-    got = generate(
-        model, params, padded, lengths, jax.random.key(0), jnp.float32(0.0), max_new_tokens=6, top_k=0, eos_id=EOS
-    )
+    got = generate(model, params, padded, lengths, jax.random.key(0), Sampling(), max_new_tokens=6, eos_id=EOS)
     for row, prompt in zip(np.asarray(got).tolist(), prompts, strict=True):
         expected = greedy_without_cache(model, params, prompt, 6)
         assert row[: len(expected)] == expected
         assert set(row[len(expected) :]) <= {EOS}
 
 
-def test_sampling_follows_the_temperature_and_top_k():
-    logits = jnp.log(jnp.array([[0.6, 0.3, 0.1]]))
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_cached_logits_equal_uncached_ones(variant):
+    model = tiny_model(**variant)
+    params = init(language_model(model))
+    prompts = [[1, 5, 9, 30, 7], [1, 44]]
+    padded = np.array([prompts[0], [0, 0, 0, *prompts[1]]], np.int32)
+    lengths = np.array([5, 2], np.int32)
+    state = prefill(model, params, padded, lengths, jax.random.key(0), Sampling(), max_new_tokens=5)
+    texts = [list(prompt) for prompt in prompts]
+    for _ in range(5):
+        for row, tokens in enumerate(texts):
+            ids = jnp.asarray([tokens])
+            batch = {"tokens": ids, "segment_ids": jnp.ones_like(ids), "positions": jnp.arange(len(tokens))[None]}
+            z = losses.logits(backbone(model, params["backbone"], batch), unembedding(params), model.logit_softcap)
+            np.testing.assert_allclose(state.logits_BV[row], z[0, -1], rtol=1e-5, atol=1e-5)
+        new, state = advance(model, params, state, Sampling(), steps=1, eos_id=-1)
+        for tokens, token in zip(texts, np.asarray(new)[:, 0].tolist(), strict=True):
+            tokens.append(token)
+
+
+def test_a_text_in_parts_is_the_text_in_one():
+    model = tiny_model()
+    params = init(language_model(model))
+    prompt, lengths = np.array([[1, 5, 9]], np.int32), np.array([3], np.int32)
+    sampling = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.3)
+    arguments = (model, params, prompt, lengths, jax.random.key(3), sampling)
+    whole = generate(*arguments, max_new_tokens=8, eos_id=-1)
+    state = prefill(*arguments, max_new_tokens=8)
+    first, state = advance(model, params, state, sampling, steps=3, eos_id=-1)
+    second, _ = advance(model, params, state, sampling, steps=5, eos_id=-1)
+    np.testing.assert_array_equal(whole, np.concatenate([first, second], axis=1))
+
+
+def drawn(probabilities, seen=(), **how):
+    logits = jnp.log(jnp.array([probabilities]))
+    mask = jnp.array([[i in seen for i in range(len(probabilities))]])
     keys = jax.random.split(jax.random.key(0), 2000)
+    tokens = jax.vmap(lambda key: sample(logits, mask, key, Sampling(**how))[0])(keys)
+    return np.bincount(np.asarray(tokens), minlength=len(probabilities)) / 2000
 
-    def drawn(temperature, top_k):
-        tokens = jax.vmap(lambda key: sample(logits, key, jnp.float32(temperature), top_k)[0])(keys)
-        return np.bincount(np.asarray(tokens), minlength=3) / 2000
 
-    np.testing.assert_allclose(drawn(1.0, 0), [0.6, 0.3, 0.1], atol=0.04)
-    np.testing.assert_allclose(drawn(1.0, 2), [2 / 3, 1 / 3, 0], atol=0.04)
-    np.testing.assert_array_equal(drawn(0.0, 0), [1, 0, 0])
-    assert drawn(0.5, 0)[0] > 0.7
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ({"temperature": 1.0}, [0.5, 0.3, 0.15, 0.05]),
+        ({"temperature": 1.0, "top_k": 2}, [0.625, 0.375, 0, 0]),
+        ({"temperature": 1.0, "top_p": 0.6}, [0.625, 0.375, 0, 0]),
+        ({"temperature": 1.0, "top_p": 0.4}, [1, 0, 0, 0]),
+        ({"temperature": 1.0, "min_p": 0.29}, [0.526, 0.316, 0.158, 0]),
+        ({"temperature": 0.5}, [0.685, 0.247, 0.062, 0.007]),
+        ({}, [1, 0, 0, 0]),
+    ],
+)
+def test_each_filter_leaves_what_it_should(how, expected):
+    np.testing.assert_allclose(drawn([0.5, 0.3, 0.15, 0.05], **how), expected, atol=0.04)
+
+
+def test_what_was_said_is_said_again_less():
+    # log 0.5 * 3 = log 0.125
+    found = drawn([0.5, 0.5], seen=(0,), temperature=1.0, repetition_penalty=3.0)
+    np.testing.assert_allclose(found, [0.2, 0.8], atol=0.04)
+    np.testing.assert_array_equal(drawn([0.6, 0.4], seen=(0,), repetition_penalty=3.0), [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("how", "message"), [({"top_p": 0.0}, "top_p is 0.0; legal: above 0"), ({"temperature": -1}, "at least 0")]
+)
+def test_impossible_sampling_is_an_error(how, message):
+    with pytest.raises(UserError, match=message):
+        Sampling(**how)

@@ -11,6 +11,7 @@ import pytest
 from configs.errors import UserError
 from configs.finetune import assistant, contract_clause, dialogue_summary, intent, question_answering, sentiment
 from configs.pretrain import tiny
+from model.sampling import Sampling
 from train import run as runs
 from train.evaluate import _score_rows
 from train.finetune import finetune
@@ -18,6 +19,7 @@ from train.generate import continuations
 from train.merge import merge
 from train.mesh import single_device_mesh
 from train.pretrain import pretrain
+from train.writer import open_writer
 
 WORDS = "the cat sat on a mat and saw dog run far away home again".split()
 
@@ -125,8 +127,9 @@ def test_a_task_goes_from_foundation_to_table(name, foundation, tmp_path):
     with jax.set_mesh(mesh):
         scored = _score_rows(tmp_path / "run", record, config["data"]["path"], mesh)
     if name in ("summary", "chat", "preference"):
-        texts = continuations(tmp_path / "run", ["the cat", "a dog ran far"], 4, 0.0, 0, 0)
-        assert len(texts) == 2
+        writer = open_writer(tmp_path / "run")
+        assert writer.template == "plain"
+        assert len(continuations(writer, ["the cat", "a dog ran far"], 4, Sampling(), 0)) == 2
     assert set(scored) == {"rows", *set(models["fine-tuned"])} - {"win_by_likelihood"} and scored["rows"] == 80
 
 

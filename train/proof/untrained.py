@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
-from model.sampling import generate, score_choices
+from model.sampling import Sampling, generate, score_choices
 from model.transformer import Params
 from train.mesh import replicated
 
@@ -45,8 +44,10 @@ def complete(
     mesh: Mesh,
     stop: str = "",
     eos_id: int | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    seed: int = 0,
 ) -> list[str]:
-    """Returns the most likely continuation of each prompt, token by token (greedy).
+    """Returns a continuation of each prompt: by default the most likely one, token by token (greedy).
 
     Args:
         config: the model.
@@ -57,23 +58,25 @@ def complete(
         mesh: where it runs.
         stop: text that ends a continuation where it occurs after other text; it is left out. "": none.
         eos_id: token that ends a continuation; the tokenizer's unless told.
+        sampling: how tokens are drawn.
+        seed: of the samples.
     """
     end = tokenizer.eos_id if eos_id is None else eos_id
     texts: dict[int, str] = {}
-    for numbers, prompts_BP, lengths_B in _batches(prompts, tokenizer.pad_id):
+    for batch, (numbers, prompts_BP, lengths_B) in enumerate(_batches(prompts, tokenizer.pad_id)):
         tokens_BM = generate(
             config,
             params,
             *_everywhere((prompts_BP, lengths_B), mesh),
-            jax.random.key(0),
-            jnp.float32(0.0),
+            jax.random.fold_in(jax.random.key(seed), batch),
+            sampling,
             max_new_tokens=max_new_tokens,
-            top_k=0,
             eos_id=end,
         )
         for number, tokens in zip(numbers, _whole(tokens_BM, mesh), strict=False):
-            text = tokenizer.decode([int(token) for token in tokens if token != end]).strip()
-            texts[number] = text.partition(stop)[0].strip() if stop else text
+            text = tokenizer.decode([int(token) for token in tokens if token != end])
+            blank = text[: len(text) - len(text.lstrip())]
+            texts[number] = blank + text[len(blank) :].partition(stop)[0] if stop else text
     return [texts[number] for number in range(len(prompts))]
 
 
@@ -102,18 +105,24 @@ def choose(
 def _batches(prompts: Sequence[list[int]], pad_id: int) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
     """Yields (numbers, prompts_BP, lengths_B) of prompts of about one length, each at the end of its row.
 
-    All batches have the same number of rows; the last one's surplus repeats its first prompt.
+    All batches of several have the same number of rows; the last one's surplus repeats its first prompt.
     """
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     for start in range(0, len(order), _PROMPTS_AT_ONCE):
         numbers = order[start : start + _PROMPTS_AT_ONCE]
         rows = [prompts[number] for number in numbers]
-        rows += [rows[0]] * (_PROMPTS_AT_ONCE - len(rows))
-        width = -(-max(map(len, rows)) // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
-        prompts_BP = np.full((len(rows), width), pad_id, np.int32)
-        for row, tokens in zip(prompts_BP, rows, strict=True):
-            row[width - len(tokens) :] = tokens
-        yield numbers, prompts_BP, np.array([len(tokens) for tokens in rows], np.int32)
+        # A session of many prompts compiles few shapes: a batch of one, and full ones.
+        rows += [rows[0]] * (_PROMPTS_AT_ONCE - len(rows) if len(order) > 1 else 0)
+        yield numbers, *padded_prompts(rows, pad_id)
+
+
+def padded_prompts(prompts: Sequence[list[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns prompts_BP, each at the end of its row, and lengths_B; P is a multiple of 64."""
+    width = -(-max(map(len, prompts)) // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
+    prompts_BP = np.full((len(prompts), width), pad_id, np.int32)
+    for row, tokens in zip(prompts_BP, prompts, strict=True):
+        row[width - len(tokens) :] = tokens
+    return prompts_BP, np.array([len(tokens) for tokens in prompts], np.int32)
 
 
 def _everywhere(arrays: tuple[np.ndarray, ...], mesh: Mesh) -> tuple[jax.Array, ...]:

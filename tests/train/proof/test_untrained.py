@@ -57,7 +57,7 @@ def greedy(model, params, prompt, count):
         tokens.append(int(logits(x[:, -1:], unembedding(params), model.logit_softcap)[0, 0].argmax()))
         if tokens[-1] == BYTES.eos_id:
             break
-    return BYTES.decode(tokens[len(prompt) :]).strip()
+    return BYTES.decode(tokens[len(prompt) :])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -91,8 +91,8 @@ def test_a_text_ends_where_it_is_told_to(monkeypatch):
     tokens = np.array([[*written, BYTES.eos_id, 70]] * 32, np.int32)
     monkeypatch.setattr(untrained, "generate", lambda *_, **__: jax.numpy.array(tokens))
     arguments = (tiny_model(), {}, [[1, 5]], 20, BYTES, single_device_mesh())
-    assert complete(*arguments, stop="\n\n") == ["first"]
-    assert complete(*arguments, eos_id=BYTES.encode("s")[0])[0].startswith("fir")
+    assert complete(*arguments, stop="\n\n") == ["\n\nfirst"]
+    assert complete(*arguments, eos_id=BYTES.encode("s")[0])[0].startswith("\n\nfir")
 
 
 def test_shots_are_dropped_until_the_question_fits():

@@ -1,0 +1,103 @@
+"""Talks with a model on a terminal, in its own template; what it writes appears as it is written.
+
+/reset forgets what was said, /exit (or Ctrl-D) ends.
+
+  rootstock chat --checkpoint=runs/assistant
+"""
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from data.templates import NAMES, render
+from data.tokenizer import load_tokenizer
+from model.sampling import Sampling
+from train import run as runs
+from train.generate import define_sampling_flags, sampling_of
+from train.mesh import single_device_mesh
+from train.metrics import console
+from train.writer import Writer, open_writer
+
+REQUIRED = ("checkpoint",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answering:
+    """How answers are written: the flags of `generate`."""
+
+    max_new_tokens: int
+    sampling: Sampling
+    seed: int
+    stop: str
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds this command's flags to `values`."""
+    flags.DEFINE_string("checkpoint", None, "Directory of a run whose head writes.", flag_values=values)
+    text = "How turns become tokens; empty: the run's own, else the tokenizer's, else plain."
+    flags.DEFINE_enum("template", "", ["", *NAMES], text, flag_values=values)
+    flags.DEFINE_string("system", "", "System message.", flag_values=values)
+    define_sampling_flags(values, temperature=0.7)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Runs the command: reads a message a line from stdin, writes the answers to stdout."""
+    directory = Path(values.checkpoint)
+    answering = Answering(values.max_new_tokens, sampling_of(values), values.seed, values.stop)
+    with jax.set_mesh(single_device_mesh()):
+        writer = open_writer(directory, values.template or _template(directory))
+        console.print(f"chat: template {writer.template}; /reset forgets, /exit ends", highlight=False)
+        for part in talk(writer, _lines(), values.system, answering):
+            print(part, end="", flush=True)
+
+
+def _template(directory: Path) -> str:
+    """Returns the template of a run that has none of its own."""
+    if runs.read_record(directory).stage == "finetune":
+        return ""
+    return "tokenizer" if load_tokenizer(directory / "tokenizer").chat_template else "plain"
+
+
+def _lines() -> Iterator[str]:
+    with contextlib.suppress(EOFError):
+        while True:
+            yield input("> " if sys.stdin.isatty() else "")
+
+
+def talk(writer: Writer, lines: Iterable[str], system: str, answering: Answering) -> Iterator[str]:
+    """Yields the answers to what is said, in parts as they are written, each with a line feed after it.
+
+    A conversation that has grown beyond the model's context loses its oldest turns.
+    """
+    start = [{"role": "system", "content": system}] if system else []
+    messages = list(start)
+    for number, line in enumerate(lines):
+        if line.strip() == "/exit":
+            return
+        if line.strip() in ("", "/reset"):
+            messages = list(start) if line.strip() else messages
+            continue
+        messages.append({"role": "user", "content": line})
+        room = writer.model.context_length - answering.max_new_tokens
+        tokens = render(messages, writer.template, writer.tokenizer, max(room, 1), prompt=True).tokens
+        answer = ""
+        for part in writer.stream(tokens, answering.max_new_tokens, answering.sampling, answering.seed + number):
+            answer += part
+            yield part
+            if answering.stop and answering.stop in answer:
+                break
+        yield "\n"
+        messages.append(
+            {"role": "assistant", "content": answer.partition(answering.stop)[0] if answering.stop else answer}
+        )
+
+
+if __name__ == "__main__":
+    from train.cli import main
+
+    main(["chat", *sys.argv[1:]])
