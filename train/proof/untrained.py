@@ -63,7 +63,7 @@ def complete(
     """
     end = tokenizer.eos_id if eos_id is None else eos_id
     texts: dict[int, str] = {}
-    for batch, (numbers, prompts_BP, lengths_B) in enumerate(_batches(prompts, tokenizer.pad_id)):
+    for batch, (numbers, prompts_BP, lengths_B) in enumerate(_batches(prompts, tokenizer.pad_id, mesh)):
         tokens_BM = generate(
             config,
             params,
@@ -89,36 +89,44 @@ def choose(
     mesh: Mesh,
 ) -> np.ndarray:
     """Returns float32 (prompts, choices): the log-likelihood a token of each choice after each prompt, in nats."""
-    width = max(map(len, choices))
+    # Each device of the `context` axis takes an equal part of a row.
+    width = _round_up(max(map(len, choices)), mesh.shape["context"])
     choices_CM = np.full((len(choices), width), tokenizer.pad_id, np.int32)
     weights_CM = np.zeros((len(choices), width), np.float32)
     for row, tokens in enumerate(choices):
         choices_CM[row, : len(tokens)] = tokens
         weights_CM[row, : len(tokens)] = 1.0
     scores = np.zeros((len(prompts), len(choices)), np.float32)
-    for numbers, prompts_BP, lengths_B in _batches(prompts, tokenizer.pad_id):
+    for numbers, prompts_BP, lengths_B in _batches(prompts, tokenizer.pad_id, mesh):
         arrays = _everywhere((prompts_BP, lengths_B, choices_CM, weights_CM), mesh)
         scores[numbers] = _whole(score_choices(config, params, *arrays), mesh)[: len(numbers)]
     return scores
 
 
-def _batches(prompts: Sequence[list[int]], pad_id: int) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _batches(
+    prompts: Sequence[list[int]], pad_id: int, mesh: Mesh
+) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
     """Yields (numbers, prompts_BP, lengths_B) of prompts of about one length, each at the end of its row.
 
-    All batches of several have the same number of rows; the last one's surplus repeats its first prompt.
+    All batches have the same number of rows, which the mesh divides; the surplus repeats a batch's first prompt.
     """
+    # A session of many prompts compiles few shapes: a batch of one, and full ones.
+    size = _round_up(_PROMPTS_AT_ONCE if len(prompts) > 1 else 1, mesh.size)
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    for start in range(0, len(order), _PROMPTS_AT_ONCE):
-        numbers = order[start : start + _PROMPTS_AT_ONCE]
+    for start in range(0, len(order), size):
+        numbers = order[start : start + size]
         rows = [prompts[number] for number in numbers]
-        # A session of many prompts compiles few shapes: a batch of one, and full ones.
-        rows += [rows[0]] * (_PROMPTS_AT_ONCE - len(rows) if len(order) > 1 else 0)
+        rows += [rows[0]] * (size - len(rows))
         yield numbers, *padded_prompts(rows, pad_id)
 
 
 def padded_prompts(prompts: Sequence[list[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns prompts_BP, each at the end of its row, and lengths_B; P is a multiple of 64."""
-    width = -(-max(map(len, prompts)) // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
+    width = _round_up(max(map(len, prompts)), _WIDTH_MULTIPLE)
     prompts_BP = np.full((len(prompts), width), pad_id, np.int32)
     for row, tokens in zip(prompts_BP, prompts, strict=True):
         row[width - len(tokens) :] = tokens

@@ -70,17 +70,20 @@ def test_texts_are_written_as_without_a_cache_in_the_order_of_the_prompts(name):
     ]
 
 
-def test_sharded_parameters_give_the_same():
+@pytest.mark.parametrize("sizes", [{"fsdp": 2, "tensor": 2}, {"data": 3}, {"context": 4}], ids=str)
+def test_sharded_parameters_give_the_same(sizes):
     model = model_of("plain")
     objective = language_model(model)
     params, prompts, choices = init(objective), prompts_of(3), [[10], [20, 21]]
     one = single_device_mesh()
     expected = choose(model, params, prompts, choices, BYTES, one), complete(model, params, prompts, 4, BYTES, one)
-    mesh = mesh_of(fsdp=2, tensor=2)
+    mesh = mesh_of(**sizes)
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, parameter_shardings(jax.eval_shape(objective.init, jax.random.key(0)), mesh))
         found = choose(model, placed, prompts, choices, BYTES, mesh), complete(model, placed, prompts, 4, BYTES, mesh)
+        alone = choose(model, placed, prompts[:1], choices, BYTES, mesh)
     np.testing.assert_allclose(found[0], expected[0], atol=2e-5)
+    np.testing.assert_allclose(alone, expected[0][:1], atol=2e-5)
     assert found[1] == expected[1]
 
 
