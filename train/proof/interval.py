@@ -28,6 +28,11 @@ def resamples(n: int) -> np.ndarray:
     return np.random.default_rng(_SEED).integers(0, n, (RESAMPLES, n), dtype=np.int32)
 
 
+def draws(n: int) -> np.ndarray:
+    """Returns float32 (`RESAMPLES`, n): how often each row is in each of the `resamples`."""
+    return np.stack([np.bincount(rows, minlength=n) for rows in resamples(n)]).astype(np.float32)
+
+
 def interval(value: float, resampled: Sequence[float] | np.ndarray, better: Better = "higher") -> Interval:
     """Returns a figure with the percentiles of its resamples."""
     low, high = np.percentile(np.asarray(resampled, np.float64), _PERCENTILES)

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from configs.errors import UserError
-from train.proof.interval import RESAMPLES, Interval, bootstrap, interval, mean_interval, resamples
-from train.proof.squad import exact_match, token_f1
+from train.proof.interval import RESAMPLES, Interval, bootstrap, draws, interval, mean_interval
+from train.proof.squad import exact_match, normalise, token_f1
 
 _PACKAGES = {"sklearn": "scikit-learn", "sacrebleu": "sacrebleu", "rouge_score": "rouge-score"}
-_SEED = "12345"
 # The tag of a word that is nothing of what is looked for (CoNLL).
 _OUTSIDE = "O"
 
@@ -45,12 +44,21 @@ def _macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: np.ndarray) ->
     from sklearn.metrics import f1_score
 
     value = f1_score(labels, predicted, labels=classes, average="macro", zero_division=0)
-    # F1 of a resample follows from how often each row is drawn: a matrix product instead of a thousand calls.
-    drawn = np.stack([np.bincount(rows, minlength=len(labels)) for rows in resamples(len(labels))]).astype(np.float32)
-    is_label, is_predicted = labels[:, None] == classes, predicted[:, None] == classes
-    both = drawn @ (is_label & is_predicted).astype(np.float32)
-    either = drawn @ is_label.astype(np.float32) + drawn @ is_predicted.astype(np.float32)
-    return interval(float(value), (2 * both / np.maximum(either, 1)).mean(-1))
+    true, told = labels[:, None] == classes, predicted[:, None] == classes
+    return interval(value, _resampled_f1(true, told, true & told).mean(-1))
+
+
+def _resampled_f1(true: np.ndarray, told: np.ndarray, both: np.ndarray) -> np.ndarray:
+    """Returns F1 (`RESAMPLES`, classes) in every resample of rows: a matrix product instead of a thousand calls.
+
+    Args:
+        true: (rows, classes), how often a row has a class.
+        told: (rows, classes), how often that was predicted.
+        both: (rows, classes), how often rightly.
+    """
+    true, told, both = (counts.astype(np.float32) for counts in (true, told, both))
+    drawn = draws(len(true))
+    return 2 * (drawn @ both) / np.maximum(drawn @ (true + told), 1)
 
 
 def confusion(labels: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -64,20 +72,16 @@ def multi_label(labels: Sequence[set[str]], predicted: Sequence[set[str]]) -> di
     """Returns micro-F1, macro-F1 over the classes that occur among the labels, and how often all of a row are right."""
     from sklearn.metrics import f1_score
 
-    classes = sorted(set().union(*labels)) or [""]
-    y, p = (np.array([[name in row for name in classes] for row in rows], np.int32) for rows in (labels, predicted))
-    surplus = np.array([len(row - set(classes)) for row in predicted])
-
-    def micro(rows: np.ndarray) -> float:
-        both = (y[rows] & p[rows]).sum()
-        return float(2 * both / max(y[rows].sum() + p[rows].sum() + surplus[rows].sum(), 1))
-
-    def macro(rows: np.ndarray) -> float:
-        return float(f1_score(y[rows], p[rows], average="macro", zero_division=0))
-
+    known = sorted(set().union(*labels)) or [""]
+    # One more that never occurs: scikit-learn takes a single column for two classes.
+    classes = [*known, *sorted(set().union(*predicted) - set(known)), ""]
+    y, p = (np.array([[name in row for name in classes] for row in rows]) for rows in (labels, predicted))
+    micro = f1_score(y, p, average="micro", zero_division=0)
+    macro = f1_score(y, p, labels=range(len(known)), average="macro", zero_division=0)
+    totals = (counts.sum(1, keepdims=True) for counts in (y, p, y & p))
     return {
-        "micro_f1": bootstrap(micro, len(y)),
-        "macro_f1": bootstrap(macro, len(y)),
+        "micro_f1": interval(micro, _resampled_f1(*totals)),
+        "macro_f1": interval(macro, _resampled_f1(y, p, y & p)[:, : len(known)].mean(-1)),
         "exact_match": mean_interval([a == b for a, b in zip(labels, predicted, strict=True)]),
     }
 
@@ -100,11 +104,30 @@ def regression(values: Sequence[float], predicted: Sequence[float]) -> dict[str,
 
 
 def tagging(labels: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, Interval]:
-    """Returns accuracy over words and macro-F1 over the tags other than "O", resampled by words."""
+    """Returns accuracy over words and macro-F1 over the tags other than "O".
+
+    Resampled by rows: the words of a sentence are right or wrong together.
+    """
+    from sklearn.metrics import accuracy_score, f1_score
+
     y, p = (np.array([tag for row in rows for tag in row]) for rows in (labels, predicted))
+    row_of_word = np.repeat(np.arange(len(labels)), [len(row) for row in labels])
+
+    def by_row(words: np.ndarray) -> np.ndarray:
+        counts = np.zeros((len(labels), words.shape[1]), np.float32)
+        np.add.at(counts, row_of_word, words)
+        return counts
+
+    drawn = draws(len(labels))
+    right, words = (drawn @ by_row(x[:, None])[:, 0] for x in (y == p, np.ones(len(y))))
+    found = {"accuracy": interval(accuracy_score(y, p), right / np.maximum(words, 1))}
     tags = np.array([tag for tag in np.unique(y) if tag != _OUTSIDE])
-    found = {"accuracy": mean_interval(y == p)}
-    return found | {"macro_f1": _macro_f1(y, p, tags)} if len(tags) else found
+    if len(tags):
+        true, told = y[:, None] == tags, p[:, None] == tags
+        value = f1_score(y, p, labels=tags, average="macro", zero_division=0)
+        resampled = _resampled_f1(by_row(true), by_row(told), by_row(true & told)).mean(-1)
+        found["macro_f1"] = interval(value, resampled)
+    return found
 
 
 def rouge(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, Interval]:
@@ -118,25 +141,15 @@ def rouge(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str
 
 
 def bleu_chrf(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, Interval]:
-    """Returns corpus BLEU and chrF, 0 to 100, with sacrebleu's own bootstrap."""
-    import os
-
+    """Returns corpus BLEU and chrF, 0 to 100, with sacrebleu's own bootstrap, whose seed is fixed."""
     from sacrebleu.metrics import BLEU, CHRF
 
     most = max(len(right) for right in references)
     streams = [[right[min(i, len(right) - 1)] for right in references] for i in range(most)]
-    before = os.environ.get("SACREBLEU_SEED")
-    os.environ["SACREBLEU_SEED"] = _SEED
-    try:
-        scores = {
-            name: metric.corpus_score(list(texts), streams, n_bootstrap=RESAMPLES)
-            for name, metric in (("bleu", BLEU()), ("chrf", CHRF()))
-        }
-    finally:
-        if before is None:
-            del os.environ["SACREBLEU_SEED"]
-        else:
-            os.environ["SACREBLEU_SEED"] = before
+    scores = {
+        name: metric.corpus_score(list(texts), streams, n_bootstrap=RESAMPLES)
+        for name, metric in (("bleu", BLEU()), ("chrf", CHRF()))
+    }
     # sacrebleu reports the mean of the resamples and the half width around it.
     return {
         name: Interval(float(s.score), float(s._mean - s._ci), float(s._mean + s._ci)) for name, s in scores.items()
@@ -148,11 +161,11 @@ def squad(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str
 
     A question without references has no answer, and only "" is right for it (SQuAD 2.0).
     """
-    pairs = list(zip(references, texts, strict=True))
-    best = [right or [""] for right in references]
+    # An answer of articles and signs alone is none.
+    best = [[reference for reference in right if normalise(reference)] or [""] for right in references]
     found = {
         "exact_match": mean_interval([max(exact_match(r, t) for r in b) for b, t in zip(best, texts, strict=True)]),
         "f1": mean_interval([max(token_f1(r, t) for r in b) for b, t in zip(best, texts, strict=True)]),
     }
-    none = [text == "" for right, text in pairs if not right]
+    none = [exact_match("", text) for right, text in zip(references, texts, strict=True) if not right]
     return found | {"no_answer_accuracy": mean_interval(none)} if none else found

@@ -65,6 +65,22 @@ def test_several_labels():
     assert found["micro_f1"].value == pytest.approx(2 * 2 / (3 + 3))
     assert found["exact_match"].value == pytest.approx(1 / 3)
     assert found["macro_f1"].value == pytest.approx((2 / 3 + 1) / 2)
+    assert metrics.multi_label([set()] * 2, [set()] * 2)["micro_f1"][:3] == (0.0, 0.0, 0.0)
+    one = metrics.multi_label([{"a"}, set(), {"a"}], [{"a"}, set(), set()])
+    assert one["micro_f1"].value == one["macro_f1"].value == pytest.approx(2 / 3)
+
+
+def test_several_labels_are_resampled_as_scikit_learn_would():
+    rng = np.random.default_rng(0)
+    y, p = rng.random((2, 60, 4)) < 0.4
+    y[:, 3] = False
+    found = metrics.multi_label(*([{f"c{i}" for i in np.flatnonzero(row)} for row in rows] for rows in (y, p)))
+    for average, columns in (("micro", 4), ("macro", 3)):
+
+        def plain(rows, average=average, columns=columns):
+            return f1_score(y[rows, :columns], p[rows, :columns], average=average, zero_division=0)
+
+        np.testing.assert_allclose(found[f"{average}_f1"][:3], bootstrap(plain, 60)[:3], atol=1e-6)
 
 
 def test_values_and_tags():
@@ -76,6 +92,20 @@ def test_values_and_tags():
     assert tags["accuracy"].value == pytest.approx(2 / 3)
     assert tags["macro_f1"].value == pytest.approx((2 / 3 + 0) / 2)
     assert set(metrics.tagging([["O"]], [["O"]])) == {"accuracy"}
+
+
+def test_tags_are_resampled_by_sentences():
+    """The words of one are right together here, so that a resample of words would tell a third of the width."""
+    right = np.random.default_rng(0).random(80) < 0.7
+    labels = [["N", "O", "V"] * 3 for _ in right]
+    found = metrics.tagging(labels, [row if ok else ["X"] * 9 for row, ok in zip(labels, right, strict=True)])
+    np.testing.assert_allclose(found["accuracy"][:3], mean_interval(right)[:3], atol=1e-6)
+    rows = resamples(80)
+    hits = right[rows].mean(-1)
+    # Precision is 1 and recall the part that is right.
+    np.testing.assert_allclose(found["macro_f1"][1:3], interval(0, 2 * hits / (1 + hits))[1:3], atol=1e-6)
+    uneven = metrics.tagging([["N"], [], ["V"] * 3], [["N"], [], ["N"] * 3])
+    assert uneven["accuracy"].value == 0.25 and np.isfinite(uneven["macro_f1"][:3]).all()
 
 
 def test_texts():
@@ -96,4 +126,7 @@ def test_squad_is_judged_as_its_script_does():
     assert token_f1("", "") == 1.0 and token_f1("", "x") == 0.0
     found = metrics.squad([["a cat", "Tom"], [], []], ["tom", "", "x"])
     assert found["exact_match"].value == pytest.approx(2 / 3) and found["no_answer_accuracy"].value == 0.5
-    assert "no_answer_accuracy" not in metrics.squad([["a"]], ["a"])
+    assert "no_answer_accuracy" not in metrics.squad([["a b"]], ["a b"])
+    # An article alone is no answer, told or expected.
+    found = metrics.squad([["the", "owl"], []], ["the", "the"])
+    assert found["exact_match"].value == 0.5 and found["no_answer_accuracy"].value == 1.0
