@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
+from rich.cells import cell_len
 
 from train.proof.interval import Interval
 
@@ -21,7 +22,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 10, 40
 # A curve of more points says nothing more at this width.
 _MOST_POINTS = 400
 _CELL, _GAP = 30, 2
-_CHARACTER = 6.6
+# Of the widest font that browsers take for system-ui (DejaVu Sans); others leave a margin.
+_CHARACTER = 7.6
 _LONGEST_NAME = 24
 
 
@@ -113,7 +115,8 @@ def heat_map(classes: Sequence[str], counts: np.ndarray, totals: np.ndarray) -> 
         totals: rows of each expected class, over all classes: a cell is as strong as its part of them.
     """
     names = [name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in classes]
-    longest = max(map(len, names)) * _CHARACTER
+    # Chinese letters take two columns.
+    longest = max(map(cell_len, names)) * _CHARACTER
     left, top = longest + 12, longest * 0.72 + 16
     # The last column's name leans over the edge.
     width, height = left + len(names) * _CELL + longest * 0.72 + 8, top + len(names) * _CELL + 4
