@@ -146,7 +146,16 @@ class Graft:
         # Short ones, so that as many as are wanted fit.
         candidates = [how.prompt(e, facts) for e in draw(self.parts["train"].examples, _CANDIDATES * shots)]
         shown = sorted(candidates, key=lambda pair: sum(map(len, pair)))[:shots]
-        room = self.settings.sequence_length - s.max_new_tokens
+        choices = how.choices(facts) if how.choices is not None else []
+        ids = self.tokenizer.encode_batch([f" {choice}" for choice in choices])
+        longest = max(map(len, ids), default=s.max_new_tokens)
+        room = self.settings.sequence_length - longest
+        # The start of a text and a token of the question.
+        if room < 2:
+            raise UserError(
+                f"config.sequence_length is {self.settings.sequence_length}, where the foundation can be asked nothing "
+                f"before an answer of {longest} tokens; legal: at least {longest + 2}, or config.task.zero_shot_rows=0"
+            )
         prompts = [
             untrained.few_shot_prompt(shown, how.prompt(example, facts)[0], self.tokenizer, room)
             for example in examples
@@ -163,8 +172,6 @@ class Graft:
             )
             answers = [[text.strip()] for text in texts]
         else:
-            choices = how.choices(facts)
-            ids = self.tokenizer.encode_batch([f" {choice}" for choice in choices])
             scores = untrained.choose(self.record.model, params, prompts, ids, self.tokenizer, self.mesh)
             answers = [[choices[i] for i in np.argsort(-row, kind="stable")] for row in scores]
         name = f"foundation, {f'{shots}-shot' if shots else 'zero-shot'}"

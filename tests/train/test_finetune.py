@@ -213,6 +213,7 @@ def test_without_its_foundation_an_adapter_says_so(adapters, foundation, tmp_pat
         ({"evaluation.metric": "acuracy"}, "'acuracy'; legal here: loss, accuracy"),
         ({"task.validation_fraction": 0.0}, "0 validation"),
         ({"task.target": "text", "task.name": "generation", "task.max_new_tokens": 64}, "max_new_tokens is 64"),
+        ({"sequence_length": 6, "task.zero_shot_rows": 6}, "before an answer of 5 tokens; legal: at least 7"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_line(changes, message, foundation, tmp_path):
