@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from configs import default
 from configs.errors import UserError
 from data.labelled import Example, draw
 from data.tokenizer import Tokenizer
@@ -280,6 +281,7 @@ class Graft:
             "validation rows": f"{len(self.parts['validation'].examples):,}",
             "held-out rows": f"{len(tuned.examples):,}",
             "data fingerprint": self.record.data_fingerprint,
+            "not the defaults": "; ".join(runs.config_changes(default.get_config().to_dict(), self.record.config)),
         }
         rows = [(row.name, len(row.examples), row.metrics) for row in table]
         title = f"{s.task.name}: before and after fine-tuning"
