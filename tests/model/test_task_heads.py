@@ -101,7 +101,7 @@ def batch_of(make, count, seed, packed=True):
 
 
 def gradient(objective, params, batch):
-    return jax.value_and_grad(lambda p: objective.loss(p, batch)[0])(params)
+    return jax.jit(jax.value_and_grad(lambda p, b: objective.loss(p, b)[0]))(params, batch)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -110,7 +110,7 @@ def test_packed_rows_count_like_the_examples_alone(name):
     params = init(objective)
     (packed_rows, packed), (rows, alone) = batch_of(make, 12, 0), batch_of(make, 12, 0, packed=False)
     assert len(packed_rows) < len(rows)
-    one, other = (objective.loss(params, batch) for batch in (packed, alone))
+    one, other = (jax.jit(objective.loss)(params, batch) for batch in (packed, alone))
     assert (one.nll > 0 and one.weight == pytest.approx(float(alone["weights"].sum()) if name != "reward" else 12)) or (
         name == "preference" and one.weight == 12
     )
@@ -195,7 +195,7 @@ def test_a_separable_set_is_learnt(name):
     for _ in range(300):
         params, state, _ = step(params, state, rows.rows(order.integers(0, len(rows), 16)))
     held_out, batch = batch_of(make, 100, 6)
-    assert judge(name, np.asarray(objective.predict(params, batch)), held_out) >= 0.95
+    assert judge(name, np.asarray(jax.jit(objective.predict)(params, batch)), held_out) >= 0.95
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -204,12 +204,12 @@ def test_a_mesh_gives_the_same_loss_and_gradient(name):
     params = init(objective)
     _, batch = batch_of(make, 40, 7)
     batch = {key: array[:8] for key, array in batch.items()}
-    expected = jax.jit(lambda p, b: gradient(objective, p, b))(params, batch)
+    expected = gradient(objective, params, batch)
     mesh = mesh_of(data=2, fsdp=2, tensor=2)
     with jax.set_mesh(mesh):
         shardings = parameter_shardings(jax.eval_shape(objective.init, jax.random.key(0)), mesh)
         placed = jax.device_put(params, shardings)
-        found = jax.jit(lambda p, b: gradient(objective, p, b))(placed, put_batch(batch, mesh))
+        found = gradient(objective, placed, put_batch(batch, mesh))
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 

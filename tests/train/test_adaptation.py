@@ -212,7 +212,7 @@ def test_lower_layers_learn_more_slowly(name):
     for decay in (1.0, 0.5):
         settings = settings_of(**{"optimizer.name": name, "optimizer.layer_decay": decay}).optimizer
         optimizer = make_optimizer(settings, 10, boxed)
-        updates.append(optimizer.update(grads, optimizer.init(params), params)[0])
+        updates.append(jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0])
     ratio = jax.tree.map(lambda a, b: np.asarray(b) / np.where(np.asarray(a) == 0, 1, np.asarray(a)), *updates)
     for leaf in jax.tree.leaves(ratio["backbone"]["layers"]):
         np.testing.assert_allclose(leaf[0], 0.5, rtol=1e-5)

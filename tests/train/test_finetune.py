@@ -31,7 +31,7 @@ def small(config, path, **changes):
     config.evaluation.every = config.checkpoint.every = 8
     config.optimizer.warmup_steps = 2
     config.task.max_new_tokens = 4
-    config.task.zero_shot_rows, config.task.shots = 6, 1
+    config.task.zero_shot_rows, config.task.shots, config.task.baseline = 6, 1, False
     config.adapt.targets, config.adapt.rank = ("query", "up"), 2
     config.update_from_flattened_dict(changes)
     return config.to_dict()
@@ -90,9 +90,9 @@ def written(folder, kind):
 
 
 SQUAD_FIGURES = {"exact_match", "f1", "no_answer_accuracy"}
-DPO = {"task.name": "preference"}
+DPO = {"task.name": "preference", "task.baseline": True}  # which it does without
 TASKS = {
-    "classification": (intent.get_config, "labels", {}, {"accuracy", "macro_f1"}),
+    "classification": (intent.get_config, "labels", {"task.baseline": True}, {"accuracy", "macro_f1"}),
     "by contract": (contract_clause.get_config, "labels", {"task.class_weights": "balanced"}, {"accuracy"}),
     "several": (sentiment.get_config, "several", {"task.multi_label": True}, {"micro_f1", "macro_f1", "exact_match"}),
     "regression": (intent.get_config, "values", {"task.name": "regression"}, {"r2", "mean_absolute_error", "spearman"}),
@@ -118,7 +118,7 @@ def test_a_task_goes_from_foundation_to_table(name, foundation, tmp_path):
         assert found["low"] <= found["value"] <= found["high"] and np.isfinite(found["value"])
     asked = [model for model in models if model.startswith("foundation")]
     assert bool(asked) == (name not in ("regression", "tagging", "reward"))
-    assert ("head from random weights" in models) == (name != "preference")
+    assert ("head from random weights" in models) == (name == "classification")
     assert set(published["gain"]) == set(models) - {"fine-tuned"}
     assert "fine-tuned" in (tmp_path / "run" / "report.html").read_text()
     # Any rows with the same columns can be scored from the directory alone.

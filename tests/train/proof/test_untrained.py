@@ -39,7 +39,7 @@ def row_of(tokens):
 def test_choices_score_as_in_one_text(name):
     model = model_of(name)
     params = init(language_model(model))
-    prompts, choices = prompts_of(5), [[10], [20, 21, 22], [30, 31]]
+    prompts, choices = prompts_of(3), [[10], [20, 21, 22], [30, 31]]
     found = choose(model, params, prompts, choices, BYTES, single_device_mesh())
     for i, prompt in enumerate(prompts):
         for j, choice in enumerate(choices):
@@ -64,9 +64,9 @@ def greedy(model, params, prompt, count):
 def test_texts_are_written_as_without_a_cache_in_the_order_of_the_prompts(name):
     model = model_of(name)
     params = init(language_model(model))
-    prompts = prompts_of(4, seed=1)
-    assert complete(model, params, prompts, 5, BYTES, single_device_mesh()) == [
-        greedy(model, params, prompt, 5) for prompt in prompts
+    prompts = prompts_of(3, seed=1)
+    assert complete(model, params, prompts, 4, BYTES, single_device_mesh()) == [
+        greedy(model, params, prompt, 4) for prompt in prompts
     ]
 
 
