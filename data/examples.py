@@ -4,7 +4,7 @@ An example is one segment of a row, or two neighbours where one answer is compar
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -103,3 +103,25 @@ def text_segment(tokens: list[int], mask: list[bool]) -> Segment:
         "targets": np.array(tokens[1:], np.int32),
         "weights": np.array(mask[1:], np.float32),
     }
+
+
+def sliding_windows(tokens: Sequence[int], window: int, stride: int) -> list[Segment]:
+    """Returns segments in which each token but the first is a target once, after as many others as there is room for.
+
+    The first segment has up to `window` targets. Each of the next ones has `stride` new ones, the last what is left,
+    and is filled up with what came before them.
+
+    Args:
+        tokens: of a text.
+        window: tokens a segment at most.
+        stride: 1 to `window`; the smaller, the more each token sees and the more segments there are.
+    """
+    segments = []
+    done, count = 0, len(tokens) - 1
+    while done < count:
+        end = min(done + (stride if done else window), count)
+        start = max(end - window, 0)
+        fresh = [start + place > done for place in range(end - start + 1)]
+        segments.append(text_segment(list(tokens[start : end + 1]), fresh))
+        done = end
+    return segments

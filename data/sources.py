@@ -100,6 +100,15 @@ def read_rows(pattern: str, strict: bool = True, report: Counter[str] | None = N
             yield row
 
 
+def split_sources(pattern: str) -> list[str]:
+    """Returns a pattern for each file or dataset that `pattern` stands for.
+
+    Raises:
+        UserError: nothing matches.
+    """
+    return [str(source) for source in _sources(pattern)]
+
+
 def fingerprint(pattern: str) -> str:
     """Returns a SHA-256 that names the source: each file's name, size and content, or each row of a dataset.
 

@@ -134,9 +134,20 @@ class Tokenizer:
         encoding = self._matching.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of the tokens, special ones skipped."""
-        return self._backend.decode(list(ids), skip_special_tokens=True)
+    def decode(self, ids: Iterable[int], specials: bool = False) -> str:
+        """Returns the text of the tokens, special ones skipped, or their names in it with `specials`."""
+        return self._backend.decode(list(ids), skip_special_tokens=not specials)
+
+    @functools.cached_property
+    def starts_with_bos(self) -> bool:
+        """Whether a text by itself begins with bos: as the file says; our own, which say nothing, do."""
+        if self._layout["post_processor"] is None:
+            return self.token_name(self.bos_id) == BOS
+        return self._backend.encode("a", add_special_tokens=True).ids[0] == self.bos_id
+
+    def encode_alone(self, text: str) -> list[int]:
+        """Returns the tokens of a text that nothing stands before, as a model reads it: with bos where it is due."""
+        return [self.bos_id] * self.starts_with_bos + self.encode(text)
 
     def token_bytes(self, size: int | None = None) -> np.ndarray:
         """Returns int32[size]: the UTF-8 bytes of text each token stands for, 0 for special tokens.

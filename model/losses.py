@@ -4,6 +4,7 @@ B batch, T length, n chunks, P parts that the tokens are in, R tokens of a part 
 classes).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -66,7 +67,15 @@ def token_nll(
     x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, *, softcap: float = 0.0, chunk: int = 0
 ) -> jax.Array:
     """Returns nll_BT, the negative log-likelihood of each target in nats."""
-    return _forward(x_BTD, table_VD, targets_BT, "vocab", softcap, 0.0, chunk)[0]
+    return _forward(x_BTD, table_VD, targets_BT, "vocab", softcap, chunk, _log_z)[0]
+
+
+def token_scores(
+    x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, *, softcap: float = 0.0, chunk: int = 0
+) -> jax.Array:
+    """Returns (B, T, 2): the negative log-likelihood, in nats, of each target and of the likeliest symbol there."""
+    nll_BT, _, least_BT = _forward(x_BTD, table_VD, targets_BT, "vocab", softcap, chunk, _least_nll)
+    return jnp.stack([nll_BT, least_BT], axis=-1)
 
 
 def _pick(logits_PRV: jax.Array, targets_PR: jax.Array) -> jax.Array:
@@ -131,10 +140,23 @@ def _objective(
     smoothing: float,
     chunk: int,
 ) -> tuple[jax.Array, jax.Array]:
-    nll_BT, log_z_BT, shared_BT = _forward(x_BTD, table_VD, targets_BT, symbols, softcap, smoothing, chunk)
+    third = _mean_nll if smoothing else _log_z
+    nll_BT, log_z_BT, shared_BT = _forward(x_BTD, table_VD, targets_BT, symbols, softcap, chunk, third)
     nll = (nll_BT * weights_BT).sum()
     smoothed = ((nll_BT + smoothing * (shared_BT - nll_BT)) * weights_BT).sum() if smoothing else nll
     return smoothed + z_loss * (jnp.square(log_z_BT) * weights_BT).sum(), nll
+
+
+def _log_z(logits_PRV: jax.Array, log_z_PR: jax.Array) -> jax.Array:
+    return log_z_PR
+
+
+def _mean_nll(logits_PRV: jax.Array, log_z_PR: jax.Array) -> jax.Array:
+    return log_z_PR - logits_PRV.mean(-1)
+
+
+def _least_nll(logits_PRV: jax.Array, log_z_PR: jax.Array) -> jax.Array:
+    return log_z_PR - logits_PRV.max(-1)
 
 
 def _forward(
@@ -143,10 +165,10 @@ def _forward(
     targets_BT: jax.Array,
     symbols: str,
     softcap: float,
-    smoothing: float,
     chunk: int,
+    third: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> tuple[jax.Array, ...]:
-    """Returns nll_BT, log_z_BT and the mean over all symbols of their nll, or log_z_BT again where none is smoothed."""
+    """Returns nll_BT, log_z_BT and what `third` makes of the logits and log_z."""
     layout = _layout(x_BTD, table_VD, symbols)
     table = constrain(table_VD.astype(x_BTD.dtype), layout.V, "activation")
 
@@ -154,8 +176,7 @@ def _forward(
         x_PRD, targets_PR = _gathered(layout, *xs)
         logits_PRV = logits(x_PRD, table, softcap)
         log_z_PR = jax.nn.logsumexp(logits_PRV, axis=-1)
-        shared_PR = log_z_PR - logits_PRV.mean(-1) if smoothing else log_z_PR
-        return None, (log_z_PR - _pick(logits_PRV, targets_PR), log_z_PR, shared_PR)
+        return None, (log_z_PR - _pick(logits_PRV, targets_PR), log_z_PR, third(logits_PRV, log_z_PR))
 
     # Where this is differentiated (preferences), a chunk's logits are made again rather than kept.
     _, sums = jax.lax.scan(

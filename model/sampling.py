@@ -76,6 +76,17 @@ class Decoding(NamedTuple):
     rng: jax.Array
 
 
+@partial(jax.jit, static_argnames=("config",), donate_argnames=("params",))
+def for_inference(config: ModelConfig, params: Params) -> Params:
+    """Returns a language model's parameters in the types in which each step reads them, so that none converts them."""
+    dtype = compute_dtype(config)
+
+    def cast(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if path[-1].key in ("kernel", "table") else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
 @partial(jax.jit, static_argnames=("config", "sampling", "max_new_tokens", "eos_id"))
 def generate(
     config: ModelConfig,

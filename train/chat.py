@@ -8,7 +8,7 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -18,8 +18,8 @@ from data.templates import NAMES, render
 from data.tokenizer import load_tokenizer
 from model.sampling import Sampling
 from train import run as runs
+from train.decode import before
 from train.generate import define_sampling_flags, sampling_of
-from train.mesh import single_device_mesh
 from train.metrics import console
 from train.writer import Writer, open_writer
 
@@ -33,7 +33,7 @@ class Answering:
     max_new_tokens: int
     sampling: Sampling
     seed: int
-    stop: str
+    stop: tuple[str, ...]
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -48,9 +48,9 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> None:
     """Runs the command: reads a message a line from stdin, writes the answers to stdout."""
     directory = Path(values.checkpoint)
-    answering = Answering(values.max_new_tokens, sampling_of(values), values.seed, values.stop)
-    with jax.set_mesh(single_device_mesh()):
-        writer = open_writer(directory, values.template or _template(directory))
+    answering = Answering(values.max_new_tokens, sampling_of(values), values.seed, tuple(values.stop))
+    writer = open_writer(directory, values.template or _template(directory))
+    with jax.set_mesh(writer.mesh):
         console.print(f"chat: template {writer.template}; /reset forgets, /exit ends", highlight=False)
         for part in talk(writer, _lines(), values.system, answering):
             print(part, end="", flush=True)
@@ -86,15 +86,28 @@ def talk(writer: Writer, lines: Iterable[str], system: str, answering: Answering
         room = writer.model.context_length - answering.max_new_tokens
         tokens = render(messages, writer.template, writer.tokenizer, max(room, 1), prompt=True).tokens
         answer = ""
-        for part in writer.stream(tokens, answering.max_new_tokens, answering.sampling, answering.seed + number):
+        for part in _up_to(
+            writer.stream(tokens, answering.max_new_tokens, answering.sampling, answering.seed + number), answering.stop
+        ):
             answer += part
             yield part
-            if answering.stop and answering.stop in answer:
-                break
         yield "\n"
-        messages.append(
-            {"role": "assistant", "content": answer.partition(answering.stop)[0] if answering.stop else answer}
-        )
+        messages.append({"role": "assistant", "content": answer})
+
+
+def _up_to(parts: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
+    """Yields a text in parts up to the earliest of `stop`; what may be the beginning of one waits for more."""
+    text, shown = "", 0
+    longest = max(map(len, stop), default=1)
+    for part in parts:
+        text += part
+        kept, ended = before(text, stop)
+        sure = len(kept) if ended else max(len(text) - longest + 1, shown)
+        yield text[shown:sure]
+        shown = sure
+        if ended:
+            return
+    yield text[shown:]
 
 
 if __name__ == "__main__":

@@ -68,8 +68,8 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
     try:
         write_weights(temporary, _shapes(params, rows), dtype, _tensors(params, rows))
         (temporary / "config.json").write_text(json.dumps(config, indent=2))
-        # A tokenizer that came from elsewhere frames language models' texts as it always did.
-        framed = classes or not json.loads(tokenizer.serialized)["post_processor"]
+        # A tokenizer that came from elsewhere frames language models' texts as it always did; ours says how.
+        framed = classes or (tokenizer.starts_with_bos and not json.loads(tokenizer.serialized)["post_processor"])
         (tokenizer.with_frame(eos=bool(classes)) if framed else tokenizer).save(temporary)
         if output.exists():
             output.rmdir()

@@ -5,6 +5,7 @@ rootstock generate --checkpoint=runs/german --prompts=sentences.txt --output=ger
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -13,7 +14,6 @@ from absl import flags
 from configs.errors import UserError
 from data.sources import read_rows
 from model.sampling import Sampling
-from train.mesh import single_device_mesh
 from train.writer import Writer, open_writer
 
 REQUIRED = ("checkpoint",)
@@ -36,7 +36,7 @@ def define_sampling_flags(values: flags.FlagValues, temperature: float) -> None:
     flags.DEFINE_float("top_p", 1.0, "Draw among the fewest that have this probability.", flag_values=values)
     flags.DEFINE_float("min_p", 0.0, "Draw among those this part as likely as the first.", flag_values=values)
     flags.DEFINE_float("repetition_penalty", 1.0, "Above 1: less of what was said.", flag_values=values)
-    flags.DEFINE_string("stop", "", "Text at which a continuation ends; it is left out.", flag_values=values)
+    flags.DEFINE_multi_string("stop", [], "Text that ends a continuation; may be given again.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Of the samples.", flag_values=values)
 
 
@@ -55,8 +55,8 @@ def run(values: flags.FlagValues) -> None:
         raise UserError("--prompt is missing; legal: --prompt=TEXT or --prompts=FILE, one of them")
     sampling = sampling_of(values)
     prompts = [values.prompt] if values.prompt else _read(values.prompts)
-    with jax.set_mesh(single_device_mesh()):
-        writer = open_writer(Path(values.checkpoint))
+    writer = open_writer(Path(values.checkpoint))
+    with jax.set_mesh(writer.mesh):
         texts = continuations(writer, prompts, values.max_new_tokens, sampling, values.seed, values.stop)
     if values.prompt:
         print(texts[0] if writer.template else values.prompt + texts[0])
@@ -93,7 +93,7 @@ def _read(path: str) -> list[str]:
 
 
 def continuations(
-    writer: Writer, prompts: list[str], max_new_tokens: int, sampling: Sampling, seed: int, stop: str = ""
+    writer: Writer, prompts: list[str], max_new_tokens: int, sampling: Sampling, seed: int, stop: Sequence[str] = ()
 ) -> list[str]:
     """Returns the continuation of each prompt; the answer, of a model that was fine-tuned to write one.
 

@@ -17,6 +17,7 @@ from model.config import training_flops_per_token
 from model.heads import Objective
 from model.transformer import Params
 from train import run as runs
+from train.decode import complete
 from train.distributed import is_first
 from train.loop import Job, fit
 from train.metrics import results_console
@@ -162,14 +163,14 @@ class Graft:
             for example in examples
         ]
         if how.choices is None:
-            texts = untrained.complete(
+            texts = complete(
                 self.record.model,
                 params,
                 prompts,
                 s.max_new_tokens,
                 self.tokenizer,
                 self.mesh,
-                stop=untrained.BETWEEN,
+                stop=(untrained.BETWEEN,),
             )
             answers = [[text.strip()] for text in texts]
         else:
@@ -246,7 +247,9 @@ class Graft:
         if is_first():
             rows = [(row.name, len(row.examples), row.metrics) for row in table]
             results_console().print(comparison(f"{self.settings.task.name}: held-out rows", rows))
-            (self.workdir / "results.json").write_text(json.dumps(published, indent=1))
+            path = self.workdir / "results.json"
+            held = json.loads(path.read_text()) if path.exists() else {}
+            path.write_text(json.dumps(held | published, indent=1))
             self._report(table)
         return published
 

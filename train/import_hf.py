@@ -28,7 +28,7 @@ from model.sharding import parameter_shardings
 from model.transformer import Params
 from train import checkpoint
 from train import run as runs
-from train.mesh import import_mesh
+from train.mesh import spread_mesh
 from train.metrics import console
 from train.safetensors_files import Weights, find_weights
 from train.step import TrainState
@@ -119,7 +119,7 @@ def _read_params(
 ) -> tuple[Params, jax.sharding.Mesh]:
     """Returns the parameters, each read, laid out and let go of before the next, and their mesh."""
     boxed = jax.eval_shape(language_model(model).init, jax.random.key(0))
-    mesh = import_mesh(boxed)
+    mesh = spread_mesh(boxed)
     shardings = parameter_shardings(boxed, mesh)
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.meta.unbox(boxed), shardings

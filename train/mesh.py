@@ -1,5 +1,6 @@
 """The device mesh of a run, and where its arrays live on it."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -151,7 +152,7 @@ def batch_places(mesh: Mesh, batch_size: int, devices: Iterable[jax.Device]) -> 
 
     Hosts that an axis over the length or the heads joins hold parts of the same rows, and so get the same places.
     """
-    return np.arange(batch_size).reshape(_row_parts(mesh), -1)[_held_parts(mesh, tuple(devices))].ravel()
+    return np.arange(batch_size).reshape(row_parts(mesh), -1)[_held_parts(mesh, tuple(devices))].ravel()
 
 
 def local_places(mesh: Mesh, batch_size: int) -> np.ndarray | None:
@@ -173,12 +174,12 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:  # noqa: ANN401 - a tree of arrays
             first = held.index((index[0].start or 0) // size) * size
             return x_BT[first : first + size, *index[1:]]
 
-        return jax.make_array_from_callback((size * _row_parts(mesh), *x_BT.shape[1:]), sharding, shard)
+        return jax.make_array_from_callback((size * row_parts(mesh), *x_BT.shape[1:]), sharding, shard)
 
     return jax.tree.map(put, batch)
 
 
-def _row_parts(mesh: Mesh) -> int:
+def row_parts(mesh: Mesh) -> int:
     """Returns the number of equal parts into which the mesh cuts a batch's rows."""
     return math.prod(mesh.shape[axis] for axis in ACTIVATION_RULES["batch"])
 
@@ -186,7 +187,7 @@ def _row_parts(mesh: Mesh) -> int:
 @functools.lru_cache(maxsize=8)
 def _held_parts(mesh: Mesh, devices: tuple[jax.Device, ...]) -> list[int]:
     """Returns which of these parts lie on `devices`, in order."""
-    indices = batch_sharding(mesh).devices_indices_map((_row_parts(mesh), mesh.shape["context"]))
+    indices = batch_sharding(mesh).devices_indices_map((row_parts(mesh), mesh.shape["context"]))
     return sorted({indices[device][0].start or 0 for device in devices})
 
 
@@ -195,19 +196,32 @@ def single_device_mesh() -> Mesh:
     return make_mesh(MeshSettings(slice=1, data=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])
 
 
-def import_mesh(boxed: Any) -> Mesh:  # noqa: ANN401 - abstract parameters with their logical axes
-    """Returns a mesh over which parameters are shared out by fsdp, or one of a single device where they cannot be."""
-    mesh = make_mesh(MeshSettings(slice=1, data=1, fsdp=-1, tensor=1, context=1))
+def spread_mesh(boxed: Any) -> Mesh:  # noqa: ANN401 - abstract parameters with their logical axes
+    """Returns a mesh on which all devices share rows and parameters, or the first alone where that cannot be.
+
+    Raises:
+        UserError: several processes have the devices, and the parameters cannot be shared out.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
+    mesh = make_mesh(MeshSettings(slice=slices, data=1, fsdp=-1, tensor=1, context=1))
     try:
         parameter_shardings(boxed, mesh)
     except UserError:
+        if jax.process_count() > 1:
+            raise
         return single_device_mesh()
     return mesh
 
 
-def scoring_mesh() -> Mesh:
-    """Returns a mesh to evaluate on: one device of one process, or the parameters shared out over all of several."""
-    if jax.process_count() == 1:
-        return single_device_mesh()
-    slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
-    return make_mesh(MeshSettings(slice=slices, data=1, fsdp=-1, tensor=1, context=1))
+def decoding_mesh(boxed: Any) -> Mesh:  # noqa: ANN401 - abstract parameters with their logical axes
+    """Returns a mesh to write on: each step reads all parameters, so as many devices as can share each matrix do.
+
+    The others hold copies, for more texts at once.
+    """
+    count = jax.device_count()
+    for tensor in (size for size in range(count, 0, -1) if count % size == 0):
+        mesh = make_mesh(MeshSettings(slice=1, data=-1, fsdp=1, tensor=tensor, context=1))
+        with contextlib.suppress(UserError):
+            parameter_shardings(boxed, mesh)
+            return mesh
+    return single_device_mesh()

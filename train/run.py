@@ -176,9 +176,16 @@ def read_record(directory: Path) -> RunRecord:
         stored = default.model().to_dict() | values.pop("model") | {"attention": "auto"}
         model = build(ModelConfig, stored, f"{path}: model")
         values.pop("version")
+        values["config"] = _filled(default.get_config().to_dict(), values["config"])
         return RunRecord(model=model, **values)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
+
+
+def _filled(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Returns `values` with the defaults of fields that came after them."""
+    filled = {n: _filled(defaults[n], v) if isinstance(defaults.get(n), dict) else v for n, v in values.items()}
+    return defaults | filled
 
 
 def with_execution(model: ModelConfig, section: Mapping[str, Any]) -> ModelConfig:
@@ -240,7 +247,7 @@ def load_params(
     groups = tuple(boxed) if groups is None else groups
     own = tuple(group for group in groups if group in objective.trained)
     other = tuple(group for group in groups if group not in own)
-    best = record.config.get("checkpoint", {}).get("best", False) and (directory / BEST).is_dir()
+    best = record.config["checkpoint"]["best"] and (directory / BEST).is_dir()
     params = restore_params(directory, abstract, mesh, own, BEST if best else NEWEST) if own else {}
     if other:
         held = _of_foundation(directory, record, mesh, other) if frozen is None else frozen

@@ -15,7 +15,7 @@ from model.adapt import Adaptation, merge
 from model.config import ModelConfig
 from model.heads import Objective, language_model
 from model.transformer import Params
-from train.proof.untrained import complete
+from train.decode import complete
 from train.scoring import head_outputs
 from train.settings import Settings
 from train.tasks.contract import Facts, Prediction, Task, load

@@ -12,11 +12,12 @@ from configs.errors import UserError
 from data.templates import Message, end_of_turn, render
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig
-from model.sampling import Sampling, advance, prefill
+from model.heads import language_model
+from model.sampling import Sampling, advance, for_inference, prefill
 from model.transformer import Params
 from train import run as runs
-from train.mesh import replicated, single_device_mesh
-from train.proof.untrained import complete, padded_prompts
+from train.decode import complete, everywhere, prompt_batches
+from train.mesh import decoding_mesh, spread_mesh
 from train.tasks.contract import load
 
 # Tokens between two looks at what has been written.
@@ -53,7 +54,7 @@ class Writer:
         if self.template:
             tokens = render(messages, self.template, self.tokenizer, prompt=True).tokens
         else:
-            tokens = [self.tokenizer.bos_id, *self.tokenizer.encode(messages[-1]["content"])]
+            tokens = self.tokenizer.encode_alone(messages[-1]["content"])
         if len(tokens) > room:
             raise UserError(
                 f"the prompt has {len(tokens)} tokens; legal: at most {max(room, 0)}, the model's context of "
@@ -62,9 +63,9 @@ class Writer:
         return tokens
 
     def write(
-        self, prompts: Sequence[list[int]], max_new_tokens: int, sampling: Sampling, seed: int, stop: str = ""
+        self, prompts: Sequence[list[int]], max_new_tokens: int, sampling: Sampling, seed: int, stop: Sequence[str] = ()
     ) -> list[str]:
-        """Returns what follows each prompt, up to `stop`."""
+        """Returns what follows each prompt, up to the earliest of `stop`."""
         return complete(
             self.model,
             self.params,
@@ -80,8 +81,8 @@ class Writer:
 
     def stream(self, prompt: list[int], max_new_tokens: int, sampling: Sampling, seed: int) -> Iterator[str]:
         """Yields what follows a prompt in parts, as it is written."""
-        rows, lengths = padded_prompts([prompt], self.tokenizer.pad_id)
-        placed = jax.device_put((rows, lengths), replicated(self.mesh))
+        _, rows, lengths = next(prompt_batches([prompt], self.tokenizer.pad_id, self.mesh))
+        placed = everywhere((rows, lengths), self.mesh)
         steps = -(-max_new_tokens // _STEPS) * _STEPS
         state = prefill(self.model, self.params, *placed, jax.random.key(seed), sampling, max_new_tokens=steps)
         written: list[int] = []
@@ -96,12 +97,13 @@ class Writer:
                 shown = text
 
 
-def open_writer(directory: Path, template: str = "") -> Writer:
-    """Returns a run's writer, on one device.
+def open_writer(directory: Path, template: str = "", spread: bool = False) -> Writer:
+    """Returns a run's writer, on all devices that can share its parameters.
 
     Args:
         directory: of the run.
         template: instead of the one that the run was fine-tuned with; "": that one, or none of a foundation model.
+        spread: share rows and parameters out as scoring wants it, not writing.
 
     Raises:
         UserError: its head does not write, or see `runs.load_params`.
@@ -116,6 +118,9 @@ def open_writer(directory: Path, template: str = "") -> Writer:
     tokenizer = load_tokenizer(directory / "tokenizer")
     template = template or (record.task["template"] if tuned else "")
     eos_id = end_of_turn(template, tokenizer) if template else tokenizer.eos_id
-    mesh = single_device_mesh()
-    params = runs.load_plain(directory, record.model, mesh, ("backbone", "head"))
+    mesh = (spread_mesh if spread else decoding_mesh)(
+        jax.eval_shape(language_model(record.model).init, jax.random.key(0))
+    )
+    with jax.set_mesh(mesh):
+        params = for_inference(record.model, runs.load_plain(directory, record.model, mesh, ("backbone", "head")))
     return Writer(record.model, params, tokenizer, template, eos_id, mesh)

@@ -41,8 +41,8 @@ def test_a_talk_remembers_until_it_is_reset(writer, monkeypatch):
 
     monkeypatch.setattr(Writer, "stream", stream)
     said = ["one", "", "two", "/reset", "three", "/exit", "four"]
-    shown = "".join(talk(writer, said, "be kind", Answering(8, Sampling(), 0, " END")))
-    assert shown == "answer END\n" * 3
+    shown = "".join(talk(writer, said, "be kind", Answering(8, Sampling(), 0, (" END",))))
+    assert shown == "answer\n" * 3
     assert prompts[0].startswith("be kind") and "one" in prompts[0]
     assert "one" in prompts[1] and "answer" in prompts[1] and " END" not in prompts[1] and "two" in prompts[1]
     assert "one" not in prompts[2] and "be kind" in prompts[2] and len(prompts) == 3
@@ -51,7 +51,7 @@ def test_a_talk_remembers_until_it_is_reset(writer, monkeypatch):
 def test_a_long_talk_loses_its_oldest_turns(writer, monkeypatch):
     lengths = []
     monkeypatch.setattr(Writer, "stream", lambda self, tokens, *_: lengths.append(len(tokens)) or iter(["yes"]))
-    list(talk(writer, [f"line number {i}" for i in range(12)], "", Answering(16, Sampling(), 0, "")))
+    list(talk(writer, [f"line number {i}" for i in range(12)], "", Answering(16, Sampling(), 0, ())))
     assert len(lengths) == 12 and max(lengths) <= 80
 
 

@@ -123,9 +123,7 @@ def test_a_task_goes_from_foundation_to_table(name, foundation, tmp_path):
     assert "fine-tuned" in (tmp_path / "run" / "report.html").read_text()
     # Any rows with the same columns can be scored from the directory alone.
     record = runs.read_record(tmp_path / "run")
-    mesh = single_device_mesh()
-    with jax.set_mesh(mesh):
-        scored = _score_rows(tmp_path / "run", record, config["data"]["path"], mesh)
+    scored = _score_rows(tmp_path / "run", record, config["data"]["path"])
     if name in ("summary", "chat", "preference"):
         writer = open_writer(tmp_path / "run")
         assert writer.template == "plain"

@@ -139,7 +139,7 @@ def test_weights_of_a_bare_backbone_and_old_buffers_are_read(tmp_path):
 def test_weights_go_straight_to_a_mesh(tmp_path, monkeypatch):
     from train import import_hf as module
 
-    monkeypatch.setattr(module, "import_mesh", lambda boxed: mesh_of(fsdp=4))
+    monkeypatch.setattr(module, "spread_mesh", lambda boxed: mesh_of(fsdp=4))
     seen = []
     monkeypatch.setattr(jax, "device_put", lambda x, s, put=jax.device_put: seen.append((x.shape, s)) or put(x, s))
     model, params = imported(source("qwen2", tmp_path), tmp_path / "run")

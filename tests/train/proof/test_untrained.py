@@ -10,8 +10,9 @@ from model.heads import language_model, unembedding
 from model.losses import logits
 from model.sharding import parameter_shardings
 from model.transformer import backbone
+from train.decode import complete
 from train.mesh import single_device_mesh
-from train.proof.untrained import choose, complete, few_shot_prompt
+from train.proof.untrained import choose
 
 BYTES = train_tokenizer("bytes", [])
 MODELS = {"plain": {}, "window": {"sliding_window": (4, 0), "logit_softcap": 5.0, "num_kv_heads": 1}}
@@ -85,23 +86,3 @@ def test_sharded_parameters_give_the_same(sizes):
     np.testing.assert_allclose(found[0], expected[0], atol=2e-5)
     np.testing.assert_allclose(alone, expected[0][:1], atol=2e-5)
     assert found[1] == expected[1]
-
-
-def test_a_text_ends_where_it_is_told_to(monkeypatch):
-    from train.proof import untrained
-
-    written = BYTES.encode("\n\nfirst\n\nsecond")
-    tokens = np.array([[*written, BYTES.eos_id, 70]] * 32, np.int32)
-    monkeypatch.setattr(untrained, "generate", lambda *_, **__: jax.numpy.array(tokens))
-    arguments = (tiny_model(), {}, [[1, 5]], 20, BYTES, single_device_mesh())
-    assert complete(*arguments, stop="\n\n") == ["\n\nfirst"]
-    assert complete(*arguments, eos_id=BYTES.encode("s")[0])[0].startswith("\n\nfir")
-
-
-def test_shots_are_dropped_until_the_question_fits():
-    shots = [("q1:", "a1"), ("q2:", "a2"), ("q3:", "a3")]
-    whole = few_shot_prompt(shots, "ask:", BYTES, 200)
-    assert BYTES.decode(whole) == "q1: a1\n\nq2: a2\n\nq3: a3\n\nask:" and whole[0] == BYTES.bos_id
-    assert BYTES.decode(few_shot_prompt(shots, "ask:", BYTES, 22)) == "q1: a1\n\nq2: a2\n\nask:"
-    assert BYTES.decode(few_shot_prompt(shots, "ask:", BYTES, 5)) == "ask:"
-    assert BYTES.decode(few_shot_prompt(shots, "a long one:", BYTES, 5)) == "one:"
