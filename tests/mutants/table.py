@@ -265,8 +265,8 @@ _TRAIN = (
         "if a is None:", f"{_RESTORE}test_another_model_is_refused_by_the_leaf",
     ),
     Mutant(
-        "lines of steps that are done again stay", "train/metrics.py", "_step_of(line) <= resumed_step", "_step_of(line) < math.inf",
-        "tests/train/test_metrics.py::test_lines_of_steps_that_are_done_again_are_dropped",
+        "lines of steps that are done again stay", "train/metrics.py", "_step_of(line) <= resumed_step",
+        "_step_of(line) < math.inf", "tests/train/test_metrics.py::test_lines_of_steps_that_are_done_again_are_dropped",
     ),
     Mutant(
         "two runs may share a directory", "train/run.py", "fcntl.LOCK_EX", "fcntl.LOCK_SH",
