@@ -80,9 +80,8 @@ def try_mutant(mutant: Mutant) -> tuple[Mutant, bool, float]:
         except subprocess.TimeoutExpired:
             killed, why = False, f"no end after {_LIMIT_SECONDS} s"
     took = time.perf_counter() - begin
-    print(
-        f"{'killed  ' if killed else 'SURVIVED'} {took:5.1f} s  {mutant.name}: {mutant.test}: {why[:100]}", flush=True
-    )
+    end = "killed" if killed else "SURVIVED"
+    print(f"{end:8} {took:5.1f} s  {mutant.name}: {mutant.test}: {why[:100]}", flush=True)
     return mutant, killed, took
 
 
@@ -112,9 +111,8 @@ def main() -> int:
         parser.error("--write needs all faults; legal: without --only")
     mutants = [mutant for mutant in MUTANTS if flags.only in mutant.name]
     if not mutants:
-        parser.error(
-            f"--only={flags.only} matches no fault; legal: part of one of: {', '.join(m.name for m in MUTANTS)}"
-        )
+        names = "; ".join(mutant.name for mutant in MUTANTS)
+        parser.error(f"--only={flags.only!r} is in no fault's name; legal: a part of one of: {names}")
     if not passes(sorted({mutant.test for mutant in mutants})):
         print("a test fails, or is skipped, without any fault: nothing was planted")
         return 1
