@@ -63,6 +63,11 @@ def test_training_rows_that_repeat_a_held_out_one_or_its_group_are_dropped(tmp_p
     held_out = [{"text": "of group one", "label": "a", "group": "g1"}]
     data = split(write(tmp_path / "train2.jsonl", shared), write(tmp_path / "test2.jsonl", held_out))
     assert "g1" not in {e.group for e in data.train + data.validation}
+    alone = [row | {"group": f"author {i}"} for i, row in enumerate(rows)]
+    held_out = [{"text": "Message  number 3", "label": "b", "group": "another author"}]
+    data = split(write(tmp_path / "train3.jsonl", alone), write(tmp_path / "test3.jsonl", held_out))
+    assert len(data.train) + len(data.validation) == 79
+    assert not contents(data.train + data.validation) & contents(data.test)
 
 
 def test_held_out_rows_are_drawn_by_their_content_not_their_place(tmp_path, rows):

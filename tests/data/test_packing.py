@@ -13,7 +13,7 @@ from data.store import store_from_documents
 
 @pytest.fixture(scope="module")
 def documents():
-    return random_documents(25, seed=3)
+    return random_documents(26, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +79,11 @@ def test_reading_ahead_and_starting_midway_change_no_batch(rows, workers):
 
 
 def test_evaluation_counts_each_target_once_and_fills_up_with_weight_0(rows):
+    assert len(rows) % 8, "the last batch has rows to fill up"
     batches = list(evaluation_batches(rows, 8, limit=0))
     assert {b["tokens"].shape for b in batches} == {(8, 16)}
     assert sum(b["weights"].sum() for b in batches) == rows.num_pairs
+    assert sum((b["segment_ids"] > 0).sum() for b in batches) == rows.num_pairs
     halves = [list(evaluation_batches(rows, 8, 0, places)) for places in np.arange(8).reshape(2, 4)]
     for whole, a, b in zip(batches, *halves, strict=True):
         np.testing.assert_array_equal(np.concatenate([a["weights"], b["weights"]]), whole["weights"])

@@ -41,6 +41,24 @@ def test_value_and_gradient_equal_optax(inputs, chunk, softcap, z_loss):
     np.testing.assert_allclose(ours(x, table), expected[0], rtol=1e-6)
 
 
+def test_smoothing_is_cross_entropy_with_smoothed_labels(inputs):
+    x, table, targets, weights = inputs
+
+    def smoothed(x, table):
+        labels = optax.smooth_labels(jax.nn.one_hot(targets, len(table)), 0.2)
+        return (optax.softmax_cross_entropy(jnp.einsum("btd,vd->btv", x, table), labels) * weights).sum()
+
+    def ours(x, table):
+        sums = losses.cross_entropy(x, table, targets, weights, smoothing=0.2, chunk=4)
+        return sums.objective, sums.nll
+
+    expected = jax.value_and_grad(smoothed, argnums=(0, 1))(x, table)
+    (value, nll), gradient = jax.value_and_grad(ours, argnums=(0, 1), has_aux=True)(x, table)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), (value, gradient), expected)
+    np.testing.assert_allclose(ours(x, table)[0], expected[0], rtol=1e-6)
+    assert float(nll) == pytest.approx(float(reference(x, table, targets, weights, 0.0, 0.0)), rel=1e-6)
+
+
 @pytest.mark.parametrize("vocabulary", [16, 1024], ids=["the table is gathered", "the tokens are gathered"])
 @pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "context": 2}], ids=str)
 def test_a_mesh_changes_neither_value_nor_gradient(sizes, vocabulary):

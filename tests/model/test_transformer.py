@@ -126,10 +126,29 @@ def test_rotary_products_depend_on_distance_alone():
     assert float(rope_frequencies(model)[0]) == 1.0
 
 
+def test_rotary_frequencies_are_powers_of_the_base():
+    model = tiny_model(rope_theta=500.0)
+    expected = [500.0 ** (-2 * i / model.head_dim) for i in range(model.head_dim // 2)]
+    np.testing.assert_allclose(rope_frequencies(model), expected, rtol=1e-6)
+
+
 def test_llama3_scaling_stretches_only_long_wavelengths():
     plain, scaled = (rope_frequencies(tiny_model(**v)) for v in ({}, VARIANTS["llama3_scaling"]))
     ratio = np.asarray(plain / scaled)
     assert ratio[0] == pytest.approx(1.0) and ratio[-1] == pytest.approx(8.0)
+
+
+def test_normed_queries_and_keys_forget_their_size():
+    model = tiny_model(norm_epsilon=1e-12)
+    params = init(language_model(model))
+    tokens = np.random.default_rng(8).integers(3, 64, (1, 10))
+    for name in ("query", "key"):
+        larger = jax.tree.map(lambda x: x, params)
+        attention = larger["backbone"]["layers"]["attention"]
+        attention[name] = {"kernel": 3.0 * attention[name]["kernel"]}
+        np.testing.assert_allclose(
+            logits_of(model, larger, tokens), logits_of(model, params, tokens), atol=1e-5, err_msg=name
+        )
 
 
 def test_grouped_heads_equal_repeated_kv_heads():

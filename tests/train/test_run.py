@@ -3,10 +3,13 @@
 import dataclasses
 import json
 
+import pytest
 from conftest import tiny_model
 
 from configs import default
-from train.run import RunRecord, config_changes, read_record
+from configs.errors import UserError
+from data.tokenizer import train_tokenizer
+from train.run import RunRecord, claim, config_changes, read_record, start
 
 
 def test_the_attention_of_the_machine_that_trained_is_not_asked_of_this_one(tmp_path):
@@ -29,3 +32,27 @@ def test_a_run_from_before_a_field_came_had_its_default(tmp_path):
     assert config_changes(before, now) == []
     now["adapt"]["method"] = "lora"
     assert config_changes(before, now) == ["config.adapt.method: 'full' -> 'lora'"]
+
+
+def test_a_directory_is_one_run_s_at_a_time(tmp_path):
+    with claim(tmp_path / "run"), pytest.raises(UserError, match="is in use by another run"), claim(tmp_path / "run"):
+        pytest.fail("a second run has it")
+    with claim(tmp_path / "run"):
+        pass
+
+
+def test_a_run_goes_on_with_its_own_data_tokenizer_and_config(tmp_path):
+    config = default.get_config().to_dict()
+    record = RunRecord("pretrain", tiny_model(), config, {}, "0123456789abcdef", [])
+    bytes_alone, merging = train_tokenizer("bytes", []), train_tokenizer("bpe:300", ["a text of some words"])
+    start(tmp_path, record, bytes_alone)
+    start(tmp_path, record, bytes_alone)
+    faster = config | {"optimizer": config["optimizer"] | {"learning_rate": 0.125}}
+    for change, tokenizer, message in (
+        ({}, merging, r"\(the tokenizer\)"),
+        ({"data_fingerprint": "fedcba9876543210"}, bytes_alone, r"\(data: 0123456789abcdef != fedcba9876543210\)"),
+        ({"config": faster}, bytes_alone, r"\(config\.optimizer\.learning_rate: .* -> 0\.125\)"),
+        ({"model": tiny_model(num_layers=3)}, bytes_alone, r"\(model .*num_layers.*\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            start(tmp_path, dataclasses.replace(record, **change), tokenizer)

@@ -19,7 +19,7 @@ from model.sharding import PARAMETER_RULES, parameter_shardings, spec
 from train.mesh import batch_sharding, check_batch, make_mesh, put_batch, replicated
 from train.optimizer import is_matrix, make_optimizer, make_schedule
 from train.settings import MeshSettings, from_config
-from train.step import init_state, make_program, make_train_step, state_shardings, summed_gradients
+from train.step import TrainState, init_state, make_program, make_train_step, state_shardings, summed_gradients
 
 MESHES = {
     "data 8": {"data": 8},
@@ -92,6 +92,28 @@ def test_microbatches_of_unequal_weight_equal_the_whole_batch(batches):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), cut, whole)
 
 
+def test_a_step_follows_the_mean_over_its_targets(batches):
+    objective, optimizer = language_model(tiny_model()), optax.sgd(0.5)
+    params = init(objective)
+    batch = {k: v.copy() for k, v in batches[0].items()}
+    batch["weights"][0, 3:] = 0
+    targets = batch["weights"].sum()
+
+    def mean(params):
+        return (objective.predict(params, batch) * batch["weights"]).sum() / targets
+
+    loss, gradient = jax.jit(jax.value_and_grad(mean))(params)
+    step = make_train_step(objective, optimizer, optax.linear_schedule(1.0, 0.0, 4), 1)
+    state = TrainState(jnp.asarray(1), params, optimizer.init(params))
+    after, metrics = jax.jit(step)(state, batch)
+    found = {name: float(value) for name, value in metrics.items()}
+    expected = {"loss": loss, "grad_norm": optax.tree.norm(gradient), "learning_rate": 0.75, "targets": targets}
+    assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)
+    moved = jax.tree.map(lambda p, g: p - 0.5 * g, params, gradient)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), after.params, moved)
+    assert int(after.step) == 2
+
+
 def test_a_batch_without_targets_gives_finite_zero_gradients(batches):
     batch = {k: v.copy() for k, v in batches[0].items()}
     batch["weights"][:] = 0
@@ -137,6 +159,10 @@ def test_muon_turns_matrices_layer_by_layer_and_nothing_else():
     for matrix in (*up, *query):
         singular = np.linalg.svd(matrix, compute_uv=False)
         assert singular.min() / singular.max() > 0.4
+    # A matrix with more outputs than inputs moves by sqrt(outputs / inputs) more; up has 48 of 32.
+    down = np.asarray(updates["backbone"]["layers"]["mlp"]["down"]["kernel"])
+    sizes = [np.linalg.svd(matrices, compute_uv=False).mean() for matrices in (up, down)]
+    assert sizes[0] / sizes[1] == pytest.approx(1.5**0.5, rel=0.05)
     scale = np.asarray(updates["backbone"]["layers"]["mlp_norm"]["scale"])
     assert np.linalg.svd(scale, compute_uv=False).min() < 0.3 * np.linalg.svd(scale, compute_uv=False).max()
 
@@ -150,6 +176,18 @@ def test_only_matrices_decay():
     matrices = jax.tree.map(is_matrix, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
     moved = jax.tree.map(lambda u: bool((u != 0).any()), updates)
     assert moved == matrices
+
+
+def test_gradients_are_clipped_to_their_norm():
+    objective = language_model(tiny_model())
+    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    params = init(objective)
+    optimizer = make_optimizer(settings_of(clip_norm=0.5, beta1=0.9).optimizer, 10, boxed)
+    for size, expected in ((40.0, 0.5), (0.25, 0.25)):
+        gradient = jax.tree.map(lambda p, s=size: p * s / optax.tree.norm(params), params)
+        _, state = optimizer.update(gradient, optimizer.init(params), params)
+        moment = optax.tree.get(state, "mu")
+        assert float(optax.tree.norm(moment)) == pytest.approx(0.1 * expected, rel=1e-5)
 
 
 def test_schedules_start_warm_and_end_at_the_final_fraction():

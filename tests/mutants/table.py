@@ -1,0 +1,302 @@
+"""The faults: one line of the code each, and the fast test that must fail when it is planted."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """One fault.
+
+    Attributes:
+        name: what a careless change would do.
+        file: that it breaks.
+        find: part of one line, once in the file.
+        replace: what it becomes.
+        test: the pytest node that must fail.
+    """
+
+    name: str
+    file: str
+    find: str
+    replace: str
+    test: str
+
+
+_TRANSFORMER = "tests/model/test_transformer.py::"
+_ATTEND = "tests/model/test_attend.py::"
+_LOSSES = "tests/model/test_losses.py::"
+_HEADS = "tests/model/test_heads.py::"
+_TASK_HEADS = "tests/model/test_task_heads.py::"
+_ADAPT = "tests/model/test_adapt.py::"
+_SAMPLING = "tests/model/test_sampling.py::"
+_PACKING = "tests/data/test_packing.py::"
+_STEP = "tests/train/test_step.py::"
+_ADAPTATION = "tests/train/test_adaptation.py::"
+_RESTORE = "tests/train/test_restore.py::"
+_RUN = "tests/train/test_run.py::"
+_HUGGINGFACE = "tests/train/test_huggingface.py::test_logits_are_those_of_transformers_and_weights_come_back"
+
+_MODEL = (
+    Mutant(
+        "the causal mask is dropped", "model/context.py", " & (k <= q)", "",
+        f"{_TRANSFORMER}test_no_token_sees_a_later_one[default]",
+    ),
+    Mutant(
+        "segment ids are ignored", "model/context.py",
+        "(context.segments_BT[:, :, None] == context.key_segments_BS[:, None, :]) & ", "",
+        f"{_TRANSFORMER}test_packed_documents_equal_documents_alone[default]",
+    ),
+    Mutant(
+        "the sliding window is a token too wide", "model/context.py", "(q - k < window)", "(q - k <= window)",
+        f"{_TRANSFORMER}test_sliding_window_hides_what_lies_behind_it",
+    ),
+    Mutant(
+        "the base of the rotary positions is wrong", "model/layers.py", "config.rope_theta **", "10_000.0 **",
+        f"{_TRANSFORMER}test_rotary_frequencies_are_powers_of_the_base",
+    ),
+    Mutant(
+        "rotary positions mirror instead of turning", "model/layers.py", "a * cos - b * sin", "a * cos + b * sin",
+        f"{_TRANSFORMER}test_rotary_products_depend_on_distance_alone",
+    ),
+    Mutant(
+        "queries are not normed", "model/attention.py", 'self._normed("query_norm", q_BTNH)', "q_BTNH",
+        f"{_TRANSFORMER}test_normed_queries_and_keys_forget_their_size",
+    ),
+    Mutant(
+        "grouped heads are repeated in the wrong order", "model/attend.py", "q_BTNH.reshape(B, T, K, N // K, H)",
+        "q_BTNH.reshape(B, T, N // K, K, H).swapaxes(2, 3)",
+        f"{_TRANSFORMER}test_grouped_heads_equal_repeated_kv_heads",
+    ),
+    Mutant(
+        "attention is not scaled by the head's size", "model/attend.py", "config.head_dim**-0.5", "1.0",
+        f"{_ATTEND}test_xla_equals_the_definition[grouped heads]",
+    ),
+    Mutant(
+        "the softcap of attention is dropped", "model/attend.py", "logits = softcap * jnp.tanh(logits / softcap)",
+        "pass", f"{_ATTEND}test_xla_equals_the_definition[softcap and scale]",
+    ),
+    Mutant(
+        "the softcap of the logits is dropped", "model/losses.py",
+        "return softcap * jnp.tanh(z / softcap) if softcap else z", "return z",
+        f"{_LOSSES}test_value_and_gradient_equal_optax[5.0-0.0-0]",
+    ),
+    Mutant(
+        "the softcap has no gradient", "model/losses.py", "1.0 - jnp.square(logits_PRV / softcap)", "1.0",
+        f"{_LOSSES}test_value_and_gradient_equal_optax[5.0-0.0-3]",
+    ),
+    Mutant(
+        "the z-loss has the wrong sign", "model/losses.py", "nll_PR + z_loss *", "nll_PR - z_loss *",
+        f"{_LOSSES}test_value_and_gradient_equal_optax[0.0-0.1-0]",
+    ),
+    Mutant(
+        "the z-loss has half its gradient", "model/losses.py", "1.0 + 2.0 * z_loss", "1.0 + z_loss",
+        f"{_LOSSES}test_value_and_gradient_equal_optax[0.0-0.1-3]",
+    ),
+    Mutant(
+        "label smoothing adds to the target's weight", "model/losses.py", "(1.0 - smoothing) * hit + ", "hit + ",
+        f"{_LOSSES}test_smoothing_is_cross_entropy_with_smoothed_labels",
+    ),
+    Mutant(
+        "masked tokens count in the loss", "model/losses.py", "- hit) * weights_PR[..., None]", "- hit)",
+        f"{_LOSSES}test_masked_tokens_get_exactly_zero_gradient",
+    ),
+    Mutant(
+        "the table's gradient is that of one device", "model/losses.py", "grad_PVD.sum(0)", "grad_PVD[0]",
+        f"{_LOSSES}test_a_mesh_changes_neither_value_nor_gradient",
+    ),
+    Mutant(
+        "a classifier reads the token before the last", "model/heads.py", 'if pooling == "mean" else x_BTD',
+        'if pooling == "mean" else jnp.roll(x_BTD, 1, axis=1)',
+        f"{_HEADS}test_pooling_reads_the_last_token_or_the_mean",
+    ),
+    Mutant(
+        "a mean runs over the whole row", "model/heads.py", "jnp.tril(same_BTS)", "jnp.tril(jnp.ones_like(same_BTS))",
+        f"{_HEADS}test_the_running_mean_stays_in_its_segment",
+    ),
+    Mutant(
+        "DPO prefers the rejected answer", "model/task_heads.py", "beta * (chosen - rejected)",
+        "beta * (rejected - chosen)", f"{_TASK_HEADS}test_dpo_is_what_its_equation_says",
+    ),
+    Mutant(
+        "DPO forgets the reference", "model/task_heads.py", 'log_p_BT - batch["reference"]', "log_p_BT",
+        f"{_TASK_HEADS}test_dpo_is_what_its_equation_says",
+    ),
+    Mutant(
+        "LoRA is scaled by alpha alone", "model/adapt.py", "x * (adaptation.alpha / adaptation.rank)",
+        "x * adaptation.alpha", f"{_ADAPT}test_merged_equals_applied[lora-changes0]",
+    ),
+    Mutant(
+        "top-p keeps one token too few", "model/sampling.py", ", axis=-1) - jax.nn.softmax(ordered_BV)", ", axis=-1)",
+        f"{_SAMPLING}test_each_filter_leaves_what_it_should[how2-expected2]",
+    ),
+    Mutant(
+        "a repeated token gets likelier", "model/sampling.py", "logits_BV / p, logits_BV * p",
+        "logits_BV * p, logits_BV / p",
+        f"{_SAMPLING}test_what_was_said_is_said_again_less",
+    ),
+    Mutant(
+        "the cache is written a column late", "model/sampling.py", "return Decoding(jnp.asarray(P),",
+        "return Decoding(jnp.asarray(P + 1),", f"{_SAMPLING}test_cached_logits_equal_uncached_ones[grouped heads]",
+    ),
+    Mutant(
+        "a shorter prompt begins at its padding", "model/sampling.py", " - (P - lengths_B)[:, None]",
+        " - 0 * lengths_B[:, None]", f"{_SAMPLING}test_cached_logits_equal_uncached_ones[learned positions]",
+    ),
+    Mutant(
+        "import reads a matrix the wrong way round", "model/huggingface.py",
+        "piece.T if self.inputs and self.transposed else piece", "piece", f"{_HUGGINGFACE}[llama3]",
+    ),
+)  # fmt: skip
+_DATA = (
+    Mutant(
+        "targets are not shifted", "data/packing.py", "tokens[token + 1]", "tokens[token]",
+        f"{_PACKING}test_every_target_stands_exactly_once_with_its_own_input",
+    ),
+    Mutant(
+        "positions do not start anew with a document", "data/packing.py", "pair - start", "pair - first",
+        f"{_PACKING}test_segments_and_positions_follow_the_documents",
+    ),
+    Mutant(
+        "the row of a batch is the next one", "data/loader.py", "self.batch_size + place]",
+        "self.batch_size + place + 1]",
+        f"{_PACKING}test_an_epoch_visits_every_row_once_and_the_next_in_another_order",
+    ),
+    Mutant(
+        "a resumed run reads from the first batch", "data/loader.py", "range(start, stop)", "range(stop - start)",
+        f"{_PACKING}test_reading_ahead_and_starting_midway_change_no_batch[0]",
+    ),
+    Mutant(
+        "evaluation counts the rows that fill a batch", "data/loader.py", '("weights", "segment_ids"):',
+        '("segment_ids",):',
+        f"{_PACKING}test_evaluation_counts_each_target_once_and_fills_up_with_weight_0",
+    ),
+    Mutant(
+        "the mask of a chat is not shifted", "data/examples.py", "mask[1:]", "mask[:-1]",
+        "tests/data/test_examples.py::test_text_is_shifted_by_one",
+    ),
+    Mutant(
+        "the user's turn is trained on", "data/templates.py", "(text + opening, False), (", "(text + opening, True), (",
+        "tests/data/test_templates.py::test_text_and_mask_of_each_template[chatml]",
+    ),
+    Mutant(
+        "a content may hold a special token", "data/templates.py",
+        "messages = _guarded(messages, tokenizer, source)", "messages = list(messages)",
+        "tests/data/test_templates.py::test_a_content_never_becomes_a_special_token[chatml]",
+    ),
+    Mutant(
+        "validation rows are trained on", "data/labelled.py", "if _place(example) >= end",
+        "if _place(example) >= test_fraction",
+        "tests/data/test_labelled.py::test_no_text_stands_on_two_sides_and_duplicates_are_counted",
+    ),
+    Mutant(
+        "rows like a held-out one are trained on", "data/labelled.py", "if fold(e.content) not in held_out and ", "if ",
+        "tests/data/test_labelled.py::test_training_rows_that_repeat_a_held_out_one_or_its_group_are_dropped",
+    ),
+    Mutant(
+        "held-out documents are trained on", "data/prepare.py", "if place[number] >= bound", "if place[number] >= 0",
+        "tests/data/test_prepare.py::test_every_document_is_kept_once",
+    ),
+    Mutant(
+        "a damaged store passes", "data/store.py", "if _sha256(path / name) != digest", "if not digest",
+        "tests/data/test_store.py::test_corruption_is_found",
+    ),
+)  # fmt: skip
+_TRAIN = (
+    Mutant(
+        "accumulation takes a mean of means", "train/step.py", "return sums.objective, sums",
+        "return sums.objective / sums.weight, sums",
+        f"{_STEP}test_microbatches_of_unequal_weight_equal_the_whole_batch",
+    ),
+    Mutant(
+        "gradients are not divided by the targets", "train/step.py", "lambda g: g / weight", "lambda g: g",
+        f"{_STEP}test_a_step_follows_the_mean_over_its_targets",
+    ),
+    Mutant(
+        "the loss is not divided by the targets", "train/step.py", "sums.nll / weight", "sums.nll",
+        f"{_STEP}test_a_step_follows_the_mean_over_its_targets",
+    ),
+    Mutant(
+        "the next step's learning rate is reported", "train/step.py", "schedule(state.step)",
+        "schedule(state.step + 1)",
+        f"{_STEP}test_a_step_follows_the_mean_over_its_targets",
+    ),
+    Mutant(
+        "norms decay", "train/optimizer.py", "mask=matrices,", "", f"{_STEP}test_only_matrices_decay",
+    ),
+    Mutant(
+        "gradients are not clipped", "train/optimizer.py", "] if settings.clip_norm else []", "][:0]",
+        f"{_STEP}test_gradients_are_clipped_to_their_norm",
+    ),
+    Mutant(
+        "warm-up ends a step late", "train/optimizer.py", "max(warmup - 1, 1)", "max(warmup, 1)",
+        f"{_STEP}test_schedules_start_warm_and_end_at_the_final_fraction",
+    ),
+    Mutant(
+        "the last layer learns slowest", "train/optimizer.py", "dtype=np.float32)[::-1]", "dtype=np.float32)",
+        f"{_ADAPTATION}test_lower_layers_learn_more_slowly[adamw]",
+    ),
+    Mutant(
+        "Muon takes inputs for outputs", "train/optimizer.py", "if embed < min(others):", "if embed > min(others):",
+        f"{_STEP}test_muon_turns_matrices_layer_by_layer_and_nothing_else",
+    ),
+    Mutant(
+        "the optimizer's state is not restored", "train/checkpoint.py", "return state",
+        "return state._replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state))",
+        f"{_RESTORE}test_what_is_restored_is_what_was_saved",
+    ),
+    Mutant(
+        "a checkpoint is not laid out on the mesh at hand", "train/checkpoint.py",
+        "item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item),", "item=item,",
+        f"{_RESTORE}test_a_state_moves_to_another_mesh",
+    ),
+    Mutant(
+        "checksums are not compared", "train/checkpoint.py", 'if leaf["checksum"] != found[path]',
+        'if not leaf["checksum"]',
+        f"{_RESTORE}test_a_flipped_bit_is_found",
+    ),
+    Mutant(
+        "a checksum does not see two values swapped", "train/checkpoint.py", "both = ((words * a), (words * b))",
+        "both = ((words * a[(0,) * x.ndim]), (words * b[(0,) * x.ndim]))",
+        f"{_RESTORE}test_a_checksum_sees_every_change",
+    ),
+    Mutant(
+        "shapes of a checkpoint are not compared", "train/checkpoint.py",
+        'if (a["shape"], a["dtype"]) != (b["shape"], b["dtype"]):',
+        "if a is None:", f"{_RESTORE}test_another_model_is_refused_by_the_leaf",
+    ),
+    Mutant(
+        "lines of steps that are done again stay", "train/metrics.py", "_step_of(line) <= resumed_step",
+        "_step_of(line) < math.inf", "tests/train/test_metrics.py::test_lines_of_steps_that_are_done_again_are_dropped",
+    ),
+    Mutant(
+        "two runs may share a directory", "train/run.py", "fcntl.LOCK_EX", "fcntl.LOCK_SH",
+        f"{_RUN}test_a_directory_is_one_run_s_at_a_time",
+    ),
+    Mutant(
+        "another tokenizer is accepted", "train/run.py", ".sha256 != tokenizer.sha256", ".sha256 is None",
+        f"{_RUN}test_a_run_goes_on_with_its_own_data_tokenizer_and_config",
+    ),
+    Mutant(
+        "other data are accepted", "train/run.py", "if before.data_fingerprint != record.data_fingerprint",
+        "if before.data_fingerprint is None", f"{_RUN}test_a_run_goes_on_with_its_own_data_tokenizer_and_config",
+    ),
+    Mutant(
+        "another config is accepted", "train/run.py", "if old.get(name) != new[name] and", "if old is None and",
+        f"{_RUN}test_a_run_from_before_a_field_came_had_its_default",
+    ),
+    Mutant(
+        "the worst loss is kept as the best", "train/selection.py", "(-1 if name.endswith(_LESS_IS_BETTER) else 1)",
+        "1",
+        "tests/train/test_selection.py::test_less_is_better_of_a_loss_and_more_of_an_accuracy",
+    ),
+    Mutant(
+        "patience lasts an evaluation too long", "train/selection.py", "self.settings.patience <= self.since",
+        "self.settings.patience < self.since",
+        "tests/train/test_selection.py::test_patience_counts_evaluations_in_a_row",
+    ),
+    Mutant(
+        "bits are nats", "train/scoring.py", "nll / math.log(2) /", "nll /",
+        "tests/train/test_scoring.py::test_figures_are_those_of_a_uniform_model",
+    ),
+)  # fmt: skip
+MUTANTS = (*_MODEL, *_DATA, *_TRAIN)
