@@ -1,4 +1,4 @@
-"""What can go wrong in the loop itself: losses, gradients, clocks, a process that is stopped, a slow disk, the config."""
+"""What can go wrong in the loop itself: losses, gradients, clocks, a stopped process, a slow disk, the config."""
 
 import dataclasses
 import os

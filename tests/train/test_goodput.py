@@ -100,8 +100,8 @@ def test_a_roll_back_is_lost_time(tmp_path):
     assert whole * 0.99 - 0.2 < sum(parts.values()) < whole
 
 
-def line(step, seconds, **parts):
-    return {"phase": "goodput", "step": step, "seconds": seconds, "parts": dict.fromkeys(PARTS, 0.0) | parts}
+def line(done, seconds, **parts):
+    return {"phase": "goodput", "step": done, "seconds": seconds, "parts": dict.fromkeys(PARTS, 0.0) | parts}
 
 
 def test_what_several_kills_lost_adds_up():

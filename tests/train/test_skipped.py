@@ -53,13 +53,13 @@ def test_roll_backs_add_up_in_batches_not_in_steps(tmp_path):
 def test_a_damaged_list_is_no_empty_one(tmp_path):
     for text in ("", "{", "[]", '{"roll_backs": [{"first": 1}]}', '{"roll_backs": [{"step": "x"}]}'):
         (tmp_path / "skipped_batches.json").write_text(text)
-        with pytest.raises(UserError, match="skipped_batches.json is damaged"):
+        with pytest.raises(UserError, match=r"skipped_batches\.json is damaged"):
             skipped_batches(tmp_path)
 
 
 def test_it_rolls_back_more_than_once_and_before_the_first_checkpoint(tmp_path):
     settings = settings_of(**{"faults.in_a_row": 2, "faults.then": "roll_back"})
-    # Steps 2 and 3 fail and batches 0 to 2 are passed over; then 10 and 11, which are steps 8 and 9, after step 8 was saved.
+    # Steps 2 and 3 fail, batches 0 to 2 are passed over; then 12 and 13, in steps 10 and 11, after step 8 was saved.
     ended = train(tmp_path, settings, spoilt(settings, (1, 2, 12, 13), nan))
     assert [
         (e["step"], e["failed_step"]) for e in json.loads((tmp_path / "skipped_batches.json").read_text())["roll_backs"]
