@@ -35,6 +35,13 @@ def get_config() -> ConfigDict:
     config.checkpoint.every = 500  # steps between checkpoints; the last step always saves
     config.checkpoint.keep = 2  # newest checkpoints that stay
     config.checkpoint.best = False  # keep the parameters of the best evaluation too, and end with them
+    config.faults = ConfigDict()
+    # A step whose loss or gradient is not finite is skipped: it changes nothing but the place in the data. So is one
+    # whose gradient's norm, before clipping, is above this; 0: no bound.
+    config.faults.max_grad_norm = 0.0
+    config.faults.in_a_row = 10  # steps skipped one after the other that the run does not go on after
+    # What it does then: "stop", or "roll_back" to the checkpoint before them and past all data seen since.
+    config.faults.then = "stop"
     config.logging = ConfigDict()
     config.logging.every = 20  # steps a line of metrics.jsonl
     config.logging.tensorboard = False  # scalars for TensorBoard too (extra: tensorboard)

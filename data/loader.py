@@ -12,6 +12,7 @@ import grain
 import numpy as np
 
 Batch = dict[str, np.ndarray]
+Skipped = tuple[tuple[int, int], ...]  # (first, last) numbers of batches that training passes over; may overlap
 
 
 class Rows(Protocol):
@@ -33,22 +34,36 @@ class BatchFunction:
         batch_size: rows of the global batch.
         seed: of the permutation; each epoch has its own.
         places: which of the global batch's rows this host reads, counted from 0; None: all.
+        skipped: the batches that are passed over: t counts the others.
     """
 
     source: Rows
     batch_size: int
     seed: int
     places: np.ndarray | None = None
+    skipped: Skipped = ()
 
     def row_numbers(self, t: int) -> np.ndarray:
         """Returns the row numbers of this host's part of batch t, in order."""
         order = _epochs(len(self.source), self.seed)
+        first = batch_number(t, self.skipped) * self.batch_size
         places = range(self.batch_size) if self.places is None else self.places.tolist()
-        return np.array([order[t * self.batch_size + place] for place in places])
+        return np.array([order[first + place] for place in places])
 
     def __call__(self, t: int) -> Batch:
         """Returns this host's rows of batch t."""
         return self.source.rows(self.row_numbers(int(t)))
+
+
+def batch_number(t: int, skipped: Skipped) -> int:
+    """Returns the number of the batch that step t, counted from 0, takes: the t-th of those that are not skipped."""
+    number, reached = t, -1
+    for first, last in sorted(skipped):
+        if number < first:
+            break
+        number += max(last - max(first - 1, reached), 0)
+        reached = max(reached, last)
+    return number
 
 
 @functools.lru_cache(maxsize=4)

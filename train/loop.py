@@ -12,14 +12,15 @@ from jax.sharding import Mesh
 from data.loader import BatchFunction, Rows, train_batches
 from model.heads import Objective
 from model.transformer import Params
-from train import checkpoint
+from train import checkpoint, goodput
 from train.distributed import is_first
 from train.mesh import check_host_memory, local_places, put_batch
-from train.metrics import console, open_writer, progress
+from train.metrics import console, open_writer, progress, read_records
 from train.selection import resume_selection
 from train.settings import Settings
+from train.skipped import roll_back, skipped_batches
 from train.step import Program, TrainState, make_program
-from train.watch import Watch
+from train.watch import Diverged, Watch
 
 Evaluate = Callable[[Params], dict[str, float]]
 
@@ -51,10 +52,11 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
     """Trains to `settings.num_steps` and returns the parameters; goes on from the newest sound checkpoint in `workdir`.
 
     With `config.evaluation.patience` it may end before; with `config.checkpoint.best` the parameters are those of the
-    best evaluation.
+    best evaluation. After too many skipped steps in a row it goes back to the newest checkpoint where
+    `config.faults.then` says so, and passes over the data since.
 
     Raises:
-        UserError: a checkpoint that does not match, a loss that is not finite, or no host memory to offload to.
+        UserError: a checkpoint that does not match, too many skipped steps, or no host memory to offload to.
     """
     check_host_memory(settings, mesh)
     program = make_program(job.objective, settings, mesh)
@@ -65,8 +67,21 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
             if settings.checkpoint.best
             else None
         )
-        state = _first_state(job, settings, program, mesh, manager)
-        state = _train(job, settings, program, mesh, workdir, state, manager, best)
+        failed_step = None
+        while True:
+            with goodput.measure() as spent:
+                state = _first_state(job, settings, program, mesh, manager)
+                if failed_step is not None:
+                    _say_back(job.title, roll_back(workdir, int(state.step), failed_step))
+                try:
+                    state = _train(job, settings, program, mesh, workdir, state, manager, best, spent)
+                    break
+                except Diverged as error:
+                    if settings.faults.then == "stop":
+                        raise
+                    failed_step = error.step
+            # Here the error is gone, whose traceback held the state.
+            manager.wait_until_finished()
     if settings.checkpoint.best:
         trained = checkpoint.restore_params(workdir, program.state.params, mesh, job.objective.trained, checkpoint.BEST)
         state = state._replace(params=trained)
@@ -82,6 +97,7 @@ def _train(
     state: TrainState,
     manager: Any,  # noqa: ANN401 - Orbax's managers
     best: Any,  # noqa: ANN401
+    spent: goodput.Goodput,
 ) -> TrainState:
     """Returns the last state."""
     start, every = int(state.step), settings.checkpoint.every
@@ -90,31 +106,63 @@ def _train(
         console.print(f"{job.title}: resumed at step {start} of {settings.num_steps}", highlight=False)
     if start >= settings.num_steps or selection.stops:
         return state
-    function = BatchFunction(job.rows, settings.batch_size, settings.seed, local_places(mesh, settings.batch_size))
-    batches = train_batches(function, start, settings.num_steps, settings.data.workers, settings.data.read_ahead)
+    function = BatchFunction(job.rows, settings.batch_size, settings.seed, None, skipped_batches(workdir))
+    own = dataclasses.replace(function, places=local_places(mesh, settings.batch_size))
+    batches = train_batches(own, start, settings.num_steps, settings.data.workers, settings.data.read_ahead)
+    placed = spent.timed("data", (put_batch(batch, mesh) for batch in batches))
+    if is_first():
+        spent.carry(goodput.spent_before(read_records(workdir), start))
     with (
         open_writer(workdir, start, settings.logging.tensorboard, is_first()) as write,
         progress(job.title, settings.num_steps) as bar,
     ):
-        watch = Watch(job.title, settings, job.flops_per_step, write, bar, start)
-        for step, batch in enumerate(batches, start + 1):
-            state, metrics = program.step(state, put_batch(batch, mesh))
+        watch = Watch(job.title, settings, job.flops_per_step, write, bar, start, function, spent)
+        watch.account(start)
+        spent.enter("step")
+        for step, batch in enumerate(placed, start + 1):
+            state, metrics = program.step(state, batch)
             watch.step_done(step, metrics)
             last = step == settings.num_steps
             if last or step % settings.evaluation.every == 0:
-                with watch.outside_steps():
+                with watch.outside_steps("evaluation"):
                     figures = job.evaluate(state.all_params)
                     watch.evaluated(step, figures)
                     if selection.take(figures) and best is not None:
                         checkpoint.save_best(best, state, mesh)
-            if last or selection.stops or step % every == 0:
-                with watch.outside_steps():
-                    checkpoint.save(manager, state, mesh)
+            ends = last or selection.stops
+            if ends or step % every == 0:
+                _save(watch, manager, state, mesh, ends)
+                watch.account(step)
             if selection.stops and not last:
                 name = settings.evaluation.metric
                 console.print(f"{job.title}: step {step}: {name} did not improve, the run ends", highlight=False)
                 break
+    _say_end(job.title, workdir, spent)
     return state
+
+
+def _save(watch: Watch, manager: Any, state: TrainState, mesh: Mesh, ends: bool) -> None:  # noqa: ANN401 - Orbax's
+    """Starts saving a state, and waits for the last one; none amid skipped steps, where a roll-back shall not end."""
+    with watch.outside_steps("checkpoint"):
+        if ends or not watch.in_a_row:
+            checkpoint.save(manager, state, mesh)
+        if ends:
+            manager.wait_until_finished()
+
+
+def _say_back(title: str, entry: dict[str, int]) -> None:
+    console.print(
+        f"{title}: back to step {entry['step']}; batches {entry['first']} to {entry['last']} are passed over",
+        highlight=False,
+    )
+
+
+def _say_end(title: str, workdir: Path, spent: goodput.Goodput) -> None:
+    """Says where the time went and what was skipped."""
+    skipped = sum(record["phase"] == "skipped" for record in read_records(workdir))
+    backs = len(skipped_batches(workdir))
+    counted = f"{skipped} steps skipped, {backs} times rolled back; " if skipped or backs else ""
+    console.print(f"{title}: {counted}{goodput.describe(spent.seconds())}", highlight=False)
 
 
 def _first_state(

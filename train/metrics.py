@@ -74,6 +74,13 @@ def open_writer(workdir: Path, resumed_step: int, tensorboard: bool, writing: bo
         summary.close()
 
 
+def read_records(workdir: Path) -> list[Record]:
+    """Returns the lines of a run's `metrics.jsonl`, in order, but for those that a kill cut short."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if _step_of(line) < math.inf]
+
+
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]

@@ -32,7 +32,8 @@ from train.tasks.contract import load
 _LOCK = ".lock"
 # Config fields that a run may change when it goes on; any other change is refused.
 MAY_CHANGE = (
-    *("mesh", "xla_flags", "evaluation", "checkpoint", "logging", "microbatches", "data.workers", "data.read_ahead"),
+    *("mesh", "xla_flags", "evaluation", "checkpoint", "faults", "logging", "microbatches"),
+    *("data.workers", "data.read_ahead"),
     *(f"model.{name}" for name in EXECUTION_FIELDS),
 )
 
@@ -122,7 +123,8 @@ def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer) -> None:
     if changed:
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(changed)}): "
-            f"go on with the old values, or give a new --workdir"
+            "go on with the old values, or give a new --workdir; a run may change "
+            + ", ".join(f"config.{name}" for name in (*MAY_CHANGE, "data.path"))
         )
 
 

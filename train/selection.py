@@ -1,11 +1,11 @@
 """Which evaluation was the best so far, and whether it is time to stop: read from the run's own history."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from configs.errors import UserError
+from train.metrics import read_records
 from train.settings import EvaluationSettings
 
 # Figures of which less is better are called "loss", "bits_per_byte", or something that ends like these.
@@ -46,13 +46,7 @@ class Selection:
 def resume_selection(settings: EvaluationSettings, workdir: Path, step: int) -> Selection:
     """Returns the selection after `step` steps of the run in `workdir`."""
     selection = Selection(settings)
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if step and path.exists() else []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # cut short by a kill
-        if record.get("phase") == "eval" and record["step"] <= step:
+    for record in read_records(workdir) if step else []:
+        if record["phase"] == "eval" and record["step"] <= step:
             selection.take(record)
     return selection

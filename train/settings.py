@@ -14,7 +14,9 @@ from model.adapt import Adaptation
 from model.config import ModelConfig, model_config
 
 _VOCABULARY_MULTIPLE = 64
-SECTIONS = ("model", "mesh", "data", "task", "adapt", "optimizer", "loss", "evaluation", "checkpoint", "logging")
+SECTIONS = (
+    *("model", "mesh", "data", "task", "adapt", "optimizer", "loss", "evaluation", "checkpoint", "faults", "logging"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +117,15 @@ class CheckpointSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class FaultSettings:
+    """`config.faults`."""
+
+    max_grad_norm: float
+    in_a_row: int
+    then: Literal["stop", "roll_back"]
+
+
+@dataclasses.dataclass(frozen=True)
 class LoggingSettings:
     """`config.logging`."""
 
@@ -146,6 +157,7 @@ class Settings(_Scalars):
     loss: LossSettings
     evaluation: EvaluationSettings
     checkpoint: CheckpointSettings
+    faults: FaultSettings
     logging: LoggingSettings
 
 
@@ -170,6 +182,7 @@ def from_config(config: Mapping[str, Any]) -> Settings:
         loss=build(LossSettings, config["loss"], "config.loss"),
         evaluation=build(EvaluationSettings, config["evaluation"], "config.evaluation"),
         checkpoint=build(CheckpointSettings, config["checkpoint"], "config.checkpoint"),
+        faults=build(FaultSettings, config["faults"], "config.faults"),
         logging=build(LoggingSettings, config["logging"], "config.logging"),
     )
     _check_ranges(settings)
@@ -232,6 +245,7 @@ def _check_ranges(s: Settings) -> None:
         "evaluation.every": s.evaluation.every,
         "checkpoint.every": s.checkpoint.every,
         "checkpoint.keep": s.checkpoint.keep,
+        "faults.in_a_row": s.faults.in_a_row,
         "logging.every": s.logging.every,
         "data.read_ahead": s.data.read_ahead,
         "task.max_new_tokens": s.task.max_new_tokens,
@@ -252,6 +266,7 @@ def _check_ranges(s: Settings) -> None:
         "optimizer.learning_rate": o.learning_rate,
         "optimizer.weight_decay": o.weight_decay,
         "optimizer.clip_norm": o.clip_norm,
+        "faults.max_grad_norm": s.faults.max_grad_norm,
     }
     faults += [f"config.{name} is {value}; legal: at least 0" for name, value in at_least_0.items() if value < 0]
     fractions = {
@@ -270,6 +285,10 @@ def _check_ranges(s: Settings) -> None:
         faults.append(f"config.microbatches is {s.microbatches}; legal: a divisor of batch_size {s.batch_size}")
     if not faults and s.loss.chunk and s.sequence_length % s.loss.chunk:
         faults.append(f"config.loss.chunk is {s.loss.chunk}; legal: a divisor of sequence_length {s.sequence_length}")
+    if s.checkpoint.best and s.faults.then == "roll_back":
+        faults.append(
+            "config.faults.then is 'roll_back', which takes back what config.checkpoint.best keeps; legal with it: stop"
+        )
     patterns = ("input", "context", "group", "prompt")
     faults += [fault for name in patterns if (fault := _pattern_fault(f"config.task.{name}", getattr(s.task, name)))]
     if faults:

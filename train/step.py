@@ -116,7 +116,7 @@ def make_program(objective: Objective, settings: Settings, mesh: AnyMesh) -> Pro
         state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
         initialise=jax.jit(initialise, out_shardings=shardings),
         step=jax.jit(
-            make_train_step(objective, optimizer, schedule, settings.microbatches),
+            make_train_step(objective, optimizer, schedule, settings.microbatches, settings.faults.max_grad_norm),
             in_shardings=(shardings, batch_sharding(mesh)),
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
@@ -132,11 +132,17 @@ def abstract_batch(rows: int, length: int, sharding: NamedSharding | None = None
 
 
 def make_train_step(
-    objective: Objective, optimizer: optax.GradientTransformation, schedule: optax.Schedule, microbatches: int
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    microbatches: int,
+    max_grad_norm: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns train_step(state, batch) -> (state, metrics).
 
-    Metrics: loss (nats a target), grad_norm (before clipping), learning_rate, targets (sum of weights).
+    Metrics: loss (nats a target), grad_norm (before clipping), learning_rate, targets (sum of weights), skipped (0 or
+    1). A skipped step only counts itself in `state.step`: its loss or gradient is not finite, or its `grad_norm` is
+    above `max_grad_norm` (0: no bound).
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -144,14 +150,23 @@ def make_train_step(
         # A batch without a single target moves nothing, rather than dividing by zero.
         weight = jnp.maximum(sums.weight, 1e-9)
         grads = jax.tree.map(lambda g: g / weight, grads)
+        loss, grad_norm = sums.nll / weight, optax.tree.norm(grads)
+        sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        if max_grad_norm:
+            sound &= grad_norm <= max_grad_norm
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # The update reads the old values anyway: compiled for a TPU, the choice takes no memory.
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
         metrics = {
-            "loss": sums.nll / weight,
-            "grad_norm": optax.tree.norm(grads),
+            "loss": loss,
+            "grad_norm": grad_norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "targets": sums.weight,
+            "skipped": 1.0 - sound,
         }
-        params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state, state.frozen), metrics
 
     return train_step

@@ -122,6 +122,32 @@ def test_a_batch_without_targets_gives_finite_zero_gradients(batches):
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(params))
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_step_that_is_not_sound_changes_nothing_but_its_number(name, microbatches, batches):
+    settings, objective, mesh = settings_of(name=name), language_model(tiny_model()), mesh_of(data=2, fsdp=2)
+    spoilt = {k: v.copy() for k, v in batches[1].items()}
+    spoilt["weights"][3, 2] = np.nan
+    endless = {k: v.copy() for k, v in batches[1].items()}
+    endless["weights"][3, 2] = np.inf
+    for batch, bound in ((spoilt, 0.0), (endless, 0.0), (batches[1], 1e-3)):
+        faults = dataclasses.replace(settings.faults, max_grad_norm=bound)
+        bounded = dataclasses.replace(settings, faults=faults, microbatches=microbatches)
+        program = make_program(objective, settings, mesh)
+        with jax.set_mesh(mesh):
+            state = program.initialise(jax.random.key_data(jax.random.key(0)))
+            state, metrics = program.step(state, put_batch(batches[0], mesh))
+            before = jax.device_get(state)
+            state, skipped = make_program(objective, bounded, mesh).step(state, put_batch(batch, mesh))
+            after = jax.device_get(state)
+            state, last = program.step(state, put_batch(batches[1], mesh))
+        assert (float(metrics["skipped"]), float(skipped["skipped"]), float(last["skipped"])) == (0, 1, 0)
+        assert (int(before.step), int(after.step)) == (1, 2)
+        jax.tree.map(np.testing.assert_array_equal, after[1:], before[1:])
+        moved = jax.tree.map(lambda a, b: (a != b).any(), jax.device_get(state.params), before.params)
+        assert all(jax.tree.leaves(moved))
+
+
 def test_moments_live_where_their_parameter_does():
     objective, mesh = language_model(tiny_model()), mesh_of(fsdp=4, tensor=2)
     boxed = jax.eval_shape(objective.init, jax.random.key(0))

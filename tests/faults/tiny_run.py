@@ -1,0 +1,113 @@
+"""A run of seconds in this process, whose every batch can be spoilt: what `tests/faults/training.py` breaks."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from configs import default
+from data.loader import Batch, BatchFunction, Rows
+from data.packing import PackedRows
+from data.store import store_from_documents
+from model.heads import language_model
+from model.transformer import Params
+from tests.conftest import mesh_of, random_documents, tiny_model
+from train.loop import Job, fit
+from train.mesh import put_batch
+from train.settings import Settings, from_config
+from train.step import make_program
+
+STEPS, EVERY = 12, 4  # of the run; between checkpoints and between evaluations
+
+
+def settings_of(**changes: object) -> Settings:
+    """A run of `STEPS` steps on the tiny model."""
+    config = default.get_config()
+    config.batch_size, config.sequence_length, config.num_steps = 8, 32, STEPS
+    config.optimizer.warmup_steps = 2
+    config.optimizer.learning_rate = 1e-2
+    config.evaluation.every = config.checkpoint.every = EVERY
+    config.logging.every = 1
+    config.update_from_flattened_dict(changes)
+    return from_config(config.to_dict())
+
+
+def rows_of() -> PackedRows:
+    """Rows for more than twice `STEPS` batches."""
+    rows = PackedRows(store_from_documents(random_documents(400)), 32)
+    assert len(rows) > 2 * STEPS * 8
+    return rows
+
+
+def function_of(settings: Settings, rows: Rows) -> BatchFunction:
+    """The batches of a run that skips none."""
+    return BatchFunction(rows, settings.batch_size, settings.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoilt:
+    """Rows of which some are spoilt: by `spoil`, which changes their weights in place."""
+
+    inner: Rows
+    bad: frozenset[int]
+    spoil: Callable[[np.ndarray], None]
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.inner)
+
+    def rows(self, indices: np.ndarray) -> Batch:
+        """Returns the rows of these numbers."""
+        batch = self.inner.rows(indices)
+        weights = batch["weights"].copy()
+        for place in np.flatnonzero(np.isin(indices, list(self.bad))):
+            self.spoil(weights[place])
+        return batch | {"weights": weights}
+
+
+def spoilt(settings: Settings, batches: Iterable[int], spoil: Callable[[np.ndarray], None]) -> Spoilt:
+    """Rows whose batches of these numbers are spoilt, each row of them."""
+    rows = rows_of()
+    numbers = [function_of(settings, rows).row_numbers(t) for t in batches]
+    return Spoilt(rows, frozenset(np.concatenate(numbers).tolist()), spoil)
+
+
+def nan(weights_T: np.ndarray) -> None:
+    """Makes the loss NaN."""
+    weights_T[3] = np.nan
+
+
+def spike(weights_T: np.ndarray) -> None:
+    """Makes the mean of hardly any weight: the gradient's norm is hundreds of times the usual one, and finite."""
+    weights_T[::2], weights_T[1::2] = 1.0, -0.999
+
+
+def train(
+    workdir: Path,
+    settings: Settings,
+    rows: Rows | None = None,
+    evaluate: Callable[[Params], dict[str, float]] = lambda params: {"loss": 1.0},
+) -> list[np.ndarray]:
+    """Trains in `workdir` and returns the parameters."""
+    mesh = mesh_of()
+    job = Job("fault", language_model(tiny_model()), rows or rows_of(), evaluate, None, (), 1.0)
+    with jax.set_mesh(mesh):
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(fit(job, settings, mesh, workdir))]
+
+
+def steps_over(settings: Settings, batches: Iterable[int]) -> list[np.ndarray]:
+    """The parameters after one step on each of these batches, made without the loop."""
+    mesh, function = mesh_of(), function_of(settings, rows_of())
+    program = make_program(language_model(tiny_model()), settings, mesh)
+    with jax.set_mesh(mesh):
+        state = program.initialise(jax.random.key_data(jax.random.key(settings.seed)))
+        for t in batches:
+            state, _ = program.step(state, put_batch(function(t), mesh))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state.all_params)]
+
+
+def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
+    """Whether two runs ended bitwise the same."""
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
