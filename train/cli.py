@@ -33,7 +33,10 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs `rootstock` and exits: 0 on success, 1 on a user's mistake, 2 on a wrong command line, 130 on Ctrl-C."""
+    """Runs `rootstock` and exits.
+
+    0: success; 1: a user's mistake; 2: a wrong command line; 75: SIGTERM, saved, run it again; 130: Ctrl-C.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_overview())
@@ -50,11 +53,11 @@ def main(argv: list[str] | None = None) -> None:
         if getattr(command, "MULTI_PROCESS", False):
             from train.distributed import run_together
 
-            run_together(lambda: command.run(values))
+            run_together(lambda: command.run(values), preemptible=getattr(command, "PREEMPTIBLE", False))
         else:
             command.run(values)
     except UserError as error:
-        end(str(error), 1)
+        end(str(error), getattr(error, "exit_code", 1))
     except KeyboardInterrupt:
         end("interrupted; run the same command again to go on", 130)
 

@@ -21,6 +21,7 @@ from jax._src import distributed as jax_distributed
 
 from configs.errors import UserError, end
 from train.metrics import console
+from train.preemption import Preempted
 
 T = TypeVar("T")
 
@@ -58,17 +59,19 @@ def on_first(action: Callable[[], T]) -> T:
     return result
 
 
-def run_together(command: Callable[[], None], start_timeout: int = START_TIMEOUT) -> None:
+def run_together(command: Callable[[], None], start_timeout: int = START_TIMEOUT, preemptible: bool = False) -> None:
     """Runs `command`, in step with the other processes where the environment has several; alone otherwise.
 
     Args:
         command: what every process runs.
         start_timeout: seconds to wait for the others to start.
+        preemptible: `command` asks `preemption.notices`, so SIGTERM need not end it.
 
     Raises:
+        Preempted: as `command` does, on all processes.
         UserError: the others cannot be joined, or what `command` raises: shown first where it is no user's mistake.
     """
-    if not _join(start_timeout):
+    if not _join(start_timeout, preemptible):
         command()
         return
     done = threading.Event()
@@ -76,7 +79,7 @@ def run_together(command: Callable[[], None], start_timeout: int = START_TIMEOUT
     listener.start()
     try:
         _check_number()
-        command()
+        preempted = _run(command)
         # From here on nobody has anything to announce.
         _client().wait_at_barrier("rootstock/done", _WEEK_MS)
     except BaseException as error:
@@ -90,6 +93,17 @@ def run_together(command: Callable[[], None], start_timeout: int = START_TIMEOUT
         raise UserError(fault) from None
     done.set()
     listener.join()
+    if preempted is not None:
+        raise preempted
+
+
+def _run(command: Callable[[], None]) -> Preempted | None:
+    """Runs `command` and returns the `Preempted` that it ended with, which is no error to tell the others."""
+    try:
+        command()
+    except Preempted as notice:
+        return notice
+    return None
 
 
 def _client() -> Any:  # noqa: ANN401 - JAX's client has no public type
@@ -97,15 +111,15 @@ def _client() -> Any:  # noqa: ANN401 - JAX's client has no public type
     return jax_distributed.global_state.client if jax_distributed.global_state.num_processes > 1 else None
 
 
-def _join(timeout: int) -> bool:
+def _join(timeout: int, preemptible: bool) -> bool:
     """Joins the processes that the environment names or that JAX detects; returns whether there are others."""
     named = [name for name in _VARIABLES if os.environ.get(name)]
     number, index = _integer("JAX_NUM_PROCESSES"), _integer("JAX_PROCESS_ID")
     # One task of Slurm keeps all GPUs of its node: joined, JAX would leave it one.
     if number == 1 or (not named and os.environ.get("SLURM_NTASKS") == "1"):
         return False
-    # That service swallows SIGTERM, and nobody here asks it.
-    jax.config.update("jax_enable_preemption_service", False)
+    # That service swallows SIGTERM, which must end whatever does not ask it.
+    jax.config.update("jax_enable_preemption_service", preemptible)
     started = threading.Event()
     threading.Thread(target=_wait_for_start, args=(started, timeout), daemon=True).start()
     try:

@@ -27,6 +27,7 @@ from train.task_rows import read_task, render_rows
 
 REQUIRED = ("config", "init_from", "workdir")
 MULTI_PROCESS = True
+PREEMPTIBLE = True
 
 
 def define_flags(values: flags.FlagValues) -> None:

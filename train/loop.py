@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from data.loader import BatchFunction, Rows, train_batches
 from model.heads import Objective
 from model.transformer import Params
-from train import checkpoint, goodput
+from train import checkpoint, goodput, preemption
 from train.distributed import is_first
 from train.mesh import check_host_memory, local_places, put_batch
 from train.metrics import console, open_writer, progress, read_records
@@ -57,6 +57,7 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
 
     Raises:
         UserError: a checkpoint that does not match, too many skipped steps, or no host memory to offload to.
+        Preempted: SIGTERM came; the newest step is saved.
     """
     check_host_memory(settings, mesh)
     program = make_program(job.objective, settings, mesh)
@@ -115,6 +116,7 @@ def _train(
     with (
         open_writer(workdir, start, settings.logging.tensorboard, is_first()) as write,
         progress(job.title, settings.num_steps) as bar,
+        preemption.notices() as notified,
     ):
         watch = Watch(job.title, settings, job.flops_per_step, write, bar, start, function, spent)
         watch.account(start)
@@ -129,10 +131,16 @@ def _train(
                     watch.evaluated(step, figures)
                     if selection.take(figures) and best is not None:
                         checkpoint.save_best(best, state, mesh)
-            ends = last or selection.stops
+            preempted = notified(step)
+            ends = last or selection.stops or preempted
             if ends or step % every == 0:
                 _save(watch, manager, state, mesh, ends)
                 watch.account(step)
+            if preempted and not last:
+                raise preemption.Preempted(
+                    f"{job.title}: told to end (SIGTERM): step {step} of {settings.num_steps} is saved; "
+                    "run the same command again to go on"
+                )
             if selection.stops and not last:
                 name = settings.evaluation.metric
                 console.print(f"{job.title}: step {step}: {name} did not improve, the run ends", highlight=False)

@@ -30,6 +30,7 @@ from train.settings import Settings, complete_model, from_config
 
 REQUIRED = ("config", "workdir")
 MULTI_PROCESS = True
+PREEMPTIBLE = True
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -40,6 +40,7 @@ from train.settings import from_config
 REQUIRED = ("workdir",)
 OPTIONAL = ("config",)
 MULTI_PROCESS = True
+PREEMPTIBLE = True
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -80,9 +80,13 @@ def records(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def last_loss(workdir):
+    return [r["loss"] for r in records(workdir) if r["phase"] == "eval"][-1]
+
+
 def losses(workdir):
     """Of all steps, each once and in order, then of the evaluation."""
-    lines = records(workdir)
+    lines = [r for r in records(workdir) if r["phase"] != "goodput"]
     assert [(r["phase"], r["step"]) for r in lines] == [("train", s + 1) for s in range(STEPS)] + [("eval", STEPS)]
     return [r["loss"] for r in lines]
 
@@ -212,7 +216,7 @@ def test_finetuning_in_two_processes_gives_the_figures_of_one(four, tmp_path):
         )  # fmt: skip
         assert [process.returncode for process in done] == [0] * count, [process.stderr for process in done]
         assert ["fine-tuned" in process.stdout for process in done] == [True] + [False] * (count - 1)
-        published.append((json.loads((workdir / "results.json").read_text()), records(workdir)[-1]["loss"]))
+        published.append((json.loads((workdir / "results.json").read_text()), last_loss(workdir)))
     (one, one_loss), (two, two_loss) = published
     assert one == two and two_loss == pytest.approx(one_loss, rel=1e-5)
 
