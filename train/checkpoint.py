@@ -8,14 +8,14 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from configs.errors import UserError
 from train.distributed import on_first
@@ -40,9 +40,36 @@ def open_manager(directory: Path, keep: int, name: str = NEWEST) -> Iterator[ocp
     )
     try:
         yield manager
-        manager.wait_until_finished()
+        wait(manager)
     finally:
-        manager.close()
+        # What went wrong in a save was told by then.
+        with contextlib.suppress(OSError, ValueError):
+            manager.close()
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Returns once what is being saved is on disk.
+
+    Raises:
+        UserError: it could not be written; what was saved before is untouched.
+    """
+    with _saving(manager):
+        manager.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _saving(manager: ocp.CheckpointManager) -> Iterator[None]:
+    # A full disk, a quota or a directory that is read-only, through TensorStore or the file system itself.
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        # TensorStore says first where, last what.
+        fault = " ".join(str(error).split())[-200:]
+        kept = ", ".join(map(str, saved_steps(Path(manager.directory).parent, Path(manager.directory).name))) or "none"
+        raise UserError(
+            f"{manager.directory}: a checkpoint cannot be written ({fault}); those of steps {kept} are whole: "
+            "make room, then run again to go on"
+        ) from None
 
 
 def _registry() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
@@ -62,12 +89,15 @@ def save(manager: ocp.CheckpointManager, state: TrainState, mesh: Mesh) -> None:
     """Starts saving a state; returns once its arrays may be donated again.
 
     Raises:
-        UserError: Orbax refused, e.g. because a newer step is already there.
+        UserError: Orbax refused, e.g. because a newer step is already there; or this or the last one cannot be
+            written.
     """
     step = int(state.step)
     manifest = {"version": _VERSION, "step": step, "leaves": describe(state, checksums(state, mesh))}
     arguments = {group: ocp.args.PyTreeSave(getattr(state, group)) for group in _GROUPS if getattr(state, group)}
-    if not manager.save(step, args=ocp.args.Composite(**arguments, manifest=ocp.args.JsonSave(manifest))):
+    with _saving(manager):
+        saved = manager.save(step, args=ocp.args.Composite(**arguments, manifest=ocp.args.JsonSave(manifest)))
+    if not saved:
         raise UserError(f"{manager.directory}: checkpoint {step} was not saved; newest there: {manager.latest_step()}")
 
 
@@ -154,6 +184,45 @@ def restore_params(
                 return read["params"]
             faults.append(_warn(manager, step, damage))
     raise UserError("; ".join(faults) or f"{directory} holds no checkpoint")
+
+
+class Held(NamedTuple):
+    """What a checkpoint holds: {path: array}, {path: checksum} as found, and what is wrong with it, or ""."""
+
+    leaves: dict[str, jax.Array]
+    checksums: dict[str, str]
+    damage: str
+
+
+def saved_steps(directory: Path, name: str = NEWEST) -> list[int]:
+    """Returns the steps of a run's committed checkpoints, newest first."""
+    folder = directory / name
+    found = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+    return sorted(found, reverse=True)
+
+
+def inspect(manager: ocp.CheckpointManager, step: int) -> Held:
+    """Reads all of a checkpoint on the first device, as its own files describe it, and compares the checksums."""
+    manifest = _manifest(manager, step)
+    if manifest is None:
+        return Held({}, {}, "its manifest cannot be read")
+    groups = {path.partition("/")[0] for path in manifest["leaves"]}
+    one = SingleDeviceSharding(jax.devices()[0])
+    # Orbax and TensorStore raise a dozen types for a truncated, missing or unreadable file.
+    try:
+        trees = {group: manager.item_metadata(step)[group].tree for group in groups}
+        items = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), trees)
+    except Exception as error:
+        return Held({}, {}, " ".join(str(error).split())[:200] or type(error).__name__)
+    read, damage = _read(manager, step, items)
+    if damage:
+        return Held({}, {}, damage)
+    leaves = leaf_paths(read)
+    summed = jax.device_get({path: _checksum_alone(leaf) for path, leaf in leaves.items()})
+    found = {path: _hexadecimal(pair) for path, pair in summed.items()}
+    expected = {path: leaf["checksum"] for path, leaf in manifest["leaves"].items()}
+    wrong = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+    return Held(leaves, found, f"checksum differs: {', '.join(wrong)}" if wrong else "")
 
 
 def _steps(manager: ocp.CheckpointManager) -> list[int]:
@@ -259,10 +328,16 @@ def checksums(state: TrainState, mesh: Mesh) -> dict[str, str]:
     """Returns 64 bits in hexadecimal a leaf, computed on the devices: the same on every mesh and host count."""
     leaves = leaf_paths({group: getattr(state, group) for group in _GROUPS})
     summed = jax.jit(lambda tree: jax.tree.map(_checksum, tree), out_shardings=replicated(mesh))(leaves)
-    return {
-        path: f"{int(np.uint64(a) << np.uint64(32) | np.uint64(b)):016x}"
-        for path, (a, b) in jax.device_get(summed).items()
-    }
+    return {path: _hexadecimal(pair) for path, pair in jax.device_get(summed).items()}
+
+
+def _hexadecimal(pair: tuple[np.ndarray, np.ndarray]) -> str:
+    return f"{int(np.uint64(pair[0]) << np.uint64(32) | np.uint64(pair[1])):016x}"
+
+
+@jax.jit
+def _checksum_alone(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _checksum(x)
 
 
 def _checksum(x: jax.Array) -> tuple[jax.Array, jax.Array]:

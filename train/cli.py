@@ -18,6 +18,7 @@ COMMANDS = {
     "finetune": "foundation model + labelled rows -> task model, with a before/after table",
     "import-hf": "Hugging Face weights -> a model like one of our own",
     "export-hf": "a model -> Hugging Face's format",
+    "checkpoint": "what a run's checkpoints hold: ls, verify, diff, prune",
     "merge": "adapter + its foundation -> a model that needs no other",
     "evaluate": "score a model on text or on labelled rows",
     "generate": "continue prompts, or answer them",
@@ -29,6 +30,8 @@ COMMANDS = {
     "scaling": "a ladder of small runs -> the model size and the tokens that a compute budget calls for",
     "demo": "all of it, on this machine's own Python documentation",
 }
+# Commands whose own name is that of what they are made of.
+_MODULES = {"checkpoint": "checkpoint_files"}
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -44,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     name = arguments[0]
     if name not in COMMANDS:
         end(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; commands: {', '.join(COMMANDS)}", 2)
-    command = importlib.import_module(f"train.{name.replace('-', '_')}")
+    command = importlib.import_module(f"train.{_MODULES.get(name, name.replace('-', '_'))}")
     values = parse(name, command, arguments[1:])
     # Grain's worker processes read absl's global flags.
     flags.FLAGS(["rootstock"])
@@ -66,8 +69,9 @@ def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagVal
     """Returns the parsed flags of a command; prints help or one line of error and exits where that is due."""
     values = flags.FlagValues()
     command.define_flags(values)
-    if hasattr(command, "POSITIONAL") and arguments and not arguments[0].startswith("-"):
-        arguments = [f"--{command.POSITIONAL}={arguments[0]}", *arguments[1:]]
+    for place, positional in enumerate(getattr(command, "POSITIONAL", ())):
+        if place < len(arguments) and not arguments[place].startswith("-"):
+            arguments[place] = f"--{positional}={arguments[place]}"
     has_config = "config" in (*getattr(command, "REQUIRED", ()), *getattr(command, "OPTIONAL", ()))
     if has_config:
         arguments = [_locate_config(argument) for argument in arguments]

@@ -28,7 +28,7 @@ from train.metrics import console
 from train.safetensors_files import write_weights
 from train.tasks.contract import load
 
-POSITIONAL = "checkpoint"
+POSITIONAL = ("checkpoint",)
 REQUIRED = ("checkpoint", "output")
 _DTYPES = ("float32", "bfloat16", "float16")
 

@@ -33,7 +33,7 @@ from train.metrics import console
 from train.safetensors_files import Weights, find_weights
 from train.step import TrainState
 
-POSITIONAL = "source"
+POSITIONAL = ("source",)
 REQUIRED = ("source", "output")
 _FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "chat_template*", "special_tokens*")
 

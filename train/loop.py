@@ -82,7 +82,7 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
                         raise
                     failed_step = error.step
             # Here the error is gone, whose traceback held the state.
-            manager.wait_until_finished()
+            checkpoint.wait(manager)
     if settings.checkpoint.best:
         trained = checkpoint.restore_params(workdir, program.state.params, mesh, job.objective.trained, checkpoint.BEST)
         state = state._replace(params=trained)
@@ -155,7 +155,7 @@ def _save(watch: Watch, manager: Any, state: TrainState, mesh: Mesh, ends: bool)
         if ends or not watch.in_a_row:
             checkpoint.save(manager, state, mesh)
         if ends:
-            manager.wait_until_finished()
+            checkpoint.wait(manager)
 
 
 def _say_back(title: str, entry: dict[str, int]) -> None:

@@ -1,6 +1,7 @@
 """What a run writes about itself: `metrics.jsonl`, TensorBoard scalars, and the line a person watches."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -60,7 +61,7 @@ def open_writer(workdir: Path, resumed_step: int, tensorboard: bool, writing: bo
         temporary.write_text("".join(line + "\n" for line in kept))
         os.replace(temporary, path)
     summary = _summary_writer(workdir) if tensorboard else None
-    with path.open("a", buffering=1) as file:
+    with _told_when_full(path), path.open("a", buffering=1) as file:
 
         def write(record: Record) -> None:
             file.write(json.dumps({k: _finite(v) for k, v in record.items()}) + "\n")
@@ -72,6 +73,18 @@ def open_writer(workdir: Path, resumed_step: int, tensorboard: bool, writing: bo
         yield write
     if summary is not None:
         summary.close()
+
+
+@contextlib.contextmanager
+def _told_when_full(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); what was saved is whole: make room, then run again to go on"
+        ) from None
 
 
 def read_records(workdir: Path) -> list[Record]:

@@ -174,6 +174,31 @@ def test_a_flipped_bit_is_found_and_the_step_before_is_used(text, foundation, tm
     assert [p.name.split("-")[0] for p in (workdir / "damaged").iterdir()] == ["40"]
 
 
+def test_checkpoints_are_listed_verified_compared_and_pruned(foundation, tmp_path):
+    workdir = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(foundation), str(workdir)], check=True)
+    listed = command("checkpoint_files", "ls", str(workdir)).stdout
+    assert "checkpoints" in listed and " 30 " in listed and " 40 " in listed
+    assert command("checkpoint_files", "verify", str(workdir)).stdout.count("sound") == 2
+    assert "are the same, bit for bit" in command("checkpoint_files", "diff", str(workdir), str(foundation)).stdout
+    files = [p for p in (workdir / "checkpoints" / "40" / "params").rglob("d/*") if p.is_file()]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    found = command("checkpoint_files", "verify", str(workdir), check=False)
+    assert found.returncode == 1 and "checkpoints/40: checksum differs: params/" in found.stderr
+    # The newest is damaged, so the only sound one stays.
+    assert "deleted nothing; kept 40, 30" in command("checkpoint_files", "prune", str(workdir), "--keep=1").stdout
+    differing = command("checkpoint_files", "diff", str(workdir), str(foundation)).stdout
+    assert "params/backbone/" in differing and "opt_state/" in differing
+    whole = tmp_path / "whole"
+    subprocess.run(["cp", "-r", str(foundation), str(whole)], check=True)
+    assert "would delete 30; kept 40" in command("checkpoint_files", "prune", str(whole), "--dry_run").stdout
+    command("checkpoint_files", "prune", str(whole))
+    assert [p.name for p in (whole / "checkpoints").iterdir() if p.name.isdecimal()] == ["40"]
+
+
 def test_evaluate_prints_and_keeps_about_what_training_logged(text, foundation, tmp_path):
     tail = tmp_path / "tail.txt"
     whole = text.read_text()

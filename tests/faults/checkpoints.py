@@ -1,0 +1,115 @@
+"""What can happen to checkpoints: damage after they were written, a disk that takes no more, a second run."""
+
+import contextlib
+import os
+import resource
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from configs.errors import UserError
+from tests.faults.contract import Fault, Outcome
+from tests.faults.tiny_run import EVERY, STEPS, same, settings_of, train
+from train.checkpoint import NEWEST, inspect, open_manager, saved_steps
+from train.metrics import console, read_records
+from train.run import claim
+
+_SMALL = 16384  # bytes that a file may have on the full disk; what the leaves are in has more
+
+
+def _largest(step: Path) -> Path:
+    return max((path for path in step.rglob("d/*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def _truncate(step: Path) -> None:
+    os.truncate(_largest(step), 10)
+
+
+def _delete(step: Path) -> None:
+    _largest(step).unlink()
+
+
+def _flip(step: Path) -> None:
+    file = _largest(step)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def _damaged(damage: Callable[[Path], None], names_leaf: bool) -> Callable[[Path, bool], Outcome]:
+    """A fault in the newest checkpoint, which `inspect` must find and the run must pass over."""
+
+    def inject(directory: Path, short: bool) -> Outcome:
+        settings = settings_of()
+        expected = train(directory, settings)
+        damage(directory / NEWEST / str(STEPS))
+        with open_manager(directory, 100) as manager:
+            found = inspect(manager, STEPS).damage
+            before = inspect(manager, STEPS - EVERY).damage
+        with console.capture() as said:
+            ended = train(directory, settings)
+        told = f"checkpoint {STEPS} is damaged" in said.get() and f"resumed at step {STEPS - EVERY}" in said.get()
+        named = "/kernel" in found or "/table" in found if names_leaf else bool(found)
+        steps = [r["step"] for r in read_records(directory) if r["phase"] == "train"]
+        whole = same(ended, expected) and steps == list(range(1, STEPS + 1)) and not before
+        return Outcome("the newest of two", told and named and whole, EVERY, f"{found[:120]}; bitwise: {whole}")
+
+    return inject
+
+
+@contextlib.contextmanager
+def _full_disk() -> Iterator[None]:
+    """No file of this process grows beyond `_SMALL` bytes: EFBIG, as a quota or a full disk would say ENOSPC."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_SMALL, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def _disk_full(directory: Path, short: bool) -> Outcome:
+    settings = settings_of()
+    expected = train(directory / "plain", settings)
+    workdir = directory / "full"
+    half = train(workdir, settings_of(num_steps=STEPS))
+    # Back to the state in which one checkpoint is there and the next is about to be written.
+    shutil.rmtree(workdir / NEWEST / str(STEPS))
+    said = "it went on"
+    try:
+        with _full_disk():
+            train(workdir, settings)
+    except UserError as error:
+        said = str(error)
+    kept = saved_steps(workdir)
+    with open_manager(workdir, 100) as manager:
+        sound = [step for step in kept if not inspect(manager, step).damage]
+    ended = train(workdir, settings)
+    survived = (
+        "cannot be written" in said
+        and sound == kept == [STEPS - EVERY]
+        and same(ended, expected)
+        and same(half, expected)
+    )
+    return Outcome(f"files of {_SMALL} bytes at most", survived, EVERY, said[-200:])
+
+
+def _two_runs(directory: Path, short: bool) -> Outcome:
+    with claim(directory):
+        try:
+            with claim(directory):
+                return Outcome("a second run", False, 0, "it was let in")
+        except UserError as error:
+            return Outcome("a second run", "is in use by another run" in str(error), 0, str(error))
+
+
+FAULTS = (
+    Fault("checkpoint truncated", _damaged(_truncate, names_leaf=False)),
+    Fault("checkpoint file deleted", _damaged(_delete, names_leaf=False)),
+    Fault("checkpoint byte flipped", _damaged(_flip, names_leaf=True)),
+    Fault("disk full", _disk_full),
+    Fault("two runs in one directory", _two_runs),
+)
