@@ -39,7 +39,9 @@ def get_config() -> ConfigDict:
     # A step whose loss or gradient is not finite is skipped: it changes nothing but the place in the data. So is one
     # whose gradient's norm, before clipping, is above this; 0: no bound.
     config.faults.max_grad_norm = 0.0
-    config.faults.in_a_row = 10  # steps skipped one after the other that the run does not go on after
+    config.faults.in_a_row = (
+        10  # steps skipped one after the other that the run does not go on after; half of num_steps at most
+    )
     # What it does then: "stop", or "roll_back" to the checkpoint before them and past all data seen since.
     config.faults.then = "stop"
     config.logging = ConfigDict()

@@ -22,11 +22,11 @@ T = TypeVar("T")
 
 
 class Goodput:
-    """Seconds a part, from when it was made; by the monotonic clock, so that setting the clock changes nothing."""
+    """Seconds a part, from `since` on; by the monotonic clock, so that setting the clock changes nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, since: float) -> None:
         self._seconds = dict.fromkeys(PARTS, 0.0)
-        self._part, self._since = "start", time.perf_counter()
+        self._part, self._since = "start", since
 
     def enter(self, part: str) -> str:
         """Gives the time from now on to `part`; returns the part that had it."""
@@ -67,9 +67,9 @@ class Goodput:
 
 
 @contextlib.contextmanager
-def measure() -> Iterator[Goodput]:
-    """Yields a `Goodput` that hears of this thread's compilations while the context is open."""
-    goodput, thread = Goodput(), threading.get_ident()
+def measure(since: float) -> Iterator[Goodput]:
+    """Yields a `Goodput` that hears of this thread's compilations; it counts from `since`, a `time.perf_counter()`."""
+    goodput, thread = Goodput(since), threading.get_ident()
     interrupted: list[str] = []  # one a nested compilation: the part that it interrupted
 
     # JAX tells how long each took by the clock on the wall, which may be set meanwhile; so only when it tells counts.

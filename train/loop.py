@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
         UserError: a checkpoint that does not match, too many skipped steps, or no host memory to offload to.
         Preempted: SIGTERM came; the newest step is saved.
     """
+    began = time.perf_counter()
     check_host_memory(settings, mesh)
     program = make_program(job.objective, settings, mesh)
     with contextlib.ExitStack() as stack:
@@ -70,7 +72,7 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
         )
         failed_step = None
         while True:
-            with goodput.measure() as spent:
+            with goodput.measure(began) as spent:
                 state = _first_state(job, settings, program, mesh, manager)
                 if failed_step is not None:
                     _say_back(job.title, roll_back(workdir, int(state.step), failed_step))
@@ -81,6 +83,7 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
                     if settings.faults.then == "stop":
                         raise
                     failed_step = error.step
+            began = time.perf_counter()
             # Here the error is gone, whose traceback held the state.
             checkpoint.wait(manager)
     if settings.checkpoint.best:

@@ -40,7 +40,8 @@ class Watch:
     ) -> None:
         self.title, self.write, self.bar = title, write, bar
         self.batches, self.spent = batches, spent
-        self.limit, self.in_a_row = settings.faults.in_a_row, 0
+        self.limit = min(settings.faults.in_a_row, max(settings.num_steps // 2, 1))
+        self.in_a_row = 0
         self.every, self.last_step = settings.logging.every, settings.num_steps
         self.tokens_per_step = settings.batch_size * settings.sequence_length
         self.flops_per_step = flops_per_step

@@ -157,8 +157,8 @@ _DATA = (
         f"{_PACKING}test_segments_and_positions_follow_the_documents",
     ),
     Mutant(
-        "the row of a batch is the next one", "data/loader.py", "self.batch_size + place]",
-        "self.batch_size + place + 1]",
+        "the row of a batch is the next one", "data/loader.py", "order[first + place]",
+        "order[first + place + 1]",
         f"{_PACKING}test_an_epoch_visits_every_row_once_and_the_next_in_another_order",
     ),
     Mutant(
