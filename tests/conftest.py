@@ -27,8 +27,8 @@ flags.FLAGS(["tests"])
 
 # The long ones first, so that both workers end together.
 _LONG = (
-    "train/test_commands.py", "train/test_multihost.py", "test_readme.py", "planner/test_pricing.py",
-    "train/test_scaling.py", "train/test_certificate.py", "test_clusters.py",
+    "train/test_commands.py", "train/test_multihost.py", "faults/test_faults.py", "test_readme.py",
+    "planner/test_pricing.py", "train/test_scaling.py", "train/test_certificate.py", "test_clusters.py",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What can happen to checkpoints: damage after they were written, a disk that takes no more, a second run."""
 
 import contextlib
+import io
 import os
 import resource
 import shutil
@@ -65,7 +66,9 @@ def _full_disk() -> Iterator[None]:
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (_SMALL, limits[1]))
     try:
-        yield
+        # Where stderr is a file, that is full too.
+        with console.capture(), contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
