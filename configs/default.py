@@ -87,6 +87,7 @@ def model() -> ConfigDict:
     m.output_init = "zero"  # projections into the residual stream start at zero, or "scaled" by depth
     # How it runs; may differ between two runs of one checkpoint.
     m.compute_dtype = "auto"  # bfloat16 on accelerators, float32 on CPU; or say which. Parameters are float32.
+    m.cache_dtype = "auto"  # keys and values while writing: auto (as they are computed), "bfloat16" or "int8"
     m.attention = "auto"  # "xla" everywhere, "cudnn" on GPU, "splash" (Pallas) on TPU; auto: the fastest that can run
     m.scan_layers = True  # compile one layer and loop; False: unrolled, slower to compile, faster on CPU
     m.remat = "none"  # recompute in the backward pass: "none", "dots" (keep matrix products), "full",

@@ -5,7 +5,6 @@ mesh; keys and values are gathered over the `context` axis.
 B batch, T queries, S keys, N heads, K kv heads, G heads a kv head, H head dim.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,9 +31,9 @@ def attend(
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
     context: Context,
-    window: jax.Array | None,
+    window: int,
 ) -> jax.Array:
-    """Returns o_BTNH by `config.attention`; a query that reads a cache always goes through XLA.
+    """Returns o_BTNH by `config.attention`.
 
     Args:
         config: the model.
@@ -42,12 +41,12 @@ def attend(
         k_BSKH: keys.
         v_BSKH: values.
         context: who may see whom.
-        window: of this layer in tokens, a scalar of `config.windows`; 0 or None is unlimited.
+        window: of this layer in tokens; 0 is unlimited.
 
     Raises:
         UserError: the implementation cannot run this model or this length.
     """
-    implementation = "xla" if context.slot is not None else _implementation(config, q_BTNH.shape[1])
+    implementation = _implementation(config, q_BTNH.shape[1])
     if implementation == "splash":
         return _splash(config, q_BTNH, k_BSKH, v_BSKH, context, window)
     mask_BTS = attention_mask(context, window)
@@ -115,12 +114,34 @@ def xla(
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    logits = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scale
-    if softcap:
-        logits = softcap * jnp.tanh(logits / softcap)
-    logits = jnp.where(mask_BTS[:, None, None], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v_BSKH.dtype)
+    logits = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+    weights = _weights(logits, mask_BTS, scale, softcap).astype(v_BSKH.dtype)
     return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH).reshape(B, T, N, H)
+
+
+def _weights(logits_BKGTS: jax.Array, mask_BTS: jax.Array, scale: float, softcap: float) -> jax.Array:
+    logits_BKGTS = logits_BKGTS * scale
+    if softcap:
+        logits_BKGTS = softcap * jnp.tanh(logits_BKGTS / softcap)
+    logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(logits_BKGTS, axis=-1)
+
+
+def attend_cached(
+    config: ModelConfig, q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, context: Context, window: int
+) -> jax.Array:
+    """Returns what `xla` does for keys and values as a cache has them: heads first, no product turns it round."""
+    B, T, N, H = q_BTNH.shape
+    K, S = k_BKSH.shape[1:3]
+    heads = ((0, 1), (0, 1))
+    # The G x T queries of a kv head are one matrix.
+    q_BKXH = jnp.moveaxis(q_BTNH.reshape(B, T, K, N // K, H), 1, 3).reshape(B, K, -1, H)
+    products = jax.lax.dot_general(k_BKSH, q_BKXH, (((3,), (3,)), heads), preferred_element_type=jnp.float32)
+    logits_BKGTS = jnp.swapaxes(products, 2, 3).reshape(B, K, N // K, T, S)
+    weights = _weights(logits_BKGTS, attention_mask(context, window), _scale(config), config.attention_softcap)
+    weights_BKXS = weights.reshape(B, K, -1, S).astype(v_BKSH.dtype)
+    o_BKXH = jax.lax.dot_general(weights_BKXS, v_BKSH, (((3,), (2,)), heads))
+    return jnp.moveaxis(o_BKXH.reshape(B, K, N // K, T, H), 3, 1).reshape(B, T, N, H)
 
 
 def _cudnn(
@@ -150,27 +171,9 @@ def _splash(
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
     context: Context,
-    window: jax.Array | None,
+    window: int,
 ) -> jax.Array:
     """Splash attention: blocks that the causal window hides are never visited; segments are masked in the kernel."""
-    arguments = (q_BTNH * _scale(config), k_BSKH, v_BSKH, context.segments_BT, context.key_segments_BS)
-    # A window shapes the kernel, so layers that differ in it need a kernel each.
-    distinct = sorted(set(config.windows))
-    branches = [functools.partial(_splash_window, config, size) for size in distinct]
-    if window is None or len(distinct) == 1:
-        return branches[0](*arguments)
-    return jax.lax.switch(jnp.searchsorted(jnp.asarray(distinct), window), branches, *arguments)
-
-
-def _splash_window(
-    config: ModelConfig,
-    window: int,
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    segments_BT: jax.Array,
-    key_segments_BS: jax.Array,
-) -> jax.Array:
     T, N, pieces = q_BTNH.shape[1], q_BTNH.shape[2], shards("length")
     size = (T, T)
     mask = splash.LocalMask(size, (window - 1, 0), 0, pieces) if window else splash.CausalMask(size, shard_count=pieces)
@@ -197,7 +200,8 @@ def _splash_window(
         blocks = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, _QUERIES[1])))
     segments, key_segments = PartitionSpec(*_QUERIES[:2]), PartitionSpec(*_KEYS[:2])
     inputs = (blocks, _QUERIES, _KEYS, _KEYS, segments, key_segments)
-    return _sharded(local, inputs)(kernel, q_BTNH, k_BSKH, v_BSKH, segments_BT, key_segments_BS)
+    q_BTNH = q_BTNH * _scale(config)
+    return _sharded(local, inputs)(kernel, q_BTNH, k_BSKH, v_BSKH, context.segments_BT, context.key_segments_BS)
 
 
 def _sharded(local: Callable[..., jax.Array], inputs: tuple[Any, ...]) -> Callable[..., jax.Array]:

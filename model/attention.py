@@ -3,25 +3,18 @@
 B batch, T queries, S keys, D embed, N heads, K kv heads, H head dim.
 """
 
-from typing import NamedTuple
-
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
-from model.attend import attend
+from model.attend import attend, attend_cached
+from model.cache import KVCache, LayerCache, places, read, write
 from model.config import ModelConfig
 from model.context import Context
 from model.layers import Norm, Projection, output_std, rotate
 
 # Names attention's own products in profiles and to whoever counts FLOPs.
 SCOPE = "attend"
-
-
-class KVCache(NamedTuple):
-    """Keys and values of one layer (or of all, stacked on a leading axis): k_BSKH and v_BSKH."""
-
-    k: jax.Array
-    v: jax.Array
 
 
 class Attention(nn.Module):
@@ -38,9 +31,9 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, context: Context, window: jax.Array | None, cache: KVCache | None
-    ) -> tuple[jax.Array, KVCache | None]:
-        """Returns (y_BTD, the cache with this call's keys and values written at `context.slot`)."""
+        self, x_BTD: jax.Array, context: Context, window: int, cache: LayerCache | None
+    ) -> tuple[jax.Array, KVCache]:
+        """Returns (y_BTD, the cache with this call's keys and values; without one, they alone)."""
         cfg = self.config
         D, N, K, H = cfg.embed_dim, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
 
@@ -56,16 +49,16 @@ class Attention(nn.Module):
         if context.sin_BTH is not None and context.cos_BTH is not None:
             q_BTNH = rotate(q_BTNH, context.sin_BTH, context.cos_BTH)
             k_BTKH = rotate(k_BTKH, context.sin_BTH, context.cos_BTH)
-        if cache is not None and context.slot is not None:
-            cache = KVCache(
-                *(
-                    jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.slot, axis=1)
-                    for old, new in zip(cache, (k_BTKH, v_BTKH), strict=True)
-                )
-            )
-        k, v = (k_BTKH, v_BTKH) if cache is None else cache
-        with jax.named_scope(SCOPE):
-            o_BTNH = attend(cfg, q_BTNH, k, v, context, window)
+        kept = KVCache(k_BTKH, v_BTKH)
+        if cache is None or context.slot is None or context.padding_B is None:
+            with jax.named_scope(SCOPE):
+                o_BTNH = attend(cfg, q_BTNH, k_BTKH, v_BTKH, context, window)
+        else:
+            kept = write(cfg, cache, context.slot, k_BTKH, v_BTKH)
+            k_BKSH, v_BKSH = read(cfg, LayerCache(kept, cache.layer))
+            places_BS = places(k_BKSH.shape[2], context.slot + x_BTD.shape[1] - 1, context.padding_B)
+            context = context._replace(key_positions_BS=places_BS, key_segments_BS=(places_BS >= 0).astype(jnp.int32))
+            o_BTNH = attend_cached(cfg, q_BTNH, k_BKSH, v_BKSH, context, window)
         std, bias = output_std(cfg, fan_in=N * H), int(cfg.output_bias)
         out = Projection("BTNH,NHD->BTD", (N, H, D), ("heads", "head_dim", "embed"), std, bias, name="output")
-        return out(o_BTNH), cache
+        return out(o_BTNH), kept

@@ -8,7 +8,7 @@ from configs.errors import UserError
 from configs.schema import build
 
 # How a model runs on a machine, not what it computes: free to differ between two runs of one checkpoint.
-EXECUTION_FIELDS = ("compute_dtype", "attention", "scan_layers", "remat")
+EXECUTION_FIELDS = ("compute_dtype", "cache_dtype", "attention", "scan_layers", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,7 @@ class ModelConfig:
     sliding_window: tuple[int, ...]
     output_init: Literal["zero", "scaled"]
     compute_dtype: Literal["auto", "float32", "bfloat16"]
+    cache_dtype: Literal["auto", "bfloat16", "int8"]
     attention: Literal["auto", "xla", "cudnn", "splash"]
     scan_layers: bool
     remat: Literal["none", "dots", "full", "offload"]
@@ -80,6 +81,13 @@ class ModelConfig:
         """The sliding window of each layer in tokens, 0 meaning global: the pattern repeated over the layers."""
         pattern = self.sliding_window
         return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))
+
+    @property
+    def window_period(self) -> tuple[int, ...]:
+        """The shortest run of layers' windows whose repetition, a whole number of times, is `windows`."""
+        sizes = (size for size in range(1, self.num_layers) if self.num_layers % size == 0)
+        repeats = (self.windows[:size] for size in sizes)
+        return next((p for p in repeats if p * (self.num_layers // len(p)) == self.windows), self.windows)
 
     @property
     def gated(self) -> bool:

@@ -22,7 +22,8 @@ class Context(NamedTuple):
         key_segments_BS: likewise.
         sin_BTH: sine of the rotary angles, H/2 columns; None with learned positions.
         cos_BTH: cosine of them.
-        slot: the cache column where this call's keys begin; None without a cache.
+        slot: the cache column where this call's keys begin; None unless a cache is read.
+        padding_B: cache columns before each text; likewise.
     """
 
     positions_BT: jax.Array
@@ -31,32 +32,31 @@ class Context(NamedTuple):
     key_segments_BS: jax.Array
     sin_BTH: jax.Array | None
     cos_BTH: jax.Array | None
-    slot: jax.Array | None
+    slot: jax.Array | None = None
+    padding_B: jax.Array | None = None
 
 
 def make_context(
     config: ModelConfig,
     positions_BT: jax.Array,
     segments_BT: jax.Array,
-    keys: tuple[jax.Array, jax.Array, jax.Array] | None = None,
+    slot: jax.Array | None = None,
+    padding_B: jax.Array | None = None,
 ) -> Context:
-    """Returns the `Context` of some queries; `keys` is (key_positions_BS, key_segments_BS, slot) with a cache."""
+    """Returns the `Context` of some queries; of one that reads a cache, what the keys are is known to each layer."""
     sin, cos = None, None
     if config.position == "rope":
         angles_BTH = positions_BT[..., None].astype(jnp.float32) * rope_frequencies(config)
         sin, cos = jnp.sin(angles_BTH), jnp.cos(angles_BTH)
-    key_positions, key_segments, slot = keys or (positions_BT, segments_BT, None)
-    return Context(positions_BT, segments_BT, key_positions, key_segments, sin, cos, slot)
+    return Context(positions_BT, segments_BT, positions_BT, segments_BT, sin, cos, slot, padding_B)
 
 
-def attention_mask(context: Context, window: jax.Array | None) -> jax.Array:
+def attention_mask(context: Context, window: int) -> jax.Array:
     """Returns mask_BTS: true where a query may see a key.
 
-    Same segment, not in the future, and within `window` tokens (a scalar; 0 or None is unlimited). Padding sees
+    Same segment, not in the future, and within `window` tokens (0 is unlimited). Padding sees
     padding, so that no softmax runs over an empty row.
     """
     q, k = context.positions_BT[:, :, None], context.key_positions_BS[:, None, :]
     mask_BTS = (context.segments_BT[:, :, None] == context.key_segments_BS[:, None, :]) & (k <= q)
-    if window is not None:
-        mask_BTS &= (window == 0) | (q - k < window)
-    return mask_BTS
+    return mask_BTS & (q - k < window) if window else mask_BTS

@@ -2,7 +2,7 @@
 
 Prompts are aligned at their ends, so one cache column serves the whole batch. A token's place is its column minus its
 row's padding, which alone says what is padding (negative) and what is in the future (larger).
-B batch, P prompt length, M new tokens, S = P + M, C choices, L layers, K kv heads, H head dim, V vocabulary.
+B batch, P prompt length, M new tokens, C choices, V vocabulary.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from configs.errors import UserError
 from model import losses
-from model.attention import KVCache
+from model.cache import KVCache, Room
 from model.config import ModelConfig
 from model.context import make_context
 from model.heads import unembedding
@@ -61,7 +61,7 @@ class Decoding(NamedTuple):
         column: of the cache, where the next token goes.
         logits_BV: of the next token.
         cache: of the tokens so far.
-        places_BS: see the module.
+        padding_B: columns before each text.
         seen_BV: which tokens each text has; (B, 0) where no penalty asks for it.
         done_B: whether a text has ended.
         rng: of the samples.
@@ -69,8 +69,8 @@ class Decoding(NamedTuple):
 
     column: jax.Array
     logits_BV: jax.Array
-    cache: KVCache | None
-    places_BS: jax.Array
+    cache: tuple[KVCache, ...]
+    padding_B: jax.Array
     seen_BV: jax.Array
     done_B: jax.Array
     rng: jax.Array
@@ -128,15 +128,14 @@ def prefill(
 ) -> Decoding:
     """Returns the state after the prompts, with room for `max_new_tokens`; see `generate`."""
     B, P = prompts_BP.shape
-    empty, places_BS = _empty_cache(config, prompts_BP, lengths_B, max_new_tokens)
-    x_BPD, cache = _forward(config, params, prompts_BP, places_BS, jnp.asarray(0), empty)
+    padding_B = P - lengths_B
+    x_BPD, cache = _read(config, params, prompts_BP, padding_B, Room(P + max_new_tokens))
     logits_BV = losses.logits(x_BPD[:, -1:], unembedding(params), config.logit_softcap)[:, 0]
     seen_BV = jnp.zeros((B, 0 if sampling.repetition_penalty == 1.0 else logits_BV.shape[1]), bool)
     if seen_BV.size:
-        # A prompt's padding stands at place below 0.
-        real_BP = places_BS[:, :P] >= 0
+        real_BP = jnp.arange(P) >= padding_B[:, None]
         seen_BV = jax.vmap(lambda seen, tokens, real: seen.at[tokens].max(real))(seen_BV, prompts_BP, real_BP)
-    return Decoding(jnp.asarray(P), logits_BV, cache, places_BS, seen_BV, jnp.zeros(B, bool), rng)
+    return Decoding(jnp.asarray(P), logits_BV, cache, padding_B, seen_BV, jnp.zeros(B, bool), rng)
 
 
 @partial(jax.jit, static_argnames=("config", "sampling", "steps", "eos_id"), donate_argnames=("state",))
@@ -151,10 +150,10 @@ def advance(
         token_B = jnp.where(s.done_B, eos_id, sample(s.logits_BV, s.seen_BV, key, sampling))
         tokens_BM = tokens_BM.at[:, i].set(token_B)
         seen_BV = s.seen_BV.at[jnp.arange(len(token_B)), token_B].set(True) if s.seen_BV.size else s.seen_BV
-        x_B1D, cache = _forward(config, params, token_B[:, None], s.places_BS, s.column, s.cache)
+        x_B1D, cache = _continue(config, params, token_B[:, None], s.padding_B, s.column, s.cache)
         logits_BV = losses.logits(x_B1D, unembedding(params), config.logit_softcap)[:, 0]
         done_B = s.done_B | (token_B == eos_id)
-        return i + 1, tokens_BM, Decoding(s.column + 1, logits_BV, cache, s.places_BS, seen_BV, done_B, rng)
+        return i + 1, tokens_BM, Decoding(s.column + 1, logits_BV, cache, s.padding_B, seen_BV, done_B, rng)
 
     tokens_BM = jnp.full((len(state.done_B), steps), eos_id, jnp.int32)
     carry = (jnp.asarray(0), tokens_BM, state)
@@ -185,13 +184,13 @@ def score_choices(
     """
     B, P = prompts_BP.shape
     M = choices_CM.shape[1]
-    empty, places_BS = _empty_cache(config, prompts_BP, lengths_B, M)
-    x_BPD, cache = _forward(config, params, prompts_BP, places_BS, jnp.asarray(0), empty)
+    padding_B = P - lengths_B
+    x_BPD, cache = _read(config, params, prompts_BP, padding_B, Room(P + M, chunk=M))
 
     def score(choice: tuple[jax.Array, jax.Array]) -> jax.Array:
         tokens_M, weights_M = choice
         tokens_BM = jnp.broadcast_to(tokens_M, (B, M))
-        x_BMD, _ = _forward(config, params, tokens_BM, places_BS, jnp.asarray(P), cache)
+        x_BMD, _ = _continue(config, params, tokens_BM, padding_B, jnp.asarray(P), cache)
         # The prompt's last state tells the first token, each token's state the next one.
         x_BMD = jnp.concatenate([x_BPD[:, -1:], x_BMD[:, :-1]], axis=1)
         nll_BM = losses.token_nll(x_BMD, unembedding(params), tokens_BM, softcap=config.logit_softcap)
@@ -200,29 +199,30 @@ def score_choices(
     return jax.lax.map(score, (choices_CM, weights_CM)).T
 
 
-def _empty_cache(
-    config: ModelConfig, prompts_BP: jax.Array, lengths_B: jax.Array, more: int
-) -> tuple[KVCache, jax.Array]:
-    """Returns a cache with room for the prompts and `more` tokens, and places_BS of its columns."""
-    B, P = prompts_BP.shape
-    places_BS = jnp.arange(P + more)[None, :] - (P - lengths_B)[:, None]
-    shape = (config.num_layers, B, P + more, config.num_kv_heads, config.head_dim)
-    return KVCache(*(jnp.zeros(shape, compute_dtype(config)) for _ in range(2))), places_BS
+def _read(
+    config: ModelConfig, params: Params, prompts_BP: jax.Array, padding_B: jax.Array, room: Room
+) -> tuple[jax.Array, tuple[KVCache, ...]]:
+    """Returns (x_BPD, a cache of the prompts' keys and values)."""
+    if config.attention != "xla":
+        # Prompts have lengths that training's kernel may not take.
+        config = dataclasses.replace(config, attention="auto")
+    places_BP = jnp.arange(prompts_BP.shape[1]) - padding_B[:, None]
+    context = make_context(config, jnp.maximum(places_BP, 0), (places_BP >= 0).astype(jnp.int32))
+    return run_layers(config, params["backbone"], prompts_BP, context, room=room)
 
 
-def _forward(
+def _continue(
     config: ModelConfig,
     params: Params,
     tokens_BT: jax.Array,
-    places_BS: jax.Array,
-    slot: jax.Array,
-    cache: KVCache | None,
-) -> tuple[jax.Array, KVCache | None]:
-    """Returns (x_BTD, the cache with the tokens' keys and values at `slot`)."""
-    places_BT = jax.lax.dynamic_slice_in_dim(places_BS, slot, tokens_BT.shape[1], axis=1)
-    keys = (places_BS, (places_BS >= 0).astype(jnp.int32), slot)
-    positions_BT, segments_BT = jnp.maximum(places_BT, 0), (places_BT >= 0).astype(jnp.int32)
-    context = make_context(config, positions_BT, segments_BT, keys)
+    padding_B: jax.Array,
+    column: jax.Array,
+    cache: tuple[KVCache, ...],
+) -> tuple[jax.Array, tuple[KVCache, ...]]:
+    """Returns (x_BTD, the cache with the tokens' keys and values from `column` on)."""
+    places_BT = column + jnp.arange(tokens_BT.shape[1]) - padding_B[:, None]
+    segments_BT = (places_BT >= 0).astype(jnp.int32)
+    context = make_context(config, jnp.maximum(places_BT, 0), segments_BT, column, padding_B)
     return run_layers(config, params["backbone"], tokens_BT, context, cache)
 
 

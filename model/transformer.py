@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from model.attention import Attention, KVCache
+from model.attention import Attention
+from model.cache import KVCache, LayerCache, Room, store
 from model.config import ModelConfig
 from model.context import Context, make_context
 from model.layers import MLP, Norm, axes, compute_dtype
@@ -65,9 +66,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, context: Context, window: jax.Array | None, cache: KVCache | None
-    ) -> tuple[jax.Array, KVCache | None]:
-        """Returns (x_BTD, this layer's cache)."""
+        self, x_BTD: jax.Array, context: Context, window: int, cache: LayerCache | None
+    ) -> tuple[jax.Array, KVCache]:
+        """Returns (x_BTD, what `Attention` keeps)."""
         cfg = self.config
 
         def before(name: str, y: jax.Array) -> jax.Array:
@@ -77,11 +78,11 @@ class Block(nn.Module):
             return Norm(cfg, name=name)(y) if cfg.norm_position in ("post", "both") else y
 
         attention = Attention(cfg, name="attention")
-        y_BTD, cache = attention(before("attention_norm", x_BTD), context, window, cache)
+        y_BTD, kept = attention(before("attention_norm", x_BTD), context, window, cache)
         x_BTD = constrain(x_BTD + after("attention_post_norm", y_BTD), "batch", "length", "activation")
         y_BTD = MLP(cfg, name="mlp")(before("mlp_norm", x_BTD))
         x_BTD = constrain(x_BTD + after("mlp_post_norm", y_BTD), "batch", "length", "activation")
-        return x_BTD, cache
+        return x_BTD, kept
 
 
 def init_backbone(config: ModelConfig, rng: jax.Array) -> Params:
@@ -93,7 +94,7 @@ def init_backbone(config: ModelConfig, rng: jax.Array) -> Params:
     x_BTD = jnp.zeros((1, 1, config.embed_dim))
 
     def init_layer(layer_rng: jax.Array) -> Params:
-        return Block(config).init(layer_rng, x_BTD, context, None, None)["params"]
+        return Block(config).init(layer_rng, x_BTD, context, 0, None)["params"]
 
     layers = jax.vmap(init_layer)(jax.random.split(layers_rng, config.num_layers))
     stacked = jax.tree.map(
@@ -132,25 +133,57 @@ def backbone(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
         batch: tokens_BT, segment_ids_BT (0 is padding) and positions_BT, as "tokens", "segment_ids", "positions".
     """
     context = make_context(config, batch["positions"], batch["segment_ids"])
-    return run_layers(config, params, batch["tokens"], context, None)[0]
+    return run_layers(config, params, batch["tokens"], context)[0]
 
 
 def run_layers(
-    config: ModelConfig, params: Params, tokens_BT: jax.Array, context: Context, cache: KVCache | None
-) -> tuple[jax.Array, KVCache | None]:
-    """Returns (x_BTD after the final norm, the stacked cache or None): embedding, layers, norm."""
+    config: ModelConfig,
+    params: Params,
+    tokens_BT: jax.Array,
+    context: Context,
+    cache: tuple[KVCache, ...] = (),
+    room: Room | None = None,
+) -> tuple[jax.Array, tuple[KVCache, ...]]:
+    """Returns (x_BTD after the final norm, the cache): embedding, layers, norm.
+
+    Layers whose windows differ are unrolled within the scan's body, a period of them at a time.
+
+    Args:
+        config: the model.
+        params: of the backbone.
+        tokens_BT: tokens.
+        context: who may see whom.
+        cache: of the tokens before, a stack for each layer of `config.window_period`; comes back with these too.
+        room: of the cache to begin; None: of none.
+    """
     x_BTD: Any = Embedding(config).apply({"params": params["embedding"]}, tokens_BT, context.positions_BT)
     x_BTD = constrain(x_BTD, "batch", "length", "activation")
-    windows = jnp.asarray(config.windows) if any(config.windows) else None
+    period = config.window_period
 
-    def layer(x_BTD: Any, scanned: tuple) -> Any:  # noqa: ANN401 - Linen's apply has no narrower type
-        layer_params, window, layer_cache = scanned
+    def layer(window: int, x_BTD: Any, layer_params: Params, cache: LayerCache | None) -> Any:  # noqa: ANN401 - Linen's apply has no narrower type
         x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
-        return Block(config).apply({"params": layer_params}, x_BTD, context, window, layer_cache)
+        return Block(config).apply({"params": layer_params}, x_BTD, context, window, cache)
 
     if config.remat != "none":
-        layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
-    stacked = (params["layers"], windows, cache)
-    x_BTD, cache = jax.lax.scan(layer, x_BTD, stacked, length=config.num_layers, unroll=not config.scan_layers)
+        layer = jax.checkpoint(
+            layer, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers, static_argnums=0
+        )
+
+    def layers(carry: tuple[Any, tuple[KVCache, ...]], scanned: tuple[Params, jax.Array]) -> Any:  # noqa: ANN401
+        (x_BTD, cache), (stacked, index) = carry, scanned
+        kept = []
+        for number, window in enumerate(period):
+            layer_params = jax.tree.map(lambda x, number=number: x[number], stacked) if len(period) > 1 else stacked
+            x_BTD, kv = layer(window, x_BTD, layer_params, LayerCache(cache[number], index) if cache else None)
+            kept.append(kv if room is None else store(config, kv.k, kv.v, room.kept(window)))
+        return ((x_BTD, tuple(kept)), ()) if cache else ((x_BTD, ()), tuple(kept) if room else ())
+
+    steps = config.num_layers // len(period)
+    stacked = params["layers"]
+    if len(period) > 1:  # an axis of 1 would have XLA copy each layer's matrices before it reads them on a CPU
+        stacked = jax.tree.map(lambda x: x.reshape(steps, len(period), *x.shape[1:]), stacked)
+    # Writing reads one layer after the other anyway; only the backward pass gains by having them unrolled.
+    unroll = not config.scan_layers and not cache and room is None
+    (x_BTD, cache), begun = jax.lax.scan(layers, (x_BTD, cache), (stacked, jnp.arange(steps)), unroll=unroll)
     normed: Any = Norm(config).apply({"params": params["final_norm"]}, x_BTD)
-    return normed, cache
+    return normed, cache or begun

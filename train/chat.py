@@ -49,7 +49,7 @@ def run(values: flags.FlagValues) -> None:
     """Runs the command: reads a message a line from stdin, writes the answers to stdout."""
     directory = Path(values.checkpoint)
     answering = Answering(values.max_new_tokens, sampling_of(values), values.seed, tuple(values.stop))
-    writer = open_writer(directory, values.template or _template(directory))
+    writer = open_writer(directory, values.template or _template(directory), cache_dtype=values.cache_dtype)
     with jax.set_mesh(writer.mesh):
         console.print(f"chat: template {writer.template}; /reset forgets, /exit ends", highlight=False)
         for part in talk(writer, _lines(), values.system, answering):

@@ -29,7 +29,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def define_sampling_flags(values: flags.FlagValues, temperature: float) -> None:
-    """Adds the flags of how a text is drawn."""
+    """Adds the flags of how a text is written."""
     flags.DEFINE_integer("max_new_tokens", 64, "Tokens to add at most.", lower_bound=1, flag_values=values)
     flags.DEFINE_float("temperature", temperature, "0 takes the most likely token.", flag_values=values)
     flags.DEFINE_integer("top_k", 0, "Draw among the k most likely; 0: all.", flag_values=values)
@@ -38,6 +38,10 @@ def define_sampling_flags(values: flags.FlagValues, temperature: float) -> None:
     flags.DEFINE_float("repetition_penalty", 1.0, "Above 1: less of what was said.", flag_values=values)
     flags.DEFINE_multi_string("stop", [], "Text that ends a continuation; may be given again.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Of the samples.", flag_values=values)
+    text = (
+        "Keys and values that are kept: as they are computed (auto), in half, or in a quarter of it; empty: the run's."
+    )
+    flags.DEFINE_enum("cache_dtype", "", ["", "auto", "bfloat16", "int8"], text, flag_values=values)
 
 
 def sampling_of(values: flags.FlagValues) -> Sampling:
@@ -55,7 +59,7 @@ def run(values: flags.FlagValues) -> None:
         raise UserError("--prompt is missing; legal: --prompt=TEXT or --prompts=FILE, one of them")
     sampling = sampling_of(values)
     prompts = [values.prompt] if values.prompt else _read(values.prompts)
-    writer = open_writer(Path(values.checkpoint))
+    writer = open_writer(Path(values.checkpoint), cache_dtype=values.cache_dtype)
     with jax.set_mesh(writer.mesh):
         texts = continuations(writer, prompts, values.max_new_tokens, sampling, values.seed, values.stop)
     if values.prompt:

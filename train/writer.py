@@ -97,12 +97,13 @@ class Writer:
                 shown = text
 
 
-def open_writer(directory: Path, template: str = "", spread: bool = False) -> Writer:
+def open_writer(directory: Path, template: str = "", spread: bool = False, cache_dtype: str = "") -> Writer:
     """Returns a run's writer, on all devices that can share its parameters.
 
     Args:
         directory: of the run.
         template: instead of the one that the run was fine-tuned with; "": that one, or none of a foundation model.
+        cache_dtype: of the keys and values that are kept; "": the run's own `config.model.cache_dtype`.
         spread: share rows and parameters out as scoring wants it, not writing.
 
     Raises:
@@ -118,9 +119,10 @@ def open_writer(directory: Path, template: str = "", spread: bool = False) -> Wr
     tokenizer = load_tokenizer(directory / "tokenizer")
     template = template or (record.task["template"] if tuned else "")
     eos_id = end_of_turn(template, tokenizer) if template else tokenizer.eos_id
-    mesh = (spread_mesh if spread else decoding_mesh)(
-        jax.eval_shape(language_model(record.model).init, jax.random.key(0))
-    )
+    model = record.model
+    if cache_dtype:
+        model = dataclasses.replace(model, cache_dtype=cache_dtype)  # type: ignore[arg-type]
+    mesh = (spread_mesh if spread else decoding_mesh)(jax.eval_shape(language_model(model).init, jax.random.key(0)))
     with jax.set_mesh(mesh):
-        params = for_inference(record.model, runs.load_plain(directory, record.model, mesh, ("backbone", "head")))
-    return Writer(record.model, params, tokenizer, template, eos_id, mesh)
+        params = for_inference(model, runs.load_plain(directory, model, mesh, ("backbone", "head")))
+    return Writer(model, params, tokenizer, template, eos_id, mesh)

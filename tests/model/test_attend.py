@@ -52,10 +52,11 @@ def value_and_gradients(model, length, mesh):
     *qkv, direction = inputs(model, length)
     segments, positions = packed(length)
     real = (segments > 0)[..., None, None]
-    window = jnp.asarray(model.windows[0]) if any(model.windows) else None
 
     def projected(q, k, v):
-        o = attend.attend(model, q, k, v, make_context(model, jnp.asarray(positions), jnp.asarray(segments)), window)
+        o = attend.attend(
+            model, q, k, v, make_context(model, jnp.asarray(positions), jnp.asarray(segments)), model.windows[0]
+        )
         return (jnp.where(real, o, 0) * direction).sum(), jnp.where(real, o, 0)
 
     with jax.set_mesh(mesh):
@@ -116,7 +117,7 @@ def test_splash_equals_xla_on_meshes(sizes, name):
 
 @pytest.mark.parametrize("scan_layers", [True, False], ids=["scanned", "unrolled"])
 def test_windows_that_differ_by_layer_reach_their_layer(scan_layers):
-    """A window shapes Splash's kernel, so the layers choose among kernels; the model's gradient says if rightly."""
+    """A window shapes Splash's kernel, so layers that differ have kernels of their own; the gradient says if so."""
     changes = {"num_layers": 3, "sliding_window": (30, 0, 7), "context_length": 128, "scan_layers": scan_layers}
     rng = np.random.default_rng(1)
     segments, positions = packed(128)
@@ -169,7 +170,7 @@ def test_cudnn_is_lowered_to_its_fused_kernels_on_each_device(sizes, hopper, mon
 
     def total(q, k, v, positions, segments):
         context = make_context(model, positions, segments)
-        return attend.attend(model, q, k, v, context, jnp.asarray(5)).astype(jnp.float32).sum()
+        return attend.attend(model, q, k, v, context, 5).astype(jnp.float32).sum()
 
     with jax.set_mesh(mesh_of(**sizes)):
         traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(q, kv, kv, ids, ids)

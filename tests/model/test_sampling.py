@@ -1,5 +1,7 @@
 """Decoding with the cache gives the tokens of the uncached model, for batches of unequal prompts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from conftest import init, tiny_model
 from configs.errors import UserError
 from model import losses
 from model.heads import language_model, unembedding
-from model.sampling import Sampling, advance, generate, prefill, sample
+from model.sampling import Sampling, advance, generate, prefill, sample, score_choices
 from model.transformer import backbone
 
 EOS = 2
@@ -17,6 +19,8 @@ VARIANTS = {
     "grouped heads": {},
     "learned positions": {"position": "learned"},
     "sliding window": {"sliding_window": (3, 0)},
+    "windows of no period": {"sliding_window": (3, 0, 4), "num_layers": 5},
+    "one window": {"sliding_window": (3,)},
 }
 
 
@@ -66,6 +70,60 @@ def test_cached_logits_equal_uncached_ones(variant):
         new, state = advance(model, params, state, Sampling(), steps=1, eos_id=-1)
         for tokens, token in zip(texts, np.asarray(new)[:, 0].tolist(), strict=True):
             tokens.append(token)
+
+
+def decoded(model, params, count):
+    """The logits before each of `count` tokens of two unequal prompts, and the state at the end."""
+    padded = np.array([[1, 5, 9, 30, 7], [0, 0, 0, 1, 44]], np.int32)
+    lengths = np.array([5, 2], np.int32)
+    state = prefill(model, params, padded, lengths, jax.random.key(0), Sampling(), max_new_tokens=count)
+    logits = []
+    for token in range(count):
+        logits.append(state.logits_BV)
+        # What follows is given, so that two caches are asked the same.
+        state = state._replace(logits_BV=jax.nn.one_hot(jnp.array([token + 3, token + 20]), model.vocab_size))
+        _, state = advance(model, params, state, Sampling(), steps=1, eos_id=-1)
+    return np.stack(logits), state
+
+
+@pytest.mark.parametrize("prompt", [5, 2])
+def test_a_window_s_cache_is_no_longer_than_the_window(prompt):
+    model = tiny_model(sliding_window=(3, 0))
+    params = init(language_model(model))
+    tokens, lengths = np.ones((2, prompt), np.int32), np.full(2, prompt, np.int32)
+    state = prefill(model, params, tokens, lengths, jax.random.key(0), Sampling(), max_new_tokens=9)
+    assert [kept.k.shape for kept in state.cache] == [(1, 2, 2, 3, 8), (1, 2, 2, prompt + 9, 8)]
+
+
+@pytest.mark.parametrize(("cache_dtype", "error"), [("bfloat16", 0.01), ("int8", 0.02)])
+@pytest.mark.parametrize("variant", [{}, {"sliding_window": (3, 0)}], ids=["global", "sliding window"])
+def test_a_smaller_cache_changes_logits_little(variant, cache_dtype, error):
+    model = tiny_model(**variant)
+    params = init(language_model(model))
+    expected, whole = decoded(model, params, 8)
+    got, small = decoded(dataclasses.replace(model, cache_dtype=cache_dtype), params, 8)
+    assert 0 < np.abs(got - expected)[1:].max() < error * np.abs(expected).max()
+    size = [sum(leaf.nbytes for leaf in jax.tree.leaves(state.cache)) for state in (whole, small)]
+    # Of a head of 8 numbers and one scale; the scale is a smaller part of the usual 64 or 128.
+    assert size[1] / size[0] == {"bfloat16": 1 / 2, "int8": (8 + 4) / 32}[cache_dtype]
+
+
+@pytest.mark.parametrize("variant", [{}, {"sliding_window": (3, 0)}, {"sliding_window": (2,)}])
+def test_choices_are_scored_as_whole_texts_are(variant):
+    model = tiny_model(**variant)
+    params = init(language_model(model))
+    prompts, choices = [[1, 5, 9, 30, 7], [1, 44]], [[6, 7, 8, 9], [11, 12]]
+    padded = np.array([prompts[0], [0, 0, 0, *prompts[1]]], np.int32)
+    rows = np.array([choices[0], [*choices[1], 0, 0]], np.int32)
+    weights = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], np.float32)
+    got = score_choices(model, params, padded, np.array([5, 2], np.int32), rows, weights)
+    for b, c in np.ndindex(2, 2):
+        tokens = jnp.asarray([prompts[b] + choices[c]])
+        batch = {"tokens": tokens, "segment_ids": jnp.ones_like(tokens), "positions": jnp.arange(tokens.size)[None]}
+        z = losses.logits(backbone(model, params["backbone"], batch), unembedding(params), model.logit_softcap)
+        first = len(prompts[b])
+        own = jax.nn.log_softmax(z[0, first - 1 : -1])[jnp.arange(len(choices[c])), jnp.asarray(choices[c])]
+        np.testing.assert_allclose(got[b, c], own.mean(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_text_in_parts_is_the_text_in_one():

@@ -20,8 +20,10 @@ def test_splash_and_offload_compile_for_a_tpu_slice():
     config.batch_size, config.sequence_length = 2, 256
     config.mesh.update({"data": 1, "tensor": 2, "context": 2})
     settings = from_config(config.to_dict())
-    # Windows that differ by layer choose among kernels; heads of 64 are narrower than a vector register.
-    model = tiny_model(attention="auto", head_dim=64, context_length=256, sliding_window=(100, 0), remat="offload")
+    # Layers that differ in their window have kernels of their own; heads of 64 are narrower than a vector register.
+    model = tiny_model(
+        attention="auto", num_layers=4, head_dim=64, context_length=256, sliding_window=(100, 0), remat="offload"
+    )
     mesh = make_mesh(settings.mesh, devices)
     program = make_program(language_model(model, chunk=64), settings, mesh)
     with jax.set_mesh(mesh):
@@ -29,5 +31,5 @@ def test_splash_and_offload_compile_for_a_tpu_slice():
     kernels = compiled.as_text().count('custom_call_target="tpu_custom_call"')
     # Two windows, each with a forward kernel and two of the backward pass, which also recomputes the forward one.
     assert kernels >= 2 * 4
-    layer_inputs = 2 * (2 * 256 // 2 * 32) * 2  # layers x a device's activations x bytes of a bfloat16
+    layer_inputs = 4 * (2 * 256 // 2 * 32) * 2  # layers x a device's activations x bytes of a bfloat16
     assert compiled.memory_analysis().host_temp_size_in_bytes >= layer_inputs
