@@ -1,6 +1,6 @@
 """Hugging Face weights -> a run that finetune, evaluate and generate read like one of our own.
 
-Reads safetensors tensor by tensor; nothing is unpickled, no code that comes with a model is run.
+Reads safetensors tensor by tensor; no code that comes with a model is run, nothing is unpickled unless a flag says so.
 
   rootstock import-hf HuggingFaceTB/SmolLM2-135M --output=runs/smollm2
   rootstock import-hf path/to/model --output=runs/model
@@ -8,6 +8,7 @@ Reads safetensors tensor by tensor; nothing is unpickled, no code that comes wit
 
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,11 @@ from train.mesh import spread_mesh
 from train.metrics import console
 from train.safetensors_files import Weights, find_weights
 from train.step import TrainState
+from train.torch_files import PICKLED, PICKLED_INDEX, find_pickled_weights
 
 POSITIONAL = ("source",)
 REQUIRED = ("source", "output")
+_PICKLED = (PICKLED, PICKLED_INDEX, "pytorch_model-*.bin")
 _FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "chat_template*", "special_tokens*")
 
 
@@ -42,14 +45,16 @@ def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
     flags.DEFINE_string("source", None, "Directory of a model, or its name on the hub.", flag_values=values)
     flags.DEFINE_string("output", None, "Directory of the run; new.", flag_values=values)
+    text = "Read pytorch_model.bin by torch's restricted unpickler instead of safetensors."
+    flags.DEFINE_bool("allow_pickle", False, text, flag_values=values)
 
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
-    import_hf(values.source, Path(values.output))
+    import_hf(values.source, Path(values.output), values.allow_pickle)
 
 
-def import_hf(source: str, output: Path) -> None:
+def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
     """Writes a run that holds the weights, the tokenizer and the chat template of a model.
 
     Raises:
@@ -58,13 +63,14 @@ def import_hf(source: str, output: Path) -> None:
     """
     if output.exists() and any(output.iterdir()):
         raise UserError(f"--output={output} exists and is not empty; legal: a new directory")
-    directory = _local(source)
+    directory = _local(source, (*_FILES, *(_PICKLED if allow_pickle else ())))
     found = _read_config(directory / "config.json")
     architecture, section = to_section(found, str(directory / "config.json"))
     model = model_config(section)
     tokenizer = load_tokenizer(directory)
     _check_tokenizer(tokenizer, model, directory)
-    params, mesh = _read_params(find_weights(directory), architecture, model, directory)
+    weights = (find_pickled_weights if allow_pickle else find_weights)(directory)
+    params, mesh = _read_params(weights, architecture, model, directory)
     config = default.get_config().to_dict()
     config["model"] = section
     config["sequence_length"] = min(model.context_length, config["sequence_length"])
@@ -77,8 +83,8 @@ def import_hf(source: str, output: Path) -> None:
     console.print(f"import-hf: {architecture}, {count:,} parameters; {output} holds the model", highlight=False)
 
 
-def _local(source: str) -> Path:
-    """Returns the directory of a model, downloaded if it is a name on the hub."""
+def _local(source: str, patterns: Sequence[str]) -> Path:
+    """Returns the directory of a model; what `patterns` match of it is downloaded if it is a name on the hub."""
     if Path(source).is_dir():
         return Path(source)
     if Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/")):
@@ -88,7 +94,7 @@ def _local(source: str) -> Path:
     except ImportError:
         raise UserError(f"{source!r} is no directory, and the hub needs: pip install 'rootstock[hf]'") from None
     try:
-        return Path(hub.snapshot_download(source, allow_patterns=list(_FILES)))
+        return Path(hub.snapshot_download(source, allow_patterns=list(patterns)))
     except Exception as error:  # the library and what it calls raise errors of many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{source!r} cannot be downloaded: {reason}") from None
@@ -140,10 +146,10 @@ def _read_params(
 
 def _read_leaf(weights: Weights, row: Row, names: dict[str, str], shape: tuple[int, ...]) -> np.ndarray:
     if not row.stacked:
-        return row.to_ours(weights[names[row.key]], shape).astype(np.float32, copy=False)
+        return row.to_ours(weights.read(names[row.key]), shape).astype(np.float32, copy=False)
     host = np.empty(shape, np.float32)
     for i, key in enumerate(row.keys(shape[0])):
-        host[i] = row.to_ours(weights[names[key]], shape[1:])
+        host[i] = row.to_ours(weights.read(names[key]), shape[1:])
     return host
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,11 @@ class Weights:
 
     Attributes:
         shapes: name -> shape.
-        files: name -> the file that holds it.
+        read: name -> tensor.
     """
 
     shapes: dict[str, tuple[int, ...]]
-    files: dict[str, Path]
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        """Returns a tensor as it is stored."""
-        # Opened anew each time: an open file keeps every page that was read of it in memory.
-        with safe_open(self.files[name], framework="numpy") as file:
-            return file.get_tensor(name)
+    read: Callable[[str], np.ndarray]
 
 
 def find_weights(directory: Path) -> Weights:
@@ -43,26 +37,38 @@ def find_weights(directory: Path) -> Weights:
     Raises:
         UserError: there are none, or a file is missing, cut off or no safetensors.
     """
-    weights = Weights({}, {})
-    for path in _paths(directory):
+    shapes: dict[str, tuple[int, ...]] = {}
+    files: dict[str, Path] = {}
+    for path in shards_of(directory, INDEX, SINGLE):
         try:
             with safe_open(path, framework="numpy") as file:
                 for name in file.keys():
-                    weights.shapes[name] = tuple(file.get_slice(name).get_shape())
-                    weights.files[name] = path
+                    shapes[name] = tuple(file.get_slice(name).get_shape())
+                    files[name] = path
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is damaged or no safetensors file: {' '.join(str(error).split())}") from None
-    return weights
+
+    def read(name: str) -> np.ndarray:
+        # Opened anew each time: an open file keeps every page that was read of it in memory.
+        with safe_open(files[name], framework="numpy") as file:
+            return file.get_tensor(name)
+
+    return Weights(shapes, read)
 
 
-def _paths(directory: Path) -> list[Path]:
-    index = directory / INDEX
+def shards_of(directory: Path, index_name: str, single: str) -> list[Path]:
+    """Returns the files that hold a directory's weights: one, or those that an index names.
+
+    Raises:
+        UserError: there are none, or the index is damaged or names a file elsewhere.
+    """
+    index = directory / index_name
     if not index.is_file():
-        if (directory / SINGLE).is_file():
-            return [directory / SINGLE]
-        others = ", ".join(path.name for path in sorted(directory.glob("*.bin"))[:3])
-        pickled = f" ({others} may hold code and is not read)" if others else ""
-        raise UserError(f"{directory} holds neither {SINGLE} nor {INDEX}{pickled}; legal: weights in safetensors")
+        if (directory / single).is_file():
+            return [directory / single]
+        others = ", ".join(path.name for path in sorted(directory.glob("*.bin"))[:3]) if single == SINGLE else ""
+        pickled = f" ({others} is a pickle, read with --allow_pickle alone)" if others else ""
+        raise UserError(f"{directory} holds neither {single} nor {index_name}{pickled}; legal: weights in safetensors")
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

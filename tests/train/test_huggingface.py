@@ -226,7 +226,10 @@ NORM = "model.norm.weight"
         (lambda p: rename(p, NORM, "model.nrom.weight"), f"missing: {NORM}; surplus: model.nrom.weight"),
         (truncate, "is damaged or no safetensors file"),
         (evil_index, "legal: files that stand beside it"),
-        (lambda p: (p / "model.safetensors").rename(p / "pytorch_model.bin"), "may hold code and is not read"),
+        (
+            lambda p: (p / "model.safetensors").rename(p / "pytorch_model.bin"),
+            "is a pickle, read with --allow_pickle alone",
+        ),
         (lambda p: (p / "tokenizer.json").unlink(), "no tokenizer there"),
         (lambda p: change(p, vocab_size=200), "the tokenizer has 259 tokens, the embedding 200 rows"),
     ],
@@ -246,3 +249,37 @@ def test_what_is_no_model_says_so(tmp_path):
     (tmp_path / "run" / "file").touch()
     with pytest.raises(UserError, match="is not empty"):
         import_hf(str(source("llama3", tmp_path)), tmp_path / "run")
+
+
+class Code:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_a_pickle_is_read_where_a_flag_says_so_and_runs_no_code(tmp_path):
+    torch = pytest.importorskip("torch")
+    directory = source("llama3", tmp_path)
+    _, expected = imported(directory, tmp_path / "run")
+    tensors = {name: torch.from_numpy(x) for name, x in load_file(directory / "model.safetensors").items()}
+    (directory / "model.safetensors").unlink()
+    torch.save(tensors, directory / "pytorch_model.bin")
+    import_hf(str(directory), tmp_path / "pickled", allow_pickle=True)
+    got = runs.load_plain(
+        tmp_path / "pickled", runs.read_record(tmp_path / "pickled").model, single_device_mesh(), ("backbone", "head")
+    )
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    torch.save(tensors | {NORM: Code(tmp_path / "ran")}, directory / "pytorch_model.bin")
+    with pytest.raises(UserError, match="is damaged or holds more than tensors") as caught:
+        import_hf(str(directory), tmp_path / "evil", allow_pickle=True)
+    assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.skipif(HAS_TRANSFORMERS, reason="torch is installed")
+def test_a_pickle_needs_torch(tmp_path):
+    with pytest.raises(UserError, match="--allow_pickle needs: pip install torch"):
+        import_hf(str(source("llama3", tmp_path)), tmp_path / "run", allow_pickle=True)

@@ -57,6 +57,16 @@ def test_what_is_restored_is_what_was_saved(tmp_path):
     assert_same(found, state)
 
 
+def test_a_leaf_larger_than_what_is_read_at_once_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_LEAST_BYTES", 0.0)
+    mesh = mesh_of()
+    state = TrainState(jnp.asarray(1, jnp.int32), {"backbone": {"w": jnp.arange(4096.0)}, "head": {}}, None)
+    state = jax.device_put(state, checkpoint.replicated(mesh))
+    save(tmp_path, state, mesh=mesh)
+    found = checkpoint.restore_params(tmp_path, abstract(state).params, mesh, ("backbone",))
+    assert_same(found["backbone"], state.params["backbone"])
+
+
 @pytest.mark.parametrize(("before", "after"), [({"fsdp": 8}, {"fsdp": 2, "tensor": 2}), ({}, {"fsdp": 4})], ids=str)
 def test_a_state_moves_to_another_mesh(before, after, tmp_path):
     old, new = mesh_of(**before), mesh_of(**after)
