@@ -32,8 +32,10 @@ def get_config() -> ConfigDict:
     config.evaluation.metric = "loss"
     config.evaluation.patience = 0  # evaluations without a better one after which the run ends; 0: it goes on
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 500  # steps between checkpoints; the last step always saves
+    config.checkpoint.every = 500  # steps between checkpoints, 0: none but for the time; the last step always saves
+    config.checkpoint.minutes = 0.0  # after so many without one save too; looked at every logging.every steps; 0: off
     config.checkpoint.keep = 2  # newest checkpoints that stay
+    config.checkpoint.keep_period = 0  # checkpoints of steps that it divides stay too; 0: none
     config.checkpoint.best = False  # keep the parameters of the best evaluation too, and end with them
     config.faults = ConfigDict()
     # A step whose loss or gradient is not finite is skipped: it changes nothing but the place in the data. So is one

@@ -15,7 +15,7 @@ ROOMS = ("configs", "model", "data", "train")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 COMMANDS = {
     "prepare", "pretrain", "finetune", "merge", "import_hf", "export_hf", "evaluate", "generate", "chat", "show_batch",
-    "checkpoint_files", "certify", "explain_sharding", "plan", "scaling", "demo",
+    "checkpoint_files", "certify", "explain_sharding", "plan", "scaling", "demo", "replay",
 }  # fmt: skip
 
 

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from configs.errors import UserError
+from train.checksums import checksums, leaf_paths
 from train.distributed import on_first
 from train.mesh import replicated
 from train.metrics import console
@@ -31,15 +31,21 @@ NEWEST, BEST = "checkpoints", "best"
 
 
 @contextlib.contextmanager
-def open_manager(directory: Path, keep: int, name: str = NEWEST) -> Iterator[ocp.CheckpointManager]:
-    """Yields Orbax's manager of a run's `checkpoints/` or `best/`: asynchronous, uncompressed, `keep` steps kept."""
-    manager = ocp.CheckpointManager(
-        directory.absolute() / name,
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
-        ),
-        handler_registry=_registry(),
+def open_manager(
+    directory: Path, keep: int, name: str = NEWEST, keep_period: int = 0
+) -> Iterator[ocp.CheckpointManager]:
+    """Yields Orbax's manager of a run's `checkpoints/` or `best/`: asynchronous, uncompressed.
+
+    Args:
+        directory: of the run.
+        keep: how many of the newest steps stay.
+        name: `NEWEST` or `BEST`.
+        keep_period: steps that it divides stay too; 0: none.
+    """
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, keep_period=keep_period or None, enable_async_checkpointing=True, cleanup_tmp_directories=True
     )
+    manager = ocp.CheckpointManager(directory.absolute() / name, options=options, handler_registry=_registry())
     try:
         yield manager
         wait(manager)
@@ -47,6 +53,23 @@ def open_manager(directory: Path, keep: int, name: str = NEWEST) -> Iterator[ocp
         # What went wrong in a save was told by then.
         with contextlib.suppress(OSError, ValueError):
             manager.close()
+
+
+@contextlib.contextmanager
+def open_to_read(directory: Path, name: str = NEWEST) -> Iterator[ocp.CheckpointManager]:
+    """Yields a manager that changes nothing: the run may be training, and its next checkpoint half written.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    if not on_first((directory / name).is_dir):
+        raise UserError(f"{directory} holds no checkpoint")
+    options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+    manager = ocp.CheckpointManager(directory.absolute() / name, options=options, handler_registry=_registry())
+    try:
+        yield manager
+    finally:
+        manager.close()
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
@@ -114,7 +137,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, mesh: Mesh) -> None:
             written.
     """
     step = int(state.step)
-    manifest = {"version": _VERSION, "step": step, "leaves": describe(state, checksums(state, mesh))}
+    manifest = {"version": _VERSION, "step": step, "leaves": describe(state, checksums(leaves_of(state), mesh))}
     arguments = {group: ocp.args.PyTreeSave(getattr(state, group)) for group in _GROUPS if getattr(state, group)}
     with _saving(manager):
         saved = manager.save(step, args=ocp.args.Composite(**arguments, manifest=ocp.args.JsonSave(manifest)))
@@ -145,8 +168,28 @@ def restore_newest(manager: ocp.CheckpointManager, abstract: TrainState, mesh: M
     Raises:
         UserError: the leaves differ from `abstract`, or every checkpoint is damaged.
     """
-    faults: list[str] = []
     steps = _steps(manager)
+    state, faults = _newest_sound(manager, steps, abstract, mesh)
+    if state is not None:
+        _set_aside(manager, [newer for newer in steps if newer > int(state.step)])
+    elif steps:
+        raise UserError(f"{'; '.join(faults)}; no sound checkpoint is left")
+    return state
+
+
+def restore_before(directory: Path, step: int, abstract: TrainState, mesh: Mesh) -> TrainState | None:
+    """Returns the newest sound state of at most `step` steps, or None; changes nothing (see `restore_newest`)."""
+    if not saved_steps(directory):
+        return None
+    with open_to_read(directory) as manager:
+        return _newest_sound(manager, [s for s in _steps(manager) if s <= step], abstract, mesh)[0]
+
+
+def _newest_sound(
+    manager: ocp.CheckpointManager, steps: list[int], abstract: TrainState, mesh: Mesh
+) -> tuple[TrainState | None, list[str]]:
+    """Returns (the state of the first of `steps` that is sound, or None; what is wrong with those before it)."""
+    faults: list[str] = []
     for step in steps:
         damage = ""
         manifest = _manifest(manager, step)
@@ -161,12 +204,9 @@ def restore_newest(manager: ocp.CheckpointManager, abstract: TrainState, mesh: M
                 state = TrainState(at, read["params"], read["opt_state"])
                 damage = _damage(manifest["leaves"], state, mesh)
         if not damage:
-            _set_aside(manager, [newer for newer in steps if newer > step])
-            return state
+            return state, faults
         faults.append(_warn(manager, step, damage))
-    if steps:
-        raise UserError(f"{'; '.join(faults)}; no sound checkpoint is left")
-    return None
+    return None, faults
 
 
 def restore_params(
@@ -190,7 +230,7 @@ def restore_params(
     """
     wanted = {group: abstract_params[group] for group in groups}
     faults = []
-    with open_manager(directory, 1_000_000, name) as manager:
+    with open_to_read(directory, name) as manager:
         for step in _steps(manager):
             manifest = _manifest(manager, step)
             damage = "its manifest cannot be read"
@@ -239,8 +279,7 @@ def inspect(manager: ocp.CheckpointManager, step: int) -> Held:
     if damage:
         return Held({}, {}, damage)
     leaves = leaf_paths(read)
-    summed = jax.device_get({path: _checksum_alone(leaf) for path, leaf in leaves.items()})
-    found = {path: _hexadecimal(pair) for path, pair in summed.items()}
+    found = checksums(leaves, None)
     expected = {path: leaf["checksum"] for path, leaf in manifest["leaves"].items()}
     wrong = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
     return Held(leaves, found, f"checksum differs: {', '.join(wrong)}" if wrong else "")
@@ -308,20 +347,16 @@ def _restore(manager: ocp.CheckpointManager, step: int, arguments: dict[str, Any
     return {}, fault
 
 
-def leaf_paths(tree: Any) -> dict[str, Any]:  # noqa: ANN401 - any tree
-    """Returns {"params/backbone/...": leaf} of a state."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+def leaves_of(state: TrainState) -> dict[str, Any]:
+    """Returns {path: leaf} of what a checkpoint holds of a state."""
+    return leaf_paths({group: getattr(state, group) for group in _GROUPS})
 
 
 def describe(state: TrainState, sums: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:
     """Returns {path: {"shape", "dtype", "checksum"}} of the state's arrays; the checksum only where given."""
-    leaves = leaf_paths({group: getattr(state, group) for group in _GROUPS})
     return {
         path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} | ({"checksum": sums[path]} if sums else {})
-        for path, leaf in leaves.items()
+        for path, leaf in leaves_of(state).items()
     }
 
 
@@ -340,52 +375,6 @@ def _compare(where: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
 
 def _damage(leaves: dict[str, Any], state: TrainState, mesh: Mesh) -> str:
     """Returns the leaves whose checksum is not the manifest's, or an empty string."""
-    found = checksums(state, mesh)
+    found = checksums(leaves_of(state), mesh)
     wrong = sorted(path for path, leaf in leaves.items() if leaf["checksum"] != found[path])
     return f"checksum differs: {', '.join(wrong[:3])}" if wrong else ""
-
-
-def checksums(state: TrainState, mesh: Mesh) -> dict[str, str]:
-    """Returns 64 bits in hexadecimal a leaf, computed on the devices: the same on every mesh and host count."""
-    leaves = leaf_paths({group: getattr(state, group) for group in _GROUPS})
-    summed = jax.jit(lambda tree: jax.tree.map(_checksum, tree), out_shardings=replicated(mesh))(leaves)
-    return {path: _hexadecimal(pair) for path, pair in jax.device_get(summed).items()}
-
-
-def _hexadecimal(pair: tuple[np.ndarray, np.ndarray]) -> str:
-    return f"{int(np.uint64(pair[0]) << np.uint64(32) | np.uint64(pair[1])):016x}"
-
-
-@jax.jit
-def _checksum_alone(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _checksum(x)
-
-
-def _checksum(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two sums modulo 2^32 of the words, each times an odd number that depends on its place.
-
-    An odd factor is invertible, so any change of one word changes the sum; addition commutes, so shards may be summed
-    in any order.
-    """
-    if x.dtype.itemsize == 4:
-        words = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    elif x.dtype.itemsize == 2:
-        words = jax.lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32)
-    else:
-        words = x.astype(jnp.uint32)
-    place = jnp.zeros(x.shape, jnp.uint32)
-    for axis in range(x.ndim):
-        place = place * jnp.uint32(x.shape[axis]) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    a = _mix(place ^ jnp.uint32(0x9E3779B9)) | jnp.uint32(1)
-    b = _mix(place + jnp.uint32(0x7F4A7C15)) | jnp.uint32(1)
-    # One reduction of both: XLA then makes the factors on the way, where two would write them to memory.
-    zero = jnp.uint32(0)
-    both = ((words * a), (words * b))
-    return jax.lax.reduce(both, (zero, zero), lambda s, x: (s[0] + x[0], s[1] + x[1]), tuple(range(x.ndim)))
-
-
-def _mix(h: jax.Array) -> jax.Array:
-    """The finaliser of MurmurHash3: every input bit reaches every output bit."""
-    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
-    return h ^ (h >> 16)

@@ -6,7 +6,8 @@ rootstock checkpoint diff runs/tiny runs/other
 rootstock checkpoint prune runs/tiny --keep=1
 
 verify ends with 1 where a checkpoint is damaged and names its leaves. diff compares the newest checkpoints of two runs.
-prune deletes the oldest; the newest that is sound stays, and best/ is not touched.
+prune deletes the oldest; the newest that is sound stays, as do those of config.checkpoint.keep_period; best/ is not
+touched.
 """
 
 import shutil
@@ -19,7 +20,7 @@ from absl import flags
 from rich.table import Table
 
 from configs.errors import UserError
-from train.checkpoint import BEST, NEWEST, Held, inspect, open_manager, saved_steps
+from train.checkpoint import BEST, NEWEST, Held, inspect, open_to_read, saved_steps
 from train.metrics import read_records, results_console
 from train.run import claim, config_changes, read_record
 
@@ -81,7 +82,7 @@ def _step(path: Path) -> int:
 
 
 def _read(directory: Path, where: str, step: int) -> Held:
-    with open_manager(directory, 1_000_000, where) as manager:
+    with open_to_read(directory, where) as manager:
         return inspect(manager, step)
 
 
@@ -129,7 +130,8 @@ def _prune(directory: Path, keep: int, dry_run: bool) -> None:
     with claim(directory):
         steps = saved_steps(directory, NEWEST)
         sound, _ = _newest(directory)
-        gone = [step for step in steps[keep:] if step != sound]
+        period = read_record(directory).config["checkpoint"]["keep_period"]
+        gone = [step for step in steps[keep:] if step != sound and (not period or step % period)]
         for step in gone:
             if not dry_run:
                 shutil.rmtree(directory / NEWEST / str(step))

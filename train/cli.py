@@ -19,6 +19,7 @@ COMMANDS = {
     "import-hf": "Hugging Face weights -> a model like one of our own",
     "export-hf": "a model -> Hugging Face's format",
     "checkpoint": "what a run's checkpoints hold: ls, verify, diff, prune",
+    "replay": "a step of a run once more, bit for bit, and the documents its loss came from",
     "merge": "adapter + its foundation -> a model that needs no other",
     "evaluate": "score a model on text or on labelled rows",
     "generate": "continue prompts, or answer them",

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
 
 from configs.errors import UserError
 from data.tokenizer import load_tokenizer
@@ -52,6 +53,27 @@ def finetune(config: dict[str, Any], foundation: Path, workdir: Path) -> dict[st
     apply_xla_flags(settings)
     mesh = make_mesh(settings.mesh)
     check_batch(settings, mesh)
+    graft, duplicates = make_graft(config, settings, foundation, workdir, mesh)
+    counts = " · ".join(f"{len(part.examples):,} {name}" for name, part in graft.parts.items())
+    console.print(
+        f"finetune: {counts} rows, {duplicates:,} repeated; of the training rows "
+        f"{graft.parts['train'].cut:,} were cut to {settings.sequence_length} tokens, "
+        f"{graft.parts['train'].dropped:,} dropped",
+        highlight=False,
+    )
+    with runs.claim(workdir), jax.set_mesh(mesh):
+        runs.start(workdir, graft.record, graft.tokenizer)
+        return graft.run()
+
+
+def make_graft(
+    config: dict[str, Any], settings: Settings, foundation: Path, workdir: Path, mesh: Mesh
+) -> tuple[Graft, int]:
+    """Returns (the run, its data read and rendered; how many of the rows were repeated).
+
+    Raises:
+        UserError: a fault in the rows or the foundation.
+    """
     parent = runs.read_record(foundation)
     model = runs.with_execution(parent.model, settings.model)
     _check_length(settings, model, foundation)
@@ -63,15 +85,7 @@ def finetune(config: dict[str, Any], foundation: Path, workdir: Path) -> dict[st
     }
     lineage = runs.ancestor(foundation, parent)
     record = runs.RunRecord("finetune", model, config, facts, splits.fingerprint, lineage)
-    counts = " · ".join(f"{len(part.examples):,} {name}" for name, part in parts.items())
-    console.print(
-        f"finetune: {counts} rows, {splits.duplicates:,} repeated; of the training rows "
-        f"{parts['train'].cut:,} were cut to {settings.sequence_length} tokens, {parts['train'].dropped:,} dropped",
-        highlight=False,
-    )
-    with runs.claim(workdir), jax.set_mesh(mesh):
-        runs.start(workdir, record, tokenizer)
-        return Graft(record, settings, task, tokenizer, parts, foundation, workdir, mesh).run()
+    return Graft(record, settings, task, tokenizer, parts, foundation, workdir, mesh), splits.duplicates
 
 
 def _check_length(settings: Settings, model: ModelConfig, foundation: Path) -> None:

@@ -19,7 +19,8 @@ from model.transformer import Params
 from train import run as runs
 from train.decode import complete
 from train.distributed import is_first
-from train.loop import Job, fit
+from train.job import Evaluate, Job
+from train.loop import fit
 from train.metrics import results_console
 from train.proof import html, untrained
 from train.proof.interval import Interval, as_json, gain
@@ -89,12 +90,7 @@ class Graft:
             guess = self.task.guess(self.parts["train"].examples, facts)
             table.append(self._scored(_GUESS, test, [guess] * len(test)))
         foundation = self._foundation()
-        graft = self
-        if self.task.reference:
-            assert foundation is not None
-            arguments = (self.record.model, foundation, self.settings.batch_size, self.mesh)
-            parts = {name: with_reference(part, *arguments) for name, part in self.parts.items()}
-            graft = dataclasses.replace(self, parts=parts)
+        graft = self._referenced(foundation)
         before = None
         if foundation is not None and self.settings.task.zero_shot_rows:
             asked = graft._as_it_is(foundation) if self.task.untrained is None else graft._in_words(foundation)
@@ -105,6 +101,18 @@ class Graft:
             table.append(graft._trained(_RANDOM, self.workdir / "from_random", None, before))
         table.append(graft._trained(_TUNED, self.workdir, self.foundation, before))
         return graft._publish(table)
+
+    def referenced(self) -> "Graft":
+        """Returns this with what the foundation says of the rows in them, where the task compares with that."""
+        return self._referenced(self._foundation()) if self.task.reference else self
+
+    def _referenced(self, foundation: Params | None) -> "Graft":
+        if not self.task.reference:
+            return self
+        assert foundation is not None
+        arguments = (self.record.model, foundation, self.settings.batch_size, self.mesh)
+        parts = {name: with_reference(part, *arguments) for name, part in self.parts.items()}
+        return dataclasses.replace(self, parts=parts)
 
     def _scored(
         self, name: str, examples: list[Example], predictions: list[Prediction], before: list[Prediction] | None = None
@@ -200,9 +208,6 @@ class Graft:
         objective = runs.objective_of(self.record, self.record.model, adapted=foundation is not None)
         settings = self.settings
         predictor = self._predictor(objective)
-        groups = ("backbone", "head") if self.task.language else ("backbone",)
-        # A classifier's few outputs cost nothing beside a vocabulary.
-        counted = self.record.model if self.task.language else dataclasses.replace(self.record.model, vocab_size=1)
         validation = self.parts["validation"]
 
         def evaluate(params: Params) -> dict[str, float]:
@@ -213,20 +218,24 @@ class Graft:
             found = self.task.metrics(validation.examples, predictions, None, self.record.task)
             return {"loss": loss} | {metric: interval.value for metric, interval in found.items()}
 
-        job = Job(
-            title=name,
+        params = fit(self.job(name, objective, foundation, evaluate), settings, self.mesh, workdir)
+        test = self.parts["test"]
+        return self._scored(name, test.examples, predictor(params, test), before)
+
+    def job(self, title: str, objective: Objective, foundation: Path | None, evaluate: Evaluate) -> Job:
+        """Returns what the loop runs: from `foundation`, or from random weights."""
+        # A classifier's few outputs cost nothing beside a vocabulary.
+        counted = self.record.model if self.task.language else dataclasses.replace(self.record.model, vocab_size=1)
+        length = self.settings.sequence_length
+        return Job(
+            title=title,
             objective=objective,
             rows=self.parts["train"].rows,
             evaluate=evaluate,
             graft=None if foundation is None else self._grafted,
-            grafted=groups,
-            flops_per_step=settings.batch_size
-            * settings.sequence_length
-            * training_flops_per_token(counted, settings.sequence_length),
+            grafted=("backbone", "head") if self.task.language else ("backbone",),
+            flops_per_step=self.settings.batch_size * length * training_flops_per_token(counted, length),
         )
-        params = fit(job, settings, self.mesh, workdir)
-        test = self.parts["test"]
-        return self._scored(name, test.examples, predictor(params, test), before)
 
     def _grafted(self, groups: tuple[str, ...]) -> Params:
         return runs.load_plain(self.foundation, self.record.model, self.mesh, groups)

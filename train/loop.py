@@ -3,18 +3,16 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
-from data.loader import BatchFunction, Rows, train_batches
-from model.heads import Objective
+from data.loader import BatchFunction, train_batches
 from model.transformer import Params
 from train import checkpoint, goodput, preemption
-from train.distributed import is_first
+from train.distributed import is_first, on_first
+from train.job import Job, first_state
 from train.mesh import check_host_memory, local_places, put_batch
 from train.metrics import console, open_writer, progress, read_records
 from train.selection import resume_selection
@@ -22,31 +20,6 @@ from train.settings import Settings
 from train.skipped import roll_back, skipped_batches
 from train.step import Program, TrainState, make_program
 from train.watch import Diverged, Watch
-
-Evaluate = Callable[[Params], dict[str, float]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What a stage hands to the loop.
-
-    Attributes:
-        title: beside the progress bar.
-        objective: the model with its head.
-        rows: what to train on.
-        evaluate: parameters -> figures with a "loss", on held-out rows.
-        graft: names of groups of parameters -> these groups, read from another run; None: all are random.
-        grafted: the groups that it reads.
-        flops_per_step: model FLOPs of one step, for MFU.
-    """
-
-    title: str
-    objective: Objective
-    rows: Rows
-    evaluate: Evaluate
-    graft: Callable[[tuple[str, ...]], Params] | None
-    grafted: tuple[str, ...]
-    flops_per_step: float
 
 
 def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
@@ -64,7 +37,9 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
     check_host_memory(settings, mesh)
     program = make_program(job.objective, settings, mesh)
     with contextlib.ExitStack() as stack:
-        manager = stack.enter_context(checkpoint.open_manager(workdir, settings.checkpoint.keep))
+        manager = stack.enter_context(
+            checkpoint.open_manager(workdir, settings.checkpoint.keep, keep_period=settings.checkpoint.keep_period)
+        )
         best = (
             stack.enter_context(checkpoint.open_manager(workdir, 1, checkpoint.BEST))
             if settings.checkpoint.best
@@ -73,7 +48,8 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
         failed_step = None
         while True:
             with goodput.measure(began) as spent:
-                state = _first_state(job, settings, program, mesh, manager)
+                restored = checkpoint.restore_newest(manager, program.state, mesh)
+                state = first_state(job, settings, program, restored)
                 if failed_step is not None:
                     _say_back(job.title, roll_back(workdir, int(state.step), failed_step))
                 try:
@@ -104,7 +80,7 @@ def _train(
     spent: goodput.Goodput,
 ) -> TrainState:
     """Returns the last state."""
-    start, every = int(state.step), settings.checkpoint.every
+    start = int(state.step)
     selection = resume_selection(settings.evaluation, workdir, start)
     if start:
         console.print(f"{job.title}: resumed at step {start} of {settings.num_steps}", highlight=False)
@@ -122,6 +98,7 @@ def _train(
         preemption.notices() as notified,
     ):
         watch = Watch(job.title, settings, job.flops_per_step, write, bar, start, function, spent)
+        due = _Due(settings)
         watch.account(start)
         spent.enter("step")
         for step, batch in enumerate(placed, start + 1):
@@ -136,7 +113,7 @@ def _train(
                         checkpoint.save_best(best, state, mesh)
             preempted = notified(step)
             ends = last or selection.stops or preempted
-            if ends or step % every == 0:
+            if due(step) or ends:
                 _save(watch, manager, state, mesh, ends)
                 watch.account(step)
             if preempted and not last:
@@ -150,6 +127,26 @@ def _train(
                 break
     _say_end(job.title, workdir, spent)
     return state
+
+
+class _Due:
+    """Whether a step is one to save, by `config.checkpoint`; asked of each step in turn, the same on every host."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.every, self.seconds = settings.checkpoint.every, 60 * settings.checkpoint.minutes
+        self.looks = settings.logging.every
+        self.last = time.monotonic()
+
+    def __call__(self, step: int) -> bool:
+        by_step = bool(self.every) and step % self.every == 0
+        # Clocks differ: process 0's counts.
+        by_time = bool(self.seconds) and step % self.looks == 0 and on_first(self._waited)
+        if by_step or by_time:
+            self.last = time.monotonic()
+        return by_step or by_time
+
+    def _waited(self) -> bool:
+        return time.monotonic() - self.last >= self.seconds
 
 
 def _save(watch: Watch, manager: Any, state: TrainState, mesh: Mesh, ends: bool) -> None:  # noqa: ANN401 - Orbax's
@@ -174,47 +171,3 @@ def _say_end(title: str, workdir: Path, spent: goodput.Goodput) -> None:
     backs = len(skipped_batches(workdir))
     counted = f"{skipped} steps skipped, {backs} times rolled back; " if skipped or backs else ""
     console.print(f"{title}: {counted}{goodput.describe(spent.seconds())}", highlight=False)
-
-
-def _first_state(
-    job: Job,
-    settings: Settings,
-    program: Program,
-    mesh: Mesh,
-    manager: Any,  # noqa: ANN401 - Orbax's manager
-) -> TrainState:
-    """Own checkpoint > another run's parameters > random."""
-    restored = checkpoint.restore_newest(manager, program.state, mesh)
-    frozen = tuple(program.state.frozen)
-    if restored is not None and not frozen:
-        return restored
-    if restored is not None and job.graft is not None:
-        return restored._replace(frozen=_as_frozen(job, program, job.graft(frozen)))
-    state = program.initialise(jax.random.key_data(jax.random.key(settings.seed)))
-    if restored is not None:
-        return restored._replace(frozen=state.frozen)
-    if job.graft is None:
-        return state
-    grafted = job.graft(job.grafted)
-    new = [
-        f"{group} ({len(jax.tree.leaves(tree))} leaves)" for group, tree in state.params.items() if group not in grafted
-    ]
-    trained, kept = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.params, state.frozen))
-    console.print(
-        f"{job.title}: loaded {len(jax.tree.leaves(grafted))} leaves; new: {', '.join(new) or 'none'}; "
-        f"{trained:,} of {trained + kept:,} parameters train ({trained / (trained + kept):.2%})",
-        highlight=False,
-    )
-    params = state.params | {group: tree for group, tree in grafted.items() if group in state.params}
-    return state._replace(params=params, frozen=state.frozen | _as_frozen(job, program, grafted))
-
-
-def _as_frozen(job: Job, program: Program, groups: Params) -> Params:
-    """Returns the groups that do not train, as the step reads them."""
-    frozen = program.state.frozen
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, frozen)
-
-    def cast(groups: Params) -> Params:
-        return {group: tree for group, tree in job.objective.cast(groups).items() if group in frozen}
-
-    return jax.jit(cast, out_shardings={g: shardings[g] for g in groups if g in frozen})(groups) if frozen else {}

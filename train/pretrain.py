@@ -11,18 +11,21 @@ from typing import Any
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
 
 from configs.errors import UserError
+from data.loader import Rows
 from data.packing import PackedRows
 from data.prepare import prepare
 from data.store import is_store, open_store
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig, training_flops_per_token
-from model.heads import language_model, parameter_count
+from model.heads import Objective, language_model, parameter_count
 from model.sharding import MESH_AXES
 from train import run as runs
 from train.distributed import on_first
-from train.loop import Job, fit
+from train.job import Evaluate, Job
+from train.loop import fit
 from train.mesh import apply_xla_flags, check_batch, make_mesh
 from train.metrics import console, step_progress
 from train.scoring import language_model_evaluator
@@ -64,8 +67,7 @@ def pretrain(config: dict[str, Any], workdir: Path, parent: Path | None = None) 
         model, lineage = _architecture(settings, tokenizer, parent)
         train = open_store(store, "train")
         rows = PackedRows(train, settings.sequence_length)
-        loss = settings.loss
-        objective = language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing)
+        objective = objective_of(settings, model)
         runs.start(workdir, runs.RunRecord("pretrain", model, config, {}, train.fingerprint, lineage), tokenizer)
         count = parameter_count(jax.eval_shape(objective.init, jax.random.key(0)))
         axes = ", ".join(f"{axis} {mesh.shape[axis]}" for axis in MESH_AXES)
@@ -83,18 +85,31 @@ def pretrain(config: dict[str, Any], workdir: Path, parent: Path | None = None) 
                 settings.evaluation.batches,
                 mesh,
             )
-            tokens = settings.batch_size * settings.sequence_length
-            job = Job(
-                title="pretrain",
-                objective=objective,
-                rows=rows,
-                evaluate=evaluate,
-                graft=None if parent is None else lambda groups: runs.load_plain(parent, model, mesh, groups),
-                grafted=("backbone", "head"),
-                flops_per_step=tokens * training_flops_per_token(model, settings.sequence_length),
-            )
-            fit(job, settings, mesh, workdir)
+            fit(job_of(settings, model, rows, parent, mesh, evaluate), settings, mesh, workdir)
     console.print(f"pretrain: done; {workdir} holds the foundation model", highlight=False)
+
+
+def objective_of(settings: Settings, model: ModelConfig) -> Objective:
+    """Returns the `Objective` that a run trains."""
+    loss = settings.loss
+    return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing)
+
+
+def job_of(
+    settings: Settings, model: ModelConfig, rows: Rows, parent: Path | None, mesh: Mesh, evaluate: Evaluate
+) -> Job:
+    """Returns what the loop runs; `parent` is the run that its parameters come from."""
+    return Job(
+        title="pretrain",
+        objective=objective_of(settings, model),
+        rows=rows,
+        evaluate=evaluate,
+        graft=None if parent is None else lambda groups: runs.load_plain(parent, model, mesh, groups),
+        grafted=("backbone", "head"),
+        flops_per_step=settings.batch_size
+        * settings.sequence_length
+        * training_flops_per_token(model, settings.sequence_length),
+    )
 
 
 def token_store(settings: Settings, workdir: Path, parent: Path | None) -> Path:

@@ -112,7 +112,9 @@ class CheckpointSettings:
     """`config.checkpoint`."""
 
     every: int
+    minutes: float
     keep: int
+    keep_period: int
     best: bool
 
 
@@ -243,7 +245,6 @@ def _check_ranges(s: Settings) -> None:
         "num_steps": s.num_steps,
         "microbatches": s.microbatches,
         "evaluation.every": s.evaluation.every,
-        "checkpoint.every": s.checkpoint.every,
         "checkpoint.keep": s.checkpoint.keep,
         "faults.in_a_row": s.faults.in_a_row,
         "logging.every": s.logging.every,
@@ -267,6 +268,9 @@ def _check_ranges(s: Settings) -> None:
         "optimizer.weight_decay": o.weight_decay,
         "optimizer.clip_norm": o.clip_norm,
         "faults.max_grad_norm": s.faults.max_grad_norm,
+        "checkpoint.every": s.checkpoint.every,
+        "checkpoint.minutes": s.checkpoint.minutes,
+        "checkpoint.keep_period": s.checkpoint.keep_period,
     }
     faults += [f"config.{name} is {value}; legal: at least 0" for name, value in at_least_0.items() if value < 0]
     fractions = {

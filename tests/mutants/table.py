@@ -63,8 +63,9 @@ _MODEL = (
         f"{_TRANSFORMER}test_normed_queries_and_keys_forget_their_size",
     ),
     Mutant(
-        "grouped heads are repeated in the wrong order", "model/attend.py", "q_BTNH.reshape(B, T, K, N // K, H)",
-        "q_BTNH.reshape(B, T, N // K, K, H).swapaxes(2, 3)",
+        "grouped heads are repeated in the wrong order", "model/attend.py",
+        "q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)",
+        "q_BTKGH = q_BTNH.reshape(B, T, N // K, K, H).swapaxes(2, 3)",
         f"{_TRANSFORMER}test_grouped_heads_equal_repeated_kv_heads",
     ),
     Mutant(
@@ -72,7 +73,8 @@ _MODEL = (
         f"{_ATTEND}test_xla_equals_the_definition[grouped heads]",
     ),
     Mutant(
-        "the softcap of attention is dropped", "model/attend.py", "logits = softcap * jnp.tanh(logits / softcap)",
+        "the softcap of attention is dropped", "model/attend.py",
+        "logits_BKGTS = softcap * jnp.tanh(logits_BKGTS / softcap)",
         "pass", f"{_ATTEND}test_xla_equals_the_definition[softcap and scale]",
     ),
     Mutant(
@@ -139,8 +141,23 @@ _MODEL = (
         "return Decoding(jnp.asarray(P + 1),", f"{_SAMPLING}test_cached_logits_equal_uncached_ones[grouped heads]",
     ),
     Mutant(
-        "a shorter prompt begins at its padding", "model/sampling.py", " - (P - lengths_B)[:, None]",
-        " - 0 * lengths_B[:, None]", f"{_SAMPLING}test_cached_logits_equal_uncached_ones[learned positions]",
+        "a shorter prompt begins at its padding", "model/sampling.py",
+        "places_BP = jnp.arange(prompts_BP.shape[1]) - padding_B[:, None]",
+        "places_BP = jnp.arange(prompts_BP.shape[1]) - 0 * padding_B[:, None]",
+        f"{_SAMPLING}test_cached_logits_equal_uncached_ones[learned positions]",
+    ),
+    Mutant(
+        "a ring forgets a token too early", "model/cache.py", "window + self.chunk - 1", "window + self.chunk - 2",
+        f"{_SAMPLING}test_cached_logits_equal_uncached_ones[sliding window]",
+    ),
+    Mutant(
+        "a ring is read as if it were a line", "model/cache.py", "column_R = last - (last - jnp.arange(kept)) % kept",
+        "column_R = jnp.arange(kept)", f"{_SAMPLING}test_cached_logits_equal_uncached_ones[sliding window]",
+    ),
+    Mutant(
+        "a checkpoint is kept or deleted by its count alone", "train/checkpoint.py",
+        "keep_period=keep_period or None, ", "",
+        "tests/train/test_checkpoint_policy.py::test_what_is_saved_and_what_stays[changes2-kept2]",
     ),
     Mutant(
         "import reads a matrix the wrong way round", "model/huggingface.py",
@@ -240,8 +257,8 @@ _TRAIN = (
         f"{_STEP}test_muon_turns_matrices_layer_by_layer_and_nothing_else",
     ),
     Mutant(
-        "the optimizer's state is not restored", "train/checkpoint.py", "return state",
-        "return state._replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state))",
+        "the optimizer's state is not restored", "train/checkpoint.py", "return state, faults",
+        "return state._replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state)), faults",
         f"{_RESTORE}test_what_is_restored_is_what_was_saved",
     ),
     Mutant(
@@ -255,7 +272,7 @@ _TRAIN = (
         f"{_RESTORE}test_a_flipped_bit_is_found",
     ),
     Mutant(
-        "a checksum does not see two values swapped", "train/checkpoint.py", "both = ((words * a), (words * b))",
+        "a checksum does not see two values swapped", "train/checksums.py", "both = ((words * a), (words * b))",
         "both = ((words * a[(0,) * x.ndim]), (words * b[(0,) * x.ndim]))",
         f"{_RESTORE}test_a_checksum_sees_every_change",
     ),

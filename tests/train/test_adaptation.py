@@ -18,7 +18,8 @@ from model.adapt import adapt
 from model.heads import classifier, language_model
 from model.sharding import parameter_shardings
 from train import checkpoint
-from train.loop import Job, fit
+from train.job import Job
+from train.loop import fit
 from train.mesh import put_batch
 from train.optimizer import make_optimizer
 from train.settings import from_config
