@@ -113,6 +113,7 @@ def data() -> ConfigDict:
     d = ConfigDict()
     d.path = ""  # a token store (rootstock prepare), or text: file, glob, hf:NAME; for fine-tuning, labelled rows
     d.text_field = "text"  # column of JSONL, CSV, Parquet
+    d.strict = True  # stop at a bad row; False: skip it, and say how many of which kind there were
     d.validation_fraction = 0.1  # when path is text: the part held out
     d.validation_split = "documents"  # hold out whole documents, or the "tail" of each
     d.workers = 0  # Grain worker processes that read ahead; 0: threads

@@ -4,11 +4,12 @@ import dataclasses
 import hashlib
 import json
 import string
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from configs.errors import UserError
-from data.sources import Row, read_rows
+from data.sources import Inventory, Row, inventory, read_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +36,16 @@ class Splits:
         validation: what is looked at while training, to stop early or to keep the best checkpoint.
         test: what the proof is given on; nothing is chosen by it.
         duplicates: rows that repeated another and were dropped.
+        skipped: bad rows that were passed over, by kind.
+        files: what was read.
     """
 
     train: list[Example]
     validation: list[Example]
     test: list[Example]
     duplicates: int
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    files: Inventory = dataclasses.field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
@@ -77,20 +82,34 @@ def fold(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def read_examples(path: str, parse: Callable[[Row], Example]) -> list[Example]:
+def read_examples(
+    path: str, parse: Callable[[Row], Example], strict: bool = True, report: Counter[str] | None = None
+) -> list[Example]:
     """Returns the examples of JSONL, CSV, Parquet or a Hugging Face dataset.
 
+    Args:
+        path: see `read_rows`.
+        parse: row -> example.
+        strict: raise at the first bad row; otherwise skip it.
+        report: counts what was skipped, by kind of fault.
+
     Raises:
-        UserError: no rows, or what `parse` says of a row, with the row's number.
+        UserError: no rows; if strict, a fault of the file, or what `parse` says of a row, with the row's number.
     """
     examples = []
-    for number, row in enumerate(read_rows(path), 1):
+    skipped: Counter[str] = Counter() if report is None else report
+    for number, row in enumerate(read_rows(path, strict, skipped), 1):
         try:
             examples.append(parse(row))
         except UserError as error:
-            raise UserError(f"{path}: row {number}: {error}") from None
+            if strict:
+                raise UserError(f"{path}: row {number}: {error}") from None
+            skipped["not a row of the task"] += 1
+            last = str(error)
     if not examples:
-        raise UserError(f"{path}: no rows")
+        found = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
+        why = f" ({last})" if skipped["not a row of the task"] else ""
+        raise UserError(f"{path}: no rows{f' but {found}{why}' if found else ''}")
     return examples
 
 
@@ -101,6 +120,7 @@ def read_splits(
     validation_fraction: float,
     test_fraction: float,
     test_rows: int = 0,
+    strict: bool = True,
 ) -> Splits:
     """Returns the rows of `path`, duplicates removed, split by the hash of their groups: a new row moves no other.
 
@@ -110,10 +130,11 @@ def read_splits(
     Raises:
         UserError: see `read_examples`; or a part that came out empty.
     """
-    read = read_examples(path, parse)
+    skipped: Counter[str] = Counter()
+    read = read_examples(path, parse, strict, skipped)
     rest = _unique(read)
     if test_path:
-        test = _unique(read_examples(test_path, parse))
+        test = _unique(read_examples(test_path, parse, strict, skipped))
         held_out = {fold(text) for example in test for text in (example.content, example.group)}
         rest = [e for e in rest if fold(e.content) not in held_out and fold(e.group) not in held_out]
         test_fraction = 0.0
@@ -125,6 +146,8 @@ def read_splits(
         validation=[example for example in rest if test_fraction <= _place(example) < end],
         test=draw(test, test_rows or len(test)),
         duplicates=len(read) - len(rest),
+        skipped=dict(skipped),
+        files=inventory(path),
     )
     counts = {"training": len(splits.train), "validation": len(splits.validation), "held-out": len(splits.test)}
     if not all(counts.values()):

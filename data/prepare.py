@@ -29,8 +29,19 @@ SPLIT_METHODS = ("documents", "tail")
 _BATCH_CHARACTERS = 1 << 21
 _BATCH_DOCUMENTS = 1 << 13
 _DIGEST_BYTES = 16
+_CLEANED = "control characters"  # documents that had some, which were taken out
+_NO_FAULTS = ("read", "empty", "duplicate", _CLEANED)
 # Everything of Unicode category Cc but line feed and tab, and halves of surrogate pairs, which UTF-8 cannot hold.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class DataChanged(UserError):
+    """A store is there, of other text."""
+
+
+def skipped_rows(manifest: dict[str, Any]) -> dict[str, int]:
+    """Returns how many rows or files of each kind of fault a store's text was read without."""
+    return {kind: count for kind, count in manifest["collected"].items() if kind not in _NO_FAULTS and count}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +103,7 @@ def prepare(
     validation_split: str = "documents",
     seed: int = 0,
     strict: bool = True,
+    tokenizer: Tokenizer | None = None,
     progress: Progress = _silent,
 ) -> dict[str, Any]:
     """Makes a token store, or finds that `output` is that store already, and returns its manifest.
@@ -106,6 +118,7 @@ def prepare(
             moves no other, and at least one; "tail" cuts every document at (1 - fraction) of its characters.
         seed: of the order in which documents are stored.
         strict: stop at the first fault of the source; otherwise skip and count it.
+        tokenizer: one that is there already, for what `tokenizer_spec` once made.
         progress: called with (stage, done, total), in documents.
 
     Raises:
@@ -113,8 +126,10 @@ def prepare(
     """
     _check_split(validation_fraction, validation_split)
     output = Path(output)
+    files = sources.inventory(input)
     made_from = {
-        "source": sources.fingerprint(input),
+        "source": sources.fingerprint(files),
+        "files": files,
         "options": {
             "tokenizer": tokenizer_spec if is_trainable(tokenizer_spec) else _saved_name(tokenizer_spec),
             "text_field": text_field,
@@ -130,7 +145,7 @@ def prepare(
     with new_store(output) as directory, tempfile.TemporaryFile(dir=directory) as scratch:
         documents = _collect(input, text_field, strict, scratch, progress)
         parts = _split(documents, validation_fraction, validation_split, input)
-        tokenizer = _tokenizer(tokenizer_spec, documents, parts["train"], progress)
+        tokenizer = tokenizer or _tokenizer(tokenizer_spec, documents, parts["train"], progress)
         tokenizer.save(directory)
         described = {
             "tokenizer_sha256": tokenizer.sha256,
@@ -174,7 +189,12 @@ def _existing(output: Path, made_from: dict[str, Any], progress: Progress) -> di
     before, now = manifest["options"], made_from["options"]
     changed = [f"{name} {before[name]!r} -> {now[name]!r}" for name in now if before[name] != now[name]]
     if manifest["source"] != made_from["source"]:
-        changed.append("the text itself")
+        # A store from before files were listed has none.
+        files = sources.differences(manifest.get("files", []), made_from["files"])
+        text = f"the text itself: {', '.join(files)}"
+        if not changed:
+            raise DataChanged(f"{output} holds a store made otherwise ({text}); legal: a new directory, or the same text")
+        changed.append(text)
     if changed:
         raise UserError(
             f"{output} holds a store made otherwise ({'; '.join(changed)}); "
@@ -208,6 +228,8 @@ def _collect(pattern: str, text_field: str, strict: bool, scratch: IO[bytes], pr
     for raw in _shown(read, progress, "reading", None):
         counts["read"] += 1
         text = clean(raw)
+        if _UNPRINTABLE.search(raw.replace("\r", "\n")):
+            counts[_CLEANED] += 1
         digest = content_digest(text)
         if not text or digest in seen:
             counts["duplicate" if text else "empty"] += 1

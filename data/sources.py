@@ -26,8 +26,11 @@ COMPRESSED_SUFFIXES = (".gz", ".zst")
 _LEGAL = f"{' '.join(TEXT_SUFFIXES + ROW_SUFFIXES)}, all but .parquet also with .gz or .zst"
 _LEGAL_PATTERNS = f"a file, a glob or a directory of {_LEGAL}, or hf:NAME"
 _CHUNK_BYTES = 1 << 20
+# A row that is longer is taken for a file without line feeds; the Bible as one row is half of it.
+LONGEST_LINE_BYTES = 1 << 23
 
 Row = dict[str, object]
+Inventory = list[list[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +70,8 @@ def read_documents(
         report: counts what was skipped, by kind of fault.
 
     Raises:
-        UserError: nothing matches, an unknown suffix or, if strict, a fault: empty, not UTF-8, broken JSON or CSV, no
-            such field, a value that is not text.
+        UserError: nothing matches, an unknown suffix or, if strict, a fault: empty, not UTF-8, broken JSON or CSV, a
+            line of more than 8 MiB, no such field, a value that is not text.
     """
     faults = _Faults(strict, Counter() if report is None else report)
     for source in _sources(pattern):
@@ -109,13 +112,18 @@ def split_sources(pattern: str) -> list[str]:
     return [str(source) for source in _sources(pattern)]
 
 
-def fingerprint(pattern: str) -> str:
-    """Returns a SHA-256 that names the source: each file's name, size and content, or each row of a dataset.
+def fingerprint(files: Inventory) -> str:
+    """Returns a SHA-256 that names a source's content."""
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def inventory(pattern: str) -> Inventory:
+    """Returns [name, bytes, SHA-256] of each file, or [name, rows, SHA-256] of a dataset.
 
     Raises:
         UserError: nothing matches, or a file cannot be read.
     """
-    entries = []
+    entries: Inventory = []
     for source in _sources(pattern):
         digest, size = hashlib.sha256(), 0
         if isinstance(source, Path):
@@ -128,7 +136,23 @@ def fingerprint(pattern: str) -> str:
             for size, row in enumerate(_read_hugging_face(source), 1):  # noqa: B007 - the last one is the size
                 digest.update(repr(row).encode("utf-8", "backslashreplace"))
         entries.append([name, size, digest.hexdigest()])
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+    return entries
+
+
+def differences(before: Inventory, now: Inventory) -> list[str]:
+    """Returns a text for each file that is new, gone or another: size and beginning of its hash, then -> now."""
+
+    def held(files: Inventory) -> dict[str, str]:
+        seen: Counter[str] = Counter()
+        named = {}
+        for name, size, digest in files:
+            seen[name] += 1
+            named[f"{name} ({seen[name]})" if seen[name] > 1 else name] = f"{size:,} {digest[:8]}"
+        return named
+
+    old, new = held(before), held(now)
+    changed = [name for name in old | new if old.get(name) != new.get(name)]
+    return [f"{name}: {old.get(name, 'not there')} -> {new.get(name, 'gone')}" for name in changed]
 
 
 def _sources(pattern: str) -> list[Path | _HuggingFace]:
@@ -227,25 +251,35 @@ def _not_utf8(path: Path, offset: int, byte: int) -> str:
 def _lines(path: Path, faults: _Faults) -> Iterator[tuple[int, str]]:
     """Yields (line number from 1, line with its line feed) of the lines that are UTF-8."""
     offset = 0
-    for number, line in enumerate(_split_lines(_chunks(path)), 1):
+    for number, (line, size) in enumerate(_split_lines(_chunks(path)), 1):
+        if size > LONGEST_LINE_BYTES:
+            legal = f"at most {LONGEST_LINE_BYTES:,}; a longer document is a file of its own"
+            faults.found("too long", f"{path}:{number}: a line of {size:,} bytes; legal: {legal}")
+            offset += size
+            continue
         try:
             text = line.decode("utf-8")
             yield number, text.removeprefix("\ufeff") if number == 1 else text
         except UnicodeDecodeError as error:
             faults.found("not UTF-8", _not_utf8(path, offset + error.start, line[error.start]))
-        offset += len(line)
+        offset += size
 
 
-def _split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def _split_lines(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Yields (line, its bytes); of a line that is too long only the length, so that it takes no memory."""
     parts: list[bytes] = []
+    size = 0
     for chunk in chunks:
         *whole, rest = chunk.split(b"\n")
         for line in whole:
-            yield b"".join([*parts, line, b"\n"])
-            parts.clear()
+            yield b"".join([*parts, line, b"\n"]), size + len(line) + 1
+            parts, size = [], 0
         parts.append(rest)
-    if any(parts):
-        yield b"".join(parts)
+        size += len(rest)
+        if size > LONGEST_LINE_BYTES:
+            parts = []
+    if size:
+        yield b"".join(parts), size
 
 
 def _read_source(source: Path | _HuggingFace, faults: _Faults) -> Iterator[tuple[str, Row]]:

@@ -16,12 +16,13 @@ from absl import flags
 from jax.sharding import Mesh
 
 from configs.errors import UserError
+from data.labelled import Splits
 from data.tokenizer import load_tokenizer
 from model.config import ModelConfig
 from train import run as runs
 from train.graft import Graft
 from train.mesh import apply_xla_flags, check_batch, make_mesh
-from train.metrics import console
+from train.metrics import console, say_skipped
 from train.proof.metrics import require
 from train.settings import Settings, from_config
 from train.task_rows import read_task, render_rows
@@ -35,14 +36,17 @@ def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
     flags.DEFINE_string("init_from", None, "Run of the foundation model.", flag_values=values)
     flags.DEFINE_string("workdir", None, "Directory of this run; made if need be.", flag_values=values)
+    flags.DEFINE_boolean("accept_changed_data", False, "Go on although the data changed.", flag_values=values)
 
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
-    finetune(values.config.to_dict(), Path(values.init_from), Path(values.workdir))
+    finetune(values.config.to_dict(), Path(values.init_from), Path(values.workdir), values.accept_changed_data)
 
 
-def finetune(config: dict[str, Any], foundation: Path, workdir: Path) -> dict[str, Any]:
+def finetune(
+    config: dict[str, Any], foundation: Path, workdir: Path, accept_changed_data: bool = False
+) -> dict[str, Any]:
     """Fine-tunes as `config` says, prints the table and returns `results.json`.
 
     Raises:
@@ -53,23 +57,24 @@ def finetune(config: dict[str, Any], foundation: Path, workdir: Path) -> dict[st
     apply_xla_flags(settings)
     mesh = make_mesh(settings.mesh)
     check_batch(settings, mesh)
-    graft, duplicates = make_graft(config, settings, foundation, workdir, mesh)
+    graft, splits = make_graft(config, settings, foundation, workdir, mesh)
+    say_skipped("finetune", splits.skipped)
     counts = " · ".join(f"{len(part.examples):,} {name}" for name, part in graft.parts.items())
     console.print(
-        f"finetune: {counts} rows, {duplicates:,} repeated; of the training rows "
+        f"finetune: {counts} rows, {splits.duplicates:,} repeated; of the training rows "
         f"{graft.parts['train'].cut:,} were cut to {settings.sequence_length} tokens, "
         f"{graft.parts['train'].dropped:,} dropped",
         highlight=False,
     )
     with runs.claim(workdir), jax.set_mesh(mesh):
-        runs.start(workdir, graft.record, graft.tokenizer)
+        runs.start(workdir, graft.record, graft.tokenizer, accept_changed_data)
         return graft.run()
 
 
 def make_graft(
     config: dict[str, Any], settings: Settings, foundation: Path, workdir: Path, mesh: Mesh
-) -> tuple[Graft, int]:
-    """Returns (the run, its data read and rendered; how many of the rows were repeated).
+) -> tuple[Graft, Splits]:
+    """Returns (the run, its data read and rendered; the data as read).
 
     Raises:
         UserError: a fault in the rows or the foundation.
@@ -84,8 +89,8 @@ def make_graft(
         for name, examples in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
     }
     lineage = runs.ancestor(foundation, parent)
-    record = runs.RunRecord("finetune", model, config, facts, splits.fingerprint, lineage)
-    return Graft(record, settings, task, tokenizer, parts, foundation, workdir, mesh), splits.duplicates
+    record = runs.RunRecord("finetune", model, config, facts, splits.fingerprint, lineage, splits.files)
+    return Graft(record, settings, task, tokenizer, parts, foundation, workdir, mesh), splits
 
 
 def _check_length(settings: Settings, model: ModelConfig, foundation: Path) -> None:

@@ -5,7 +5,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,6 +85,14 @@ def _told_when_full(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path} cannot be written ({error.strerror}); what was saved is whole: make room, then run again to go on"
         ) from None
+
+
+def say_skipped(title: str, skipped: Mapping[str, int]) -> None:
+    """Says how many bad rows of each kind the data were read without."""
+    if skipped:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))
+        text = f"warning: {title}: {sum(skipped.values()):,} bad rows are skipped: {kinds}"
+        console.print(text, style="yellow", highlight=False, markup=False)
 
 
 def read_records(workdir: Path) -> list[Record]:

@@ -6,6 +6,7 @@ written to --workdir, which is all that finetune, evaluate and generate need.
   rootstock pretrain --config=configs/pretrain/tiny.py --workdir=runs/tiny --config.data.path='texts/*.txt'
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from jax.sharding import Mesh
 from configs.errors import UserError
 from data.loader import Rows
 from data.packing import PackedRows
-from data.prepare import prepare
-from data.store import is_store, open_store
+from data.prepare import DataChanged, prepare, skipped_rows
+from data.store import is_store, open_store, read_manifest
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig, training_flops_per_token
 from model.heads import Objective, language_model, parameter_count
@@ -27,7 +28,7 @@ from train.distributed import on_first
 from train.job import Evaluate, Job
 from train.loop import fit
 from train.mesh import apply_xla_flags, check_batch, make_mesh
-from train.metrics import console, step_progress
+from train.metrics import console, say_skipped, step_progress
 from train.scoring import language_model_evaluator
 from train.settings import Settings, complete_model, from_config
 
@@ -43,15 +44,18 @@ def define_flags(values: flags.FlagValues) -> None:
         "init_from", "", "Run to take the model, the weights and the tokenizer from: continued pre-training.",
         flag_values=values,
     )  # fmt: skip
+    flags.DEFINE_boolean("accept_changed_data", False, "Go on although the data changed.", flag_values=values)
 
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
     parent = Path(values.init_from) if values.init_from else None
-    pretrain(values.config.to_dict(), Path(values.workdir), parent)
+    pretrain(values.config.to_dict(), Path(values.workdir), parent, values.accept_changed_data)
 
 
-def pretrain(config: dict[str, Any], workdir: Path, parent: Path | None = None) -> None:
+def pretrain(
+    config: dict[str, Any], workdir: Path, parent: Path | None = None, accept_changed_data: bool = False
+) -> None:
     """Pre-trains as `config` says; see the command.
 
     Raises:
@@ -62,13 +66,15 @@ def pretrain(config: dict[str, Any], workdir: Path, parent: Path | None = None) 
     mesh = make_mesh(settings.mesh)
     check_batch(settings, mesh)
     with runs.claim(workdir):
-        store = token_store(settings, workdir, parent)
+        store = token_store(settings, workdir, parent, accept_changed_data)
         tokenizer = load_tokenizer(store)
         model, lineage = _architecture(settings, tokenizer, parent)
         train = open_store(store, "train")
         rows = PackedRows(train, settings.sequence_length)
         objective = objective_of(settings, model)
-        runs.start(workdir, runs.RunRecord("pretrain", model, config, {}, train.fingerprint, lineage), tokenizer)
+        files = read_manifest(store).get("files", [])
+        record = runs.RunRecord("pretrain", model, config, {}, train.fingerprint, lineage, files)
+        runs.start(workdir, record, tokenizer, accept_changed_data)
         count = parameter_count(jax.eval_shape(objective.init, jax.random.key(0)))
         axes = ", ".join(f"{axis} {mesh.shape[axis]}" for axis in MESH_AXES)
         console.print(
@@ -112,16 +118,18 @@ def job_of(
     )
 
 
-def token_store(settings: Settings, workdir: Path, parent: Path | None) -> Path:
+def token_store(settings: Settings, workdir: Path, parent: Path | None, accept_changed_data: bool = False) -> Path:
     """Returns the store at `config.data.path`, or one made in `workdir` of the text there, made once.
 
+    With `accept_changed_data` it is made anew where the text changed, by the tokenizer that the run has.
+
     Raises:
-        UserError: there is no text, or a fault in it.
+        UserError: there is no text, a fault in it, or it changed.
     """
-    return Path(on_first(lambda: _store(settings, workdir, parent)))
+    return Path(on_first(lambda: _store(settings, workdir, parent, accept_changed_data)))
 
 
-def _store(settings: Settings, workdir: Path, parent: Path | None) -> str:
+def _store(settings: Settings, workdir: Path, parent: Path | None, accept_changed_data: bool) -> str:
     """Returns the token store at `config.data.path`, or the one made inside the run of the text there."""
     data = settings.data
     if data.path and is_store(Path(data.path)):
@@ -132,17 +140,33 @@ def _store(settings: Settings, workdir: Path, parent: Path | None) -> str:
         )
     if not data.validation_fraction:
         raise UserError("config.data.validation_fraction is 0; legal: above 0, pretrain evaluates on what it holds out")
-    with step_progress() as progress:
-        prepare(
-            data.path,
-            workdir / "store",
-            str(parent / "tokenizer") if parent else settings.tokenizer,
-            text_field=data.text_field,
-            validation_fraction=data.validation_fraction,
-            validation_split=data.validation_split,
-            seed=settings.seed,
-            progress=progress,
-        )
+    spec = str(parent / "tokenizer") if parent else settings.tokenizer
+
+    def made(tokenizer: Tokenizer | None) -> dict[str, Any]:
+        with step_progress() as progress:
+            return prepare(
+                data.path,
+                workdir / "store",
+                spec,
+                text_field=data.text_field,
+                validation_fraction=data.validation_fraction,
+                validation_split=data.validation_split,
+                seed=settings.seed,
+                strict=data.strict,
+                tokenizer=tokenizer,
+                progress=progress,
+            )
+
+    begun = (workdir / "run.json").exists()
+    try:
+        # A store that a kill kept from being made anew is made by the run's tokenizer too.
+        manifest = made(load_tokenizer(workdir / "tokenizer") if begun else None)
+    except DataChanged as error:
+        if not accept_changed_data or not begun:
+            raise UserError(f"{error}, or --accept_changed_data") from None
+        shutil.rmtree(workdir / "store")
+        manifest = made(load_tokenizer(workdir / "tokenizer"))
+    say_skipped("pretrain", skipped_rows(manifest))
     return str(workdir / "store")
 
 

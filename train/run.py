@@ -17,13 +17,14 @@ from jax.sharding import Mesh
 from configs import default
 from configs.errors import UserError
 from configs.schema import build
+from data.sources import Inventory, differences
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.adapt import Adaptation, adapt, merge
 from model.config import EXECUTION_FIELDS, ModelConfig, architecture_difference
 from model.heads import Objective, language_model
 from model.sharding import parameter_shardings
 from model.transformer import Params
-from train.checkpoint import BEST, NEWEST, restore_params
+from train.checkpoint import BEST, NEWEST, restore_params, saved_steps
 from train.distributed import is_first, on_first
 from train.metrics import console
 from train.settings import LossSettings
@@ -49,6 +50,8 @@ class RunRecord:
         task: of a fine-tuned run: its name and the `Facts` of `train/tasks/contract.py`; empty after pre-training.
         data_fingerprint: names the rows it was trained on.
         lineage: the runs this one was grafted from, oldest first: {"stage", "directory", "data_fingerprint"} each.
+        data_files: what the rows were read from (`data.sources.inventory`); empty where a prepared store was.
+        data_changes: {"step", "before", "after"} of each time that other data were accepted, fingerprints of them.
     """
 
     stage: Literal["pretrain", "finetune"]
@@ -57,6 +60,8 @@ class RunRecord:
     task: dict[str, Any]
     data_fingerprint: str
     lineage: list[dict[str, str]]
+    data_files: Inventory = dataclasses.field(default_factory=list)
+    data_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -103,10 +108,16 @@ def _lock(workdir: Path, stack: contextlib.ExitStack) -> str:
     return mark
 
 
-def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer) -> None:
+def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer, accept_changed_data: bool = False) -> None:
     """Writes `run.json` and the tokenizer, or checks that they are those of the run that is going on.
 
     Process 0 writes; the others check that theirs is the same run.
+
+    Args:
+        workdir: of the run.
+        record: what it is now.
+        tokenizer: of its data.
+        accept_changed_data: go on with other data than before, and note it in `run.json`.
 
     Raises:
         UserError: the config, the data or the tokenizer changed in a way that would make it another run.
@@ -116,8 +127,10 @@ def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer) -> None:
     before = read_record(workdir)
     changed = [f"model {difference}" for difference in architecture_difference(before.model, record.model)]
     changed += config_changes(before.config, record.config)
-    if before.data_fingerprint != record.data_fingerprint:
-        changed.append(f"data: {before.data_fingerprint[:16]} != {record.data_fingerprint[:16]}")
+    if before.data_fingerprint != record.data_fingerprint and not accept_changed_data:
+        files = differences(before.data_files, record.data_files) if before.data_files else []
+        prints = f"data: {before.data_fingerprint[:16]} != {record.data_fingerprint[:16]}"
+        changed.append("; ".join([prints, *files[:3], *([f"and {len(files) - 3} more files"] if files[3:] else [])]))
     if load_tokenizer(workdir / "tokenizer").sha256 != tokenizer.sha256:
         changed.append("the tokenizer")
     if changed:
@@ -125,7 +138,25 @@ def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer) -> None:
             f"{workdir} holds a run with another config ({'; '.join(changed)}): "
             "go on with the old values, or give a new --workdir; a run may change "
             + ", ".join(f"config.{name}" for name in (*MAY_CHANGE, "data.path"))
+            + ", and its data with --accept_changed_data"
         )
+    if before.data_fingerprint != record.data_fingerprint:
+        on_first(lambda: _accept(workdir, before, record))
+
+
+def _accept(workdir: Path, before: RunRecord, record: RunRecord) -> None:
+    """Writes other data into `run.json`, and says so."""
+    step = next(iter(saved_steps(workdir)), 0)
+    change = {"step": step, "before": before.data_fingerprint, "after": record.data_fingerprint}
+    now = dataclasses.replace(
+        before,
+        data_fingerprint=record.data_fingerprint,
+        data_files=record.data_files,
+        data_changes=[*before.data_changes, change],
+    )
+    _write(workdir, now)
+    text = f"warning: {workdir} goes on at step {step} with other data than before; run.json notes it"
+    console.print(text, style="yellow", highlight=False, markup=False)
 
 
 def _write_if_new(workdir: Path, record: RunRecord, tokenizer: Tokenizer) -> bool:
@@ -133,11 +164,15 @@ def _write_if_new(workdir: Path, record: RunRecord, tokenizer: Tokenizer) -> boo
     if (workdir / "run.json").exists():
         return False
     tokenizer.save(workdir / "tokenizer")
+    _write(workdir, record)
+    return True
+
+
+def _write(workdir: Path, record: RunRecord) -> None:
     text = json.dumps({"version": 1, **dataclasses.asdict(record)}, indent=1)
     temporary = workdir / "run.json.tmp"
     temporary.write_text(text)
     os.replace(temporary, workdir / "run.json")
-    return True
 
 
 def config_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

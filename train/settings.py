@@ -36,6 +36,7 @@ class DataSettings:
 
     path: str
     text_field: str
+    strict: bool
     validation_fraction: float
     validation_split: Literal["documents", "tail"]
     workers: int

@@ -54,7 +54,9 @@ def read_task(settings: Settings) -> tuple[Task, Splits, Facts]:
     s = settings.task
     task = load(s.name)
     fractions = (s.validation_fraction, s.test_fraction)
-    splits = read_splits(settings.data.path, s.test_path, lambda row: task.parse(row, s), *fractions, s.test_rows)
+    splits = read_splits(
+        settings.data.path, s.test_path, lambda row: task.parse(row, s), *fractions, s.test_rows, settings.data.strict
+    )
     return task, splits, {"name": s.name, **task.facts(splits.train, s)}
 
 

@@ -65,7 +65,7 @@ def test_cleaning_and_duplicates(tmp_path):
     source = write(tmp_path / "in.jsonl", ["one two", " \x00\n", "one\n  two ", "three", "three", "One two"])
     manifest = prepare(source, tmp_path / "store", "bytes")
     assert sorted(documents(tmp_path / "store", "train")) == ["One two", "one two", "three"]
-    assert manifest["collected"] == {"read": 6, "empty": 1, "duplicate": 2}
+    assert manifest["collected"] == {"read": 6, "empty": 1, "duplicate": 2, "control characters": 1}
     assert list(manifest["splits"]) == ["train"]
 
 
@@ -112,7 +112,7 @@ def test_an_existing_store_is_reused_or_refused(tmp_path):
     with pytest.raises(UserError, match=r"store holds a store made otherwise \(seed 0 -> 1\)"):
         prepare(source, store, "bytes", seed=1)
     write(tmp_path / "in.jsonl", TEXTS[:21])
-    with pytest.raises(UserError, match=r"\(tokenizer 'bytes' -> 'chars'; the text itself\)"):
+    with pytest.raises(UserError, match=r"\(tokenizer 'bytes' -> 'chars'; the text itself: in.jsonl: .* -> .*\)"):
         prepare(source, store, "chars")
     assert (store / "manifest.json").stat().st_mtime_ns == before
     write(tmp_path / "in.jsonl", TEXTS[:20])

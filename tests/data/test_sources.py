@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from configs.errors import UserError
-from data.sources import fingerprint, read_documents, read_rows
+from data.sources import LONGEST_LINE_BYTES, differences, fingerprint, inventory, read_documents, read_rows
 
 ROWS = [{"text": "first\nline", "label": "a"}, {"text": "zweite Zeile ü", "label": "b"}]
 
@@ -14,6 +14,10 @@ ROWS = [{"text": "first\nline", "label": "a"}, {"text": "zweite Zeile ü", "labe
 def write_jsonl(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+def fingerprint_of(pattern):
+    return fingerprint(inventory(pattern))
 
 
 def test_text_files_are_one_document_each(tmp_path):
@@ -68,7 +72,7 @@ def test_hugging_face_local_copy(tmp_path, monkeypatch):
     write_jsonl(local / "test.jsonl", ROWS[1:])
     assert list(read_rows(f"hf:{local}")) == ROWS
     assert list(read_documents(f"hf:{local}:test")) == [ROWS[1]["text"]]
-    assert fingerprint(f"hf:{local}") != fingerprint(f"hf:{local}:test")
+    assert fingerprint_of(f"hf:{local}") != fingerprint_of(f"hf:{local}:test")
     with pytest.raises(UserError, match=r"^hf:.*set:nosuch cannot be loaded: ValueError: .*nosuch"):
         list(read_rows(f"hf:{local}:nosuch"))
     with pytest.raises(UserError, match=r"row 1: no field 'body'; fields found: text, label"):
@@ -165,8 +169,34 @@ def test_missing_extra(tmp_path, monkeypatch, suffix, package):
 def test_fingerprint_names_the_content(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").write_text("b")
-    both = fingerprint(f"{tmp_path}/*.txt")
-    assert both == fingerprint(f"{tmp_path}/a.txt,{tmp_path}/b.txt")
-    assert both != fingerprint(f"{tmp_path}/a.txt")
+    both = fingerprint_of(f"{tmp_path}/*.txt")
+    assert both == fingerprint_of(f"{tmp_path}/a.txt,{tmp_path}/b.txt")
+    assert both != fingerprint_of(f"{tmp_path}/a.txt")
     (tmp_path / "b.txt").write_text("c")
-    assert both != fingerprint(f"{tmp_path}/*.txt")
+    assert both != fingerprint_of(f"{tmp_path}/*.txt")
+
+
+def test_a_line_that_is_too_long_is_a_fault_and_takes_no_memory(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with path.open("wb") as file:
+        file.write(b'{"text": "a"}\n' + b"x" * (10 << 20) + b'\n{"text": "b"}\n' + b"y" * (LONGEST_LINE_BYTES + 1))
+    report = Counter()
+    assert list(read_documents(str(path), strict=False, report=report)) == ["a", "b"]
+    assert report == {"too long": 2}
+    with pytest.raises(UserError, match=r"rows.jsonl:2: a line of 10,485,761 bytes; legal: at most 8,388,608"):
+        list(read_documents(str(path)))
+    path.write_text(json.dumps({"text": "z" * (LONGEST_LINE_BYTES - 20)}))
+    assert [len(text) for text in read_documents(str(path))] == [LONGEST_LINE_BYTES - 20]
+
+
+def test_what_changed_is_told_file_by_file(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name)
+    before = inventory(f"{tmp_path}/*.txt")
+    (tmp_path / "a.txt").write_text("more")
+    (tmp_path / "b.txt").rename(tmp_path / "d.txt")
+    found = differences(before, inventory(f"{tmp_path}/*.txt"))
+    assert [text.partition(":")[0] for text in found] == ["a.txt", "b.txt", "d.txt"]
+    assert found[0].startswith("a.txt: 1 ca978112 -> 4 ")
+    assert found[1].endswith("-> gone") and found[2].startswith("d.txt: not there -> 1 ")
+    assert differences(before, before) == []
