@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
     )
     # What it does then: "stop", or "roll_back" to the checkpoint before them and past all data seen since.
     config.faults.then = "stop"
+    config.faults.hang_seconds = 1800.0  # without a step or a batch of evaluation done that end the run; 0: it waits
     config.logging = ConfigDict()
     config.logging.every = 20  # steps a line of metrics.jsonl
     config.logging.tensorboard = False  # scalars for TensorBoard too (extra: tensorboard)

@@ -1,12 +1,16 @@
 """Chat templates in Jinja, as Hugging Face tokenizers carry them: messages -> text, the assistant's words marked.
 
-A template is a stranger's program: it runs in Jinja's sandbox, and whatever it raises is one line for the user.
+A template is a stranger's program: it runs in Jinja's sandbox with bounds on time and on what a product may make, and
+whatever it raises is one line for the user.
 """
 
+import contextlib
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +18,8 @@ from configs.errors import UserError
 
 # Around what stands between {% generation %} and {% endgeneration %}. Unicode keeps these two for a program's own use.
 START, STOP = "\ufdd0", "\ufdd1"
+_SECONDS = 10  # for one chat
+_LARGEST = 10_000_000  # characters or elements of a product, bits of a power
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
@@ -41,7 +47,8 @@ def render_jinja(source: str, messages: Sequence[Mapping[str, str]], bos: str, e
     # Templates ask whether `tools` and `documents` are none, which is not the same as undefined.
     names = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
     try:
-        return template(messages=[dict(message) for message in messages], add_generation_prompt=prompt, **names)
+        with _time_limit():
+            return template(messages=[dict(message) for message in messages], add_generation_prompt=prompt, **names)
     except Exception as error:
         raise UserError(f"the tokenizer's chat_template refuses a chat of {_roles(messages)}: {_line(error)}") from None
 
@@ -68,15 +75,53 @@ def _compiled(source: str) -> Callable[..., str]:
         def _mark(self, caller: Callable[[], str]) -> str:
             return START + caller() + STOP
 
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
-    )
+    class Bounded(jinja2.sandbox.ImmutableSandboxedEnvironment):
+        """Multiplies nothing into more than memory holds."""
+
+        intercepted_binops = frozenset(("*", "**"))
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401 - Jinja's
+            _check_product(operator, left, right)
+            return super().call_binop(context, operator, left, right)
+
+    environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
     try:
         return environment.from_string(source).render
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"the tokenizer's chat_template is broken: line {error.lineno}: {_line(error)}") from None
+
+
+@contextlib.contextmanager
+def _time_limit() -> Iterator[None]:
+    """A context that raises after `_SECONDS`; without effect outside of the main thread, which alone gets signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(*_: Any) -> None:  # noqa: ANN401 - the signal's number and frame
+        raise TimeoutError(f"it runs for more than {_SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, _SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _check_product(operator: str, left: Any, right: Any) -> None:  # noqa: ANN401 - whatever a template multiplies
+    if operator == "**" and isinstance(left, int) and isinstance(right, int):
+        size = left.bit_length() * max(right, 0)
+    else:
+        pairs = ((left, right), (right, left))
+        size = max(
+            (len(a) * b for a, b in pairs if isinstance(a, str | list | tuple) and isinstance(b, int)), default=0
+        )
+    if size > _LARGEST:
+        raise ValueError(f"a product of more than {_LARGEST:,}")
 
 
 def _to_json(value: object, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:  # noqa: ANN401

@@ -193,7 +193,9 @@ def _existing(output: Path, made_from: dict[str, Any], progress: Progress) -> di
         files = sources.differences(manifest.get("files", []), made_from["files"])
         text = f"the text itself: {', '.join(files)}"
         if not changed:
-            raise DataChanged(f"{output} holds a store made otherwise ({text}); legal: a new directory, or the same text")
+            raise DataChanged(
+                f"{output} holds a store made otherwise ({text}); legal: a new directory, or the same text"
+            )
         changed.append(text)
     if changed:
         raise UserError(

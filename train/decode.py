@@ -11,6 +11,7 @@ from model.config import ModelConfig
 from model.sampling import Sampling, advance, prefill
 from model.transformer import Params
 from train.mesh import replicated, row_parts
+from train.watchdog import tick
 
 _PROMPTS_AT_ONCE = 32
 # Prompts are padded to a multiple, so that a session of many prompts compiles few shapes.
@@ -59,6 +60,7 @@ def complete(
             steps = min(_STEPS, left) if stop else left
             left -= steps
             tokens_BM, state = advance(config, params, state, sampling, steps=steps, eos_id=end)
+            tick("a batch of writing")
             for ids, more in zip(written, whole(tokens_BM, mesh).tolist(), strict=False):
                 ids += [token for token in more if token != end]
             cut = [before(tokenizer.decode(ids), stop, after_text) for ids in written]

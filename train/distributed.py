@@ -26,13 +26,16 @@ from train.preemption import Preempted
 T = TypeVar("T")
 
 START_TIMEOUT = 300  # seconds until all processes must have come
-HEARTBEAT_TIMEOUT = 60  # seconds after which a process that died without a word ends the others
+SILENT_SECONDS = 30  # after which a process that died without a word ends the others
+HEARTBEAT_TIMEOUT = 60  # seconds after which JAX itself does, with a stack trace
 _TALK_SECONDS = 10
 _POLL_SECONDS = 2.0
 _WEEK_MS = 7 * 24 * 3600 * 1000
 # JAX itself reads only the first.
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _ERROR = "rootstock/error"
+_ALIVE = "rootstock/alive"
+_SIGN_EVERY = 5  # polls
 _results = itertools.count()
 # Taken by the first thread that ends this process, and never given back.
 _ending = threading.Lock()
@@ -175,8 +178,14 @@ def _wait_for_start(started: threading.Event, timeout: int) -> None:
 
 
 def _listen(done: threading.Event) -> None:
-    """Ends this process when another one announces an error."""
-    while not done.wait(_POLL_SECONDS):
+    """Ends this process when another one announces an error, and all when process 0 finds one that is gone."""
+    silent: dict[str, tuple[str, int]] = {}
+    for poll in itertools.count():
+        if done.wait(_POLL_SECONDS):
+            return
+        if poll % _SIGN_EVERY == 0:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                _sign(silent)
         try:
             message = _client().key_value_try_get(_ERROR)
         # Nothing was announced; or the service is gone, which JAX ends the process for.
@@ -185,6 +194,32 @@ def _listen(done: threading.Event) -> None:
         _ending.acquire()
         _meet()
         end(message, 1)
+
+
+def _sign(silent: dict[str, tuple[str, int]]) -> None:
+    """Gives a sign of life; process 0 counts for how long the others gave none, in `silent`: (their count, signs)."""
+    client = _client()
+    client.key_value_increment(f"{_ALIVE}/{jax_distributed.global_state.process_id}", 1)
+    if not is_first():
+        return
+    for name, count in client.key_value_dir_get(_ALIVE):
+        before, signs = silent.get(name, ("", 0))
+        silent[name] = (count, signs + 1 if count == before else 0)
+        if silent[name][1] * _SIGN_EVERY * _POLL_SECONDS >= SILENT_SECONDS:
+            number = name.rpartition("/")[2]
+            end_all(
+                f"process {number} gave no sign of life for {SILENT_SECONDS} s: its host died, hangs or is cut off; "
+                "run the same command again to go on",
+                1,
+            )
+
+
+def end_all(message: str, exit_code: int) -> None:
+    """Ends this process with a line and a code, from any thread, after telling the others, which end with it too."""
+    _ending.acquire()
+    if _client() is not None:
+        _announce(message)
+    end(message, exit_code)
 
 
 def _announce(message: str) -> None:

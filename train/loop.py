@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from data.loader import BatchFunction, train_batches
 from model.transformer import Params
-from train import checkpoint, goodput, preemption
+from train import checkpoint, goodput, preemption, watchdog
 from train.distributed import is_first, on_first
 from train.job import Job, first_state
 from train.mesh import check_host_memory, local_places, put_batch
@@ -37,6 +37,8 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
     check_host_memory(settings, mesh)
     program = make_program(job.objective, settings, mesh)
     with contextlib.ExitStack() as stack:
+        # First in, last out: what ends a run may hang too.
+        stack.enter_context(watchdog.watching(settings.faults.hang_seconds, workdir))
         manager = stack.enter_context(
             checkpoint.open_manager(workdir, settings.checkpoint.keep, keep_period=settings.checkpoint.keep_period)
         )
@@ -104,10 +106,13 @@ def _train(
         for step, batch in enumerate(placed, start + 1):
             state, metrics = program.step(state, batch)
             watch.step_done(step, metrics)
+            # Its metrics were read.
+            watchdog.tick(f"step {step - 1}")
             last = step == settings.num_steps
             if last or step % settings.evaluation.every == 0:
                 with watch.outside_steps("evaluation"):
                     figures = job.evaluate(state.all_params)
+                    watchdog.tick(f"the evaluation of step {step}")
                     watch.evaluated(step, figures)
                     if selection.take(figures) and best is not None:
                         checkpoint.save_best(best, state, mesh)

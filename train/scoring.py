@@ -18,6 +18,7 @@ from data.loader import Rows, evaluation_batches
 from model.heads import Objective
 from model.transformer import Batch, Params
 from train.mesh import local_places, put_batch, replicated
+from train.watchdog import tick
 
 Figures = dict[str, float]
 
@@ -48,6 +49,7 @@ def language_model_evaluator(
         total = np.zeros(3)
         for batch in evaluation_batches(rows, batch_size, limit, local_places(mesh, batch_size)):
             total += np.asarray(compiled(params, put_batch(batch, mesh), token_bytes), np.float64)
+            tick("a batch of evaluation")
         nll, targets, size = total.tolist()
         return {"loss": nll / targets, "bits_per_byte": nll / math.log(2) / max(size, 1.0), "targets": int(targets)}
 
@@ -63,6 +65,7 @@ def head_outputs(
     for t, batch in enumerate(batches):
         # Every process gets all rows' outputs, also of rows that it did not read.
         outputs = np.asarray(compiled(params, put_batch(batch, mesh)))
+        tick("a batch of evaluation")
         for row, output in zip(range(t * batch_size, len(rows)), outputs, strict=False):
             for example, places in rows.places(row):
                 yield example, tuple(output[place] for place in places)

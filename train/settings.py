@@ -126,6 +126,7 @@ class FaultSettings:
     max_grad_norm: float
     in_a_row: int
     then: Literal["stop", "roll_back"]
+    hang_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,6 +271,7 @@ def _check_ranges(s: Settings) -> None:
         "optimizer.clip_norm": o.clip_norm,
         "faults.max_grad_norm": s.faults.max_grad_norm,
         "checkpoint.every": s.checkpoint.every,
+        "faults.hang_seconds": s.faults.hang_seconds,
         "checkpoint.minutes": s.checkpoint.minutes,
         "checkpoint.keep_period": s.checkpoint.keep_period,
     }

@@ -1,0 +1,97 @@
+"""One of two hosts is gone, or hangs: the other ends with a line, and both go on when they are started again."""
+
+import functools
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.faults.contract import Fault, Outcome
+from tests.faults.processes import SECONDS, STEPS, end, losses, start, text_in, wait_for
+from train.checkpoint import saved_steps
+from train.distributed import SILENT_SECONDS
+
+_AFTER, _EVERY = 45, 20
+_HANG_SECONDS = 6
+_FLAGS = (f"--config.checkpoint.every={_EVERY}", f"--config.faults.hang_seconds={_HANG_SECONDS}")
+_STUCK = """
+import sys, time
+from pathlib import Path
+from tests.faults.tiny_run import settings_of, train
+from train import loop
+def stuck(params):
+    time.sleep(1000)
+train(Path(sys.argv[1]), settings_of(**{"faults.hang_seconds": 1.0}), evaluate=stuck)
+"""
+
+
+@functools.cache
+def _undisturbed() -> list[tuple[int, float]]:
+    """The losses of two hosts to which nothing happens."""
+    with tempfile.TemporaryDirectory() as directory:
+        workdir = Path(directory) / "plain"
+        end(start(2, text_in(Path(directory)), workdir, *_FLAGS))
+        found = losses(workdir)
+    assert len(found) == STEPS
+    return found
+
+
+def _lost(
+    host: int, sent: signal.Signals, codes: tuple[int, ...], within: float, *flags: str
+) -> Callable[[Path, bool], Outcome]:
+    """A fault that sends a host a signal; the other one is to end with one of the codes in time."""
+
+    def inject(directory: Path, short: bool) -> Outcome:
+        text = text_in(directory)
+        hit = directory / "hit"
+        running = start(2, text, hit, *_FLAGS, *flags)
+        wait_for(hit, _AFTER, running[0])
+        running[host].send_signal(sent)
+        begin = time.monotonic()
+        other = running[1 - host]
+        try:
+            said = other.communicate(timeout=SECONDS)[1].strip().splitlines()[-1]
+        finally:
+            took = time.monotonic() - begin
+            for process in running:
+                process.kill()
+                process.wait()
+        reached = len(losses(hit))
+        saved = saved_steps(hit)[0]
+        again, _ = end(start(2, text, hit, *_FLAGS))
+        same = losses(hit) == _undisturbed()
+        line = said.startswith("rootstock: error: ") or other.returncode < 0
+        survived = other.returncode in codes and took < within and line and again == [0, 0] and same
+        seen = f"the other ended after {took:.1f} s, exit {other.returncode}: {said[:160]}; the end as without: {same}"
+        return Outcome(f"{sent.name} to host {host} of 2 after step {_AFTER}", survived, reached - saved, seen)
+
+    return inject
+
+
+def _stuck(directory: Path, short: bool) -> Outcome:
+    command = [sys.executable, "-c", _STUCK, str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    said = done.stderr.strip().splitlines()[-1]
+    expected = (
+        "rootstock: error: nothing happened for 1 s (config.faults.hang_seconds) after step 3: this host or another"
+    )
+    named = "in stuck" in (directory / "hang-0.txt").read_text()
+    survived = done.returncode == 124 and said.startswith(expected) and named
+    return Outcome("an evaluation that never returns", survived, 0, f"exit {done.returncode}: {said}")
+
+
+FAULTS = (
+    Fault("a host dies", _lost(1, signal.SIGKILL, (1, 124), _HANG_SECONDS + 15), in_test=False),
+    # JAX's client ends itself with a stack trace when the first host is gone, before anybody can say a word.
+    Fault("the first host dies", _lost(0, signal.SIGKILL, (1, -signal.SIGABRT), 15), in_test=False),
+    Fault("a host hangs", _lost(1, signal.SIGSTOP, (124,), _HANG_SECONDS + 15), in_test=False),
+    Fault(
+        "a host hangs, found by signs",
+        _lost(1, signal.SIGSTOP, (1,), SILENT_SECONDS + 25, "--config.faults.hang_seconds=0"),
+        in_test=False,
+    ),
+    Fault("the main thread hangs", _stuck),
+)
