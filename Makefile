@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test faults mutants lint clean
+.PHONY: demo test faults fuzz mutants lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/rootstock demo
@@ -13,6 +13,9 @@ test: $(VENV)/.dev
 
 faults: $(VENV)/.dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.faults
+
+fuzz: $(VENV)/.dev
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-2000} JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/fuzz
 
 mutants: $(VENV)/.dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.mutants

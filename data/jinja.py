@@ -89,8 +89,10 @@ def _compiled(source: str) -> Callable[..., str]:
     environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
     try:
         return environment.from_string(source).render
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"the tokenizer's chat_template is broken: line {error.lineno}: {_line(error)}") from None
+    # Besides its own, Jinja lets through what Python's compiler raises: too deep, too many digits.
+    except Exception as error:
+        where = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
+        raise UserError(f"the tokenizer's chat_template is broken: {where}{_line(error)}") from None
 
 
 @contextlib.contextmanager

@@ -186,8 +186,10 @@ def _saved_name(spec: str) -> str:
 def _existing(output: Path, made_from: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Returns the manifest of the store at `output` if it was made from the same text with the same options."""
     manifest = read_manifest(output)
+    if not all(isinstance(manifest.get(name), dict) for name in ("options", "collected")) or "source" not in manifest:
+        raise UserError(f"{output} is a token store that says not what it was made of; legal: a new directory")
     before, now = manifest["options"], made_from["options"]
-    changed = [f"{name} {before[name]!r} -> {now[name]!r}" for name in now if before[name] != now[name]]
+    changed = [f"{name} {before.get(name)!r} -> {now[name]!r}" for name in now if before.get(name) != now[name]]
     if manifest["source"] != made_from["source"]:
         # A store from before files were listed has none.
         files = sources.differences(manifest.get("files", []), made_from["files"])

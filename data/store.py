@@ -123,13 +123,31 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         found, version = manifest["format"], manifest["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}/manifest.json is not that of a token store: {error!r}") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        fault = " ".join(repr(error).split())
+        raise UserError(f"{path}/manifest.json is not that of a token store: {fault}") from None
     if found != FORMAT:
         raise UserError(f"{path}/manifest.json is of a {found}; legal: a {FORMAT}")
     if version != VERSION:
         raise UserError(f"{path} is a token store of version {version}; legal: {VERSION}; prepare it again")
+    if fault := _manifest_fault(manifest):
+        raise UserError(f"{path}/manifest.json is damaged: {fault}; prepare the store again")
     return manifest
+
+
+def _manifest_fault(manifest: dict[str, Any]) -> str:
+    """Returns the first field that is missing or of the wrong kind, or ""; splits and files have no other names."""
+    if not isinstance(manifest.get("tokenizer_sha256"), str) or not isinstance(manifest.get("splits"), dict):
+        return "'tokenizer_sha256' or 'splits' is missing"
+    if manifest.get("dtype") not in ("uint16", "uint32"):
+        return "'dtype' is neither uint16 nor uint32"
+    if not manifest["splits"] or not set(manifest["splits"]) <= set(SPLITS):
+        return f"'splits' are not of {', '.join(SPLITS)}"
+    for name, split in manifest["splits"].items():
+        counts = isinstance(split, dict) and all(isinstance(split.get(n), int) for n in ("tokens", "documents"))
+        if not counts or not isinstance(split.get("sha256"), dict) or set(split["sha256"]) != {_TOKENS, _OFFSETS}:
+            return f"the split {name!r} has not its counts and checksums"
+    return ""
 
 
 def open_store(path: str | Path, split: str) -> TokenStore:
@@ -152,11 +170,24 @@ def open_store(path: str | Path, split: str) -> TokenStore:
         raise UserError(f"{path}/{split}/{_TOKENS} has {found} bytes, the manifest says {expected}: prepare it again")
     try:
         offsets = store.offsets
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}/{split}/{_OFFSETS} is damaged: {error}; prepare the store again") from None
-    if offsets.shape != (counts["documents"] + 1,) or offsets[0] != 0 or offsets[-1] != counts["tokens"]:
+    # The header is Python's text for a dict, of which numpy's parser raises what Python's raises.
+    except Exception as error:
+        fault = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}/{split}/{_OFFSETS} is damaged: {fault}; prepare the store again") from None
+    if (
+        offsets.shape != (counts["documents"] + 1,)
+        or offsets.dtype != np.int64
+        or not _rising(offsets, counts["tokens"])
+    ):
         raise UserError(f"{path}/{split}/{_OFFSETS} does not fit the manifest; prepare the store again")
     return store
+
+
+def _rising(offsets: np.ndarray, tokens: int) -> bool:
+    """Returns whether offsets go from 0 to `tokens` by at least 2, a bos and an eos, each time."""
+    ends = len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == tokens
+    step = 1 << 20
+    return bool(ends) and all((np.diff(offsets[i : i + step + 1]) >= 2).all() for i in range(0, len(offsets) - 1, step))
 
 
 def verify_store(path: str | Path) -> None:

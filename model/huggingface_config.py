@@ -32,15 +32,19 @@ def to_section(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, An
         UserError: an unknown architecture, a missing field, or a choice that our transformer does not have.
     """
     architecture = config.get("model_type")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise UserError(f"{where}: model_type is {architecture!r}; legal: {', '.join(ARCHITECTURES)}")
     section = default.model().to_dict() | models.architecture(_FAMILY[architecture])
     try:
         section |= _gpt2_section(config) if architecture == "gpt2" else _llama_section(architecture, config)
     except KeyError as missing:
         raise UserError(f"{where}: no {missing.args[0]!r}; legal: a config.json of {architecture}") from None
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(
+            f"{where}: a field of the wrong kind ({error}); legal: a config.json of {architecture}"
+        ) from None
     name = config.get("hidden_activation") or config.get("hidden_act") or config.get("activation_function") or "silu"
-    activation = _ACTIVATIONS.get(name)
+    activation = _ACTIVATIONS.get(name) if isinstance(name, str) else None
     if activation is None or (activation == "silu") != section["mlp"].startswith("silu"):
         raise UserError(f"{where}: the activation is {name!r}; legal for {architecture}: {_activation_of(section)}")
     return architecture, section

@@ -314,8 +314,12 @@ def _manifest(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | Non
     read, _ = _restore(manager, step, {"manifest": ocp.args.JsonRestore()})
     try:
         manifest = read["manifest"]
-        return manifest if manifest["version"] == _VERSION and manifest["leaves"] else None
-    except (KeyError, TypeError):
+        whole = all(
+            isinstance(leaf["shape"], list) and isinstance(leaf["dtype"], str) and isinstance(leaf["checksum"], str)
+            for leaf in manifest["leaves"].values()
+        )
+        return manifest if whole and manifest["version"] == _VERSION and manifest["leaves"] else None
+    except (KeyError, TypeError, AttributeError):
         return None
 
 

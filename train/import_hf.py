@@ -105,7 +105,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path.parent} is not a model of Hugging Face's format: it holds no config.json")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} is a JSON {type(found).__name__}; legal: an object")

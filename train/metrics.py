@@ -98,16 +98,17 @@ def say_skipped(title: str, skipped: Mapping[str, int]) -> None:
 def read_records(workdir: Path) -> list[Record]:
     """Returns the lines of a run's `metrics.jsonl`, in order, but for those that a kill cut short."""
     path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if _step_of(line) < math.inf]
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: str | bytes) -> float:
+    """Returns the step of a line; infinity of one that is none, as a kill can cut the last line short."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        # A kill can cut the last line short.
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
+    return step if isinstance(step, int) else math.inf
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON has no NaN

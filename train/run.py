@@ -215,8 +215,8 @@ def read_record(directory: Path) -> RunRecord:
         values.pop("version")
         values["config"] = _filled(default.get_config().to_dict(), values["config"])
         return RunRecord(model=model, **values)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from None
 
 
 def _filled(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

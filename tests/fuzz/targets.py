@@ -1,0 +1,213 @@
+"""The readers of what strangers write: each takes bytes and raises nothing but `UserError`, in one line.
+
+A target gets a directory of its own and the bytes that stand in the file at fault.
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from safetensors.numpy import save
+
+from configs import default
+from configs.errors import UserError
+from data.jinja import render_jinja
+from data.packing import PackedRows
+from data.prepare import prepare
+from data.sources import read_documents, read_rows
+from data.store import open_store, verify_store
+from data.tokenizer import load_tokenizer, train_tokenizer
+from model.config import model_config
+from model.huggingface_config import to_section
+from train import cli, plan
+from train.checkpoint import inspect, open_to_read
+from train.import_hf import _read_config
+from train.metrics import read_records
+from train.run import RunRecord, read_record
+from train.safetensors_files import find_weights
+from train.settings import from_config
+from train.skipped import skipped_batches
+
+NAMES = (
+    "JSONL", "CSV", "text", "compressed JSONL", "store manifest.json", "store train/tokens.bin",
+    "store train/offsets.npy", "checkpoint manifest", "safetensors", "safetensors index", "config.json",
+    "chat template", "tokenizer.json", "run.json", "skipped_batches.json", "metrics.jsonl", "config overrides",
+)  # fmt: skip
+_MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A reader.
+
+    Attributes:
+        name: what is read.
+        valid: a file that is right, to start from; JSON is changed as JSON too.
+        read: (an empty directory, bytes) -> reads them.
+    """
+
+    name: str
+    valid: bytes
+    read: Callable[[Path, bytes], object]
+
+
+def _documents(suffix: str) -> Callable[[Path, bytes], object]:
+    def read(directory: Path, data: bytes) -> None:
+        path = directory / f"rows{suffix}"
+        path.write_bytes(data)
+        for strict in (True, False):
+            with contextlib.suppress(UserError):
+                list(read_rows(str(path), strict))
+            with contextlib.suppress(UserError):
+                list(read_documents(str(path), "text", strict))
+        list(read_documents(str(path)))
+
+    return read
+
+
+_STORE_TEXT = b"\n".join(json.dumps({"text": f"text {i}"}).encode() for i in range(20))
+
+
+def make_store(directory: Path) -> Path:
+    """Makes a token store."""
+    (directory / "in.jsonl").write_bytes(_STORE_TEXT)
+    prepare(str(directory / "in.jsonl"), directory / "store", "bytes", validation_fraction=0.2)
+    return directory / "store"
+
+
+def _in_store(made: Path, name: str) -> Callable[[Path, bytes], object]:
+    """Reads a store of which one file is these bytes."""
+
+    def read(directory: Path, data: bytes) -> None:
+        store = directory / "store"
+        shutil.copytree(made, store)
+        (store / name).write_bytes(data)
+        with contextlib.suppress(UserError):
+            verify_store(store)
+        with contextlib.suppress(UserError):
+            load_tokenizer(store)
+        rows = PackedRows(open_store(store, "train"), 8)
+        rows.rows(np.arange(min(len(rows), 4)))
+
+    return read
+
+
+def _safetensors(directory: Path, data: bytes) -> None:
+    (directory / "model.safetensors").write_bytes(data)
+    weights = find_weights(directory)
+    for name in weights.shapes:
+        weights.read(name)
+
+
+def _index(directory: Path, data: bytes) -> None:
+    (directory / "a.safetensors").write_bytes(save({"w": np.ones(3, np.float32)}))
+    (directory / "model.safetensors.index.json").write_bytes(data)
+    find_weights(directory)
+
+
+def _foreign_config(directory: Path, data: bytes) -> None:
+    (directory / "config.json").write_bytes(data)
+    _, section = to_section(_read_config(directory / "config.json"), "config.json")
+    model_config(section)
+
+
+def _chat_template(directory: Path, data: bytes) -> None:
+    render_jinja(data.decode("utf-8", "replace"), _MESSAGES, "<bos>", "<eos>", True)
+
+
+def _tokenizer(directory: Path, data: bytes) -> None:
+    (directory / "tokenizer.json").write_bytes(data)
+    load_tokenizer(directory).encode("text")
+
+
+def _run(directory: Path, data: bytes) -> None:
+    (directory / "run.json").write_bytes(data)
+    read_record(directory)
+
+
+def _skipped(directory: Path, data: bytes) -> None:
+    (directory / "skipped_batches.json").write_bytes(data)
+    skipped_batches(directory)
+
+
+def _metrics(directory: Path, data: bytes) -> None:
+    (directory / "metrics.jsonl").write_bytes(data)
+    read_records(directory)
+
+
+def _overrides(directory: Path, data: bytes) -> None:
+    """Reads each line as a flag, as the command line does."""
+    lines = [line for line in data.decode("utf-8", "replace").splitlines() if line]
+    arguments = ["--config=configs/pretrain/tiny.py", *(f"--config.{line}" for line in lines)]
+    values = flags.FlagValues()
+
+    def refuse(message: str, code: int) -> None:
+        raise UserError(message)
+
+    kept, cli.end = cli.end, refuse  # type: ignore[assignment]
+    try:
+        values = cli.parse("plan", plan, arguments)
+    finally:
+        cli.end = kept
+    from_config(values.config.to_dict())
+
+
+def _checkpoint(made: Path, name: str) -> Callable[[Path, bytes], object]:
+    """Reads a checkpoint of which one file is these bytes."""
+
+    def read(directory: Path, data: bytes) -> None:
+        shutil.copytree(made, directory / "run")
+        (directory / "run" / name).write_bytes(data)
+        with open_to_read(directory / "run") as manager:
+            for step in manager.all_steps():
+                inspect(manager, step)
+
+    return read
+
+
+def _record() -> bytes:
+    config = default.get_config().to_dict()
+    model = model_config(config["model"] | {"vocab_size": 64, "context_length": 64})
+    record = RunRecord("pretrain", model, config, {}, "fingerprint", [])
+    return json.dumps({"version": 1, **dataclasses.asdict(record)}).encode()
+
+
+_LLAMA = {
+    "model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "vocab_size": 300, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "tie_word_embeddings": True, "hidden_act": "silu",
+}  # fmt: skip
+_TEMPLATE = (
+    b"{% for m in messages %}{{ m['role'] + ': ' + m['content']|trim }}{% if loop.last %}{{ eos_token }}{% endif %}"
+    b"{% endfor %}{% if add_generation_prompt %}{{ raise_exception('no') if messages|length > 3 else 'A:' }}{% endif %}"
+)
+
+
+def targets(store: Path, run: Path) -> list[Target]:
+    """Returns all of them, given a token store and a run that has a checkpoint."""
+    manifest = next((run / "checkpoints").glob("[0-9]*/manifest/metadata"))
+    inside = {name: (store / name).read_bytes() for name in ("manifest.json", "train/tokens.bin", "train/offsets.npy")}
+    return [
+        Target("JSONL", _STORE_TEXT, _documents(".jsonl")),
+        Target("CSV", b'text,label\n"a ""b"" c",1\nd,2\n', _documents(".csv")),
+        Target("text", "a text\n\u00fc\n".encode(), _documents(".txt")),
+        Target("compressed JSONL", b"\x1f\x8b\x08\x00", _documents(".jsonl.gz")),
+        *(Target(f"store {name}", data, _in_store(store, name)) for name, data in inside.items()),
+        Target("checkpoint manifest", manifest.read_bytes(), _checkpoint(run, str(manifest.relative_to(run)))),
+        Target("safetensors", save({"w": np.ones((2, 3), np.float32), "b": np.ones(3, np.float32)}), _safetensors),
+        Target("safetensors index", b'{"weight_map": {"w": "a.safetensors"}}', _index),
+        Target("config.json", json.dumps(_LLAMA).encode(), _foreign_config),
+        Target("chat template", _TEMPLATE, _chat_template),
+        Target("tokenizer.json", train_tokenizer("bytes", []).serialized.encode(), _tokenizer),
+        Target("run.json", _record(), _run),
+        Target(
+            "skipped_batches.json", b'{"roll_backs": [{"step": 1, "failed_step": 3, "first": 1, "last": 2}]}', _skipped
+        ),
+        Target("metrics.jsonl", b'{"step": 1, "phase": "train", "loss": 2.5}\n' * 3, _metrics),
+        Target("config overrides", b"model.num_layers=2\noptimizer.name=muon\ndata.path=a\nmesh.fsdp=-1", _overrides),
+    ]

@@ -1,0 +1,129 @@
+"""Nothing that is read runs code or leaves its directory."""
+
+import ast
+import json
+import os
+import pickle
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from configs.errors import UserError
+from data.jinja import render_jinja
+from data.sources import read_documents, read_rows
+from data.store import open_store
+from tests.faults.tiny_run import settings_of, train
+from tests.fuzz.targets import make_store
+from train.checkpoint_files import _verify
+from train.safetensors_files import find_weights
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("configs", "model", "data", "train")
+
+
+class Code:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def names_called(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func)
+
+
+@pytest.mark.parametrize("path", sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py")), ids=str)
+def test_no_file_of_ours_unpickles_or_evaluates(path):
+    tree = ast.parse(path.read_text())
+    imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    imported |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert not imported & {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+    called = list(names_called(tree))
+    assert not {"eval", "exec", "compile", "os.system"} & set(called)
+    loads = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) in ("np.load", "torch.load")]
+    for call in loads:
+        keywords = {k.arg: ast.unparse(k.value) for k in call.keywords}
+        assert keywords.get("allow_pickle") == "False" or keywords.get("weights_only") == "True"
+
+
+def test_a_pickle_in_a_store_is_not_opened(tmp_path):
+    store = make_store(tmp_path)
+    np.save(store / "train" / "offsets.npy", np.array([Code(tmp_path / "ran")], object), allow_pickle=True)
+    with pytest.raises(UserError, match=r"offsets\.npy is damaged"):
+        open_store(store, "train")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pickles_in_a_checkpoint_are_not_opened(tmp_path):
+    train(tmp_path / "run", settings_of(num_steps=1))
+    code = pickle.dumps(Code(tmp_path / "ran"))
+    for path in sorted((tmp_path / "run" / "checkpoints" / "1").rglob("*")):
+        if path.is_file() and path.name not in ("commit_success.txt", "_CHECKPOINT_METADATA"):
+            path.write_bytes(code)
+    with pytest.raises(UserError, match="its manifest cannot be read"):
+        _verify(tmp_path / "run")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "deep/../../outside.safetensors", "..", ""])
+def test_an_index_names_no_file_elsewhere(name, tmp_path):
+    (tmp_path / "model").mkdir()
+    save_file({"w": np.ones(2, np.float32)}, tmp_path / "outside.safetensors")
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(UserError, match="legal: files that stand beside it"):
+        find_weights(tmp_path / "model")
+
+
+@pytest.mark.parametrize("change", [{"splits": {"../outside": {}}}, {"dtype": "O"}])
+def test_a_store_names_no_file_elsewhere(change, tmp_path):
+    store = make_store(tmp_path)
+    manifest = json.loads((store / "manifest.json").read_text())
+    (store / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        open_store(store, "train")
+
+
+def test_file_names_in_data_are_text(tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+    names = [str(tmp_path / "secret.txt"), f"file://{tmp_path}/secret.txt", "hf:owner/name", f"{tmp_path}/*.txt"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": name}) + "\n" for name in names))
+    assert list(read_documents(str(tmp_path / "rows.jsonl"))) == names
+    assert [row["text"] for row in read_rows(str(tmp_path / "rows.jsonl"))] == names
+
+
+ESCAPES = {
+    "attributes": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "a function's globals": "{{ raise_exception.__globals__['json'] }}",
+    "format": "{{ '{0.__class__.__mro__}'.format(messages) }}",
+    "change": "{{ messages.append(messages) }}",
+    "import": "{% import 'os' as os %}",
+    "include": "{% include '/etc/passwd' %}",
+    "a long product": "{{ 'a' * 10 ** 9 }}",
+    "a large power": "{{ 10 ** (10 ** 9) }}",
+    "a long range": "{% for i in range(10 ** 8) %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("source", ESCAPES.values(), ids=ESCAPES)
+def test_a_chat_template_gets_out_of_nothing(source):
+    text = ""
+    with pytest.raises(UserError, match="chat_template"):
+        text = render_jinja(source, [{"role": "user", "content": "u"}], "", "", True)
+    assert not text
+
+
+def test_a_chat_template_that_runs_on_is_stopped(monkeypatch):
+    monkeypatch.setattr("data.jinja._SECONDS", 0.3)
+    rounds = "".join(f"{{% for {name} in range(9999) %}}" for name in "abc") + "{% endfor %}" * 3
+    begin = time.monotonic()
+    with pytest.raises(UserError, match="it runs for more than"):
+        render_jinja(rounds, [{"role": "user", "content": "u"}], "", "", True)
+    assert time.monotonic() - begin < 5
