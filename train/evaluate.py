@@ -9,7 +9,6 @@ rootstock evaluate --checkpoint=runs/intent --data=test.jsonl --json
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from train.metrics import results_console
 from train.perplexity import perplexity, summary
 from train.proof.interval import as_json
 from train.proof.metrics import require
+from train.results import NAME, add_results
 from train.settings import from_config
 from train.task_rows import Predictor, render_rows, with_reference
 from train.tasks.contract import load
@@ -83,7 +83,7 @@ def run(values: flags.FlagValues) -> None:
         raise UserError(f"{legal[0]} is missing: {directory} is a {kind} run; legal: one of {', '.join(legal)}")
     if not is_first():
         return
-    _keep(Path(values.output) if values.output else directory / "results.json", name, figures)
+    _keep(Path(values.output) if values.output else directory / NAME, name, figures)
     if values.json:
         print(json.dumps(figures))
     else:
@@ -91,15 +91,11 @@ def run(values: flags.FlagValues) -> None:
 
 
 def _keep(path: Path, name: str, figures: dict[str, Any]) -> None:
-    """Adds the figures to a JSON object of files, under "evaluations"; what else it holds stays."""
+    """Adds the figures to a file, under "evaluations"; what else it holds stays."""
     try:
-        held = json.loads(path.read_text()) if path.exists() else {}
-        held.setdefault("evaluations", {})[name] = figures
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(held, indent=1))
-        os.replace(temporary, path)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be written: {error}; legal: --output=FILE") from None
+        add_results(path, lambda held: held.setdefault("evaluations", {}).update({name: figures}))
+    except UserError as error:
+        raise UserError(f"{error}; legal: --output=FILE") from None
 
 
 def _print(name: str, figures: dict[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """A head grafted onto a foundation, and the proof of what that was worth: the models of the before/after table."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from data.tokenizer import Tokenizer
 from model.config import training_flops_per_token
 from model.heads import Objective
 from model.transformer import Params
+from train import goodput
 from train import run as runs
 from train.decode import complete
 from train.distributed import is_first
@@ -26,6 +26,7 @@ from train.proof import html, untrained
 from train.proof.interval import Interval, as_json, gain
 from train.proof.metrics import confusion
 from train.proof.table import comparison
+from train.results import NAME, add_results, training_summary
 from train.scoring import held_out_loss
 from train.settings import Settings
 from train.task_rows import Predictor, TaskRows, with_reference, with_shots
@@ -252,13 +253,12 @@ class Graft:
                 row.name: {name: gain(row.metrics[name], tuned.metrics[name]) for name in row.metrics}
                 for row in table[:-1]
             },
+            "training": training_summary(self.workdir),
         }
         if is_first():
             rows = [(row.name, len(row.examples), row.metrics) for row in table]
             results_console().print(comparison(f"{self.settings.task.name}: held-out rows", rows))
-            path = self.workdir / "results.json"
-            held = json.loads(path.read_text()) if path.exists() else {}
-            path.write_text(json.dumps(held | published, indent=1))
+            add_results(self.workdir / NAME, lambda held: held.update(published))
             self._report(table)
         return published
 
@@ -292,6 +292,7 @@ class Graft:
             f"{s.batch_size} x {s.sequence_length} tokens, {s.adapt.method}",
             "validation rows": f"{len(self.parts['validation'].examples):,}",
             "held-out rows": f"{len(tuned.examples):,}",
+            "wall time": goodput.describe(training_summary(self.workdir)["seconds"]),
             "data fingerprint": self.record.data_fingerprint,
             "not the defaults": "; ".join(runs.config_changes(default.get_config().to_dict(), self.record.config)),
         }

@@ -8,6 +8,7 @@ from configs.errors import UserError
 from data.examples import Segment, sliding_windows
 from data.sources import read_documents, split_sources
 from train.likelihood import likelihoods
+from train.metrics import console
 from train.writer import Writer
 
 # Segments are scored in parts of about so many tokens, so that a large corpus needs little memory.
@@ -71,6 +72,8 @@ def _of_source(writer: Writer, name: str, text_field: str, window: int, stride: 
     for segments, size, documents in _parts(writer, name, text_field, window, stride):
         found = likelihoods(writer.model, writer.params, segments, writer.tokenizer.pad_id, writer.mesh)
         total += Sums(-float(found.nats.sum()), int(found.targets.sum()), size, documents)
+        text = f"evaluate: {name}: {total.documents:,} documents, {total.tokens:,} tokens scored"
+        console.print(text, highlight=False, markup=False)
     return total
 
 

@@ -24,11 +24,12 @@ from model.config import ModelConfig, training_flops_per_token
 from model.heads import Objective, language_model, parameter_count
 from model.sharding import MESH_AXES
 from train import run as runs
-from train.distributed import on_first
+from train.distributed import is_first, on_first
 from train.job import Evaluate, Job
 from train.loop import fit
 from train.mesh import apply_xla_flags, check_batch, make_mesh
 from train.metrics import console, say_skipped, step_progress
+from train.results import NAME, add_results, training_summary
 from train.scoring import language_model_evaluator
 from train.settings import Settings, complete_model, from_config
 
@@ -92,6 +93,8 @@ def pretrain(
                 mesh,
             )
             fit(job_of(settings, model, rows, parent, mesh, evaluate), settings, mesh, workdir)
+        if is_first():
+            add_results(workdir / NAME, lambda held: held.update(training=training_summary(workdir)))
     console.print(f"pretrain: done; {workdir} holds the foundation model", highlight=False)
 
 

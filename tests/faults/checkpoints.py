@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -100,6 +101,58 @@ def _disk_full(directory: Path, short: bool) -> Outcome:
     return Outcome(f"files of {_SMALL} bytes at most", survived, EVERY, said[-200:])
 
 
+@contextlib.contextmanager
+def _read_only(directory: Path) -> Iterator[bool]:
+    """Makes a directory one that nobody can write to, root included, and says whether that is possible here."""
+    root = os.geteuid() == 0
+    # Modes do not bind root; the attribute does, where the file system has it.
+    locked = subprocess.run(["chattr", "+i", str(directory)], capture_output=True, check=False) if root else None
+    if not root:
+        directory.chmod(0o555)
+    try:
+        yield locked is None or locked.returncode == 0
+    finally:
+        if root:
+            subprocess.run(["chattr", "-i", str(directory)], capture_output=True, check=False)
+        else:
+            directory.chmod(0o755)
+
+
+def _read_only_directory(directory: Path, short: bool) -> Outcome:
+    settings, workdir = settings_of(), directory / "run"
+    expected = train(directory / "plain", settings)
+    said = []
+
+    def locking(params: object) -> dict[str, float]:
+        # At step 8: the checkpoint of step 4 is there by now.
+        if saved_steps(workdir):
+            said.append(locked.enter_context(_read_only(workdir / NEWEST)))
+        return {"loss": 1.0}
+
+    with contextlib.ExitStack() as locked:
+        try:
+            train(workdir, settings, evaluate=locking)
+            line = "it went on"
+        except UserError as error:
+            line = str(error)
+    with _read_only(workdir) as possible:
+        try:
+            with claim(workdir / "new"):
+                start = "it was taken"
+        except UserError as error:
+            start = str(error)
+    if not possible or not all(said):
+        return Outcome("nothing", True, 0, "not possible for root on this file system")
+    sound = saved_steps(workdir)
+    ended = train(workdir, settings)
+    survived = (
+        "cannot be written" in line and "cannot be written" in start and sound == [EVERY] and same(ended, expected)
+    )
+    return Outcome(
+        "checkpoints/ read-only amid the run, then its directory", survived, EVERY, f"{line[-150:]}; {start}"
+    )
+
+
 def _two_runs(directory: Path, short: bool) -> Outcome:
     with claim(directory):
         try:
@@ -114,5 +167,6 @@ FAULTS = (
     Fault("checkpoint file deleted", _damaged(_delete, names_leaf=False)),
     Fault("checkpoint byte flipped", _damaged(_flip, names_leaf=True)),
     Fault("disk full", _disk_full),
+    Fault("directory read-only", _read_only_directory),
     Fault("two runs in one directory", _two_runs),
 )

@@ -4,10 +4,8 @@ import hashlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -110,34 +108,6 @@ def test_a_run_learns_describes_itself_and_logs_every_field(foundation):
     assert [r["step"] for r in evaluations] == [20, 40] and evaluations[-1]["bits_per_byte"] > 0
     record = json.loads((foundation / "run.json").read_text())
     assert record["stage"] == "pretrain" and record["model"]["num_layers"] == 2 and record["lineage"] == []
-
-
-def test_killed_at_any_time_and_run_again_it_ends_bitwise_the_same(text, foundation, tmp_path):
-    workdir, rng, kills = tmp_path / "killed", random.Random(2), 0
-    arguments = [
-        sys.executable, "-m", "train.pretrain", "--config=configs/pretrain/tiny.py", f"--config.data.path={text}",
-        f"--workdir={workdir}", "--config.tokenizer=chars", "--config.data.validation_split=tail", *SMALL, *STEPS,
-    ]  # fmt: skip
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    while kills < 3:
-        process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-        metrics = workdir / "metrics.jsonl"
-        size = metrics.stat().st_size if metrics.exists() else 0
-        deadline = time.monotonic() + 120
-        # Wait until it has trained a little further, then kill it in a step, a save or an evaluation.
-        while process.poll() is None and time.monotonic() < deadline:
-            if metrics.exists() and metrics.stat().st_size > size:
-                time.sleep(rng.uniform(0, 0.4))
-                break
-            time.sleep(0.01)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-        kills += 1
-        process.wait()
-    pretrain(text, workdir)
-    assert arrays_of(workdir, 40) == arrays_of(foundation, 40)
-    steps = [r["step"] for r in records(workdir) if r["phase"] == "train"]
-    assert steps == sorted(set(steps)) and steps[-1] == 40
 
 
 def test_a_finished_run_does_nothing_more(text, foundation):

@@ -1,0 +1,169 @@
+"""What saving costs a run of 100 million parameters, and how fast it saves and restores beside the disk itself.
+
+python benchmarks/checkpointing.py --directory=runs/checkpointing --minutes=3
+"""
+
+import argparse
+import mmap
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from configs import default
+from configs.models import architecture
+from data.packing import PackedRows
+from data.store import store_from_documents
+from model.config import ModelConfig, model_config
+from model.heads import language_model, parameter_count
+from train import checkpoint
+from train.job import Job
+from train.loop import fit
+from train.mesh import single_device_mesh
+from train.metrics import read_records
+from train.settings import Settings, from_config
+from train.step import TrainState, make_program
+
+_CHUNK = 1 << 24
+
+
+def _model(layers: int) -> ModelConfig:
+    section = default.model().to_dict() | architecture("smollm2_135m")
+    return model_config(section | {"num_layers": layers, "vocab_size": 32_768, "context_length": 128})
+
+
+def _settings(steps: int, minutes: float) -> Settings:
+    config = default.get_config()
+    config.batch_size, config.sequence_length, config.num_steps = 1, 128, steps
+    config.optimizer.warmup_steps, config.evaluation.every = 2, 10**9
+    config.checkpoint.every, config.checkpoint.minutes, config.checkpoint.keep = 0, minutes, 1
+    config.logging.every = 1
+    return from_config(config.to_dict())
+
+
+def _seconds(model: ModelConfig, workdir: Path, steps: int, minutes: float) -> tuple[float, float, int]:
+    """Returns (seconds of the steps after the first two, those of them that saving held up, saves)."""
+    rng = np.random.default_rng(0)
+    rows = PackedRows(store_from_documents([rng.integers(3, 32_000, 5000).tolist() for _ in range(200)]), 128)
+    job = Job("run", language_model(model), rows, lambda params: {"loss": 0.0}, None, (), 1.0)
+    shutil.rmtree(workdir, ignore_errors=True)
+    workdir.mkdir(parents=True)
+    mesh = single_device_mesh()
+    with jax.set_mesh(mesh):
+        fit(job, _settings(steps, minutes), mesh, workdir)
+    records = read_records(workdir)
+    stamps = {r["step"]: r["seconds"] for r in records if r["phase"] == "train"}
+    # The last save ends the run and is waited for; what it took is no stall.
+    parts = [r["parts"]["checkpoint"] for r in records if r["phase"] == "goodput"]
+    return stamps[steps] - stamps[2], parts[-2] - parts[0], len(parts) - 2
+
+
+def _stall(model: ModelConfig, workdir: Path, minutes: float) -> None:
+    probe, _, _ = _seconds(model, workdir, 8, 0.0)
+    steps = int(60 * minutes / (probe / 6)) + 2
+    plain, _, _ = _seconds(model, workdir, steps, 0.0)
+    saving, stalled, saves = _seconds(model, workdir, steps, 1.0)
+    print(
+        f"{steps} steps: {plain:.1f} s without a save, {saving:.1f} s with {saves}, one a minute: "
+        f"{saving / plain - 1:+.1%}; the loop stood still for {stalled:.2f} s, {stalled / saving:.2%}",
+        flush=True,
+    )
+
+
+def _timed(action: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    action()
+    return time.perf_counter() - begin
+
+
+def _write_raw(path: Path, chunks: int, block: mmap.mmap) -> None:
+    """Writes past the page cache, from memory that is aligned as that needs."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT)
+    for _ in range(chunks):
+        os.writev(file, [block])
+    os.fsync(file)
+    os.close(file)
+
+
+def _read_raw(path: Path, block: mmap.mmap) -> None:
+    """Reads past the page cache."""
+    file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    while os.readv(file, [block]):
+        pass
+    os.close(file)
+
+
+def _forget(directory: Path) -> None:
+    """Drops a directory's files from the page cache."""
+    os.sync()
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _speeds(model: ModelConfig, workdir: Path, rounds: int) -> None:
+    mesh = single_device_mesh()
+    with jax.set_mesh(mesh):
+        program = make_program(language_model(model), _settings(10, 0.0), mesh)
+        state = program.initialise(jax.random.key_data(jax.random.key(0)))
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        chunks = size // _CHUNK
+        block = mmap.mmap(-1, _CHUNK)
+        block.write(np.random.default_rng(0).bytes(_CHUNK))
+        times: dict[str, list[float]] = {"write": [], "save": [], "read": [], "restore": []}
+
+        def save() -> None:
+            with checkpoint.open_manager(workdir / "run", 1) as manager:
+                checkpoint.save(manager, state, mesh)
+            os.sync()
+
+        def restore() -> TrainState:
+            found = checkpoint.restore_before(workdir / "run", 10, program.state, mesh)
+            assert found is not None
+            return jax.block_until_ready(found)
+
+        for _ in range(rounds + 1):
+            shutil.rmtree(workdir, ignore_errors=True)
+            (workdir / "run").mkdir(parents=True)
+            os.sync()
+            times["write"].append(_timed(lambda: _write_raw(workdir / "raw", chunks, block)))
+            times["save"].append(_timed(save))
+            _forget(workdir)
+            times["read"].append(_timed(lambda: _read_raw(workdir / "raw", block)))
+            times["restore"].append(_timed(restore))
+    # The first round compiles the checksums.
+    medians = {name: statistics.median(found[1:]) for name, found in times.items()}
+    whole = {"write": chunks * _CHUNK, "read": chunks * _CHUNK}
+    speeds = {name: whole.get(name, size) / 1e9 / seconds for name, seconds in medians.items()}
+    print(f"{size / 1e9:.2f} GB of state: " + ", ".join(f"{name} {speed:.2f} GB/s" for name, speed in speeds.items()))
+    print(
+        f"save / write {speeds['save'] / speeds['write']:.2f}, restore / read {speeds['restore'] / speeds['read']:.2f}"
+    )
+
+
+def main() -> None:
+    """Prints what saving costs and how fast it is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", required=True, help="on the disk that is measured; what is there is deleted")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of training, without saves and with; 0: none")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=23)
+    arguments = parser.parse_args()
+    model = _model(arguments.layers)
+    shapes = jax.eval_shape(language_model(model).init, jax.random.key(0))
+    print(f"{parameter_count(shapes):,} parameters", flush=True)
+    workdir = Path(arguments.directory)
+    _speeds(model, workdir, arguments.rounds)
+    if arguments.minutes:
+        _stall(model, workdir, arguments.minutes)
+    shutil.rmtree(workdir, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
