@@ -20,11 +20,13 @@ class Example:
         content: rows of the same content, case and white space aside, are duplicates; the first one stays.
         group: rows of one group stay on one side of every split.
         fields: what the task's functions read; JSON values.
+        row: its number among the rows that could be read, from 1; 0: it was not read from rows.
     """
 
     content: str
     group: str
     fields: Mapping[str, Any]
+    row: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +102,7 @@ def read_examples(
     skipped: Counter[str] = Counter() if report is None else report
     for number, row in enumerate(read_rows(path, strict, skipped), 1):
         try:
-            examples.append(parse(row))
+            examples.append(dataclasses.replace(parse(row), row=number))
         except UserError as error:
             if strict:
                 raise UserError(f"{path}: row {number}: {error}") from None

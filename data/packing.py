@@ -39,6 +39,16 @@ class PackedRows:
     def __len__(self) -> int:
         return -(-self.num_pairs // self.sequence_length)
 
+    def first_document(self, row: int) -> int:
+        """Returns the number of the document that a row begins in; segment s of the row is the (s - 1)-th after it."""
+        return int(np.searchsorted(self._ends, row * self.sequence_length, side="right"))
+
+    @property
+    def _ends(self) -> np.ndarray:
+        """The number of the pair that follows each document; each before it gave one pair fewer than it has tokens."""
+        offsets = self.documents.offsets
+        return offsets[1:] - np.arange(1, len(offsets))
+
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Returns tokens, targets, segment_ids, positions (int32) and weights (float32) of shape (rows, T).
 
@@ -47,8 +57,7 @@ class PackedRows:
         T, offsets, tokens = self.sequence_length, self.documents.offsets, self.documents.tokens
         first = np.asarray(indices, np.int64)[:, None] * T
         pair = np.minimum(first + np.arange(T), self.num_pairs - 1)
-        ends = offsets[1:] - np.arange(1, len(offsets))
-        document = np.searchsorted(ends, pair, side="right")
+        document = np.searchsorted(self._ends, pair, side="right")
         # Each document before this one gave one pair fewer than it has tokens.
         token = pair + document
         start = np.maximum(offsets[document] - document, first)

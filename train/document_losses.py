@@ -9,11 +9,12 @@ from jax.sharding import Mesh
 
 from data.examples import ExampleRows
 from data.loader import Batch, BatchFunction
+from data.packing import PackedRows
 from data.tokenizer import Tokenizer
 from model.heads import Objective
 from model.transformer import Params
 from train.decode import whole
-from train.mesh import local_places, put_batch
+from train.mesh import local_places, put_batch, row_parts
 
 _WORST_TOKENS = 3
 
@@ -23,7 +24,8 @@ class Document(NamedTuple):
 
     Attributes:
         row: number of the row that holds it.
-        number: which of the row's, counted from 1.
+        number: of the document in its token store, or of the example among those that are trained on, from 0.
+        source: where that is, for people.
         loss: mean over its targets: nats of a language model, else what the head's loss is measured in.
         targets: how many.
         text: of its tokens.
@@ -32,6 +34,7 @@ class Document(NamedTuple):
 
     row: int
     number: int
+    source: str
     loss: float
     targets: int
     text: str
@@ -44,8 +47,10 @@ def document_losses(
     function: BatchFunction,
     t: int,
     tokenizer: Tokenizer,
+    source_of: Callable[[int], str],
     mesh: Mesh,
     by_token: bool,
+    rows_at_once: int,
 ) -> list[Document]:
     """Returns the documents of batch t that have targets, the worst first; on a mesh, by all processes together.
 
@@ -55,12 +60,16 @@ def document_losses(
         function: the global batch (`places` None).
         t: the step, counted from 0.
         tokenizer: of the rows.
+        source_of: `Document.number` -> `Document.source`.
         mesh: where it runs.
         by_token: `objective.predict` is each target's loss; else the objective is asked of one document at a time.
+        rows_at_once: of the batch, which they divide, where it is by token; memory grows with them.
     """
     batch, numbers = function(t), function.row_numbers(t)
-    score = _by_token if by_token else _one_by_one
-    loss_of = score(objective, params, batch, mesh)
+    if by_token:
+        loss_of = _by_token(objective, params, batch, mesh, rows_at_once)
+    else:
+        loss_of = _one_by_one(objective, params, batch, mesh)
     found = []
     for row, number, places in _documents(function, batch, numbers):
         weights = np.concatenate([batch["weights"][row, place] for place in places])
@@ -68,7 +77,8 @@ def document_losses(
             loss, worst = loss_of(row, places, tokenizer)
             tokens = np.concatenate([batch["tokens"][row, place] for place in places])
             text = tokenizer.decode(tokens.tolist())
-            found.append(Document(int(numbers[row]), number, loss, int((weights > 0).sum()), text, worst))
+            targets = int((weights > 0).sum())
+            found.append(Document(int(numbers[row]), number, source_of(number), loss, targets, text, worst))
     return sorted(found, key=lambda document: -np.nan_to_num(document.loss, nan=np.inf))
 
 
@@ -76,20 +86,26 @@ _LossOf = Callable[[int, list[slice], Tokenizer], tuple[float, list[tuple[str, f
 
 
 def _documents(function: BatchFunction, batch: Batch, numbers: np.ndarray) -> Iterator[tuple[int, int, list[slice]]]:
-    """Yields (row of the batch, which of its documents, where its tokens stand)."""
+    """Yields (row of the batch, number of the document, where its tokens stand)."""
+    source = function.source
     for row, number in enumerate(numbers.tolist()):
-        if isinstance(function.source, ExampleRows):
+        if isinstance(source, ExampleRows):
             # Two answers that are compared are one example.
-            yield from ((row, i, places) for i, (_, places) in enumerate(function.source.places(number), 1))
+            yield from ((row, example, places) for example, places in source.places(number))
             continue
+        assert isinstance(source, PackedRows)
+        first = source.first_document(number)
         ids = batch["segment_ids"][row]
         for segment in range(1, int(ids.max()) + 1):
             there = np.flatnonzero(ids == segment)
-            yield row, segment, [slice(int(there[0]), int(there[-1]) + 1)]
+            yield row, first + segment - 1, [slice(int(there[0]), int(there[-1]) + 1)]
 
 
-def _by_token(objective: Objective, params: Params, batch: Batch, mesh: Mesh) -> _LossOf:
-    nll_BT = whole(jax.jit(objective.predict)(params, _put(batch, mesh)), mesh)
+def _by_token(objective: Objective, params: Params, batch: Batch, mesh: Mesh, rows_at_once: int) -> _LossOf:
+    compiled = jax.jit(objective.predict)
+    firsts = range(0, len(batch["tokens"]), rows_at_once)
+    parts = ({name: x[first : first + rows_at_once] for name, x in batch.items()} for first in firsts)
+    nll_BT = np.concatenate([whole(compiled(params, _put(part, mesh)), mesh) for part in parts])
 
     def loss_of(row: int, places: list[slice], tokenizer: Tokenizer) -> tuple[float, list[tuple[str, float]]]:
         nll, weights, targets = (
@@ -107,11 +123,12 @@ def _one_by_one(objective: Objective, params: Params, batch: Batch, mesh: Mesh) 
     compiled = jax.jit(objective.loss)
 
     def loss_of(row: int, places: list[slice], _: Tokenizer) -> tuple[float, list[tuple[str, float]]]:
-        alone = dict(batch)
+        # As few rows as the mesh can have; only the first counts.
+        alone = {name: np.repeat(x[row : row + 1], row_parts(mesh), axis=0) for name, x in batch.items()}
         for name in ("weights", "segment_ids"):
-            alone[name] = np.zeros_like(batch[name])
+            alone[name][:] = 0
             for place in places:
-                alone[name][row, place] = batch[name][row, place]
+                alone[name][0, place] = batch[name][row, place]
         sums = compiled(params, _put(alone, mesh))
         return float(whole(sums.nll, mesh)) / float(whole(sums.weight, mesh)), []
 

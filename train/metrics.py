@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from rich.progress import (
 from configs.errors import UserError
 
 Record = dict[str, Any]
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _WIDTH = 200  # columns: no table has more
 # stdout belongs to results (tables, JSON, text), so that a command can be piped.
 console = Console(stderr=True, soft_wrap=True)
@@ -32,6 +34,11 @@ def results_console() -> Console:
     out = Console(highlight=False, soft_wrap=True)
     out.width = max(out.width, _WIDTH)
     return out
+
+
+def visible(text: str) -> str:
+    """Returns a text on one line that a terminal obeys nothing of, with marks for line feeds and tabs."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text.replace("\n", "⏎").replace("\t", "⇥"))
 
 
 class Writer(Protocol):
@@ -64,7 +71,7 @@ def open_writer(workdir: Path, resumed_step: int, tensorboard: bool, writing: bo
     with _told_when_full(path), path.open("a", buffering=1) as file:
 
         def write(record: Record) -> None:
-            file.write(json.dumps({k: _finite(v) for k, v in record.items()}) + "\n")
+            file.write(json.dumps({k: finite(v) for k, v in record.items()}) + "\n")
             if summary is not None:
                 for name, value in record.items():
                     if isinstance(value, int | float) and name != "step":
@@ -111,7 +118,8 @@ def _step_of(line: str | bytes) -> float:
     return step if isinstance(step, int) else math.inf
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON has no NaN
+def finite(value: Any) -> Any:  # noqa: ANN401 - any value
+    """Returns the value, or None for a float that is not finite, which JSON has not."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -6,8 +6,11 @@ and may be training meanwhile.
   rootstock replay --workdir=runs/tiny --step=48
 """
 
+import contextlib
 import dataclasses
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +26,17 @@ from data.loader import BatchFunction, batch_number, train_batches
 from data.packing import PackedRows
 from data.store import is_store, open_store
 from data.tokenizer import Tokenizer, load_tokenizer
+from model.sharding import MESH_AXES
 from train import checkpoint
 from train import run as runs
-from train.distributed import is_first
+from train.distributed import is_first, on_first
 from train.document_losses import Document, document_losses
 from train.finetune import make_graft
 from train.job import Job, first_state
-from train.mesh import apply_xla_flags, local_places, make_mesh, put_batch
-from train.metrics import read_records, results_console
+from train.mesh import apply_xla_flags, check_batch, local_places, make_mesh, put_batch, spread_mesh
+from train.metrics import finite, read_records, results_console, visible
 from train.pretrain import job_of
-from train.settings import Settings, from_config
+from train.settings import MeshSettings, Settings, from_config
 from train.skipped import skipped_batches
 from train.step import make_program
 from train.tasks.contract import load
@@ -46,54 +50,68 @@ def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
     flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=values)
     flags.DEFINE_integer("step", None, "Which step, counted from 1 as metrics.jsonl does.", flag_values=values)
+    text = "The run's data, where they are not at its config.data.path any more."
+    flags.DEFINE_string("data", "", text, flag_values=values)
     flags.DEFINE_integer("documents", 5, "Worst documents to show.", lower_bound=0, flag_values=values)
     flags.DEFINE_boolean("json", False, "Print JSON.", flag_values=values)
 
 
 def run(values: flags.FlagValues) -> None:
-    """Runs the command; ends with 1 where the loss is not the logged one."""
-    found = replay(Path(values.workdir), values.step)
+    """Runs the command; ends with 1 where the loss is not the logged one, but for a mesh of another size."""
+    found = replay(Path(values.workdir), values.step, values.data)
     if is_first():
         if values.json:
             shown = found | {"documents": [d._asdict() for d in found["documents"][: values.documents]]}
-            print(json.dumps(shown, ensure_ascii=False, indent=1))
+            print(json.dumps(jax.tree.map(finite, shown), ensure_ascii=False, indent=1))
         else:
             _show(found, values.documents)
-    if found["equal"] is False:
+    if found["equal"] is False and not _elsewhere(found):
         raise UserError(
             f"{values.workdir}: step {values.step} has the loss {found['loss']!r}, {found['logged_loss']!r} is logged; "
             "equal bits need the machine, the JAX and the config.mesh of the run"
         )
 
 
-def replay(workdir: Path, step: int) -> dict[str, Any]:
+def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
     """Returns what a step was and is: its numbers, its loss, the logged one, and its documents, the worst first.
 
-    `equal` is None where the run logged no loss of that step.
+    `equal` is None where the run logged no loss of that step, `saved_on` where no checkpoint tells which mesh did it.
+
+    Args:
+        workdir: of the run.
+        step: counted from 1.
+        data: instead of `config.data.path`.
 
     Raises:
         UserError: no run, no such step, or what it was made from is gone or changed.
     """
     record = runs.read_record(workdir)
     settings = from_config(record.config)
+    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=data or settings.data.path))
     records = read_records(workdir)
     done = max((r["step"] for r in records), default=0)
     if not 1 <= step <= done:
         raise UserError(f"--step={step}; legal: 1 to {done}, the steps that {workdir / 'metrics.jsonl'} tells of")
     apply_xla_flags(settings)
-    mesh = make_mesh(settings.mesh)
+    saved_on = _saved_on(workdir, step)
+    mesh = _mesh(record, settings, saved_on)
+    check_batch(settings, mesh)
     with jax.set_mesh(mesh):
-        job, tokenizer, by_token = _job(workdir, record, settings, mesh)
+        job, tokenizer, by_token, source_of = _job(workdir, record, settings, mesh, step)
         program = make_program(job.objective, settings, mesh)
         state = first_state(job, settings, program, checkpoint.restore_before(workdir, step - 1, program.state, mesh))
         start = int(state.step)
+        _check_one_version(record, start, step)
         skipped = skipped_batches(workdir)
         function = BatchFunction(job.rows, settings.batch_size, settings.seed, None, skipped)
         own = dataclasses.replace(function, places=local_places(mesh, settings.batch_size))
         for t, batch in enumerate(train_batches(own, start, step, 0, settings.data.read_ahead), start):
             if t == step - 1:
                 # Before the step, which takes the state's memory.
-                documents = document_losses(job.objective, state.all_params, function, t, tokenizer, mesh, by_token)
+                at_once = settings.batch_size // settings.microbatches
+                documents = document_losses(
+                    job.objective, state.all_params, function, t, tokenizer, source_of, mesh, by_token, at_once
+                )
             state, metrics = program.step(state, put_batch(batch, mesh))
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     logged = next((r for r in reversed(records) if r["step"] == step and r["phase"] in ("train", "skipped")), None)
@@ -108,12 +126,45 @@ def replay(workdir: Path, step: int) -> dict[str, Any]:
         "skipped": bool(values["skipped"]),
         "logged_loss": logged_loss,
         "equal": None if logged is None else logged_loss == (values["loss"] if np.isfinite(values["loss"]) else None),
+        "mesh": dict(mesh.shape),
+        "saved_on": saved_on,
         "documents": documents,
     }
 
 
-def _job(workdir: Path, record: runs.RunRecord, settings: Settings, mesh: Mesh) -> tuple[Job, Tokenizer, bool]:
-    """Returns (what the run trains, its tokenizer, whether each token of it has a loss of its own)."""
+def _saved_on(workdir: Path, step: int) -> dict[str, int] | None:
+    """Returns {axis: devices} of the mesh that saved the first sound checkpoint of at least `step` steps, or None."""
+    later = on_first(lambda: sorted(saved for saved in checkpoint.saved_steps(workdir) if saved >= step))
+    if not later:
+        return None
+    with checkpoint.open_to_read(workdir) as manager:
+        for saved in later:
+            # Orbax raises a dozen types for a damaged file.
+            with contextlib.suppress(Exception):
+                sharding = jax.tree.leaves(manager.item_metadata(saved)["params"].tree)[0].sharding
+                return {axis: int(size) for axis, size in zip(sharding.axis_names, sharding.shape, strict=True)}
+    return None
+
+
+def _mesh(record: runs.RunRecord, settings: Settings, saved_on: dict[str, int] | None) -> Mesh:
+    """Returns the mesh that did the step, or, on another number of devices, the config's or what the devices can be."""
+    if saved_on is not None and math.prod(saved_on.values()) == jax.device_count() and set(saved_on) == set(MESH_AXES):
+        return make_mesh(MeshSettings(**saved_on))
+    try:
+        return make_mesh(settings.mesh)
+    except UserError:
+        return spread_mesh(jax.eval_shape(runs.objective_of(record, record.model).init, jax.random.key(0)))
+
+
+def _elsewhere(found: dict[str, Any]) -> bool:
+    """Returns whether a mesh of another size did the step."""
+    return found["saved_on"] is not None and math.prod(found["saved_on"].values()) != math.prod(found["mesh"].values())
+
+
+def _job(
+    workdir: Path, record: runs.RunRecord, settings: Settings, mesh: Mesh, step: int
+) -> tuple[Job, Tokenizer, bool, Callable[[int], str]]:
+    """Returns (what the run trains, its tokenizer, whether each token has a loss of its own, number -> its source)."""
     parent = Path(record.lineage[-1]["directory"]) if record.lineage else None
 
     def evaluate(_: Any) -> dict[str, float]:  # noqa: ANN401 - parameters
@@ -121,27 +172,50 @@ def _job(workdir: Path, record: runs.RunRecord, settings: Settings, mesh: Mesh) 
 
     if record.stage == "pretrain":
         path = Path(settings.data.path)
-        store = open_store(path if is_store(path) else workdir / "store", "train")
-        _check_data(workdir, record, store.fingerprint)
+        path = path if is_store(path) else workdir / "store"
+        if not is_store(path):
+            raise UserError(f"{settings.data.path}, the data of {workdir}, is no token store; legal: --data=STORE")
+        store = open_store(path, "train")
+        _check_data(workdir, record, store.fingerprint, step)
         model = runs.with_execution(record.model, settings.model)
         rows = PackedRows(store, settings.sequence_length)
         tokenizer = load_tokenizer(workdir / "tokenizer")
-        return job_of(settings, model, rows, parent, mesh, evaluate), tokenizer, True
+        return (
+            job_of(settings, model, rows, parent, mesh, evaluate),
+            tokenizer,
+            True,
+            lambda n: f"document {n} of {path}/train",
+        )
     assert parent is not None
     graft, _ = make_graft(record.config, settings, parent, workdir, mesh)
-    _check_data(workdir, record, graft.record.data_fingerprint)
+    _check_data(workdir, record, graft.record.data_fingerprint, step)
     graft = graft.referenced()
     task = load(record.task["name"])
     job = graft.job("replay", runs.objective_of(graft.record, graft.record.model), parent, evaluate)
-    return job, graft.tokenizer, task.language and not task.reference
+    examples = graft.parts["train"].examples
+    by_token = task.language and not task.reference
+    return job, graft.tokenizer, by_token, lambda n: f"row {examples[n].row} of {settings.data.path}"
 
 
-def _check_data(workdir: Path, record: runs.RunRecord, fingerprint: str) -> None:
-    if record.data_fingerprint != fingerprint:
+def _check_data(workdir: Path, record: runs.RunRecord, fingerprint: str, step: int) -> None:
+    """Raises UserError where the data are not those that the step read."""
+    accepted = (change["before"] for change in record.data_changes if step <= change["step"])
+    then = next(accepted, record.data_fingerprint)
+    if then != fingerprint:
         raise UserError(
-            f"the data of {workdir} changed ({record.data_fingerprint[:16]} then, {fingerprint[:16]} now): "
+            f"the data of {workdir} changed ({then[:16]} at step {step}, {fingerprint[:16]} now): "
             "its batches cannot be made again"
         )
+
+
+def _check_one_version(record: runs.RunRecord, start: int, step: int) -> None:
+    """Raises UserError where the data changed amid the steps that are done again."""
+    for change in record.data_changes:
+        if start < change["step"] < step:
+            raise UserError(
+                f"the data changed after step {change['step']}, whose checkpoint is gone: from step {start} on, "
+                f"step {step} cannot be done again"
+            )
 
 
 def _show(found: dict[str, Any], count: int) -> None:
@@ -149,23 +223,25 @@ def _show(found: dict[str, Any], count: int) -> None:
     documents: list[Document] = found["documents"]
     verdict = {None: "not logged", True: "logged the same, bit for bit", False: f"logged {found['logged_loss']!r}"}
     skipped = "; the step was skipped" if found["skipped"] else ""
+    size, saved_size = (math.prod((found[name] or {}).values()) for name in ("mesh", "saved_on"))
+    where = f" on {size} device(s), done first on {saved_size}, which promises about 1e-5, not the bit"
     out = results_console()
     out.print(
         f"step {found['step']}: loss {found['loss']!r}, {verdict[found['equal']]}; gradient norm "
         f"{found['grad_norm']:.4g}{skipped}\nbatch {found['batch']}, {len(documents)} documents; "
-        f"done again from step {found['from_step']}",
+        f"done again from step {found['from_step']}{where if _elsewhere(found) else ''}",
         highlight=False,
         markup=False,
     )
     if not count:
         return
     table = Table(title="worst documents", show_lines=True)
-    for name in ("row", "document", "loss", "targets", "text", "worst tokens"):
-        table.add_column(name, justify="right" if name in ("row", "document", "loss", "targets") else "left")
+    for name in ("row", "loss", "targets", "source", "text", "worst tokens"):
+        table.add_column(name, justify="right" if name in ("row", "loss", "targets") else "left")
     for d in documents[:count]:
-        text = d.text if len(d.text) <= _SHOWN_CHARACTERS else f"{d.text[:_SHOWN_CHARACTERS]}…"
+        text = visible(d.text if len(d.text) <= _SHOWN_CHARACTERS else f"{d.text[:_SHOWN_CHARACTERS]}…")
         worst = " ".join(f"{token!r} {loss:.2f}" for token, loss in d.worst)
-        cells = (str(d.row), str(d.number), f"{d.loss:.4f}", str(d.targets), text, worst)
+        cells = (str(d.row), f"{d.loss:.4f}", str(d.targets), d.source, text, worst)
         table.add_row(*map(escape, cells))
     out.print(table)
 

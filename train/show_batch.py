@@ -8,7 +8,6 @@ stdout has no colours, the tokens that are learnt stand in brackets.
 
 import dataclasses
 import itertools
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from data.loader import Batch, BatchFunction
 from data.packing import PackedRows
 from data.store import open_store
 from data.tokenizer import Tokenizer, load_tokenizer
-from train.metrics import results_console
+from train.metrics import results_console, visible
 from train.pretrain import token_store
 from train.settings import Settings, from_config
 from train.task_rows import read_task, render_rows
@@ -33,7 +32,6 @@ REQUIRED = ("config",)
 # Characters of several tokens have at most so many.
 _CHARACTER_TOKENS = 4
 _BACKGROUNDS = ("on grey11", "on grey23")
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +148,7 @@ def _meaning(target: np.ndarray, shown: Shown) -> str:
         return np.array2string(target, precision=4)
     if shown.classes is not None:
         return shown.classes[int(target)]
-    return _visible(_texts([int(target)], shown.tokenizer)[0])
+    return visible(_texts([int(target)], shown.tokenizer)[0])
 
 
 def _texts(ids: list[int], tokenizer: Tokenizer) -> list[str]:
@@ -177,16 +175,12 @@ def _texts(ids: list[int], tokenizer: Tokenizer) -> list[str]:
     return texts
 
 
-def _visible(text: str) -> str:
-    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text.replace("\n", "⏎").replace("\t", "⇥"))
-
-
 def _line(tokens: Iterator[_Token], number: int, coloured: bool) -> Text:
     """Returns a segment: coloured, or with brackets around what is learnt."""
     background = _BACKGROUNDS[number % 2]
     line = Text.assemble((f"{number} ", "bold cyan"))
     for place, token in enumerate(tokens):
-        text = _visible(token.text)
+        text = visible(token.text)
         if not coloured:
             text = f"⟨{text}⟩" if token.special else text
             line.append(f"[{text}]" if token.learnt and text else text)

@@ -1,26 +1,37 @@
 """A step done again has the bits that were logged, and names the document that its loss came from."""
 
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from configs.errors import UserError
-from configs.finetune import assistant
+from configs.finetune import assistant, intent
 from configs.pretrain import tiny
 from data.loader import BatchFunction
 from data.packing import PackedRows
 from data.store import open_store
+from data.tokenizer import load_tokenizer
 from train import checkpoint
+from train import run as runs
+from train.cli import parse
+from train.document_losses import Document
 from train.finetune import finetune
 from train.metrics import read_records
 from train.pretrain import pretrain
-from train.replay import replay
+from train.replay import replay, run
+from train.skipped import roll_back
+from train.watch import Diverged
 
 WORDS = "the cat sat on a mat and saw dog run far away home again".split()
 ODD = "ZQXJ" * 12
+ROOT = Path(__file__).resolve().parents[2]
 MESH = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 
 
@@ -64,8 +75,12 @@ def logged(workdir):
 
 @pytest.mark.parametrize(("step", "start"), [(2, 0), (12, 9)])
 def test_a_step_of_pre_training_is_the_same_to_the_bit(step, start, foundation, files_of):
-    before = files_of(foundation)
-    found = replay(foundation, step)
+    # As while it trains: another process holds the run, and its next checkpoint is half written.
+    with runs.claim(foundation):
+        half = foundation / checkpoint.NEWEST / "17.orbax-checkpoint-tmp"
+        half.mkdir(exist_ok=True)
+        before = files_of(foundation)
+        found = replay(foundation, step)
     assert found["equal"] and found["loss"] == logged(foundation)[step]
     assert (found["from_step"], found["batch"], len(found["rows"])) == (start, step - 1, 8)
     assert files_of(foundation) == before
@@ -81,6 +96,11 @@ def test_the_document_that_is_like_no_other_is_the_worst(foundation):
     assert ODD[:8] in documents[0].text and documents[0].loss > 1.3 * documents[3].loss
     assert {token for token, _ in documents[0].worst} <= set(ODD)
     assert documents[0].worst[0][1] >= documents[0].loss
+    # And it is told where it stands.
+    store, number = open_store(foundation / "store", "train"), documents[0].number
+    stored = store.tokens[store.offsets[number] : store.offsets[number + 1]].tolist()
+    assert load_tokenizer(foundation / "tokenizer").decode(stored) == ODD
+    assert documents[0].source == f"document {number} of {foundation}/store/train"
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_stays(foundation, tmp_path):
@@ -94,6 +114,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_stays(foundation, tmp_path):
 
 TASKS = {
     "chat by LoRA": (assistant.get_config, {"adapt.method": "lora", "task.zero_shot_rows": 0, "task.baseline": False}),
+    "classes": (intent.get_config, {"task.zero_shot_rows": 0, "task.baseline": False}),
     "preference": (assistant.get_config, {"task.name": "preference", "task.zero_shot_rows": 0}),
 }
 
@@ -104,6 +125,8 @@ def rows(name):
         question, answer, other = (" ".join(rng.choices(WORDS, k=k)) for k in (3, 2, 3))
         if name == "preference":
             yield {"text": f"{question} {i}", "chosen": answer, "rejected": other}
+        elif name == "classes":
+            yield {"text": f"{question} {i}", "label": ("even", "odd")[i % 2]}
         else:
             turns = {"user": f"{question} {i}", "assistant": answer}
             yield {"messages": [{"role": role, "content": text} for role, text in turns.items()]}
@@ -120,6 +143,59 @@ def test_a_step_of_a_task_is_the_same_to_the_bit(name, foundation, tmp_path):
     # A comparison of two answers is one decision, however many tokens they have.
     weights = np.array([1 if name == "preference" else d.targets for d in found["documents"]])
     assert weights @ [d.loss for d in found["documents"]] / weights.sum() == pytest.approx(found["loss"], rel=1e-4)
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    for document in found["documents"]:
+        row, _, path = document.source.removeprefix("row ").partition(" of ")
+        assert path == str(tmp_path / "rows.jsonl")
+        source = json.loads(lines[int(row) - 1])
+        text = source["text"] if "text" in source else source["messages"][0]["content"]
+        assert text in document.text
+
+
+def test_a_skipped_step_after_a_roll_back_has_its_own_batch(foundation, tmp_path):
+    config = runs.read_record(foundation).config
+    config["faults"]["max_grad_norm"] = 1e-9
+    (tmp_path / "run").mkdir()
+    roll_back(tmp_path / "run", 0, 2)
+    with pytest.raises(Diverged):
+        pretrain(config, tmp_path / "run")
+    found = replay(tmp_path / "run", 5)
+    assert found["skipped"] and found["equal"] and found["batch"] == 6
+    recorded = next(r for r in read_records(tmp_path / "run") if r["step"] == 5 and r["phase"] == "skipped")
+    assert (found["rows"], found["grad_norm"]) == (recorded["rows"], recorded["grad_norm"])
+
+
+def test_continued_pre_training_begins_from_the_other_run(foundation, tmp_path):
+    config = runs.read_record(foundation).config | {"num_steps": 3, "tokenizer": ""}
+    pretrain(config, tmp_path / "run", foundation)
+    shutil.rmtree(tmp_path / "run" / checkpoint.NEWEST)
+    found = replay(tmp_path / "run", 2)
+    assert found["from_step"] == 0 and found["equal"]
+    assert found["loss"] < logged(foundation)[2] - 0.1
+
+
+def test_the_command_replays_on_fewer_devices_and_says_so(foundation):
+    flags = [f"--workdir={foundation}", "--step=12", "--documents=2", "--json"]
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "train.replay", *flags]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    found = json.loads(done.stdout)
+    assert found["loss"] == pytest.approx(logged(foundation)[12], rel=1e-5)
+    assert found["saved_on"] == {"slice": 1, "data": 2, "fsdp": 2, "tensor": 2, "context": 1}
+    assert set(found["mesh"].values()) == {1} and len(found["documents"]) == 2
+
+
+def test_what_is_printed_is_json_and_cannot_control_a_terminal(foundation, capsys, monkeypatch):
+    document = Document(3, 5, "document 5 of x", float("nan"), 2, "a\x1b[2J", [("\x1b", float("inf"))])
+    found = {"step": 2, "loss": float("nan"), "logged_loss": None, "equal": True, "grad_norm": float("nan")}
+    found |= {"skipped": True, "batch": 1, "from_step": 0, "mesh": {"data": 1}, "saved_on": None}
+    monkeypatch.setattr("train.replay.replay", lambda *_: found | {"documents": [document]})
+    for extra in ([], ["--json"]):
+        run(parse("replay", sys.modules[run.__module__], [f"--workdir={foundation}", "--step=2", *extra]))
+    text, _, shown = capsys.readouterr().out.partition("\n{")
+    assert "\x1b[2J" not in text and "the step was skipped" in text
+    parsed = json.loads("{" + shown, parse_constant=pytest.fail)
+    assert parsed["loss"] is None and parsed["documents"][0]["worst"] == [["\x1b", None]]
 
 
 def test_what_cannot_be_replayed_is_one_line(foundation, tmp_path):
@@ -134,6 +210,20 @@ def test_what_cannot_be_replayed_is_one_line(foundation, tmp_path):
     record.write_text(json.dumps(values | {"data_fingerprint": "0" * 64}))
     with pytest.raises(UserError, match=r"changed .* its batches cannot be made again"):
         replay(tmp_path / "run", 2)
+    # After step 9 the run went on with other data, which are those that are there now.
+    changes = [{"step": 9, "before": "0" * 64, "after": values["data_fingerprint"]}]
+    record.write_text(json.dumps(values | {"data_changes": changes}))
+    with pytest.raises(UserError, match=r"changed \(0000000000000000 at step 9"):
+        replay(tmp_path / "run", 9)
+    assert replay(tmp_path / "run", 10)["equal"]
+    shutil.rmtree(tmp_path / "run" / checkpoint.NEWEST / "9")
+    with pytest.raises(UserError, match="the data changed after step 9, whose checkpoint is gone: from step 6 on"):
+        replay(tmp_path / "run", 10)
+    record.write_text(json.dumps(values))
+    (tmp_path / "run" / "store").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="is no token store; legal: --data=STORE"):
+        replay(tmp_path / "run", 2)
+    assert replay(tmp_path / "run", 2, str(tmp_path / "moved"))["equal"]
 
 
 def test_another_loss_than_the_logged_one_is_told(foundation, tmp_path):
