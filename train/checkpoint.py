@@ -5,9 +5,9 @@ place by Orbax when all of it, manifest included, is on disk.
 """
 
 import contextlib
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +18,15 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from configs.errors import UserError
+from model.transformer import Params
 from train.checksums import checksums, leaf_paths
 from train.distributed import on_first
 from train.mesh import replicated
 from train.metrics import console
+from train.orbax_items import GROUPS, registry
 from train.step import TrainState
 
 _VERSION = 1
-_GROUPS = ("params", "opt_state")
-_LEAST_BYTES = 64e6  # read at once
 NEWEST, BEST = "checkpoints", "best"
 
 
@@ -45,7 +45,7 @@ def open_manager(
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, keep_period=keep_period or None, enable_async_checkpointing=True, cleanup_tmp_directories=True
     )
-    manager = ocp.CheckpointManager(directory.absolute() / name, options=options, handler_registry=_registry())
+    manager = ocp.CheckpointManager(directory.absolute() / name, options=options, handler_registry=registry())
     try:
         yield manager
         wait(manager)
@@ -65,7 +65,7 @@ def open_to_read(directory: Path, name: str = NEWEST) -> Iterator[ocp.Checkpoint
     if not on_first((directory / name).is_dir):
         raise UserError(f"{directory} holds no checkpoint")
     options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
-    manager = ocp.CheckpointManager(directory.absolute() / name, options=options, handler_registry=_registry())
+    manager = ocp.CheckpointManager(directory.absolute() / name, options=options, handler_registry=registry())
     try:
         yield manager
     finally:
@@ -97,38 +97,6 @@ def _saving(manager: ocp.CheckpointManager) -> Iterator[None]:
         ) from None
 
 
-class _Arrays(ocp.PyTreeCheckpointHandler):
-    """Orbax's own, with a bound on what is read at once, of which memory holds a second copy."""
-
-    def __init__(self, concurrent_bytes: float | None = None) -> None:
-        """Bounds reading by a number of bytes; None: by Orbax's default of 96 GB."""
-        # Compression saves 8 % of float32 weights and halves the speed.
-        concurrent: Any = concurrent_bytes and concurrent_bytes / 1e9
-        super().__init__(use_compression=False, restore_concurrent_gb=concurrent)
-        self._bounded = concurrent_bytes is not None
-
-    def restore(self, directory: Any, args: Any) -> Any:  # noqa: ANN401 - as Orbax has it
-        """Reads a tenth of the arrays at once, or the largest: Orbax refuses one beyond its bound."""
-        if self._bounded:
-            return super().restore(directory, args=args)
-        sizes = [
-            leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
-            for leaf in jax.tree.leaves(args.item)
-        ]
-        return _Arrays(max(1.01 * max(sizes), 0.1 * sum(sizes), _LEAST_BYTES)).restore(directory, args)
-
-
-def _registry() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
-    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    handler = _Arrays()
-    for group in _GROUPS:
-        registry.add(group, ocp.args.PyTreeSave, handler)
-        registry.add(group, ocp.args.PyTreeRestore, handler)
-    registry.add("manifest", ocp.args.JsonSave)
-    registry.add("manifest", ocp.args.JsonRestore)
-    return registry
-
-
 def save(manager: ocp.CheckpointManager, state: TrainState, mesh: Mesh) -> None:
     """Starts saving a state; returns once its arrays may be donated again.
 
@@ -138,7 +106,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, mesh: Mesh) -> None:
     """
     step = int(state.step)
     manifest = {"version": _VERSION, "step": step, "leaves": describe(state, checksums(leaves_of(state), mesh))}
-    arguments = {group: ocp.args.PyTreeSave(getattr(state, group)) for group in _GROUPS if getattr(state, group)}
+    arguments = {group: ocp.args.PyTreeSave(getattr(state, group)) for group in GROUPS if getattr(state, group)}
     with _saving(manager):
         saved = manager.save(step, args=ocp.args.Composite(**arguments, manifest=ocp.args.JsonSave(manifest)))
     if not saved:
@@ -197,7 +165,7 @@ def _newest_sound(
             damage = "its manifest cannot be read"
         else:
             _compare(f"{manager.directory}/{step}", manifest["leaves"], describe(abstract))
-            items = {group: getattr(abstract, group) for group in _GROUPS}
+            items = {group: getattr(abstract, group) for group in GROUPS}
             read, damage = _read(manager, step, items)
             if not damage:
                 at = jax.device_put(jnp.asarray(step, jnp.int32), replicated(mesh))
@@ -245,6 +213,53 @@ def restore_params(
                 return read["params"]
             faults.append(_warn(manager, step, damage))
     raise UserError("; ".join(faults) or f"{directory} holds no checkpoint")
+
+
+@contextlib.contextmanager
+def open_sound(directory: Path, abstract_params: Params, mesh: Mesh, name: str) -> Iterator[Callable[[str], jax.Array]]:
+    """Yields a function that reads a leaf of the newest checkpoint all of whose parameters are sound.
+
+    Args:
+        directory: of the run.
+        abstract_params: shapes, dtypes and shardings of all that it trained.
+        mesh: where a leaf goes.
+        name: `NEWEST` or `BEST`.
+
+    Raises:
+        UserError: see `restore_params`.
+    """
+    faults = []
+    wanted = leaf_paths(abstract_params)
+    with open_to_read(directory, name) as manager:
+        for step in _steps(manager):
+            manifest = _manifest(manager, step)
+            damage = "its manifest cannot be read"
+            if manifest is not None:
+                theirs = {k: v for k, v in manifest["leaves"].items() if k.startswith("params/")}
+                _compare(f"{manager.directory}/{step}", theirs, describe(TrainState(None, abstract_params, None)))  # type: ignore[arg-type]
+                read = partial(_read_leaf, manager, step, wanted)
+                damage = next(filter(None, (_leaf_damage(read, path, theirs, mesh) for path in wanted)), "")
+            if not damage:
+                yield lambda path: read(path)[0]  # noqa: B023 - the loop ends here
+                return
+            faults.append(_warn(manager, step, damage))
+    raise UserError("; ".join(faults) or f"{directory} holds no checkpoint")
+
+
+def _read_leaf(manager: ocp.CheckpointManager, step: int, wanted: dict[str, Any], path: str) -> tuple[Any, str]:
+    """Returns (a leaf, "") or (None, what went wrong)."""
+    item: Any = wanted[path]
+    for key in reversed(path.split("/")):
+        item = {key: item}
+    read, damage = _read(manager, step, {"params": item})
+    return (None if damage else jax.tree.leaves(read)[0]), damage
+
+
+def _leaf_damage(read: Callable[[str], Any], path: str, theirs: dict[str, Any], mesh: Mesh) -> str:
+    leaf, damage = read(path)
+    if damage or checksums({path: leaf}, mesh)[path] == theirs[f"params/{path}"]["checksum"]:
+        return damage
+    return f"checksum differs: {path}"
 
 
 class Held(NamedTuple):
@@ -353,7 +368,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, arguments: dict[str, Any
 
 def leaves_of(state: TrainState) -> dict[str, Any]:
     """Returns {path: leaf} of what a checkpoint holds of a state."""
-    return leaf_paths({group: getattr(state, group) for group in _GROUPS})
+    return leaf_paths({group: getattr(state, group) for group in GROUPS})
 
 
 def describe(state: TrainState, sums: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:

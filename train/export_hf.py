@@ -19,10 +19,11 @@ from absl import flags
 
 from configs.errors import UserError
 from data.tokenizer import load_tokenizer
-from model.huggingface import Row, expected_shapes, leaves, table
+from model.huggingface import Row, expected_shapes, group_of, leaves, table
 from model.huggingface_config import architecture_of, class_prefix, to_config
 from model.transformer import Params
 from train import run as runs
+from train.leaf_reader import Read, open_params
 from train.mesh import single_device_mesh
 from train.metrics import console
 from train.safetensors_files import write_weights
@@ -61,12 +62,11 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
         architecture, record.model, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, dtype
     ) | _classification(architecture, classes)
     mesh = single_device_mesh()
-    with jax.set_mesh(mesh):
-        params = runs.load_plain(directory, record.model, mesh, ("backbone", "head"))
     temporary = output.with_name(f".{output.name}.partial-{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
-        write_weights(temporary, _shapes(params, rows), dtype, _tensors(params, rows))
+        with jax.set_mesh(mesh), open_params(directory, record.model, mesh) as (params, read):
+            write_weights(temporary, _shapes(params, rows), dtype, _tensors(params, rows, read))
         (temporary / "config.json").write_text(json.dumps(config, indent=2))
         # A tokenizer that came from elsewhere frames language models' texts as it always did; ours says how.
         framed = classes or (tokenizer.starts_with_bos and not json.loads(tokenizer.serialized)["post_processor"])
@@ -112,11 +112,11 @@ def _shapes(params: Params, rows: list[Row]) -> dict[str, tuple[int, ...]]:
     return {name: shapes[name] for name in names}
 
 
-def _tensors(params: Params, rows: list[Row]) -> Iterator[np.ndarray]:
+def _tensors(params: Params, rows: list[Row], read: Read) -> Iterator[np.ndarray]:
     """Yields their tensors; those that several of our leaves make up are joined."""
     parts: dict[str, list[np.ndarray]] = {}
     for row, leaf in leaves(params, rows):
-        host = np.asarray(leaf)
+        host = np.asarray(read(f"{group_of(row)}/{row.leaf}"))
         for i, key in enumerate(row.keys(leaf.shape[0])):
             tensors = [*parts.pop(key, []), row.to_theirs(host[i] if row.stacked else host)]
             if not row.last:

@@ -284,12 +284,16 @@ def load_params(
     groups = tuple(boxed) if groups is None else groups
     own = tuple(group for group in groups if group in objective.trained)
     other = tuple(group for group in groups if group not in own)
-    best = record.config["checkpoint"]["best"] and (directory / BEST).is_dir()
-    params = restore_params(directory, abstract, mesh, own, BEST if best else NEWEST) if own else {}
+    params = restore_params(directory, abstract, mesh, own, kept_as(directory, record)) if own else {}
     if other:
         held = _of_foundation(directory, record, mesh, other) if frozen is None else frozen
         params |= {group: held[group] for group in other}
     return params
+
+
+def kept_as(directory: Path, record: RunRecord) -> str:
+    """Returns which of a run's checkpoints its parameters are read from: the best where it kept them."""
+    return BEST if record.config["checkpoint"]["best"] and (directory / BEST).is_dir() else NEWEST
 
 
 def _of_foundation(directory: Path, record: RunRecord, mesh: Mesh, groups: tuple[str, ...]) -> Params:

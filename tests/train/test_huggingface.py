@@ -283,3 +283,14 @@ def test_a_pickle_is_read_where_a_flag_says_so_and_runs_no_code(tmp_path):
 def test_a_pickle_needs_torch(tmp_path):
     with pytest.raises(UserError, match="--allow_pickle needs: pip install torch"):
         import_hf(str(source("llama3", tmp_path)), tmp_path / "run", allow_pickle=True)
+
+
+def test_a_damaged_checkpoint_is_not_exported(tmp_path):
+    import_hf(str(source("llama3", tmp_path)), tmp_path / "run")
+    largest = max((tmp_path / "run" / "checkpoints").rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.raises(UserError, match="checkpoint 0 is damaged") as caught:
+        export_hf(tmp_path / "run", tmp_path / "out")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ from conftest import init, mesh_of, tiny_model
 from configs import default
 from configs.errors import UserError
 from model.heads import language_model
-from train import checkpoint
+from train import checkpoint, orbax_items
 from train.checksums import checksums
 from train.optimizer import make_optimizer
 from train.settings import from_config
@@ -59,7 +59,7 @@ def test_what_is_restored_is_what_was_saved(tmp_path):
 
 
 def test_a_leaf_larger_than_what_is_read_at_once_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_LEAST_BYTES", 0.0)
+    monkeypatch.setattr(orbax_items, "_LEAST_BYTES", 0.0)
     mesh = mesh_of()
     state = TrainState(jnp.asarray(1, jnp.int32), {"backbone": {"w": jnp.arange(4096.0)}, "head": {}}, None)
     state = jax.device_put(state, checkpoint.replicated(mesh))
