@@ -294,7 +294,8 @@ _TRAIN = (
         f"{_RUN}test_a_run_goes_on_with_its_own_data_tokenizer_and_config",
     ),
     Mutant(
-        "other data are accepted", "train/run.py", "if before.data_fingerprint != record.data_fingerprint and not accept_changed_data",
+        "other data are accepted", "train/run.py",
+        "if before.data_fingerprint != record.data_fingerprint and not accept_changed_data",
         "if before.data_fingerprint is None", f"{_RUN}test_a_run_goes_on_with_its_own_data_tokenizer_and_config",
     ),
     Mutant(
