@@ -306,8 +306,10 @@ def _steps(manager: ocp.CheckpointManager) -> list[int]:
 
 
 def _warn(manager: ocp.CheckpointManager, step: int, damage: str) -> str:
-    """Says, and returns, that a checkpoint is damaged."""
-    fault = f"{manager.directory}: checkpoint {step} is damaged ({damage})"
+    """Says, and returns, that a checkpoint is damaged, or that the run, which is training, deleted it meanwhile."""
+    there = (Path(manager.directory) / str(step)).is_dir()
+    found = f"is damaged ({damage})" if there else "was deleted while it was read"
+    fault = f"{manager.directory}: checkpoint {step} {found}"
     console.print(f"warning: {fault}; trying the one before", style="yellow", highlight=False, markup=False)
     return fault
 

@@ -123,12 +123,12 @@ def _one_by_one(objective: Objective, params: Params, batch: Batch, mesh: Mesh) 
     compiled = jax.jit(objective.loss)
 
     def loss_of(row: int, places: list[slice], _: Tokenizer) -> tuple[float, list[tuple[str, float]]]:
-        # As few rows as the mesh can have; only the first counts.
+        # As few rows as the mesh can have, all the same.
         alone = {name: np.repeat(x[row : row + 1], row_parts(mesh), axis=0) for name, x in batch.items()}
         for name in ("weights", "segment_ids"):
             alone[name][:] = 0
             for place in places:
-                alone[name][0, place] = batch[name][row, place]
+                alone[name][:, place] = batch[name][row, place]
         sums = compiled(params, _put(alone, mesh))
         return float(whole(sums.nll, mesh)) / float(whole(sums.weight, mesh)), []
 

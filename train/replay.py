@@ -34,7 +34,7 @@ from train.document_losses import Document, document_losses
 from train.finetune import make_graft
 from train.job import Job, first_state
 from train.mesh import apply_xla_flags, check_batch, local_places, make_mesh, put_batch, spread_mesh
-from train.metrics import finite, read_records, results_console, visible
+from train.metrics import finite, progress, read_records, results_console, visible
 from train.pretrain import job_of
 from train.settings import MeshSettings, Settings, from_config
 from train.skipped import skipped_batches
@@ -96,7 +96,7 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
     saved_on = _saved_on(workdir, step)
     mesh = _mesh(record, settings, saved_on)
     check_batch(settings, mesh)
-    with jax.set_mesh(mesh):
+    with contextlib.ExitStack() as stack, jax.set_mesh(mesh):
         job, tokenizer, by_token, source_of = _job(workdir, record, settings, mesh, step)
         program = make_program(job.objective, settings, mesh)
         state = first_state(job, settings, program, checkpoint.restore_before(workdir, step - 1, program.state, mesh))
@@ -105,7 +105,9 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
         skipped = skipped_batches(workdir)
         function = BatchFunction(job.rows, settings.batch_size, settings.seed, None, skipped)
         own = dataclasses.replace(function, places=local_places(mesh, settings.batch_size))
-        for t, batch in enumerate(train_batches(own, start, step, 0, settings.data.read_ahead), start):
+        batches = train_batches(own, start, step, 0, settings.data.read_ahead)
+        bar = stack.enter_context(progress(f"replay from step {start}", step - start))
+        for t, batch in enumerate(batches, start):
             if t == step - 1:
                 # Before the step, which takes the state's memory.
                 at_once = settings.batch_size // settings.microbatches
@@ -113,6 +115,9 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
                     job.objective, state.all_params, function, t, tokenizer, source_of, mesh, by_token, at_once
                 )
             state, metrics = program.step(state, put_batch(batch, mesh))
+            # Steps that are queued each hold a batch, and on CPU so many can wait for one another for ever.
+            jax.block_until_ready(metrics)
+            bar(t + 1 - start)
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     logged = next((r for r in reversed(records) if r["step"] == step and r["phase"] in ("train", "skipped")), None)
     logged_loss = logged and logged["loss"]

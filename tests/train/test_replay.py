@@ -112,6 +112,18 @@ def test_a_damaged_checkpoint_is_passed_over_and_stays(foundation, tmp_path):
     assert (tmp_path / "run" / checkpoint.NEWEST / "9").is_dir()
 
 
+def test_a_checkpoint_that_the_run_deletes_meanwhile_is_not_called_damaged(foundation, tmp_path, capsys, monkeypatch):
+    shutil.copytree(foundation, tmp_path / "run")
+
+    def deleted(manager, step):
+        shutil.rmtree(tmp_path / "run" / checkpoint.NEWEST / str(step))
+
+    monkeypatch.setattr(checkpoint, "_manifest", deleted)
+    found = replay(tmp_path / "run", 4)
+    assert found["equal"] and found["from_step"] == 0
+    assert "checkpoint 3 was deleted while it was read; trying the one before" in capsys.readouterr().err
+
+
 TASKS = {
     "chat by LoRA": (assistant.get_config, {"adapt.method": "lora", "task.zero_shot_rows": 0, "task.baseline": False}),
     "classes": (intent.get_config, {"task.zero_shot_rows": 0, "task.baseline": False}),
