@@ -228,8 +228,7 @@ def open_sound(directory: Path, abstract_params: Params, mesh: Mesh, name: str) 
     Raises:
         UserError: see `restore_params`.
     """
-    faults = []
-    wanted = leaf_paths(abstract_params)
+    faults, wanted = [], leaf_paths(abstract_params)
     with open_to_read(directory, name) as manager:
         for step in _steps(manager):
             manifest = _manifest(manager, step)
@@ -306,10 +305,10 @@ def _steps(manager: ocp.CheckpointManager) -> list[int]:
 
 
 def _warn(manager: ocp.CheckpointManager, step: int, damage: str) -> str:
-    """Says, and returns, that a checkpoint is damaged, or that the run, which is training, deleted it meanwhile."""
-    there = (Path(manager.directory) / str(step)).is_dir()
-    found = f"is damaged ({damage})" if there else "was deleted while it was read"
-    fault = f"{manager.directory}: checkpoint {step} {found}"
+    """Says, and returns, that a checkpoint is damaged, or that the run, which trains on, deleted it meanwhile."""
+    folder = Path(manager.directory)
+    found = f"is damaged ({damage})" if (folder / str(step)).is_dir() else "was deleted while it was read"
+    fault = f"{folder}: checkpoint {step} {found}"
     console.print(f"warning: {fault}; trying the one before", style="yellow", highlight=False, markup=False)
     return fault
 
