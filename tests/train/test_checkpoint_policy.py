@@ -12,8 +12,6 @@ from train import checkpoint, loop
 @pytest.mark.parametrize(
     ("changes", "kept"),
     [
-        ({"checkpoint.every": 4, "checkpoint.keep": 1}, [12]),
-        ({"checkpoint.every": 2, "checkpoint.keep": 2}, [12, 10]),
         ({"checkpoint.every": 2, "checkpoint.keep": 2, "checkpoint.keep_period": 4}, [12, 10, 8, 4]),
         ({"checkpoint.every": 0, "checkpoint.keep": 5}, [12]),
         ({"checkpoint.every": 5, "checkpoint.keep": 5, "checkpoint.minutes": 1e-9, "logging.every": 4},
