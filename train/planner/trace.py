@@ -43,7 +43,7 @@ def trace(settings: Settings, model: ModelConfig) -> Trace:
     share = visible_pairs(model, T)
     flops = jaxpr_flops(jaxpr, lambda eqn: share if SCOPE in str(eqn.source_info.name_stack) else 1.0)
     saved = {True: 0.0, False: 0.0}
-    for leaf in _saved_by_layers(jaxpr, model.num_layers):
+    for leaf in _saved_by_layers(jaxpr, model.num_layers // len(model.window_period)):
         # A flash kernel keeps no weights of attention; an offloaded array is in the host's memory.
         if list(leaf.shape).count(T) < 2 and "host" not in str(getattr(leaf, "memory_space", "")).lower():
             # Behind layers, row and token: a number of the token's own, the stream, or what heads and MLP share out.
@@ -52,9 +52,9 @@ def trace(settings: Settings, model: ModelConfig) -> Trace:
     return Trace(flops / T, saved[False] / T, saved[True] / T)
 
 
-def _saved_by_layers(jaxpr: Jaxpr, num_layers: int) -> list[Any]:
+def _saved_by_layers(jaxpr: Jaxpr, steps: int) -> list[Any]:
     """Returns the stacked arrays that the scan over the layers hands to its backward pass."""
-    forward = next(e for e in jaxpr.eqns if e.primitive.name == "scan" and e.params["length"] == num_layers)
+    forward = next(e for e in jaxpr.eqns if e.primitive.name == "scan" and e.params["length"] == steps)
     body = next(_inside(forward.params))
     # A carry has the same shape inside and outside, a stacked output one axis more.
     avals: list[list[Any]] = [[v.aval for v in variables] for variables in (body.outvars, forward.outvars)]
