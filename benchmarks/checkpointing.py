@@ -9,7 +9,8 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -30,6 +31,7 @@ from train.settings import Settings, from_config
 from train.step import TrainState, make_program
 
 _CHUNK = 1 << 24
+_REST = 2.0  # seconds
 
 
 def _model(layers: int) -> ModelConfig:
@@ -81,21 +83,27 @@ def _timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def _write_raw(path: Path, chunks: int, block: mmap.mmap) -> None:
-    """Writes past the page cache, from memory that is aligned as that needs."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT)
+def _write(path: Path, chunks: int, block: mmap.mmap, flags: int) -> None:
+    """Writes and syncs; with O_DIRECT past the page cache, from memory that is aligned as that needs."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flags)
     for _ in range(chunks):
         os.writev(file, [block])
     os.fsync(file)
     os.close(file)
 
 
-def _read_raw(path: Path, block: mmap.mmap) -> None:
-    """Reads past the page cache."""
+def _read(path: Path, blocks: Iterable[mmap.mmap | memoryview]) -> None:
+    """Reads past the page cache, a block after the other."""
     file = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    while os.readv(file, [block]):
-        pass
+    for block in blocks:
+        os.readv(file, [block])
     os.close(file)
+
+
+def _read_into_new(path: Path, chunks: int) -> None:
+    """Reads into memory that nobody has touched, as that of a state is."""
+    with mmap.mmap(-1, chunks * _CHUNK) as memory, memoryview(memory) as view:
+        _read(path, (view[at * _CHUNK : (at + 1) * _CHUNK] for at in range(chunks)))
 
 
 def _forget(directory: Path) -> None:
@@ -113,10 +121,9 @@ def _speeds(model: ModelConfig, workdir: Path, rounds: int) -> None:
         program = make_program(language_model(model), _settings(10, 0.0), mesh)
         state = program.initialise(jax.random.key_data(jax.random.key(0)))
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        chunks = size // _CHUNK
+        chunks = round(size / _CHUNK)
         block = mmap.mmap(-1, _CHUNK)
         block.write(np.random.default_rng(0).bytes(_CHUNK))
-        times: dict[str, list[float]] = {"write": [], "save": [], "read": [], "restore": []}
 
         def save() -> None:
             with checkpoint.open_manager(workdir / "run", 1) as manager:
@@ -128,23 +135,46 @@ def _speeds(model: ModelConfig, workdir: Path, rounds: int) -> None:
             assert found is not None
             return jax.block_until_ready(found)
 
-        for _ in range(rounds + 1):
-            shutil.rmtree(workdir, ignore_errors=True)
-            (workdir / "run").mkdir(parents=True)
-            os.sync()
-            times["write"].append(_timed(lambda: _write_raw(workdir / "raw", chunks, block)))
-            times["save"].append(_timed(save))
+        raw = workdir / "raw"
+        writing = {
+            "disk": lambda: _write(raw, chunks, block, os.O_DIRECT),
+            "page cache": lambda: _write(workdir / "cached", chunks, block, 0),
+            "save": save,
+        }
+        reading = {
+            "disk": lambda: _read(raw, [block] * chunks),
+            "new memory": lambda: _read_into_new(raw, chunks),
+            "restore": restore,
+        }
+        for actions in (writing, reading):
+            _report(_rounds(workdir, actions, rounds), size)
+
+
+def _rounds(workdir: Path, actions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Returns seconds of each action, a round after the other; each begins rested and is first as often as last."""
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    order = deque(actions)
+    for _ in range(rounds + 1):
+        order.rotate()
+        for name in order:
+            if name == "save":
+                shutil.rmtree(workdir / "run", ignore_errors=True)
+                (workdir / "run").mkdir(parents=True)
             _forget(workdir)
-            times["read"].append(_timed(lambda: _read_raw(workdir / "raw", block)))
-            times["restore"].append(_timed(restore))
-    # The first round compiles the checksums.
-    medians = {name: statistics.median(found[1:]) for name, found in times.items()}
-    whole = {"write": chunks * _CHUNK, "read": chunks * _CHUNK}
-    speeds = {name: whole.get(name, size) / 1e9 / seconds for name, seconds in medians.items()}
-    print(f"{size / 1e9:.2f} GB of state: " + ", ".join(f"{name} {speed:.2f} GB/s" for name, speed in speeds.items()))
-    print(
-        f"save / write {speeds['save'] / speeds['write']:.2f}, restore / read {speeds['restore'] / speeds['read']:.2f}"
-    )
+            time.sleep(_REST)
+            times[name].append(_timed(actions[name]))
+    # The first compiles the checksums.
+    return {name: found[1:] for name, found in times.items()}
+
+
+def _report(times: dict[str, list[float]], size: int) -> None:
+    ours = list(times)[-1]
+    shown = (f"{name} {size / 1e9 / statistics.median(found):.2f}" for name, found in times.items())
+    print(f"{size / 1e9:.2f} GB, medians in GB/s: {', '.join(shown)}")
+    for name in list(times)[:-1]:
+        # Others use a rented disk too: what counts is how both fared in the same round.
+        ratios = sorted(raw / own for raw, own in zip(times[name], times[ours], strict=True))
+        print(f"{ours} / {name}: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})", flush=True)
 
 
 def main() -> None:
@@ -152,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", required=True, help="on the disk that is measured; what is there is deleted")
     parser.add_argument("--minutes", type=float, default=3.0, help="of training, without saves and with; 0: none")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--layers", type=int, default=23)
     arguments = parser.parse_args()
     model = _model(arguments.layers)

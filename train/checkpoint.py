@@ -45,7 +45,9 @@ def open_manager(
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, keep_period=keep_period or None, enable_async_checkpointing=True, cleanup_tmp_directories=True
     )
-    manager = ocp.CheckpointManager(directory.absolute() / name, options=options, handler_registry=registry())
+    manager = ocp.CheckpointManager(
+        directory.absolute() / name, options=options, handler_registry=registry(directory, True)
+    )
     try:
         yield manager
         wait(manager)
@@ -56,8 +58,13 @@ def open_manager(
 
 
 @contextlib.contextmanager
-def open_to_read(directory: Path, name: str = NEWEST) -> Iterator[ocp.CheckpointManager]:
+def open_to_read(directory: Path, name: str = NEWEST, once: bool = False) -> Iterator[ocp.CheckpointManager]:
     """Yields a manager that changes nothing: the run may be training, and its next checkpoint half written.
+
+    Args:
+        directory: of the run.
+        name: `NEWEST` or `BEST`.
+        once: nobody will read it again soon.
 
     Raises:
         UserError: there is no checkpoint.
@@ -65,11 +72,21 @@ def open_to_read(directory: Path, name: str = NEWEST) -> Iterator[ocp.Checkpoint
     if not on_first((directory / name).is_dir):
         raise UserError(f"{directory} holds no checkpoint")
     options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
-    manager = ocp.CheckpointManager(directory.absolute() / name, options=options, handler_registry=registry())
+    manager = ocp.CheckpointManager(
+        directory.absolute() / name, options=options, handler_registry=registry(directory, once)
+    )
     try:
         yield manager
     finally:
         manager.close()
+
+
+def _manager(directory: Path, name: str, once: bool, **options: Any) -> ocp.CheckpointManager:  # noqa: ANN401
+    return ocp.CheckpointManager(
+        directory.absolute() / name,
+        options=ocp.CheckpointManagerOptions(**options),
+        handler_registry=registry(directory, once),
+    )
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
@@ -149,7 +166,7 @@ def restore_before(directory: Path, step: int, abstract: TrainState, mesh: Mesh)
     """Returns the newest sound state of at most `step` steps, or None; changes nothing (see `restore_newest`)."""
     if not saved_steps(directory):
         return None
-    with open_to_read(directory) as manager:
+    with open_to_read(directory, once=True) as manager:
         return _newest_sound(manager, [s for s in _steps(manager) if s <= step], abstract, mesh)[0]
 
 

@@ -11,32 +11,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from configs.errors import UserError
+from tests.damage import flip_a_bit, largest_file
 from tests.faults.contract import Fault, Outcome
 from tests.faults.tiny_run import EVERY, STEPS, same, settings_of, train
 from train.checkpoint import NEWEST, inspect, open_manager, saved_steps
 from train.metrics import console, read_records
 from train.run import claim
 
-_SMALL = 16384  # bytes that a file may have on the full disk; what the leaves are in has more
-
-
-def _largest(step: Path) -> Path:
-    return max((path for path in step.rglob("d/*") if path.is_file()), key=lambda path: path.stat().st_size)
+_SMALL = 10240  # bytes that a file may have on the full disk; the largest leaf has more
 
 
 def _truncate(step: Path) -> None:
-    os.truncate(_largest(step), 10)
+    os.truncate(largest_file(step), 10)
 
 
 def _delete(step: Path) -> None:
-    _largest(step).unlink()
-
-
-def _flip(step: Path) -> None:
-    file = _largest(step)
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
+    largest_file(step).unlink()
 
 
 def _damaged(damage: Callable[[Path], None], names_leaf: bool) -> Callable[[Path, bool], Outcome]:
@@ -165,7 +155,7 @@ def _two_runs(directory: Path, short: bool) -> Outcome:
 FAULTS = (
     Fault("checkpoint truncated", _damaged(_truncate, names_leaf=False)),
     Fault("checkpoint file deleted", _damaged(_delete, names_leaf=False)),
-    Fault("checkpoint byte flipped", _damaged(_flip, names_leaf=True)),
+    Fault("checkpoint byte flipped", _damaged(flip_a_bit, names_leaf=True)),
     Fault("disk full", _disk_full),
     Fault("directory read-only", _read_only_directory),
     Fault("two runs in one directory", _two_runs),

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.damage import flip_a_bit
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     "--config.batch_size=8", "--config.sequence_length=32", "--config.model.embed_dim=32",
@@ -131,11 +133,7 @@ def test_it_goes_on_on_another_mesh(text, tmp_path):
 def test_a_flipped_bit_is_found_and_the_step_before_is_used(text, foundation, tmp_path):
     workdir = tmp_path / "damaged"
     subprocess.run(["cp", "-r", str(foundation), str(workdir)], check=True)
-    files = [p for p in (workdir / "checkpoints" / "40" / "params").rglob("d/*") if p.is_file()]
-    largest = max(files, key=lambda p: p.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
+    flip_a_bit(workdir / "checkpoints" / "40" / "params")
     done = command("evaluate", f"--checkpoint={workdir}", f"--text={text}", "--json")
     assert "checkpoint 40 is damaged" in done.stderr and json.loads(done.stdout)["tokens"] > 0
     resumed = pretrain(text, workdir)
@@ -151,11 +149,7 @@ def test_checkpoints_are_listed_verified_compared_and_pruned(foundation, tmp_pat
     assert "checkpoints" in listed and " 30 " in listed and " 40 " in listed
     assert command("checkpoint_files", "verify", str(workdir)).stdout.count("sound") == 2
     assert "are the same, bit for bit" in command("checkpoint_files", "diff", str(workdir), str(foundation)).stdout
-    files = [p for p in (workdir / "checkpoints" / "40" / "params").rglob("d/*") if p.is_file()]
-    largest = max(files, key=lambda p: p.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
+    flip_a_bit(workdir / "checkpoints" / "40" / "params")
     found = command("checkpoint_files", "verify", str(workdir), check=False)
     assert found.returncode == 1 and "checkpoints/40: checksum differs: params/" in found.stderr
     # The newest is damaged, so the only sound one stays.

@@ -27,6 +27,7 @@ from model.heads import unembedding
 from model.huggingface_config import architecture_of
 from model.losses import logits
 from model.transformer import backbone
+from tests.damage import flip_a_bit
 from train import run as runs
 from train.export_hf import export_hf
 from train.finetune import finetune
@@ -287,10 +288,7 @@ def test_a_pickle_needs_torch(tmp_path):
 
 def test_a_damaged_checkpoint_is_not_exported(tmp_path):
     import_hf(str(source("llama3", tmp_path)), tmp_path / "run")
-    largest = max((tmp_path / "run" / "checkpoints").rglob("d/*"), key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
+    flip_a_bit(tmp_path / "run" / "checkpoints" / "0" / "params")
     with pytest.raises(UserError, match="checkpoint 0 is damaged") as caught:
         export_hf(tmp_path / "run", tmp_path / "out")
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()

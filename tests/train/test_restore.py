@@ -9,6 +9,7 @@ from conftest import init, mesh_of, tiny_model
 from configs import default
 from configs.errors import UserError
 from model.heads import language_model
+from tests.damage import flip_a_bit
 from train import checkpoint, orbax_items
 from train.checksums import checksums
 from train.optimizer import make_optimizer
@@ -84,11 +85,7 @@ def test_a_flipped_bit_is_found(tmp_path, capsys):
     mesh = mesh_of()
     first = state_on(mesh)
     save(tmp_path, first, state_on(mesh, 5), mesh=mesh)
-    files = [path for path in (tmp_path / "checkpoints" / "5" / "params").rglob("d/*") if path.is_file()]
-    largest = max(files, key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
+    flip_a_bit(tmp_path / "checkpoints" / "5" / "params")
     assert_same(restore(tmp_path, first, mesh), first)
     assert "checkpoint 5 is damaged (checksum differs: params/" in capsys.readouterr().err.replace("\n", " ")
     assert [path.name.split("-")[0] for path in (tmp_path / "damaged").iterdir()] == ["5"]

@@ -1,0 +1,16 @@
+"""Damages a checkpoint on disk, as a bad disk or a hand would."""
+
+from pathlib import Path
+
+
+def largest_file(directory: Path) -> Path:
+    """Returns the file with the largest leaf of a checkpoint: the leaf's bytes and nothing else."""
+    return max((path for path in directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip_a_bit(directory: Path) -> None:
+    """Changes one bit in the middle of a checkpoint's largest leaf."""
+    file = largest_file(directory)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
