@@ -5,9 +5,11 @@ seconds with the same line instead of waiting in a collective for one that is go
 """
 
 import contextlib
+import ctypes
 import itertools
 import json
 import os
+import signal
 import threading
 import time
 import traceback
@@ -142,7 +144,19 @@ def _join(timeout: int, preemptible: bool) -> bool:
     finally:
         started.set()
     console.quiet = not is_first()
-    return _client() is not None
+    if _client() is None:
+        return False
+    # Python's own handlers wait for the main thread, which an abort never lets run.
+    ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+    return True
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_abort(_: int) -> None:
+    """Has the last word where JAX aborts: it does, with a stack trace, when process 0 and its service are gone."""
+    if is_first():
+        end("JAX ended this process, for what it says above", 1)
+    end("JAX ended this process, most likely because process 0 is gone; run the same command again to go on", 1)
 
 
 def _check_number() -> None:

@@ -278,3 +278,16 @@ def test_a_cluster_that_cannot_be_joined_is_one_line(environment, expected):
     errors = [line for line in done.stderr.splitlines() if line.startswith("rootstock: error:")]
     assert done.returncode == 1 and len(errors) == 1 and expected in errors[0], done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_process_that_jax_aborts_has_a_last_word():
+    code = (
+        "import ctypes, os, signal\n"
+        "from train import distributed\n"
+        "distributed.jax_distributed.global_state.process_id = 1\n"
+        "ctypes.CDLL(None).signal(signal.SIGABRT, distributed._on_abort)\n"
+        "os.abort()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("rootstock: error: JAX ended this process, most likely")
