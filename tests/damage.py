@@ -5,7 +5,8 @@ from pathlib import Path
 
 def largest_file(directory: Path) -> Path:
     """Returns the file with the largest leaf of a checkpoint: the leaf's bytes and nothing else."""
-    return max((path for path in directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    leaves = (path for path in directory.rglob("*") if path.is_file() and path.name[0].isdecimal())
+    return max(leaves, key=lambda path: path.stat().st_size)
 
 
 def flip_a_bit(directory: Path) -> None:

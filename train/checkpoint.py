@@ -21,6 +21,7 @@ from configs.errors import UserError
 from model.transformer import Params
 from train.checksums import checksums, leaf_paths
 from train.distributed import on_first
+from train.manifest import compare_leaves, describe, leaves_of
 from train.mesh import replicated
 from train.metrics import console
 from train.orbax_items import GROUPS, registry
@@ -181,7 +182,7 @@ def _newest_sound(
         if manifest is None:
             damage = "its manifest cannot be read"
         else:
-            _compare(f"{manager.directory}/{step}", manifest["leaves"], describe(abstract))
+            compare_leaves(f"{manager.directory}/{step}", manifest["leaves"], describe(abstract))
             items = {group: getattr(abstract, group) for group in GROUPS}
             read, damage = _read(manager, step, items)
             if not damage:
@@ -223,7 +224,7 @@ def restore_params(
                 prefixes = tuple(f"params/{group}/" for group in groups)
                 theirs = {k: v for k, v in manifest["leaves"].items() if k.startswith(prefixes)}
                 expected = describe(TrainState(None, wanted, None))  # type: ignore[arg-type]
-                _compare(f"{manager.directory}/{step}", theirs, expected)
+                compare_leaves(f"{manager.directory}/{step}", theirs, expected)
                 read, damage = _read(manager, step, {"params": wanted})
                 damage = damage or _damage(theirs, TrainState(None, read["params"], None), mesh)  # type: ignore[arg-type]
             if not damage:
@@ -252,7 +253,7 @@ def open_sound(directory: Path, abstract_params: Params, mesh: Mesh, name: str) 
             damage = "its manifest cannot be read"
             if manifest is not None:
                 theirs = {k: v for k, v in manifest["leaves"].items() if k.startswith("params/")}
-                _compare(f"{manager.directory}/{step}", theirs, describe(TrainState(None, abstract_params, None)))  # type: ignore[arg-type]
+                compare_leaves(f"{manager.directory}/{step}", theirs, describe(TrainState(None, abstract_params, None)))  # type: ignore[arg-type]
                 read = partial(_read_leaf, manager, step, wanted)
                 damage = next(filter(None, (_leaf_damage(read, path, theirs, mesh) for path in wanted)), "")
             if not damage:
@@ -382,32 +383,6 @@ def _restore(manager: ocp.CheckpointManager, step: int, arguments: dict[str, Any
     with contextlib.suppress(AssertionError):
         multihost_utils.sync_global_devices("rootstock: a checkpoint cannot be read")
     return {}, fault
-
-
-def leaves_of(state: TrainState) -> dict[str, Any]:
-    """Returns {path: leaf} of what a checkpoint holds of a state."""
-    return leaf_paths({group: getattr(state, group) for group in GROUPS})
-
-
-def describe(state: TrainState, sums: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    """Returns {path: {"shape", "dtype", "checksum"}} of the state's arrays; the checksum only where given."""
-    return {
-        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} | ({"checksum": sums[path]} if sums else {})
-        for path, leaf in leaves_of(state).items()
-    }
-
-
-def _compare(where: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Raises UserError listing leaves that are missing, unexpected, or of another shape or dtype."""
-    faults = [f"missing: {path}" for path in ours if path not in theirs]
-    faults += [f"unexpected: {path}" for path in theirs if path not in ours]
-    for path in ours.keys() & theirs.keys():
-        a, b = theirs[path], ours[path]
-        if (a["shape"], a["dtype"]) != (b["shape"], b["dtype"]):
-            faults.append(f"{path} is {a['dtype']}{a['shape']}, the model has {b['dtype']}{b['shape']}")
-    if faults:
-        shown = "; ".join(sorted(faults)[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
-        raise UserError(f"{where} does not match the model: {shown}")
 
 
 def _damage(leaves: dict[str, Any], state: TrainState, mesh: Mesh) -> str:

@@ -277,7 +277,7 @@ _TRAIN = (
         f"{_RESTORE}test_a_checksum_sees_every_change",
     ),
     Mutant(
-        "shapes of a checkpoint are not compared", "train/checkpoint.py",
+        "shapes of a checkpoint are not compared", "train/manifest.py",
         'if (a["shape"], a["dtype"]) != (b["shape"], b["dtype"]):',
         "if a is None:", f"{_RESTORE}test_another_model_is_refused_by_the_leaf",
     ),

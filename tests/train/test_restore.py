@@ -12,6 +12,7 @@ from model.heads import language_model
 from tests.damage import flip_a_bit
 from train import checkpoint, orbax_items
 from train.checksums import checksums
+from train.manifest import leaves_of
 from train.optimizer import make_optimizer
 from train.settings import from_config
 from train.step import TrainState, state_shardings
@@ -96,14 +97,14 @@ def test_a_checksum_sees_every_change():
 
     def checksum(*values):
         state = TrainState(None, {"x": jnp.asarray(values, jnp.float32)}, None)
-        return checksums(checkpoint.leaves_of(state), mesh)["params/x"]
+        return checksums(leaves_of(state), mesh)["params/x"]
 
     assert checksum(1, 2, 3, 4) == checksum(1, 2, 3, 4)
     others = {checksum(1, 2, 4, 3), checksum(1, 2, 3, 5), checksum(2, 1, 3, 4), checksum(1, 3, 2, 4)}
     assert len(others | {checksum(1, 2, 3, 4)}) == 5
     split = jax.device_put(jnp.arange(8.0), jax.sharding.NamedSharding(mesh_of(fsdp=8), jax.P("fsdp")))
     state = TrainState(None, {"x": split}, None)
-    assert checksums(checkpoint.leaves_of(state), mesh_of(fsdp=8))["params/x"] == checksum(*range(8))
+    assert checksums(leaves_of(state), mesh_of(fsdp=8))["params/x"] == checksum(*range(8))
 
 
 def test_another_model_is_refused_by_the_leaf(tmp_path):
