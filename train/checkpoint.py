@@ -43,12 +43,8 @@ def open_manager(
         name: `NEWEST` or `BEST`.
         keep_period: steps that it divides stay too; 0: none.
     """
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, keep_period=keep_period or None, enable_async_checkpointing=True, cleanup_tmp_directories=True
-    )
-    manager = ocp.CheckpointManager(
-        directory.absolute() / name, options=options, handler_registry=registry(directory, True)
-    )
+    options = {"enable_async_checkpointing": True, "cleanup_tmp_directories": True}
+    manager = _manager(directory, name, True, max_to_keep=keep, keep_period=keep_period or None, **options)
     try:
         yield manager
         wait(manager)
@@ -72,10 +68,7 @@ def open_to_read(directory: Path, name: str = NEWEST, once: bool = False) -> Ite
     """
     if not on_first((directory / name).is_dir):
         raise UserError(f"{directory} holds no checkpoint")
-    options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
-    manager = ocp.CheckpointManager(
-        directory.absolute() / name, options=options, handler_registry=registry(directory, once)
-    )
+    manager = _manager(directory, name, once, read_only=True, create=False, save_interval_steps=0)
     try:
         yield manager
     finally:

@@ -33,23 +33,27 @@ def _can_pass_cache(directory: Path) -> bool:
 
 
 class Arrays(ocp.PyTreeCheckpointHandler):
-    """Orbax's own: a file a leaf, or a shard, as its bytes are, with a bound on what is read at once."""
+    """Orbax's own: a file a leaf, its bytes as they are, or OCDBT's of many processes; bounds what is read at once."""
 
     def __init__(self, direct: bool, concurrent_bytes: float | None = None) -> None:
         """Reads past the page cache or through it; bounds reading by bytes, or by Orbax's default of 96 GB."""
         concurrent: Any = concurrent_bytes and concurrent_bytes / 1e9
+        # OCDBT copies each leaf into a file of many. Without it, a pod's devices write a file a leaf and device.
+        ocdbt = jax.process_count() > 1
         handler = _ReadDirectly() if direct else ocp.type_handlers.ArrayHandler()
         super().__init__(
-            # Compression saves 8 % of float32 weights and halves the speed. So does OCDBT, a file of many leaves.
+            # Compression saves 8 % of float32 weights and halves the speed.
             use_compression=False,
-            use_ocdbt=False,
+            use_ocdbt=ocdbt,
             restore_concurrent_gb=concurrent,
             type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, handler)),
         )
-        self._direct, self._bounded = direct, concurrent_bytes is not None
+        self._direct, self._ocdbt, self._bounded = direct, ocdbt, concurrent_bytes is not None
 
     def finalize(self, directory: Any) -> None:  # noqa: ANN401 - as Orbax has it
-        """Does nothing: what Orbax merges here, and warns of where it is missing, are the processes' OCDBT files."""
+        """Merges the processes' OCDBT files; Orbax warns where there are none."""
+        if self._ocdbt:
+            super().finalize(directory)
 
     def restore(self, directory: Any, args: Any) -> Any:  # noqa: ANN401 - as Orbax has it
         """Reads a quarter of the arrays at once, or the largest: Orbax refuses one beyond its bound."""
