@@ -1,0 +1,116 @@
+"""Golden files: the losses of four small runs, and a run directory that later versions must still read."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from data.packing import PackedRows
+from data.store import open_store
+from data.tokenizer import load_tokenizer
+from golden import recipes
+from train import checkpoint
+from train import run as runs
+from train.mesh import single_device_mesh
+from train.pretrain import pretrain
+
+LOSSES = Path(__file__).parent / "golden" / "losses"
+TOLERANCE = 1e-6
+JAX_VERSION = ".".join(jax.__version__.split(".")[:2])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("golden")
+    recipes.write_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def foundation(data):
+    recipes.pretrain_tiny(data, data / "adamw")
+    return data / "adamw"
+
+
+def golden_file(name):
+    """The losses of this minor version of JAX where they differ from those of the other versions."""
+    specific = LOSSES / f"{name}-jax-{JAX_VERSION}.txt"
+    return specific if specific.exists() else LOSSES / f"{name}.txt"
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "lora", "chat"])
+def test_losses_equal_the_golden_file(name, data, foundation, request):
+    workdir = data / name
+    if name == "muon":
+        recipes.pretrain_tiny(data, workdir, **{"optimizer.name": "muon", "mesh.data": 2, "mesh.fsdp": 4})
+    elif name == "lora":
+        recipes.finetune_lora(data, foundation, workdir)
+    elif name == "chat":
+        recipes.finetune_chat(data, foundation, workdir)
+    found = recipes.losses(workdir)
+    assert len(found) == recipes.STEPS
+    path = golden_file(name)
+    if request.config.getoption("--update-goldens"):
+        path.write_text("".join(f"{step} {loss:.9f}\n" for step, loss in found))
+    expected = [(int(step), float(loss)) for step, loss in map(str.split, path.read_text().splitlines())]
+    wrong = [
+        f"step {step}: {loss:.9f}, expected {golden:.9f}"
+        for (step, loss), (_, golden) in zip(found, expected, strict=True)
+        if abs(loss - golden) > TOLERANCE
+    ]
+    assert not wrong, (
+        f"{path.name}: the losses changed: {'; '.join(wrong[:3])}. If the change is meant to alter initialization, "
+        "data order, optimizer or loss, say so in the commit and run pytest tests/test_golden.py --update-goldens; "
+        "if it is a refactoring, it has a bug. If only another minor version of JAX differs, write "
+        f"{path.stem}-jax-X.Y.txt."
+    )
+
+
+RUNS = Path(__file__).parent / "golden" / "runs"
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A copy of the golden foundation and of the adapter fine-tuned from it, whose lineage has an absolute path."""
+    folder = tmp_path_factory.mktemp("stored") / "runs"
+    shutil.copytree(RUNS, folder)
+    record = folder / "adapter" / "run.json"
+    record.write_text(record.read_text().replace("GOLDEN_RUNS", str(folder)))
+    return folder
+
+
+
+def test_golden_runs_are_still_read(stored):
+    """A change of the format of run.json, manifest, checkpoint or tokenizer must keep reading what exists."""
+    mesh = single_device_mesh()
+    foundation, adapter = (runs.read_record(stored / name) for name in ("foundation", "adapter"))
+    assert (foundation.stage, adapter.stage) == ("pretrain", "finetune")
+    assert adapter.task["classes"] == ["even", "odd"]
+    for name, record in (("foundation", foundation), ("adapter", adapter)):
+        objective = runs.objective_of(record, record.model)
+        assert set(runs.load_params(stored / name, objective, mesh)) >= set(objective.trained)
+        with checkpoint.open_to_read(stored / name) as manager:
+            assert checkpoint.inspect(manager, 2).damage == ""
+    assert load_tokenizer(stored / "adapter" / "tokenizer").decode([1, 102, 100, 119]) == "cat"
+
+
+def test_golden_store_is_still_read(stored):
+    store = open_store(stored / "foundation" / "store", "train")
+    assert store.fingerprint == runs.read_record(stored / "foundation").data_fingerprint
+    rows = PackedRows(store, 64).rows(np.arange(2))
+    text = load_tokenizer(stored / "foundation" / "store").decode(rows["tokens"][0].tolist())
+    assert text.startswith("away far mat on saw mat")
+
+
+def test_golden_run_resumes(stored, data):
+    """Steps 3 and 4 after the golden checkpoint of step 2 give the losses that the golden run logged."""
+    workdir = stored / "foundation"
+    expected = recipes.losses(workdir)[2:]
+    config = runs.read_record(workdir).config
+    config["data"]["path"] = str(data / "text.txt")
+    pretrain(config, workdir)
+    found = recipes.losses(workdir)[2:]
+    assert [step for step, _ in found] == [3, 4]
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in expected], abs=TOLERANCE)
