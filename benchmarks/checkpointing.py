@@ -22,11 +22,12 @@ from data.packing import PackedRows
 from data.store import store_from_documents
 from model.config import ModelConfig, model_config
 from model.heads import language_model, parameter_count
-from train import checkpoint
+from train.checkpoint.manager import open_manager
+from train.checkpoint.restore import restore_before
+from train.distributed.mesh import single_device_mesh
 from train.job import Job
 from train.loop import fit
-from train.mesh import single_device_mesh
-from train.metrics import read_records
+from train.run.history import read_records
 from train.settings import Settings, from_config
 from train.step import TrainState, make_program
 
@@ -126,12 +127,12 @@ def _speeds(model: ModelConfig, workdir: Path, rounds: int) -> None:
         block.write(np.random.default_rng(0).bytes(_CHUNK))
 
         def save() -> None:
-            with checkpoint.open_manager(workdir / "run", 1) as manager:
-                checkpoint.save(manager, state, mesh)
+            with open_manager(workdir / "run", 1) as manager:
+                save(manager, state, mesh)
             os.sync()
 
         def restore() -> TrainState:
-            found = checkpoint.restore_before(workdir / "run", 10, program.state, mesh)
+            found = restore_before(workdir / "run", 10, program.state, mesh)
             assert found is not None
             return jax.block_until_ready(found)
 

@@ -64,7 +64,8 @@ def rootstock(model: str, topology: str, chips: int) -> tuple[float, float]:
     """Returns (peak bytes a chip, wall seconds) of `rootstock plan`."""
     out, seconds = run(
         [
-            sys.executable, "-m", "train.plan", f"--config=configs/pretrain/llm.py:{model}", f"--topology={topology}",
+            sys.executable, "-m", "train", "plan",
+            f"--config=configs/pretrain/llm.py:{model}", f"--topology={topology}",
             f"--config.batch_size={chips}", "--config.sequence_length=2048", "--json",
         ],
         ROOT,

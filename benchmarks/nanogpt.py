@@ -227,7 +227,7 @@ def score_checkpoint() -> None:
 def run_rootstock(arguments: argparse.Namespace, work: Path) -> Result:
     """Returns Rootstock's side: the whole process of one `rootstock pretrain`, and its last evaluation."""
     command = [
-        *(sys.executable, "-m", "train.cli", "pretrain", "--config=configs/pretrain/shakespeare_char.py"),
+        *(sys.executable, "-m", "train", "pretrain", "--config=configs/pretrain/shakespeare_char.py"),
         f"--workdir={work.resolve()}",
         f"--config.data.path={arguments.text.resolve()}",
     ]

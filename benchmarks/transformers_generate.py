@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from model.sampling import Sampling, generate
-from train import run as runs
-from train.mesh import single_device_mesh
+from train.distributed.mesh import single_device_mesh
+from train.run.parameters import load_plain
+from train.run.record import read_record
 
 PROMPT, NEW = 16, 64
 # Reads a batch size a line and answers with the seconds of one call; the first call of a size warms up.
@@ -51,8 +52,8 @@ def main() -> None:
     ) as peer:
         if peer.stdout is None or peer.stdin is None or peer.stdout.readline() != "ready\n":
             sys.exit(f"{arguments.peer_python} cannot load {arguments.model}")
-        model = runs.read_record(Path(arguments.run)).model
-        params = runs.load_plain(Path(arguments.run), model, single_device_mesh(), ("backbone", "head"))
+        model = read_record(Path(arguments.run)).model
+        params = load_plain(Path(arguments.run), model, single_device_mesh(), ("backbone", "head"))
 
         def theirs(batch: int) -> float:
             peer.stdin.write(f"{batch}\n")

@@ -19,7 +19,7 @@ from jax.sharding import Mesh  # noqa: E402
 from configs import default  # noqa: E402
 from model.config import ModelConfig, model_config  # noqa: E402
 from model.sharding import MESH_AXES  # noqa: E402
-from train.mesh import make_mesh  # noqa: E402
+from train.distributed.mesh import make_mesh  # noqa: E402
 from train.settings import MeshSettings  # noqa: E402
 
 flags.FLAGS(["tests"])

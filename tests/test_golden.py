@@ -6,15 +6,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from golden import recipes
 
 from data.packing import PackedRows
 from data.store import open_store
 from data.tokenizer import load_tokenizer
-from golden import recipes
-from train import checkpoint
-from train import run as runs
-from train.mesh import single_device_mesh
-from train.pretrain import pretrain
+from train.checkpoint.manager import open_to_read
+from train.checkpoint.read import inspect
+from train.distributed.mesh import single_device_mesh
+from train.pretraining import pretrain
+from train.run.parameters import load_params, objective_of
+from train.run.record import read_record
 
 LOSSES = Path(__file__).parent / "golden" / "losses"
 TOLERANCE = 1e-6
@@ -81,24 +83,23 @@ def stored(tmp_path_factory):
     return folder
 
 
-
 def test_golden_runs_are_still_read(stored):
     """A change of the format of run.json, manifest, checkpoint or tokenizer must keep reading what exists."""
     mesh = single_device_mesh()
-    foundation, adapter = (runs.read_record(stored / name) for name in ("foundation", "adapter"))
+    foundation, adapter = (read_record(stored / name) for name in ("foundation", "adapter"))
     assert (foundation.stage, adapter.stage) == ("pretrain", "finetune")
     assert adapter.task["classes"] == ["even", "odd"]
     for name, record in (("foundation", foundation), ("adapter", adapter)):
-        objective = runs.objective_of(record, record.model)
-        assert set(runs.load_params(stored / name, objective, mesh)) >= set(objective.trained)
-        with checkpoint.open_to_read(stored / name) as manager:
-            assert checkpoint.inspect(manager, 2).damage == ""
+        objective = objective_of(record, record.model)
+        assert set(load_params(stored / name, objective, mesh)) >= set(objective.trained)
+        with open_to_read(stored / name) as manager:
+            assert inspect(manager, 2).damage == ""
     assert load_tokenizer(stored / "adapter" / "tokenizer").decode([1, 102, 100, 119]) == "cat"
 
 
 def test_golden_store_is_still_read(stored):
     store = open_store(stored / "foundation" / "store", "train")
-    assert store.fingerprint == runs.read_record(stored / "foundation").data_fingerprint
+    assert store.fingerprint == read_record(stored / "foundation").data_fingerprint
     rows = PackedRows(store, 64).rows(np.arange(2))
     text = load_tokenizer(stored / "foundation" / "store").decode(rows["tokens"][0].tolist())
     assert text.startswith("away far mat on saw mat")
@@ -108,7 +109,7 @@ def test_golden_run_resumes(stored, data):
     """Steps 3 and 4 after the golden checkpoint of step 2 give the losses that the golden run logged."""
     workdir = stored / "foundation"
     expected = recipes.losses(workdir)[2:]
-    config = runs.read_record(workdir).config
+    config = read_record(workdir).config
     config["data"]["path"] = str(data / "text.txt")
     pretrain(config, workdir)
     found = recipes.losses(workdir)[2:]

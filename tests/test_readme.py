@@ -21,7 +21,7 @@ def test_the_readmes_commands_run(tmp_path):
     environment.pop("XLA_FLAGS", None)
     binaries = tmp_path / ".venv" / "bin"
     binaries.mkdir(parents=True)
-    for name, arguments in (("python", ""), ("rootstock", "-m train.cli ")):
+    for name, arguments in (("python", ""), ("rootstock", "-m train ")):
         (binaries / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments}"$@"\n')
         (binaries / name).chmod(0o755)
     for block in commands:

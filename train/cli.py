@@ -31,8 +31,6 @@ COMMANDS = {
     "scaling": "a ladder of small runs -> the model size and the tokens that a compute budget calls for",
     "demo": "all of it, on this machine's own Python documentation",
 }
-# Commands whose own name is that of what they are made of.
-_MODULES = {"checkpoint": "checkpoint_files"}
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -48,14 +46,14 @@ def main(argv: list[str] | None = None) -> None:
     name = arguments[0]
     if name not in COMMANDS:
         end(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; commands: {', '.join(COMMANDS)}", 2)
-    command = importlib.import_module(f"train.{_MODULES.get(name, name.replace('-', '_'))}")
+    command = importlib.import_module(f"train.commands.{name.replace('-', '_')}")
     values = parse(name, command, arguments[1:])
     # Grain's worker processes read absl's global flags.
     flags.FLAGS(["rootstock"])
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         if getattr(command, "MULTI_PROCESS", False):
-            from train.distributed import run_together
+            from train.distributed.processes import run_together
 
             run_together(lambda: command.run(values), preemptible=getattr(command, "PREEMPTIBLE", False))
         else:
@@ -149,7 +147,3 @@ def _help(name: str, command: ModuleType, values: flags.FlagValues) -> str:
         note = "required" if flag.name in required else f"default {flag.default!r}" if flag.default else ""
         lines.append(f"  --{flag.name}  {flag.help}{f' ({note})' if note else ''}")
     return "\n".join([f"rootstock {name}: {(command.__doc__ or '').strip()}", "", "flags:", *lines])
-
-
-if __name__ == "__main__":
-    main()

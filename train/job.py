@@ -8,7 +8,7 @@ import jax
 from data.loader import Rows
 from model.heads import Objective
 from model.transformer import Params
-from train.metrics import console
+from train.console import console
 from train.settings import Settings
 from train.step import Program, TrainState
 

@@ -10,16 +10,22 @@ from jax.sharding import Mesh
 
 from data.loader import BatchFunction, train_batches
 from model.transformer import Params
-from train import checkpoint, goodput, preemption, watchdog
-from train.distributed import is_first, on_first
+from train.checkpoint.manager import BEST, open_manager, wait
+from train.checkpoint.restore import restore_newest, restore_params
+from train.checkpoint.save import save, save_best
+from train.console import console, progress
+from train.distributed import preemption, watchdog
+from train.distributed.mesh import check_host_memory
+from train.distributed.placement import local_places, put_batch
+from train.distributed.processes import is_first, on_first
+from train.early_stopping import resume_selection
 from train.job import Job, first_state
-from train.mesh import check_host_memory, local_places, put_batch
-from train.metrics import console, open_writer, progress, read_records
-from train.selection import resume_selection
+from train.reporter import Diverged, Watch
+from train.run import goodput
+from train.run.history import open_writer, read_records
+from train.run.rollback import roll_back, skipped_batches
 from train.settings import Settings
-from train.skipped import roll_back, skipped_batches
 from train.step import Program, TrainState, make_program
-from train.watch import Diverged, Watch
 
 
 def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
@@ -40,17 +46,13 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
         # First in, last out: what ends a run may hang too.
         stack.enter_context(watchdog.watching(settings.faults.hang_seconds, workdir))
         manager = stack.enter_context(
-            checkpoint.open_manager(workdir, settings.checkpoint.keep, keep_period=settings.checkpoint.keep_period)
+            open_manager(workdir, settings.checkpoint.keep, keep_period=settings.checkpoint.keep_period)
         )
-        best = (
-            stack.enter_context(checkpoint.open_manager(workdir, 1, checkpoint.BEST))
-            if settings.checkpoint.best
-            else None
-        )
+        best = stack.enter_context(open_manager(workdir, 1, BEST)) if settings.checkpoint.best else None
         failed_step = None
         while True:
             with goodput.measure(began) as spent:
-                restored = checkpoint.restore_newest(manager, program.state, mesh)
+                restored = restore_newest(manager, program.state, mesh)
                 state = first_state(job, settings, program, restored)
                 if failed_step is not None:
                     _say_back(job.title, roll_back(workdir, int(state.step), failed_step))
@@ -63,9 +65,9 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
                     failed_step = error.step
             began = time.perf_counter()
             # Here the error is gone, whose traceback held the state.
-            checkpoint.wait(manager)
+            wait(manager)
     if settings.checkpoint.best:
-        trained = checkpoint.restore_params(workdir, program.state.params, mesh, job.objective.trained, checkpoint.BEST)
+        trained = restore_params(workdir, program.state.params, mesh, job.objective.trained, BEST)
         state = state._replace(params=trained)
     return state.all_params
 
@@ -115,7 +117,7 @@ def _train(
                     watchdog.tick(f"the evaluation of step {step}")
                     watch.evaluated(step, figures)
                     if selection.take(figures) and best is not None:
-                        checkpoint.save_best(best, state, mesh)
+                        save_best(best, state, mesh)
             preempted = notified(step)
             ends = last or selection.stops or preempted
             if due(step) or ends:
@@ -158,9 +160,9 @@ def _save(watch: Watch, manager: Any, state: TrainState, mesh: Mesh, ends: bool)
     """Starts saving a state, and waits for the last one; none amid skipped steps, where a roll-back shall not end."""
     with watch.outside_steps("checkpoint"):
         if ends or not watch.in_a_row:
-            checkpoint.save(manager, state, mesh)
+            save(manager, state, mesh)
         if ends:
-            checkpoint.wait(manager)
+            wait(manager)
 
 
 def _say_back(title: str, entry: dict[str, int]) -> None:

@@ -8,7 +8,6 @@ and may be training meanwhile.
 
 import contextlib
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from jax.sharding import Mesh
-from rich.markup import escape
-from rich.table import Table
 
 from configs.errors import UserError
 from data.loader import BatchFunction, batch_number, train_batches
@@ -27,49 +23,23 @@ from data.packing import PackedRows
 from data.store import is_store, open_store
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.sharding import MESH_AXES
-from train import checkpoint
-from train import run as runs
-from train.distributed import is_first, on_first
-from train.document_losses import Document, document_losses
-from train.finetune import make_graft
+from train.checkpoint.manager import open_to_read, saved_steps
+from train.checkpoint.restore import restore_before
+from train.console import progress
+from train.distributed.mesh import apply_xla_flags, check_batch, make_mesh, spread_mesh
+from train.distributed.placement import local_places, put_batch
+from train.distributed.processes import on_first
+from train.evaluation.document_losses import document_losses
+from train.finetuning.run import make_graft
 from train.job import Job, first_state
-from train.mesh import apply_xla_flags, check_batch, local_places, make_mesh, put_batch, spread_mesh
-from train.metrics import finite, progress, read_records, results_console, visible
-from train.pretrain import job_of
+from train.pretraining import job_of
+from train.run.history import read_records
+from train.run.parameters import objective_of
+from train.run.record import RunRecord, read_record, with_execution
+from train.run.rollback import skipped_batches
 from train.settings import MeshSettings, Settings, from_config
-from train.skipped import skipped_batches
 from train.step import make_program
-from train.tasks.contract import load
-
-REQUIRED = ("workdir", "step")
-MULTI_PROCESS = True
-_SHOWN_CHARACTERS = 160
-
-
-def define_flags(values: flags.FlagValues) -> None:
-    """Adds this command's flags to `values`."""
-    flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=values)
-    flags.DEFINE_integer("step", None, "Which step, counted from 1 as metrics.jsonl does.", flag_values=values)
-    text = "The run's data, where they are not at its config.data.path any more."
-    flags.DEFINE_string("data", "", text, flag_values=values)
-    flags.DEFINE_integer("documents", 5, "Worst documents to show.", lower_bound=0, flag_values=values)
-    flags.DEFINE_boolean("json", False, "Print JSON.", flag_values=values)
-
-
-def run(values: flags.FlagValues) -> None:
-    """Runs the command; ends with 1 where the loss is not the logged one, but for a mesh of another size."""
-    found = replay(Path(values.workdir), values.step, values.data)
-    if is_first():
-        if values.json:
-            shown = found | {"documents": [d._asdict() for d in found["documents"][: values.documents]]}
-            print(json.dumps(jax.tree.map(finite, shown), ensure_ascii=False, indent=1))
-        else:
-            _show(found, values.documents)
-    if found["equal"] is False and not _elsewhere(found):
-        raise UserError(
-            f"{values.workdir}: step {values.step} has the loss {found['loss']!r}, {found['logged_loss']!r} is logged; "
-            "equal bits need the machine, the JAX and the config.mesh of the run"
-        )
+from train.tasks.task import load
 
 
 def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
@@ -85,7 +55,7 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
     Raises:
         UserError: no run, no such step, or what it was made from is gone or changed.
     """
-    record = runs.read_record(workdir)
+    record = read_record(workdir)
     settings = from_config(record.config)
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=data or settings.data.path))
     records = read_records(workdir)
@@ -99,7 +69,7 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
     with contextlib.ExitStack() as stack, jax.set_mesh(mesh):
         job, tokenizer, by_token, source_of = _job(workdir, record, settings, mesh, step)
         program = make_program(job.objective, settings, mesh)
-        state = first_state(job, settings, program, checkpoint.restore_before(workdir, step - 1, program.state, mesh))
+        state = first_state(job, settings, program, restore_before(workdir, step - 1, program.state, mesh))
         start = int(state.step)
         _check_one_version(record, start, step)
         skipped = skipped_batches(workdir)
@@ -139,10 +109,10 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
 
 def _saved_on(workdir: Path, step: int) -> dict[str, int] | None:
     """Returns {axis: devices} of the mesh that saved the first sound checkpoint of at least `step` steps, or None."""
-    later = on_first(lambda: sorted(saved for saved in checkpoint.saved_steps(workdir) if saved >= step))
+    later = on_first(lambda: sorted(saved for saved in saved_steps(workdir) if saved >= step))
     if not later:
         return None
-    with checkpoint.open_to_read(workdir) as manager:
+    with open_to_read(workdir) as manager:
         for saved in later:
             # Orbax raises a dozen types for a damaged file.
             with contextlib.suppress(Exception):
@@ -151,14 +121,14 @@ def _saved_on(workdir: Path, step: int) -> dict[str, int] | None:
     return None
 
 
-def _mesh(record: runs.RunRecord, settings: Settings, saved_on: dict[str, int] | None) -> Mesh:
+def _mesh(record: RunRecord, settings: Settings, saved_on: dict[str, int] | None) -> Mesh:
     """Returns the mesh that did the step, or, on another number of devices, the config's or what the devices can be."""
     if saved_on is not None and math.prod(saved_on.values()) == jax.device_count() and set(saved_on) == set(MESH_AXES):
         return make_mesh(MeshSettings(**saved_on))
     try:
         return make_mesh(settings.mesh)
     except UserError:
-        return spread_mesh(jax.eval_shape(runs.objective_of(record, record.model).init, jax.random.key(0)))
+        return spread_mesh(jax.eval_shape(objective_of(record, record.model).init, jax.random.key(0)))
 
 
 def _elsewhere(found: dict[str, Any]) -> bool:
@@ -167,7 +137,7 @@ def _elsewhere(found: dict[str, Any]) -> bool:
 
 
 def _job(
-    workdir: Path, record: runs.RunRecord, settings: Settings, mesh: Mesh, step: int
+    workdir: Path, record: RunRecord, settings: Settings, mesh: Mesh, step: int
 ) -> tuple[Job, Tokenizer, bool, Callable[[int], str]]:
     """Returns (what the run trains, its tokenizer, whether each token has a loss of its own, number -> its source)."""
     parent = Path(record.lineage[-1]["directory"]) if record.lineage else None
@@ -182,7 +152,7 @@ def _job(
             raise UserError(f"{settings.data.path}, the data of {workdir}, is no token store; legal: --data=STORE")
         store = open_store(path, "train")
         _check_data(workdir, record, store.fingerprint, step)
-        model = runs.with_execution(record.model, settings.model)
+        model = with_execution(record.model, settings.model)
         rows = PackedRows(store, settings.sequence_length)
         tokenizer = load_tokenizer(workdir / "tokenizer")
         return (
@@ -196,13 +166,13 @@ def _job(
     _check_data(workdir, record, graft.record.data_fingerprint, step)
     graft = graft.referenced()
     task = load(record.task["name"])
-    job = graft.job("replay", runs.objective_of(graft.record, graft.record.model), parent, evaluate)
+    job = graft.job("replay", objective_of(graft.record, graft.record.model), parent, evaluate)
     examples = graft.parts["train"].examples
     by_token = task.language and not task.reference
     return job, graft.tokenizer, by_token, lambda n: f"row {examples[n].row} of {settings.data.path}"
 
 
-def _check_data(workdir: Path, record: runs.RunRecord, fingerprint: str, step: int) -> None:
+def _check_data(workdir: Path, record: RunRecord, fingerprint: str, step: int) -> None:
     """Raises UserError where the data are not those that the step read."""
     accepted = (change["before"] for change in record.data_changes if step <= change["step"])
     then = next(accepted, record.data_fingerprint)
@@ -213,7 +183,7 @@ def _check_data(workdir: Path, record: runs.RunRecord, fingerprint: str, step: i
         )
 
 
-def _check_one_version(record: runs.RunRecord, start: int, step: int) -> None:
+def _check_one_version(record: RunRecord, start: int, step: int) -> None:
     """Raises UserError where the data changed amid the steps that are done again."""
     for change in record.data_changes:
         if start < change["step"] < step:
@@ -221,39 +191,3 @@ def _check_one_version(record: runs.RunRecord, start: int, step: int) -> None:
                 f"the data changed after step {change['step']}, whose checkpoint is gone: from step {start} on, "
                 f"step {step} cannot be done again"
             )
-
-
-def _show(found: dict[str, Any], count: int) -> None:
-    """Prints a step for people."""
-    documents: list[Document] = found["documents"]
-    verdict = {None: "not logged", True: "logged the same, bit for bit", False: f"logged {found['logged_loss']!r}"}
-    skipped = "; the step was skipped" if found["skipped"] else ""
-    size, saved_size = (math.prod((found[name] or {}).values()) for name in ("mesh", "saved_on"))
-    where = f" on {size} device(s), done first on {saved_size}, which promises about 1e-5, not the bit"
-    out = results_console()
-    out.print(
-        f"step {found['step']}: loss {found['loss']!r}, {verdict[found['equal']]}; gradient norm "
-        f"{found['grad_norm']:.4g}{skipped}\nbatch {found['batch']}, {len(documents)} documents; "
-        f"done again from step {found['from_step']}{where if _elsewhere(found) else ''}",
-        highlight=False,
-        markup=False,
-    )
-    if not count:
-        return
-    table = Table(title="worst documents", show_lines=True)
-    for name in ("row", "loss", "targets", "source", "text", "worst tokens"):
-        table.add_column(name, justify="right" if name in ("row", "loss", "targets") else "left")
-    for d in documents[:count]:
-        text = visible(d.text if len(d.text) <= _SHOWN_CHARACTERS else f"{d.text[:_SHOWN_CHARACTERS]}…")
-        worst = " ".join(f"{token!r} {loss:.2f}" for token, loss in d.worst)
-        cells = (str(d.row), f"{d.loss:.4f}", str(d.targets), d.source, text, worst)
-        table.add_row(*map(escape, cells))
-    out.print(table)
-
-
-if __name__ == "__main__":
-    import sys
-
-    from train.cli import main
-
-    main(["replay", *sys.argv[1:]])

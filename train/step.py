@@ -16,7 +16,7 @@ from model.heads import Objective
 from model.losses import LossSums
 from model.sharding import AnyMesh, parameter_shardings
 from model.transformer import Batch, Params
-from train.mesh import batch_sharding, replicated
+from train.distributed.placement import batch_sharding, replicated
 from train.optimizer import make_optimizer, make_schedule
 from train.settings import Settings
 

@@ -14,9 +14,11 @@ from configs.errors import UserError
 from tests.damage import flip_a_bit, largest_file
 from tests.faults.contract import Fault, Outcome
 from tests.faults.tiny_run import EVERY, STEPS, same, settings_of, train
-from train.checkpoint import NEWEST, inspect, open_manager, saved_steps
-from train.metrics import console, read_records
-from train.run import claim
+from train.checkpoint.manager import NEWEST, open_manager, saved_steps
+from train.checkpoint.read import inspect
+from train.console import console
+from train.run.history import read_records
+from train.run.lock import claim
 
 _SMALL = 10240  # bytes that a file may have on the full disk; the largest leaf has more
 

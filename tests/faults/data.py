@@ -16,9 +16,9 @@ from data.packing import PackedRows
 from data.prepare import prepare, skipped_rows
 from data.store import open_store
 from tests.faults.contract import Fault, Outcome
-from train.metrics import read_records
-from train.pretrain import pretrain
-from train.run import read_record
+from train.pretraining import pretrain
+from train.run.history import read_records
+from train.run.record import read_record
 
 _WORDS = "the cat sat on a mat and saw dog run far away home again".split()
 _BAD: dict[str, tuple[str, bytes]] = {

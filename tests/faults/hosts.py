@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tests.faults.contract import Fault, Outcome
 from tests.faults.processes import SECONDS, STEPS, end, losses, start, text_in, wait_for
-from train.checkpoint import saved_steps
-from train.distributed import SILENT_SECONDS
+from train.checkpoint.manager import saved_steps
+from train.distributed.processes import SILENT_SECONDS
 
 _AFTER, _EVERY = 45, 20
 _HANG_SECONDS = 6

@@ -45,7 +45,7 @@ def _life(text: Path, workdir: Path, steps: int) -> int:
         log = os.open(workdir.parent / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        from train.pretrain import pretrain
+        from train.pretraining import pretrain
 
         pretrain(_config(text, steps), workdir)
         code = 0

@@ -42,7 +42,7 @@ def start(hosts: int, text: Path, workdir: Path, *flags: str, devices: int = 1) 
         if hosts > 1:
             environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(hosts)}
             environment |= {"JAX_PROCESS_ID": str(i)}
-        command = [sys.executable, "-m", "train.cli", *_PRETRAIN, f"--config.data.path={text}", f"--workdir={workdir}"]
+        command = [sys.executable, "-m", "train", *_PRETRAIN, f"--config.data.path={text}", f"--workdir={workdir}"]
         started.append(
             subprocess.Popen(
                 [*command, *flags], cwd=_ROOT, env=environment, text=True,

@@ -14,9 +14,9 @@ from data.store import store_from_documents
 from model.heads import language_model
 from model.transformer import Params
 from tests.conftest import mesh_of, random_documents, tiny_model
+from train.distributed.placement import put_batch
 from train.job import Job
 from train.loop import fit
-from train.mesh import put_batch
 from train.settings import Settings, from_config
 from train.step import make_program
 

@@ -18,9 +18,10 @@ from data.tokenizer import Tokenizer, train_tokenizer
 from tests.conftest import tiny_model
 from tests.faults.contract import Fault, Outcome
 from tests.faults.tiny_run import STEPS, nan, same, settings_of, spike, spoilt, steps_over, train
-from train import run as runs
-from train.metrics import read_records
-from train.skipped import skipped_batches
+from train.run.history import read_records
+from train.run.record import RunRecord
+from train.run.record import start as start_run
+from train.run.rollback import skipped_batches
 
 _ROOT = Path(__file__).resolve().parents[2]
 _CLOCK_STEP = 100.0  # seconds; Orbax gives up a save that took 300 by the clock on the wall
@@ -136,15 +137,15 @@ def _config(directory: Path, short: bool) -> Outcome:
     text = "the cat sat on the mat"
     tokenizer: Tokenizer = train_tokenizer("chars", [text])
     config = default.get_config()
-    record = runs.RunRecord("pretrain", tiny_model(), config.to_dict(), {}, "fingerprint", [])
-    runs.start(directory, record, tokenizer)
+    record = RunRecord("pretrain", tiny_model(), config.to_dict(), {}, "fingerprint", [])
+    start_run(directory, record, tokenizer)
     before = (directory / "run.json").read_text()
     config.checkpoint.every, config.faults.then, config.mesh.fsdp = 7, "roll_back", 2
-    runs.start(directory, dataclasses.replace(record, config=config.to_dict()), tokenizer)
+    start_run(directory, dataclasses.replace(record, config=config.to_dict()), tokenizer)
     config.batch_size, config.optimizer.learning_rate = 64, 0.5
     other = dataclasses.replace(record, config=config.to_dict(), model=tiny_model(num_layers=3))
     try:
-        runs.start(directory, other, train_tokenizer("chars", [text + "!"]))
+        start_run(directory, other, train_tokenizer("chars", [text + "!"]))
         return Outcome("4 changes", False, 0, "it went on")
     except UserError as error:
         said = str(error)

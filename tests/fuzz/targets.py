@@ -24,14 +24,16 @@ from data.store import open_store, verify_store
 from data.tokenizer import load_tokenizer, train_tokenizer
 from model.config import model_config
 from model.huggingface_config import to_section
-from train import cli, plan
-from train.checkpoint import inspect, open_to_read
-from train.import_hf import _read_config
-from train.metrics import read_records
-from train.run import RunRecord, read_record
-from train.safetensors_files import find_weights
+from train import cli
+from train.checkpoint.manager import open_to_read
+from train.checkpoint.read import inspect
+from train.commands import plan
+from train.huggingface.importing import _read_config
+from train.huggingface.safetensors_files import find_weights
+from train.run.history import read_records
+from train.run.record import RunRecord, read_record
+from train.run.rollback import skipped_batches
 from train.settings import from_config
-from train.skipped import skipped_batches
 
 NAMES = (
     "JSONL", "CSV", "text", "compressed JSONL", "store manifest.json", "store train/tokens.bin",

@@ -17,8 +17,8 @@ from data.sources import read_documents, read_rows
 from data.store import open_store
 from tests.faults.tiny_run import settings_of, train
 from tests.fuzz.targets import make_store
-from train.checkpoint_files import _verify
-from train.safetensors_files import find_weights
+from train.commands.checkpoint import _verify
+from train.huggingface.safetensors_files import find_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("configs", "model", "data", "train")

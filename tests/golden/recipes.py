@@ -7,9 +7,9 @@ from typing import Any
 
 from configs.finetune import assistant, email_spam
 from configs.pretrain import tiny
-from train.finetune import finetune
-from train.metrics import read_records
-from train.pretrain import pretrain
+from train.finetuning.run import finetune
+from train.pretraining import pretrain
+from train.run.history import read_records
 
 WORDS = "the cat sat on a mat and saw dog run far away home again".split()
 STEPS = 20

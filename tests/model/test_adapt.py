@@ -15,7 +15,7 @@ from model.adapt import Adaptation, adapt, merge
 from model.config import model_config
 from model.heads import classifier, language_model, parameter_count
 from model.sharding import parameter_shardings
-from train.mesh import put_batch
+from train.distributed.placement import put_batch
 
 
 def adaptation(method, **changes):

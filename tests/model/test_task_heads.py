@@ -11,7 +11,7 @@ from data.examples import labelled_segment, pack, text_segment
 from model.heads import classifier, language_model
 from model.sharding import parameter_shardings
 from model.task_heads import CANDIDATE, END, START, preference, regressor, reward, span
-from train.mesh import put_batch
+from train.distributed.placement import put_batch
 
 MODEL = tiny_model(num_layers=1, embed_dim=32)
 LENGTH = 32

@@ -31,10 +31,12 @@ _ADAPT = "tests/model/test_adapt.py::"
 _SAMPLING = "tests/model/test_sampling.py::"
 _PACKING = "tests/data/test_packing.py::"
 _STEP = "tests/train/test_step.py::"
-_ADAPTATION = "tests/train/test_adaptation.py::"
-_RESTORE = "tests/train/test_restore.py::"
-_RUN = "tests/train/test_run.py::"
-_HUGGINGFACE = "tests/train/test_huggingface.py::test_logits_are_those_of_transformers_and_weights_come_back"
+_ADAPTATION = "tests/train/finetuning/test_adaptation.py::"
+_RESTORE = "tests/train/checkpoint/test_restore.py::"
+_RUN = "tests/train/run/test_run.py::"
+_HUGGINGFACE = (
+    "tests/train/huggingface/test_huggingface.py::test_logits_are_those_of_transformers_and_weights_come_back"
+)
 
 _MODEL = (
     Mutant(
@@ -155,9 +157,9 @@ _MODEL = (
         "column_R = jnp.arange(kept)", f"{_SAMPLING}test_cached_logits_equal_uncached_ones[sliding window]",
     ),
     Mutant(
-        "a checkpoint is kept or deleted by its count alone", "train/checkpoint.py",
+        "a checkpoint is kept or deleted by its count alone", "train/checkpoint/manager.py",
         "keep_period=keep_period or None, ", "",
-        "tests/train/test_checkpoint_policy.py::test_what_is_saved_and_what_stays[changes0-kept0]",
+        "tests/train/checkpoint/test_checkpoint_policy.py::test_what_is_saved_and_what_stays[changes0-kept0]",
     ),
     Mutant(
         "import reads a matrix the wrong way round", "model/huggingface.py",
@@ -257,64 +259,67 @@ _TRAIN = (
         f"{_STEP}test_muon_turns_matrices_layer_by_layer_and_nothing_else",
     ),
     Mutant(
-        "the optimizer's state is not restored", "train/checkpoint.py", "return state, faults",
+        "the optimizer's state is not restored", "train/checkpoint/restore.py", "return state, faults",
         "return state._replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state)), faults",
         f"{_RESTORE}test_what_is_restored_is_what_was_saved",
     ),
     Mutant(
-        "a checkpoint is not laid out on the mesh at hand", "train/checkpoint.py",
+        "a checkpoint is not laid out on the mesh at hand", "train/checkpoint/restore.py",
         "item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item),", "item=item,",
         f"{_RESTORE}test_a_state_moves_to_another_mesh",
     ),
     Mutant(
-        "checksums are not compared", "train/checkpoint.py", 'if leaf["checksum"] != found[path]',
+        "checksums are not compared", "train/checkpoint/restore.py", 'if leaf["checksum"] != found[path]',
         'if not leaf["checksum"]',
         f"{_RESTORE}test_a_flipped_bit_is_found",
     ),
     Mutant(
-        "a checksum does not see two values swapped", "train/checksums.py", "both = ((words * a), (words * b))",
+        "a checksum does not see two values swapped", "train/checkpoint/checksums.py",
+        "both = ((words * a), (words * b))",
         "both = ((words * a[(0,) * x.ndim]), (words * b[(0,) * x.ndim]))",
         f"{_RESTORE}test_a_checksum_sees_every_change",
     ),
     Mutant(
-        "shapes of a checkpoint are not compared", "train/manifest.py",
+        "shapes of a checkpoint are not compared", "train/checkpoint/manifest.py",
         'if (a["shape"], a["dtype"]) != (b["shape"], b["dtype"]):',
         "if a is None:", f"{_RESTORE}test_another_model_is_refused_by_the_leaf",
     ),
     Mutant(
-        "lines of steps that are done again stay", "train/metrics.py", "_step_of(line) <= resumed_step",
-        "_step_of(line) < math.inf", "tests/train/test_metrics.py::test_lines_of_steps_that_are_done_again_are_dropped",
+        "lines of steps that are done again stay", "train/run/history.py", "_step_of(line) <= resumed_step",
+        "_step_of(line) < math.inf",
+        "tests/train/run/test_history.py::test_lines_of_steps_that_are_done_again_are_dropped",
     ),
     Mutant(
-        "two runs may share a directory", "train/run.py", "fcntl.LOCK_EX", "fcntl.LOCK_SH",
+        "two runs may share a directory", "train/run/lock.py", "fcntl.LOCK_EX", "fcntl.LOCK_SH",
         f"{_RUN}test_a_directory_is_one_run_s_at_a_time",
     ),
     Mutant(
-        "another tokenizer is accepted", "train/run.py", ".sha256 != tokenizer.sha256", ".sha256 is None",
+        "another tokenizer is accepted", "train/run/record.py", ".sha256 != tokenizer.sha256", ".sha256 is None",
         f"{_RUN}test_a_run_goes_on_with_its_own_data_tokenizer_and_config",
     ),
     Mutant(
-        "other data are accepted", "train/run.py",
+        "other data are accepted", "train/run/record.py",
         "if before.data_fingerprint != record.data_fingerprint and not accept_changed_data",
         "if before.data_fingerprint is None", f"{_RUN}test_a_run_goes_on_with_its_own_data_tokenizer_and_config",
     ),
     Mutant(
-        "another config is accepted", "train/run.py", "if old.get(name) != new[name] and", "if old is None and",
+        "another config is accepted", "train/run/record.py", "if old.get(name) != new[name] and", "if old is None and",
         f"{_RUN}test_a_run_from_before_a_field_came_had_its_default",
     ),
     Mutant(
-        "the worst loss is kept as the best", "train/selection.py", "(-1 if name.endswith(_LESS_IS_BETTER) else 1)",
+        "the worst loss is kept as the best", "train/early_stopping.py",
+        "(-1 if name.endswith(_LESS_IS_BETTER) else 1)",
         "1",
-        "tests/train/test_selection.py::test_less_is_better_of_a_loss_and_more_of_an_accuracy",
+        "tests/train/test_early_stopping.py::test_less_is_better_of_a_loss_and_more_of_an_accuracy",
     ),
     Mutant(
-        "patience lasts an evaluation too long", "train/selection.py", "self.settings.patience <= self.since",
+        "patience lasts an evaluation too long", "train/early_stopping.py", "self.settings.patience <= self.since",
         "self.settings.patience < self.since",
-        "tests/train/test_selection.py::test_patience_counts_evaluations_in_a_row",
+        "tests/train/test_early_stopping.py::test_patience_counts_evaluations_in_a_row",
     ),
     Mutant(
-        "bits are nats", "train/scoring.py", "nll / math.log(2) /", "nll /",
-        "tests/train/test_scoring.py::test_figures_are_those_of_a_uniform_model",
+        "bits are nats", "train/evaluation/scoring.py", "nll / math.log(2) /", "nll /",
+        "tests/train/evaluation/test_scoring.py::test_figures_are_those_of_a_uniform_model",
     ),
 )  # fmt: skip
 MUTANTS = (*_MODEL, *_DATA, *_TRAIN)

@@ -11,7 +11,8 @@ from conftest import init, mesh_of, tiny_model
 from configs import default
 from configs.errors import UserError
 from model.heads import language_model
-from train.mesh import check_batch, check_host_memory, put_batch
+from train.distributed.mesh import check_batch, check_host_memory
+from train.distributed.placement import put_batch
 from train.planner.compiled import without_cache
 from train.settings import from_config
 from train.step import make_program, summed_gradients

@@ -13,7 +13,7 @@ from data.loader import BatchFunction
 from data.packing import PackedRows
 from data.store import store_from_documents
 from model.heads import language_model
-from train.mesh import put_batch
+from train.distributed.placement import put_batch
 from train.settings import from_config
 from train.step import make_program, summed_gradients
 

@@ -18,16 +18,19 @@ from data.loader import BatchFunction
 from data.packing import PackedRows
 from data.store import open_store
 from data.tokenizer import load_tokenizer
-from train import checkpoint
-from train import run as runs
+from train.checkpoint import restore
+from train.checkpoint.manager import NEWEST
 from train.cli import parse
-from train.document_losses import Document
-from train.finetune import finetune
-from train.metrics import read_records
-from train.pretrain import pretrain
-from train.replay import replay, run
-from train.skipped import roll_back
-from train.watch import Diverged
+from train.commands.replay import run
+from train.evaluation.document_losses import Document
+from train.finetuning.run import finetune
+from train.pretraining import pretrain
+from train.replay import replay
+from train.reporter import Diverged
+from train.run.history import read_records
+from train.run.lock import claim
+from train.run.record import read_record
+from train.run.rollback import roll_back
 
 WORDS = "the cat sat on a mat and saw dog run far away home again".split()
 ODD = "ZQXJ" * 12
@@ -76,8 +79,8 @@ def logged(workdir):
 @pytest.mark.parametrize(("step", "start"), [(2, 0), (12, 9)])
 def test_a_step_of_pre_training_is_the_same_to_the_bit(step, start, foundation, files_of):
     # As while it trains: another process holds the run, and its next checkpoint is half written.
-    with runs.claim(foundation):
-        half = foundation / checkpoint.NEWEST / "17.orbax-checkpoint-tmp"
+    with claim(foundation):
+        half = foundation / NEWEST / "17.orbax-checkpoint-tmp"
         half.mkdir(exist_ok=True)
         before = files_of(foundation)
         found = replay(foundation, step)
@@ -105,20 +108,20 @@ def test_the_document_that_is_like_no_other_is_the_worst(foundation):
 
 def test_a_damaged_checkpoint_is_passed_over_and_stays(foundation, tmp_path):
     shutil.copytree(foundation, tmp_path / "run")
-    for path in (tmp_path / "run" / checkpoint.NEWEST / "9").rglob("manifest/metadata"):
+    for path in (tmp_path / "run" / NEWEST / "9").rglob("manifest/metadata"):
         path.write_text("{")
     found = replay(tmp_path / "run", 12)
     assert found["from_step"] == 6 and found["equal"]
-    assert (tmp_path / "run" / checkpoint.NEWEST / "9").is_dir()
+    assert (tmp_path / "run" / NEWEST / "9").is_dir()
 
 
 def test_a_checkpoint_that_the_run_deletes_meanwhile_is_not_called_damaged(foundation, tmp_path, capsys, monkeypatch):
     shutil.copytree(foundation, tmp_path / "run")
 
     def deleted(manager, step):
-        shutil.rmtree(tmp_path / "run" / checkpoint.NEWEST / str(step))
+        shutil.rmtree(tmp_path / "run" / NEWEST / str(step))
 
-    monkeypatch.setattr(checkpoint, "_manifest", deleted)
+    monkeypatch.setattr(restore, "_manifest", deleted)
     found = replay(tmp_path / "run", 4)
     assert found["equal"] and found["from_step"] == 0
     assert "checkpoint 3 was deleted while it was read; trying the one before" in capsys.readouterr().err
@@ -165,7 +168,7 @@ def test_a_step_of_a_task_is_the_same_to_the_bit(name, foundation, tmp_path):
 
 
 def test_a_skipped_step_after_a_roll_back_has_its_own_batch(foundation, tmp_path):
-    config = runs.read_record(foundation).config
+    config = read_record(foundation).config
     config["faults"]["max_grad_norm"] = 1e-9
     (tmp_path / "run").mkdir()
     roll_back(tmp_path / "run", 0, 2)
@@ -178,9 +181,9 @@ def test_a_skipped_step_after_a_roll_back_has_its_own_batch(foundation, tmp_path
 
 
 def test_continued_pre_training_begins_from_the_other_run(foundation, tmp_path):
-    config = runs.read_record(foundation).config | {"num_steps": 3, "tokenizer": ""}
+    config = read_record(foundation).config | {"num_steps": 3, "tokenizer": ""}
     pretrain(config, tmp_path / "run", foundation)
-    shutil.rmtree(tmp_path / "run" / checkpoint.NEWEST)
+    shutil.rmtree(tmp_path / "run" / NEWEST)
     found = replay(tmp_path / "run", 2)
     assert found["from_step"] == 0 and found["equal"]
     assert found["loss"] < logged(foundation)[2] - 0.1
@@ -189,7 +192,7 @@ def test_continued_pre_training_begins_from_the_other_run(foundation, tmp_path):
 def test_the_command_replays_on_fewer_devices_and_says_so(foundation):
     flags = [f"--workdir={foundation}", "--step=12", "--documents=2", "--json"]
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "train.replay", *flags]
+    command = [sys.executable, "-m", "train", "replay", *flags]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True)
     found = json.loads(done.stdout)
     assert found["loss"] == pytest.approx(logged(foundation)[12], rel=1e-5)
@@ -201,7 +204,7 @@ def test_what_is_printed_is_json_and_cannot_control_a_terminal(foundation, capsy
     document = Document(3, 5, "document 5 of x", float("nan"), 2, "a\x1b[2J", [("\x1b", float("inf"))])
     found = {"step": 2, "loss": float("nan"), "logged_loss": None, "equal": True, "grad_norm": float("nan")}
     found |= {"skipped": True, "batch": 1, "from_step": 0, "mesh": {"data": 1}, "saved_on": None}
-    monkeypatch.setattr("train.replay.replay", lambda *_: found | {"documents": [document]})
+    monkeypatch.setattr("train.commands.replay.replay", lambda *_: found | {"documents": [document]})
     for extra in ([], ["--json"]):
         run(parse("replay", sys.modules[run.__module__], [f"--workdir={foundation}", "--step=2", *extra]))
     text, _, shown = capsys.readouterr().out.partition("\n{")
@@ -228,7 +231,7 @@ def test_what_cannot_be_replayed_is_one_line(foundation, tmp_path):
     with pytest.raises(UserError, match=r"changed \(0000000000000000 at step 9"):
         replay(tmp_path / "run", 9)
     assert replay(tmp_path / "run", 10)["equal"]
-    shutil.rmtree(tmp_path / "run" / checkpoint.NEWEST / "9")
+    shutil.rmtree(tmp_path / "run" / NEWEST / "9")
     with pytest.raises(UserError, match="the data changed after step 9, whose checkpoint is gone: from step 6 on"):
         replay(tmp_path / "run", 10)
     record.write_text(json.dumps(values))

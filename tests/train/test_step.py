@@ -16,7 +16,8 @@ from data.loader import BatchFunction
 from data.packing import PackedRows
 from model.heads import language_model
 from model.sharding import PARAMETER_RULES, parameter_shardings, spec
-from train.mesh import batch_sharding, check_batch, make_mesh, put_batch, replicated
+from train.distributed.mesh import check_batch, make_mesh
+from train.distributed.placement import batch_sharding, put_batch, replicated
 from train.optimizer import is_matrix, make_optimizer, make_schedule
 from train.settings import MeshSettings, from_config
 from train.step import TrainState, init_state, make_program, make_train_step, state_shardings, summed_gradients

@@ -6,7 +6,7 @@ from conftest import tiny_model
 
 from configs import default
 from model.heads import language_model
-from train.mesh import make_mesh
+from train.distributed.mesh import make_mesh
 from train.planner.topology import compiler_devices, parse_topology
 from train.settings import from_config
 from train.step import make_program

@@ -11,7 +11,7 @@ from configs.errors import UserError
 from model.config import ModelConfig
 from model.heads import Objective, language_model, parameter_count
 from model.sharding import MESH_AXES, AnyMesh
-from train.mesh import check_batch, make_mesh, mesh_sizes
+from train.distributed.mesh import check_batch, make_mesh, mesh_sizes
 from train.planner.compiled import Compiled, compile_step
 from train.planner.estimate import Work, estimate
 from train.planner.hlo import Collective, by_kind

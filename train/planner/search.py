@@ -9,7 +9,7 @@ import jax
 
 from configs.errors import UserError
 from model.transformer import REMAT_POLICIES
-from train.mesh import check_batch, layouts
+from train.distributed.mesh import check_batch, layouts
 from train.planner.estimate import estimate
 from train.planner.pricing import Plan, abstract_mesh, make_plan, objective_of, roofline, usable_bytes
 from train.planner.topology import Topology

@@ -10,10 +10,10 @@ from data.labelled import Example, fill
 from data.sources import Row
 from data.templates import render as render_messages
 from data.tokenizer import Tokenizer
-from train.proof.interval import Interval, bootstrap, mean_interval
+from train.evaluation.interval import Interval, bootstrap, mean_interval
 from train.settings import TaskSettings
-from train.tasks.contract import Facts, Prediction, Task
 from train.tasks.generation import objective
+from train.tasks.task import Facts, Prediction, Task
 
 # Columns of one-turn rows: Alpaca's, and those of prompt and answer.
 _PAIRS = (("instruction", "output"), ("prompt", "completion"), ("prompt", "response"), ("question", "answer"))

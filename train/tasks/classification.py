@@ -11,10 +11,10 @@ from data.sources import Row
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, classifier
-from train.proof import metrics as figures
-from train.proof.interval import Interval
+from train.evaluation import metrics as figures
+from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.contract import Facts, Prediction, Task, Untrained
+from train.tasks.task import Facts, Prediction, Task, Untrained
 
 # Between the classes of a row of several, where a file can only hold text.
 _SEPARATOR = "|"

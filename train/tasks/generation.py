@@ -8,10 +8,10 @@ from data.templates import render as render_messages
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, language_model
-from train.proof import metrics as figures
-from train.proof.interval import Interval
+from train.evaluation import metrics as figures
+from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.contract import Facts, Prediction, Task, Untrained
+from train.tasks.task import Facts, Prediction, Task, Untrained
 
 # What a model writes where a question has no answer.
 _NO_ANSWER = "no answer"

@@ -10,10 +10,10 @@ from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective
 from model.task_heads import preference
-from train.proof.interval import Interval, mean_interval
+from train.evaluation.interval import Interval, mean_interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.contract import Facts, Prediction, Task
 from train.tasks.generation import texts_of
+from train.tasks.task import Facts, Prediction, Task
 
 CHOSEN, REJECTED = "chosen", "rejected"
 

@@ -8,11 +8,11 @@ from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective
 from model.task_heads import reward
-from train.proof.interval import Interval, mean_interval
+from train.evaluation.interval import Interval, mean_interval
 from train.settings import LossSettings
-from train.tasks.contract import Facts, Prediction, Task
 from train.tasks.preference import CHOSEN, facts, parse
 from train.tasks.preference import render as render_pair
+from train.tasks.task import Facts, Prediction, Task
 
 
 def render(example: Example, facts: Facts, tokenizer: Tokenizer, length: int) -> Rendered | None:

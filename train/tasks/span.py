@@ -12,10 +12,10 @@ from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective
 from model.task_heads import CANDIDATE, END, START, span
-from train.proof import metrics as figures
-from train.proof.interval import Interval
+from train.evaluation import metrics as figures
+from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.contract import Facts, Prediction, Task, Untrained
+from train.tasks.task import Facts, Prediction, Task, Untrained
 
 _LONGEST_ANSWER = 30  # tokens
 _LONGEST_QUESTION = 1 / 3  # of a row

@@ -9,10 +9,10 @@ from data.sources import Row
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, classifier
-from train.proof import metrics as figures
-from train.proof.interval import Interval
+from train.evaluation import metrics as figures
+from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.contract import Facts, Prediction, Task
+from train.tasks.task import Facts, Prediction, Task
 
 # The tag of a word that is nothing of what is looked for (CoNLL).
 OUTSIDE = "O"

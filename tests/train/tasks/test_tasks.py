@@ -10,7 +10,7 @@ from configs.errors import UserError
 from configs.schema import build
 from data.tokenizer import train_tokenizer
 from train.settings import TaskSettings
-from train.tasks.contract import load
+from train.tasks.task import load
 
 TOKENIZER = train_tokenizer("bytes", [])
 LENGTH = 64

@@ -1,0 +1,63 @@
+"""Which steps are saved, and which of them stay."""
+
+import time
+
+import pytest
+
+from configs.errors import UserError
+from tests.faults.tiny_run import settings_of, train
+from train import loop
+from train.checkpoint.manager import NEWEST, open_manager, open_to_read, saved_steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"checkpoint.every": 2, "checkpoint.keep": 2, "checkpoint.keep_period": 4}, [12, 10, 8, 4]),
+        ({"checkpoint.every": 0, "checkpoint.keep": 5}, [12]),
+        ({"checkpoint.every": 5, "checkpoint.keep": 5, "checkpoint.minutes": 1e-9, "logging.every": 4},
+         [12, 10, 8, 5, 4]),
+    ],
+)  # fmt: skip
+def test_what_is_saved_and_what_stays(changes, kept, tmp_path):
+    train(tmp_path, settings_of(**changes))
+    assert saved_steps(tmp_path) == kept
+
+
+def test_the_time_counts_from_the_last_save(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    due = loop._Due(settings_of(**{"checkpoint.every": 10, "checkpoint.minutes": 1.0, "logging.every": 1}))
+    saved = []
+    for step in range(1, 31):
+        now[0] += 15.0
+        if due(step):
+            saved.append(step)
+    # Every fourth step a minute has passed; a save by steps starts the minute anew.
+    assert saved == [4, 8, 10, 14, 18, 20, 24, 28, 30]
+
+
+def test_reading_leaves_a_save_that_is_under_way_alone(tmp_path):
+    settings = settings_of()
+    train(tmp_path, settings)
+    half = tmp_path / NEWEST / "16.orbax-checkpoint-tmp-0"
+    half.mkdir()
+    with open_to_read(tmp_path) as manager:
+        assert manager.all_steps() and half.is_dir()
+    # The run itself clears away what a kill left, in the background.
+    with open_manager(tmp_path, 5):
+        deadline = time.monotonic() + 20
+        while half.is_dir() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not half.is_dir()
+
+
+@pytest.mark.parametrize("name", ["every", "minutes", "keep_period"])
+def test_less_than_nothing_is_no_policy(name):
+    with pytest.raises(UserError, match=f"config.checkpoint.{name} is -1.*; legal: at least 0"):
+        settings_of(**{f"checkpoint.{name}": -1})
+
+
+def test_no_checkpoint_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint"), open_to_read(tmp_path):
+        pass

@@ -1,0 +1,125 @@
+"""What is read back is what was saved, on any mesh, or it is not taken."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import init, mesh_of, tiny_model
+
+from configs import default
+from configs.errors import UserError
+from model.heads import language_model
+from tests.damage import flip_a_bit
+from train.checkpoint import orbax_handlers as orbax_items
+from train.checkpoint import save as saving
+from train.checkpoint.checksums import checksums
+from train.checkpoint.manager import open_manager
+from train.checkpoint.manifest import leaves_of
+from train.checkpoint.restore import restore_newest, restore_params
+from train.distributed.placement import replicated
+from train.optimizer import make_optimizer
+from train.settings import from_config
+from train.step import TrainState, state_shardings
+
+OBJECTIVE = language_model(tiny_model())
+OPTIMIZER = make_optimizer(
+    from_config(default.get_config().to_dict()).optimizer, 10, jax.eval_shape(OBJECTIVE.init, jax.random.key(0))
+)
+
+
+def state_on(mesh, step=3):
+    """A state of which no leaf is zero, laid out on a mesh."""
+    params = init(OBJECTIVE)
+    filled = jax.tree.map(lambda x: x + jnp.asarray(step, x.dtype), OPTIMIZER.init(params))
+    state = TrainState(jnp.asarray(step, jnp.int32), params, filled)
+    return jax.device_put(state, state_shardings(OBJECTIVE, OPTIMIZER, mesh))
+
+
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def save(directory, *states, mesh):
+    with open_manager(directory, 10) as manager:
+        for state in states:
+            saving.save(manager, state, mesh)
+
+
+def restore(directory, like, mesh):
+    with open_manager(directory, 10) as manager:
+        return restore_newest(manager, abstract(like), mesh)
+
+
+def assert_same(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(expected))
+
+
+def test_what_is_restored_is_what_was_saved(tmp_path):
+    mesh = mesh_of()
+    assert restore(tmp_path, state_on(mesh), mesh) is None
+    state = state_on(mesh, 7)
+    save(tmp_path, state_on(mesh), state, mesh=mesh)
+    found = restore(tmp_path, state_on(mesh), mesh)
+    assert int(found.step) == 7
+    assert_same(found, state)
+
+
+def test_a_leaf_larger_than_what_is_read_at_once_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(orbax_items, "_LEAST_BYTES", 0.0)
+    mesh = mesh_of()
+    state = TrainState(jnp.asarray(1, jnp.int32), {"backbone": {"w": jnp.arange(4096.0)}, "head": {}}, None)
+    state = jax.device_put(state, replicated(mesh))
+    save(tmp_path, state, mesh=mesh)
+    found = restore_params(tmp_path, abstract(state).params, mesh, ("backbone",))
+    assert_same(found["backbone"], state.params["backbone"])
+
+
+@pytest.mark.parametrize(("before", "after"), [({"fsdp": 8}, {"fsdp": 2, "tensor": 2}), ({}, {"fsdp": 4})], ids=str)
+def test_a_state_moves_to_another_mesh(before, after, tmp_path):
+    old, new = mesh_of(**before), mesh_of(**after)
+    saved, wanted = state_on(old), state_on(new)
+    save(tmp_path, saved, mesh=old)
+    found = restore(tmp_path, wanted, new)
+    assert_same(found, saved)
+    jax.tree.map(
+        lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim) or pytest.fail(str(a.sharding)), found, wanted
+    )
+
+
+def test_a_flipped_bit_is_found(tmp_path, capsys):
+    mesh = mesh_of()
+    first = state_on(mesh)
+    save(tmp_path, first, state_on(mesh, 5), mesh=mesh)
+    flip_a_bit(tmp_path / "checkpoints" / "5" / "params")
+    assert_same(restore(tmp_path, first, mesh), first)
+    assert "checkpoint 5 is damaged (checksum differs: params/" in capsys.readouterr().err.replace("\n", " ")
+    assert [path.name.split("-")[0] for path in (tmp_path / "damaged").iterdir()] == ["5"]
+
+
+def test_a_checksum_sees_every_change():
+    mesh = mesh_of()
+
+    def checksum(*values):
+        state = TrainState(None, {"x": jnp.asarray(values, jnp.float32)}, None)
+        return checksums(leaves_of(state), mesh)["params/x"]
+
+    assert checksum(1, 2, 3, 4) == checksum(1, 2, 3, 4)
+    others = {checksum(1, 2, 4, 3), checksum(1, 2, 3, 5), checksum(2, 1, 3, 4), checksum(1, 3, 2, 4)}
+    assert len(others | {checksum(1, 2, 3, 4)}) == 5
+    split = jax.device_put(jnp.arange(8.0), jax.sharding.NamedSharding(mesh_of(fsdp=8), jax.P("fsdp")))
+    state = TrainState(None, {"x": split}, None)
+    assert checksums(leaves_of(state), mesh_of(fsdp=8))["params/x"] == checksum(*range(8))
+
+
+def test_another_model_is_refused_by_the_leaf(tmp_path):
+    mesh = mesh_of()
+    state = state_on(mesh)
+    save(tmp_path, state, mesh=mesh)
+    table = state.params["backbone"]["embedding"]["table"]
+    wider = {"table": jnp.zeros((table.shape[0], table.shape[1] + 1), table.dtype)}
+    other = state._replace(params=state.params | {"backbone": state.params["backbone"] | {"embedding": wider}})
+    with pytest.raises(
+        UserError, match=r"params/backbone/embedding/table is float32\[64, 32\], the model has float32\[64, 33\]"
+    ):
+        restore(tmp_path, other, mesh)
+    assert int(restore(tmp_path, state, mesh).step) == 3

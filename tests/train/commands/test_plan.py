@@ -1,0 +1,70 @@
+"""The command: JSON for programs, one screen for people, one line for mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+KEYS = {
+    "peak_bytes_per_chip", "state_bytes_per_chip", "hbm_bytes_per_chip", "fits", "model_flops_per_step",
+    "step_seconds", "bound_by", "mfu", "tokens_per_second", "chip_hours", "usd", "compile_seconds", "collectives",
+}  # fmt: skip
+
+
+def plan(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "train", "plan", *arguments],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_json_holds_every_key_and_the_price():
+    done = plan(
+        "--config=configs/pretrain/llm.py:smollm2_135m", "--topology=v100-8", "--tokens=1e9", "--price=2", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) >= KEYS and found["fits"] is True
+    assert found["usd"] == 2 * found["chip_hours"] > 0
+    assert set(found["collectives"]["all-gather"]) == {"count", "bytes"}
+
+
+def test_the_screen_says_what_bounds_the_step_and_what_it_costs():
+    done = plan("--config=configs/pretrain/tiny.py", "--topology=a100", "--price=1", "--tflops=50")
+    assert done.returncode == 0, done.stderr
+    for expected in ("memory a chip", "peak", "fits", "bound by --tflops", "MFU 16.0%", "chip-hours", "USD"):
+        assert expected in done.stdout, done.stdout
+
+
+def test_a_search_prints_flags_to_paste_that_make_a_plan():
+    arguments = ("--config=configs/pretrain/llm.py:smollm2_135m", "--topology=v100-4")
+    done = plan(*arguments, "--search", "--json")
+    assert done.returncode == 0, done.stderr
+    winner = json.loads(done.stdout)
+    assert set(winner) >= KEYS and len(winner["candidates"]) > 50
+    pasted = plan(*arguments, *winner["flags"].split(), "--json")
+    assert pasted.returncode == 0, pasted.stderr
+    assert json.loads(pasted.stdout)["tokens_per_second"] == winner["tokens_per_second"]
+
+
+def test_mistakes_are_one_line():
+    tiny = "--config=configs/pretrain/tiny.py"
+    cases = [
+        ((tiny, "--topology=v5e-17"), "nearest: v5e-8, v5e-16, v5e-32"),
+        ((tiny, "--topology=v100-7"), "does not divide"),
+        ((tiny, "--topology=v100", "--price=-1"), "--price is -1.0; legal: a finite number, at least 0"),
+        ((tiny, "--topology=v100", "--tokens=nan"), "--tokens is nan; legal: a finite number"),
+        ((tiny, "--topology=v100", "--config.tokenizer=chars"), "set config.model.vocab_size"),
+        ((tiny,), "--topology is missing"),
+        (
+            ("--config=configs/pretrain/llm.py:llama2_70b", "--topology=v100-8"),
+            "do not fit v100-8's usable 32.3 GB; largest: optimizer state",
+        ),
+    ]
+    for arguments, expected in cases:
+        done = plan(*arguments)
+        assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
+        lines = [line for line in done.stderr.splitlines() if line.startswith("rootstock: error:")]
+        assert len(lines) == 1 and expected in lines[0], (expected, done.stderr)

@@ -1,0 +1,88 @@
+"""The foundation asked in words: choices and texts equal plain computation without a cache, on a mesh too."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import init, mesh_of, tiny_model
+
+from data.tokenizer import train_tokenizer
+from model.heads import language_model, unembedding
+from model.losses import logits
+from model.sharding import parameter_shardings
+from model.transformer import backbone
+from train.distributed.mesh import single_device_mesh
+from train.evaluation.zero_shot import choose
+from train.generation.decode import complete
+
+BYTES = train_tokenizer("bytes", [])
+MODELS = {"plain": {}, "window": {"sliding_window": (4, 0), "logit_softcap": 5.0, "num_kv_heads": 1}}
+
+
+def model_of(name):
+    return tiny_model(vocab_size=320, **MODELS[name])
+
+
+def prompts_of(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [[1, *rng.integers(3, 259, rng.integers(1, 14)).tolist()] for _ in range(count)]
+
+
+def row_of(tokens):
+    tokens = np.array(tokens, np.int32)[None]
+    return {
+        "tokens": tokens,
+        "segment_ids": tokens * 0 + 1,
+        "positions": np.arange(tokens.shape[1], dtype=np.int32)[None],
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_choices_score_as_in_one_text(name):
+    model = model_of(name)
+    params = init(language_model(model))
+    prompts, choices = prompts_of(3), [[10], [20, 21, 22], [30, 31]]
+    found = choose(model, params, prompts, choices, BYTES, single_device_mesh())
+    for i, prompt in enumerate(prompts):
+        for j, choice in enumerate(choices):
+            tokens = [*prompt, *choice]
+            batch = row_of(tokens[:-1]) | {"targets": np.array(tokens[1:], np.int32)[None]}
+            nll = np.asarray(language_model(model).predict(params, batch))[0, -len(choice) :]
+            assert found[i, j] == pytest.approx(-nll.mean(), abs=2e-5)
+
+
+def greedy(model, params, prompt, count):
+    """Token by token, everything computed anew."""
+    tokens = list(prompt)
+    for _ in range(count):
+        x = backbone(model, params["backbone"], row_of(tokens))
+        tokens.append(int(logits(x[:, -1:], unembedding(params), model.logit_softcap)[0, 0].argmax()))
+        if tokens[-1] == BYTES.eos_id:
+            break
+    return BYTES.decode(tokens[len(prompt) :])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_texts_are_written_as_without_a_cache_in_the_order_of_the_prompts(name):
+    model = model_of(name)
+    params = init(language_model(model))
+    prompts = prompts_of(3, seed=1)
+    assert complete(model, params, prompts, 4, BYTES, single_device_mesh()) == [
+        greedy(model, params, prompt, 4) for prompt in prompts
+    ]
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 2, "tensor": 2}, {"data": 3}, {"context": 4}], ids=str)
+def test_sharded_parameters_give_the_same(sizes):
+    model = model_of("plain")
+    objective = language_model(model)
+    params, prompts, choices = init(objective), prompts_of(3), [[10], [20, 21]]
+    one = single_device_mesh()
+    expected = choose(model, params, prompts, choices, BYTES, one), complete(model, params, prompts, 4, BYTES, one)
+    mesh = mesh_of(**sizes)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, parameter_shardings(jax.eval_shape(objective.init, jax.random.key(0)), mesh))
+        found = choose(model, placed, prompts, choices, BYTES, mesh), complete(model, placed, prompts, 4, BYTES, mesh)
+        alone = choose(model, placed, prompts[:1], choices, BYTES, mesh)
+    np.testing.assert_allclose(found[0], expected[0], atol=2e-5)
+    np.testing.assert_allclose(alone, expected[0][:1], atol=2e-5)
+    assert found[1] == expected[1]

@@ -1,0 +1,244 @@
+"""Every task from a foundation to its table on a mesh of eight devices; adapters, merged or not; and what cannot be."""
+
+import json
+import random
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs.errors import UserError
+from configs.finetune import assistant, contract_clause, dialogue_summary, intent, question_answering, sentiment
+from configs.pretrain import tiny
+from model.sampling import Sampling
+from train.commands.evaluate import _score_rows
+from train.commands.merge import merge
+from train.distributed.mesh import single_device_mesh
+from train.finetuning.run import finetune
+from train.generation.language_model import continuations
+from train.pretraining import pretrain
+from train.run import parameters
+from train.run.language_model import open_writer
+from train.run.parameters import load_params, load_plain, objective_of
+from train.run.record import read_record
+
+WORDS = "the cat sat on a mat and saw dog run far away home again".split()
+
+
+def small(config, path, **changes):
+    config.batch_size, config.sequence_length, config.num_steps = 8, 64, 8
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 2, 2, 2
+    config.data.path = str(path)
+    config.evaluation.every = config.checkpoint.every = 8
+    config.optimizer.warmup_steps = 2
+    config.task.max_new_tokens = 4
+    config.task.zero_shot_rows, config.task.shots, config.task.baseline = 6, 1, False
+    config.adapt.targets, config.adapt.rank = ("query", "up"), 2
+    config.update_from_flattened_dict(changes)
+    return config.to_dict()
+
+
+@pytest.fixture(scope="module")
+def foundation(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("foundation")
+    rng = random.Random(0)
+    (folder / "text.txt").write_text("\n".join(" ".join(rng.choices(WORDS, k=8)) + "." for _ in range(200)))
+    config = tiny.get_config()
+    config.tokenizer = "bytes"
+    config.data.path, config.data.validation_split = str(folder / "text.txt"), "tail"
+    config.batch_size, config.sequence_length, config.num_steps = 8, 64, 4
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 2, 2, 2
+    config.model.update({"embed_dim": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "mlp_dim": 48})
+    config.evaluation.batches = 2
+    pretrain(config.to_dict(), folder / "run")
+    return folder / "run"
+
+
+def rows(kind, count=80):
+    rng = random.Random(1)
+
+    def text(words=4):
+        return " ".join(rng.choices(WORDS, k=words))
+
+    for i in range(count):
+        if kind == "labels":
+            yield {"text": f"{text()} {i}", "label": "odd" if i % 2 else "even", "contract": f"c{i % 40}"}
+        elif kind == "several":
+            yield {"text": f"{text()} {i}", "label": [name for name in ("a", "b") if rng.random() < 0.5]}
+        elif kind == "values":
+            yield {"text": f"{text()} {i}", "label": i % 5}
+        elif kind == "tags":
+            words = [*text().split(), str(i)]
+            yield {"tokens": words, "label": ["N" if word in ("cat", "dog") else "O" for word in words]}
+        elif kind == "squad":
+            context = f"{text(2)} {i} cat {text(2)}"
+            answers = [{"text": "cat", "answer_start": context.index("cat")}] if i % 3 else []
+            yield {"title": f"t{i % 40}", "context": context, "question": f"who {i}?", "answers": answers}
+        elif kind == "pairs":
+            yield {"dialogue": f"{text()} {i}", "summary": text(2)}
+        elif kind == "chat":
+            yield {
+                "messages": [{"role": "user", "content": f"{text(2)} {i}"}, {"role": "assistant", "content": text(2)}]
+            }
+        else:
+            yield {"text": f"{text(2)} {i}", "chosen": text(2), "rejected": text(3)}
+
+
+def written(folder, kind):
+    path = folder / f"{kind}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows(kind)))
+    return path
+
+
+SQUAD_FIGURES = {"exact_match", "f1", "no_answer_accuracy"}
+DPO = {"task.name": "preference", "task.baseline": True}  # which it does without
+TASKS = {
+    "classification": (intent.get_config, "labels", {"task.baseline": True}, {"accuracy", "macro_f1"}),
+    "by contract": (contract_clause.get_config, "labels", {"task.class_weights": "balanced"}, {"accuracy"}),
+    "several": (sentiment.get_config, "several", {"task.multi_label": True}, {"micro_f1", "macro_f1", "exact_match"}),
+    "regression": (intent.get_config, "values", {"task.name": "regression"}, {"r2", "mean_absolute_error", "spearman"}),
+    "tagging": (intent.get_config, "tags", {"task.name": "tagging"}, {"accuracy", "macro_f1"}),
+    "span": (question_answering.get_config, "squad", {}, SQUAD_FIGURES),
+    "answers": (lambda: question_answering.get_config("generative"), "squad", {}, SQUAD_FIGURES),
+    "summary": (dialogue_summary.get_config, "pairs", {"adapt.method": "lora"}, {"rouge_1", "rouge_2", "rouge_l"}),
+    "chat": (assistant.get_config, "chat", {"adapt.method": "last", "adapt.last_layers": 1}, {"assistant_loss"}),
+    "preference": (assistant.get_config, "preferences", DPO, {"accuracy", "margin_gained"}),
+    "reward": (assistant.get_config, "preferences", {"task.name": "reward", "adapt.method": "head"}, {"accuracy"}),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_goes_from_foundation_to_table(name, foundation, tmp_path):
+    get_config, kind, changes, figures = TASKS[name]
+    config = small(get_config(), written(tmp_path, kind), **changes)
+    published = finetune(config, foundation, tmp_path / "run")
+    assert published == json.loads((tmp_path / "run" / "results.json").read_text())
+    models = published["models"]
+    for figure in figures:
+        found = models["fine-tuned"][figure]
+        assert found["low"] <= found["value"] <= found["high"] and np.isfinite(found["value"])
+    asked = [model for model in models if model.startswith("foundation")]
+    assert bool(asked) == (name not in ("regression", "tagging", "reward"))
+    assert ("head from random weights" in models) == (name == "classification")
+    assert set(published["gain"]) == set(models) - {"fine-tuned"}
+    assert "fine-tuned" in (tmp_path / "run" / "report.html").read_text()
+    # Any rows with the same columns can be scored from the directory alone.
+    record = read_record(tmp_path / "run")
+    scored = _score_rows(tmp_path / "run", record, config["data"]["path"])
+    if name in ("summary", "chat", "preference"):
+        writer = open_writer(tmp_path / "run")
+        assert writer.template == "plain"
+        assert len(continuations(writer, ["the cat", "a dog ran far"], 4, Sampling(), 0)) == 2
+    assert set(scored) == {"rows", *set(models["fine-tuned"])} - {"win_by_likelihood"} and scored["rows"] == 80
+
+
+QUICK = {"task.baseline": False, "task.zero_shot_rows": 0}
+LORA = QUICK | {"adapt.method": "lora", "optimizer.learning_rate": 0.05, "num_steps": 16}
+
+
+@pytest.fixture(scope="module")
+def adapters(foundation, tmp_path_factory):
+    """Two LoRA runs on one foundation."""
+    folder = tmp_path_factory.mktemp("adapters")
+    path = written(folder, "labels")
+    for seed in (0, 1):
+        finetune(small(intent.get_config(), path, **LORA, seed=seed), foundation, folder / f"lora{seed}")
+    return folder, path
+
+
+def test_a_merged_run_predicts_as_the_adapter_does_and_needs_no_foundation(adapters, foundation, tmp_path):
+    folder, path = adapters
+    merge(folder / "lora0", tmp_path / "merged")
+    mesh = single_device_mesh()
+    outputs = []
+    with jax.set_mesh(mesh):
+        for run in (folder / "lora0", tmp_path / "merged"):
+            record = read_record(run)
+            objective = objective_of(record, record.model)
+            params = load_params(run, objective, mesh)
+            tokens = np.arange(3, 35, dtype=np.int32)[None]
+            batch = {"tokens": tokens, "segment_ids": tokens * 0 + 1, "positions": tokens - 3}
+            outputs.append(objective.predict(params, batch))
+    np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="nothing to merge"):
+        merge(tmp_path / "merged", tmp_path / "again")
+    with pytest.raises(UserError, match="is not empty"):
+        merge(folder / "lora0", tmp_path / "merged")
+    # A merged run is a foundation like any other.
+    config = small(intent.get_config(), path, **{"task.baseline": False, "num_steps": 2})
+    finetune(config, tmp_path / "merged", tmp_path / "onto")
+    assert len(read_record(tmp_path / "onto").lineage) == 2
+
+
+def test_adapters_share_a_foundation_that_is_read_once(adapters, foundation, monkeypatch):
+    folder, _ = adapters
+    mesh = single_device_mesh()
+    with jax.set_mesh(mesh):
+        record = read_record(folder / "lora0")
+        base = load_plain(foundation, record.model, mesh, ("backbone",))
+        monkeypatch.setattr(parameters, "_of_foundation", lambda *_: pytest.fail("the foundation was read again"))
+        heads = [
+            load_params(folder / f"lora{i}", objective_of(record, record.model), mesh, frozen=base) for i in (0, 1)
+        ]
+    assert all(head["backbone"] is base["backbone"] for head in heads)
+    assert not np.array_equal(heads[0]["head"]["table"], heads[1]["head"]["table"])
+    manifest = json.loads(next((folder / "lora0" / "checkpoints").glob("*/manifest/metadata")).read_text())
+    assert not any("kernel" in path or "embedding" in path for path in manifest["leaves"])
+
+
+def test_without_its_foundation_an_adapter_says_so(adapters, foundation, tmp_path):
+    folder, _ = adapters
+    shutil.copytree(folder / "lora0", tmp_path / "moved")
+    record = json.loads((tmp_path / "moved" / "run.json").read_text())
+    record["lineage"][-1]["directory"] = str(tmp_path / "gone")
+    (tmp_path / "moved" / "run.json").write_text(json.dumps(record))
+    mesh = single_device_mesh()
+    with jax.set_mesh(mesh), pytest.raises(UserError, match="gone or another run"):
+        read = read_record(tmp_path / "moved")
+        load_params(tmp_path / "moved", objective_of(read, read.model), mesh)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task.name": "clasification"}, "did you mean 'classification'"),
+        ({"task.target": "class"}, "row 1: no 'class'; columns found: text, label, contract; set config.task.target"),
+        ({"task.input": "{body}"}, "no 'body'; columns found: text, label, contract; set config.task.input"),
+        ({"task.input": "{text"}, "config.task.input is '{text'"),
+        ({"task.input": "{text!r}"}, "names alone in braces"),
+        ({"task.target": "text", "task.name": "generation", "task.template": "tokenizer"}, "has no chat_template"),
+        ({"adapt.method": "lora", "adapt.targets": ("querry",)}, "'querry' matches no parameter; legal: down"),
+        ({"evaluation.metric": "acuracy"}, "'acuracy'; legal here: loss, accuracy"),
+        ({"task.validation_fraction": 0.0}, "0 validation"),
+        ({"task.target": "text", "task.name": "generation", "task.max_new_tokens": 64}, "max_new_tokens is 64"),
+        ({"sequence_length": 6, "task.zero_shot_rows": 6}, "before an answer of 5 tokens; legal: at least 7"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_line(changes, message, foundation, tmp_path):
+    changes = QUICK | changes
+    with pytest.raises(UserError, match=message) as caught:
+        finetune(small(intent.get_config(), written(tmp_path, "labels"), **changes), foundation, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_classifier_cannot_be_taught_to_write(adapters, tmp_path):
+    folder, _ = adapters
+    merge(folder / "lora1", tmp_path / "merged")
+    config = small(dialogue_summary.get_config(), written(tmp_path, "pairs"))
+    with pytest.raises(UserError, match="is a classification model, whose head cannot write"):
+        finetune(config, tmp_path / "merged", tmp_path / "run")
+
+
+def test_a_run_of_another_architecture_lists_what_differs(foundation, adapters, tmp_path):
+    folder, path = adapters
+    other = tmp_path / "other"
+    shutil.copytree(foundation, other)
+    record = json.loads((other / "run.json").read_text())
+    record["model"]["num_layers"] = 2
+    (other / "run.json").write_text(json.dumps(record))
+    config = small(intent.get_config(), path, **QUICK)
+    with pytest.raises(UserError, match=r"does not match the model: .*layers"):
+        finetune(config, other, tmp_path / "run")
+    with pytest.raises(UserError, match="model num_layers: 1 != 2"):
+        finetune(small(intent.get_config(), path, **LORA), other, folder / "lora0")

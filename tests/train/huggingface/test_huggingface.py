@@ -1,0 +1,295 @@
+"""Hugging Face's format both ways: logits as transformers gives them, weights back bit for bit, faults in one line.
+
+The models were made by tests/golden/make_huggingface.py; where torch and transformers are installed, all architectures
+are made anew and what is exported is loaded by them.
+"""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+from conftest import mesh_of
+from safetensors.numpy import load_file, save_file
+
+from configs import default
+from configs.errors import UserError
+from configs.finetune import email_spam
+from data.tokenizer import train_tokenizer
+from model.config import model_config
+from model.heads import unembedding
+from model.huggingface_config import architecture_of
+from model.losses import logits
+from model.transformer import backbone
+from tests.damage import flip_a_bit
+from train.distributed.mesh import single_device_mesh
+from train.finetuning.run import finetune
+from train.huggingface.exporting import export_hf
+from train.huggingface.importing import import_hf
+from train.run.parameters import load_plain
+from train.run.record import read_record
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
+STORED = sorted(path.name for path in (GOLDEN / "huggingface").iterdir())
+HAS_TRANSFORMERS = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+ALL = ("gpt2", "llama2", "llama3", "smollm2", "mistral", "qwen2", "qwen3", "gemma2", "olmo2")
+
+
+def source(name, folder):
+    """A copy of a stored model, with a tokenizer."""
+    shutil.copytree(GOLDEN / "huggingface" / name, folder / name)
+    train_tokenizer("bytes", []).save(folder / name)
+    return folder / name
+
+
+def imported(directory, output):
+    import_hf(str(directory), output)
+    record = read_record(output)
+    return record.model, load_plain(output, record.model, single_device_mesh(), ("backbone", "head"))
+
+
+def logits_of(model, params, tokens, segments, positions):
+    batch = {"tokens": tokens, "segment_ids": segments, "positions": positions}
+    return np.asarray(logits(backbone(model, params["backbone"], batch), unembedding(params), model.logit_softcap))
+
+
+def check(directory, tmp_path):
+    """Parity of padded and of packed rows, and the way back."""
+    model, params = imported(directory, tmp_path / "run")
+    expected = np.load(directory / "expected.npz")
+    ids, mask = expected["ids"].astype(np.int32), expected["mask"].astype(np.int32)
+    places = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+    found = logits_of(model, params, ids, mask, places)
+    np.testing.assert_allclose(found[mask > 0], expected["logits"][mask > 0], atol=1e-4)
+    rows = [ids[i, : mask[i].sum()] for i in (1, 2)]
+    packed = np.concatenate(rows)[None]
+    segments = np.repeat([1, 2], [len(row) for row in rows])[None].astype(np.int32)
+    places = np.concatenate([np.arange(len(row), dtype=np.int32) for row in rows])[None]
+    found = logits_of(model, params, packed, segments, places)[0]
+    np.testing.assert_allclose(found, expected["logits"][1:][mask[1:] > 0], atol=1e-4)
+    export_hf(tmp_path / "run", tmp_path / "back")
+    before, after = (load_file(folder / "model.safetensors") for folder in (directory, tmp_path / "back"))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        np.testing.assert_array_equal(tensor, after[name], err_msg=name)
+    again, _ = imported(tmp_path / "back", tmp_path / "again")
+    assert again == model
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_logits_are_those_of_transformers_and_weights_come_back(name, tmp_path):
+    check(source(name, tmp_path), tmp_path)
+
+
+@pytest.mark.skipif(not HAS_TRANSFORMERS, reason="torch and transformers are not installed")
+@pytest.mark.parametrize("name", ALL)
+def test_every_architecture_made_anew(name, tmp_path):
+    make = [sys.executable, GOLDEN / "make_huggingface.py", tmp_path, name]
+    subprocess.run(make, check=True, capture_output=True)
+    train_tokenizer("bytes", []).save(tmp_path / name)
+    check(tmp_path / name, tmp_path)
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
+    expected = np.load(tmp_path / name / "expected.npz")
+    with torch.no_grad():
+        ids, mask = torch.tensor(expected["ids"]), torch.tensor(expected["mask"])
+        found = model(ids, attention_mask=mask).logits.numpy()
+    np.testing.assert_allclose(found[expected["mask"] > 0], expected["logits"][expected["mask"] > 0], atol=1e-4)
+
+
+def test_shards_and_half_precision(tmp_path, monkeypatch):
+    from train.huggingface import safetensors_files
+
+    directory = source("llama3", tmp_path)
+    model, params = imported(directory, tmp_path / "run")
+    monkeypatch.setattr(safetensors_files, "_SHARD_BYTES", 4000)
+    export_hf(tmp_path / "run", tmp_path / "sharded")
+    assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 3
+    again, found = imported(tmp_path / "sharded", tmp_path / "again")
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(found), strict=True):
+        np.testing.assert_array_equal(a, b)
+    export_hf(tmp_path / "run", tmp_path / "bf16", "bfloat16")
+    _, half = imported(tmp_path / "bf16", tmp_path / "from_bf16")
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(half), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2**-8)
+    export_hf(tmp_path / "from_bf16", tmp_path / "bf16_again", "bfloat16")
+    for path in (tmp_path / "bf16").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "bf16_again" / path.name).read_bytes()
+    assert again == model
+
+
+def test_weights_of_a_bare_backbone_and_old_buffers_are_read(tmp_path):
+    directory = source("gpt2", tmp_path)
+    tensors = {name.removeprefix("transformer."): t for name, t in load_file(directory / "model.safetensors").items()}
+    tensors["h.0.attn.bias"] = np.ones((1, 1, 8, 8), np.float32)
+    save_file(tensors, directory / "model.safetensors")
+    _, bare = imported(directory, tmp_path / "bare")
+    (tmp_path / "plain").mkdir()
+    _, plain = imported(source("gpt2", tmp_path / "plain"), tmp_path / "whole")
+    for a, b in zip(jax.tree.leaves(bare), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weights_go_straight_to_a_mesh(tmp_path, monkeypatch):
+    from train.huggingface import importing as module
+
+    monkeypatch.setattr(module, "spread_mesh", lambda boxed: mesh_of(fsdp=4))
+    seen = []
+    monkeypatch.setattr(jax, "device_put", lambda x, s, put=jax.device_put: seen.append((x.shape, s)) or put(x, s))
+    model, params = imported(source("qwen2", tmp_path), tmp_path / "run")
+    assert any("fsdp" in str(sharding.spec) for _, sharding in seen if hasattr(sharding, "spec"))
+    expected = np.load(tmp_path / "qwen2" / "expected.npz")
+    ids = expected["ids"].astype(np.int32)[:1]
+    places = np.arange(ids.shape[1], dtype=np.int32)[None]
+    np.testing.assert_allclose(logits_of(model, params, ids, places * 0 + 1, places), expected["logits"][:1], atol=1e-4)
+
+
+def test_our_own_models_are_an_architecture_of_theirs_or_say_what_is_not():
+    def named(**changes):
+        section = default.model().to_dict() | {"vocab_size": 300, "context_length": 64} | changes
+        return architecture_of(model_config(section))
+
+    assert named() == "qwen3" and named(qk_norm=False) == "llama" and named(qk_norm=False, qkv_bias=True) == "qwen2"
+    assert named(qk_norm=False, sliding_window=(8,)) == "mistral"
+    with pytest.raises(UserError, match=r"qwen3 comes closest, which has not mlp='relu2'; legal: gpt2, llama"):
+        named(mlp="relu2")
+
+
+def test_a_classifier_and_its_adapter_come_out_as_theirs(tmp_path):
+    """Its weights, its classes, and a tokenizer that frames a text as training did."""
+    import_hf(str(source("llama3", tmp_path)), tmp_path / "base")
+    rows = [{"text": f"{'good' if i % 2 else 'bad'} {i}", "label": "ab"[i % 2]} for i in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = email_spam.get_config()
+    config.data.path, config.num_steps, config.sequence_length = str(tmp_path / "rows.jsonl"), 3, 32
+    config.task.pooling, config.task.baseline, config.task.zero_shot_rows = "last", False, 0
+    config.adapt.method, config.adapt.rank, config.mesh.data, config.mesh.fsdp = "lora", 2, 1, 8
+    finetune(config.to_dict(), tmp_path / "base", tmp_path / "run")
+    export_hf(tmp_path / "run", tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert found["architectures"] == ["LlamaForSequenceClassification"]
+    assert found["id2label"] == {"0": "a", "1": "b"} and found["pad_token_id"] == 0
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    assert tensors["score.weight"].shape == (2, 16) and "lm_head.weight" not in tensors
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    ids = backend.encode("good").ids
+    assert (ids[0], ids[-1], len(ids)) == (1, 2, 6)
+    config.task.pooling = "mean"
+    finetune(config.to_dict(), tmp_path / "base", tmp_path / "mean")
+    with pytest.raises(UserError, match="classification model of pooling 'mean'; legal to export: language models"):
+        export_hf(tmp_path / "mean", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def change(path, **fields):
+    config = json.loads((path / "config.json").read_text()) | fields
+    (path / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value != "gone"}))
+
+
+def rename(path, old, new):
+    tensors = load_file(path / "model.safetensors")
+    save_file({new if name == old else name: tensor for name, tensor in tensors.items()}, path / "model.safetensors")
+
+
+def truncate(path):
+    data = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(data[:-100])
+
+
+def evil_index(path):
+    (path / "model.safetensors").rename(path / "weights.safetensors")
+    index = {"weight_map": {"model.norm.weight": "../weights.safetensors"}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+NORM = "model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: (p / "config.json").unlink(), "it holds no config.json"),
+        (lambda p: (p / "config.json").write_text("{"), "config.json is damaged"),
+        (lambda p: change(p, model_type="mamba"), "model_type is 'mamba'; legal: gpt2, llama, mistral, qwen2, qwen3"),
+        (lambda p: change(p, hidden_size="gone"), "no 'hidden_size'; legal: a config.json of llama"),
+        (lambda p: change(p, hidden_act="relu"), "the activation is 'relu'; legal for llama: silu"),
+        (lambda p: change(p, rope_parameters={"rope_type": "yarn"}), "rope_type is 'yarn'; legal: default, llama3"),
+        (lambda p: change(p, num_hidden_layers=3), "missing: model.layers.2.self_attn.q_proj.weight"),
+        (lambda p: change(p, num_hidden_layers=1), "surplus: model.layers.1"),
+        (lambda p: change(p, intermediate_size=32), r"gate_proj.weight is \[24, 16\], the config says \[32, 16\]"),
+        (lambda p: rename(p, NORM, "model.nrom.weight"), f"missing: {NORM}; surplus: model.nrom.weight"),
+        (truncate, "is damaged or no safetensors file"),
+        (evil_index, "legal: files that stand beside it"),
+        (
+            lambda p: (p / "model.safetensors").rename(p / "pytorch_model.bin"),
+            "is a pickle, read with --allow_pickle alone",
+        ),
+        (lambda p: (p / "tokenizer.json").unlink(), "no tokenizer there"),
+        (lambda p: change(p, vocab_size=200), "the tokenizer has 259 tokens, the embedding 200 rows"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_one_line_and_nothing_is_written(damage, message, tmp_path):
+    directory = source("llama3", tmp_path)
+    damage(directory)
+    with pytest.raises(UserError, match=message) as caught:
+        import_hf(str(directory), tmp_path / "run")
+    assert "\n" not in str(caught.value) and not (tmp_path / "run" / "run.json").exists()
+
+
+def test_what_is_no_model_says_so(tmp_path):
+    with pytest.raises(UserError, match="is no directory; legal: a directory"):
+        import_hf(str(tmp_path / "none"), tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "file").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        import_hf(str(source("llama3", tmp_path)), tmp_path / "run")
+
+
+class Code:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_a_pickle_is_read_where_a_flag_says_so_and_runs_no_code(tmp_path):
+    torch = pytest.importorskip("torch")
+    directory = source("llama3", tmp_path)
+    _, expected = imported(directory, tmp_path / "run")
+    tensors = {name: torch.from_numpy(x) for name, x in load_file(directory / "model.safetensors").items()}
+    (directory / "model.safetensors").unlink()
+    torch.save(tensors, directory / "pytorch_model.bin")
+    import_hf(str(directory), tmp_path / "pickled", allow_pickle=True)
+    got = load_plain(
+        tmp_path / "pickled", read_record(tmp_path / "pickled").model, single_device_mesh(), ("backbone", "head")
+    )
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    torch.save(tensors | {NORM: Code(tmp_path / "ran")}, directory / "pytorch_model.bin")
+    with pytest.raises(UserError, match="is damaged or holds more than tensors") as caught:
+        import_hf(str(directory), tmp_path / "evil", allow_pickle=True)
+    assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.skipif(HAS_TRANSFORMERS, reason="torch is installed")
+def test_a_pickle_needs_torch(tmp_path):
+    with pytest.raises(UserError, match="--allow_pickle needs: pip install torch"):
+        import_hf(str(source("llama3", tmp_path)), tmp_path / "run", allow_pickle=True)
+
+
+def test_a_damaged_checkpoint_is_not_exported(tmp_path):
+    import_hf(str(source("llama3", tmp_path)), tmp_path / "run")
+    flip_a_bit(tmp_path / "run" / "checkpoints" / "0" / "params")
+    with pytest.raises(UserError, match="checkpoint 0 is damaged") as caught:
+        export_hf(tmp_path / "run", tmp_path / "out")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()

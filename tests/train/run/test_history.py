@@ -1,0 +1,21 @@
+"""What a run writes about itself stays true when it goes on."""
+
+import json
+
+from train.run.history import open_writer
+
+
+def test_lines_of_steps_that_are_done_again_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with open_writer(tmp_path, 0, tensorboard=False, writing=True) as write:
+        for step in (5, 10, 15):
+            write({"step": step, "phase": "train", "loss": float("nan") if step == 10 else 1.0})
+    # A kill cuts the last line short.
+    path.write_text(path.read_text() + '{"step": 8, "pha')
+    with open_writer(tmp_path, 10, tensorboard=False, writing=True) as write:
+        write({"step": 11, "phase": "train", "loss": 2.0})
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(record["step"], record["loss"]) for record in records] == [(5, 1.0), (10, None), (11, 2.0)]
+    with open_writer(tmp_path, 0, tensorboard=False, writing=False) as write:
+        write({"step": 1, "phase": "train"})
+    assert len(path.read_text().splitlines()) == 3

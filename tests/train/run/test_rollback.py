@@ -1,0 +1,98 @@
+"""Batches that are passed over after a roll-back: which batch a step has, and what the run's directory says of it."""
+
+import json
+
+import pytest
+
+from configs.errors import UserError
+from data.loader import BatchFunction, batch_number
+from tests.faults.tiny_run import STEPS, nan, same, settings_of, spoilt, steps_over, train
+from train.reporter import Diverged
+from train.run.history import read_records
+from train.run.rollback import roll_back, skipped_batches
+
+
+class Numbers:
+    """Rows that are their numbers."""
+
+    def __len__(self):
+        return 40
+
+    def rows(self, indices):
+        return {"tokens": indices}
+
+
+@pytest.mark.parametrize(
+    "skipped",
+    [(), ((0, 0),), ((3, 5),), ((3, 5), (6, 7)), ((6, 7), (3, 5)), ((2, 9), (4, 5)), ((2, 5), (4, 8), (20, 21))],
+)
+def test_a_step_has_the_batches_that_are_left_in_order(skipped):
+    left = [t for t in range(60) if not any(first <= t <= last for first, last in skipped)]
+    assert [batch_number(t, skipped) for t in range(30)] == left[:30]
+    plain, passing = BatchFunction(Numbers(), 4, 1), BatchFunction(Numbers(), 4, 1, None, skipped)
+    for t in range(12):
+        assert (passing(t)["tokens"] == plain(left[t])["tokens"]).all()
+
+
+def test_roll_backs_add_up_in_batches_not_in_steps(tmp_path):
+    assert skipped_batches(tmp_path) == ()
+    roll_back(tmp_path, 4, 8)
+    assert skipped_batches(tmp_path) == ((4, 7),)
+    # Steps 5 to 7 now have batches 8 to 10.
+    roll_back(tmp_path, 4, 7)
+    assert skipped_batches(tmp_path) == ((4, 7), (8, 10))
+    # A checkpoint was damaged, and the run goes back further: what is passed over spans the others.
+    roll_back(tmp_path, 2, 6)
+    assert skipped_batches(tmp_path)[-1] == (2, 12)
+    assert batch_number(2, skipped_batches(tmp_path)) == 13
+    roll_back(tmp_path, 4, 9)
+    with pytest.raises(UserError, match="rolled back to step 4 3 times"):
+        roll_back(tmp_path, 4, 9)
+
+
+def test_a_damaged_list_is_no_empty_one(tmp_path):
+    for text in ("", "{", "[]", '{"roll_backs": [{"first": 1}]}', '{"roll_backs": [{"step": "x"}]}'):
+        (tmp_path / "skipped_batches.json").write_text(text)
+        with pytest.raises(UserError, match=r"skipped_batches\.json is damaged"):
+            skipped_batches(tmp_path)
+
+
+def test_it_rolls_back_more_than_once_and_before_the_first_checkpoint(tmp_path):
+    settings = settings_of(**{"faults.in_a_row": 2, "faults.then": "roll_back"})
+    # Steps 2 and 3 fail, batches 0 to 2 are passed over; then 12 and 13, in steps 10 and 11, after step 8 was saved.
+    ended = train(tmp_path, settings, spoilt(settings, (1, 2, 12, 13), nan))
+    assert [
+        (e["step"], e["failed_step"]) for e in json.loads((tmp_path / "skipped_batches.json").read_text())["roll_backs"]
+    ] == [
+        (0, 3),
+        (8, 11),
+    ]
+    assert skipped_batches(tmp_path) == ((0, 2), (11, 13))
+    assert same(ended, steps_over(settings, [*range(3, 11), *range(14, 18)]))
+    assert [r["step"] for r in read_records(tmp_path) if r["phase"] == "train"] == list(range(1, STEPS + 1))
+
+
+def test_no_checkpoint_is_made_amid_failing_steps(tmp_path):
+    settings = settings_of(**{"faults.in_a_row": 3, "faults.then": "roll_back"})
+    # Step 8 would be saved between the failing 7 and 9.
+    ended = train(tmp_path, settings, spoilt(settings, (6, 7, 8), nan))
+    assert skipped_batches(tmp_path) == ((4, 8),)
+    assert same(ended, steps_over(settings, [*range(4), *range(9, 17)]))
+
+
+def test_where_all_data_fails_it_ends(tmp_path):
+    settings = settings_of(**{"faults.in_a_row": 2, "faults.then": "roll_back"})
+    with pytest.raises(UserError, match="rolled back to step 0 3 times"):
+        train(tmp_path, settings, spoilt(settings, range(24), nan))
+
+
+def test_it_stops_by_default_and_names_the_step(tmp_path):
+    settings = settings_of(**{"faults.in_a_row": 2})
+    with pytest.raises(Diverged, match=r"2 steps in a row were skipped, the last is step 7: loss nan"):
+        train(tmp_path, settings, spoilt(settings, (5, 6), nan))
+    assert not (tmp_path / "skipped_batches.json").exists()
+
+
+def test_rolling_back_and_keeping_the_best_exclude_each_other():
+    with pytest.raises(UserError, match=r"config\.faults\.then is 'roll_back'"):
+        settings_of(**{"faults.then": "roll_back", "checkpoint.best": True})

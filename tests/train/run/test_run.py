@@ -1,0 +1,59 @@
+"""What a run's directory says of itself, read on another machine."""
+
+import dataclasses
+import json
+
+import pytest
+from conftest import tiny_model
+
+from configs import default
+from configs.errors import UserError
+from data.tokenizer import train_tokenizer
+from train.run.lock import claim
+from train.run.record import RunRecord, config_changes, read_record, start
+
+
+def test_the_attention_of_the_machine_that_trained_is_not_asked_of_this_one(tmp_path):
+    model = tiny_model(attention="cudnn")
+    record = RunRecord("pretrain", model, {}, {}, "fingerprint", [])
+    (tmp_path / "run.json").write_text(json.dumps({"version": 1, **dataclasses.asdict(record)}))
+    assert read_record(tmp_path).model == dataclasses.replace(model, attention="auto")
+
+
+def test_a_run_from_before_a_field_came_had_its_default(tmp_path):
+    model = tiny_model(qk_norm_joint=False)
+    record = dataclasses.asdict(RunRecord("pretrain", model, {}, {}, "fingerprint", []))
+    del record["model"]["qk_norm_joint"]
+    (tmp_path / "run.json").write_text(json.dumps({"version": 1, **record}))
+    assert read_record(tmp_path).model == dataclasses.replace(model, attention="auto")
+    now = default.get_config().to_dict()
+    before = default.get_config().to_dict()
+    del before["adapt"]
+    before["task"]["gone_since"] = 1
+    assert config_changes(before, now) == []
+    now["adapt"]["method"] = "lora"
+    assert config_changes(before, now) == ["config.adapt.method: 'full' -> 'lora'"]
+
+
+def test_a_directory_is_one_run_s_at_a_time(tmp_path):
+    with claim(tmp_path / "run"), pytest.raises(UserError, match="is in use by another run"), claim(tmp_path / "run"):
+        pytest.fail("a second run has it")
+    with claim(tmp_path / "run"):
+        pass
+
+
+def test_a_run_goes_on_with_its_own_data_tokenizer_and_config(tmp_path):
+    config = default.get_config().to_dict()
+    record = RunRecord("pretrain", tiny_model(), config, {}, "0123456789abcdef", [])
+    bytes_alone, merging = train_tokenizer("bytes", []), train_tokenizer("bpe:300", ["a text of some words"])
+    start(tmp_path, record, bytes_alone)
+    start(tmp_path, record, bytes_alone)
+    faster = config | {"optimizer": config["optimizer"] | {"learning_rate": 0.125}}
+    for change, tokenizer, message in (
+        ({}, merging, r"\(the tokenizer\)"),
+        ({"data_fingerprint": "fedcba9876543210"}, bytes_alone, r"\(data: 0123456789abcdef != fedcba9876543210\)"),
+        ({"config": faster}, bytes_alone, r"\(config\.optimizer\.learning_rate: .* -> 0\.125\)"),
+        ({"model": tiny_model(num_layers=3)}, bytes_alone, r"\(model .*num_layers.*\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            start(tmp_path, dataclasses.replace(record, **change), tokenizer)

@@ -1,0 +1,41 @@
+"""The best evaluation, and when to stop."""
+
+import dataclasses
+import json
+
+import pytest
+
+from configs import default
+from train.early_stopping import Selection, resume_selection
+from train.settings import from_config
+
+
+def settings(metric, patience=0):
+    evaluation = from_config(default.get_config().to_dict()).evaluation
+    return dataclasses.replace(evaluation, metric=metric, patience=patience)
+
+
+@pytest.mark.parametrize(
+    ("metric", "improves"),
+    [("loss", [True, False, True]), ("accuracy", [True, True, False]), ("bits_per_byte", [True, False, True])],
+)
+def test_less_is_better_of_a_loss_and_more_of_an_accuracy(metric, improves):
+    selection = Selection(settings(metric))
+    assert [selection.take({metric: value}) for value in (0.5, 0.7, 0.3)] == improves
+
+
+def test_patience_counts_evaluations_in_a_row():
+    selection = Selection(settings("accuracy", patience=2))
+    stops = []
+    for value in (0.5, 0.4, 0.6, 0.6, 0.1):
+        selection.take({"accuracy": value})
+        stops.append(selection.stops)
+    assert stops == [False, False, False, False, True]
+
+
+def test_a_run_that_goes_on_knows_what_it_had_seen(tmp_path):
+    lines = [{"step": step, "phase": "eval", "loss": loss} for step, loss in ((2, 3.0), (4, 1.0), (6, 2.0), (8, 0.5))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
+    selection = resume_selection(settings("loss"), tmp_path, 6)
+    assert (selection.best, selection.since) == (-1.0, 1)
+    assert resume_selection(settings("loss"), tmp_path, 0).best is None

@@ -1,0 +1,111 @@
+"""Talks with a model on a terminal, in its own template; what it writes appears as it is written.
+
+/reset forgets what was said, /exit (or Ctrl-D) ends.
+
+  rootstock chat --checkpoint=runs/assistant
+"""
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from data.templates import NAMES, render
+from data.tokenizer import load_tokenizer
+from model.sampling import Sampling
+from train.commands.sampling_flags import define_sampling_flags, sampling_of
+from train.console import console
+from train.generation.decode import before
+from train.generation.language_model import Writer
+from train.run.language_model import open_writer
+from train.run.record import read_record
+
+REQUIRED = ("checkpoint",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answering:
+    """How answers are written: the flags of `generate`."""
+
+    max_new_tokens: int
+    sampling: Sampling
+    seed: int
+    stop: tuple[str, ...]
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds this command's flags to `values`."""
+    flags.DEFINE_string("checkpoint", None, "Directory of a run whose head writes.", flag_values=values)
+    text = "How turns become tokens; empty: the run's own, else the tokenizer's, else plain."
+    flags.DEFINE_enum("template", "", ["", *NAMES], text, flag_values=values)
+    flags.DEFINE_string("system", "", "System message.", flag_values=values)
+    define_sampling_flags(values, temperature=0.7)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Runs the command: reads a message a line from stdin, writes the answers to stdout."""
+    directory = Path(values.checkpoint)
+    answering = Answering(values.max_new_tokens, sampling_of(values), values.seed, tuple(values.stop))
+    writer = open_writer(directory, values.template or _template(directory), cache_dtype=values.cache_dtype)
+    with jax.set_mesh(writer.mesh):
+        console.print(f"chat: template {writer.template}; /reset forgets, /exit ends", highlight=False)
+        for part in talk(writer, _lines(), values.system, answering):
+            print(part, end="", flush=True)
+
+
+def _template(directory: Path) -> str:
+    """Returns the template of a run that has none of its own."""
+    if read_record(directory).stage == "finetune":
+        return ""
+    return "tokenizer" if load_tokenizer(directory / "tokenizer").chat_template else "plain"
+
+
+def _lines() -> Iterator[str]:
+    with contextlib.suppress(EOFError):
+        while True:
+            yield input("> " if sys.stdin.isatty() else "")
+
+
+def talk(writer: Writer, lines: Iterable[str], system: str, answering: Answering) -> Iterator[str]:
+    """Yields the answers to what is said, in parts as they are written, each with a line feed after it.
+
+    A conversation that has grown beyond the model's context loses its oldest turns.
+    """
+    start = [{"role": "system", "content": system}] if system else []
+    messages = list(start)
+    for number, line in enumerate(lines):
+        if line.strip() == "/exit":
+            return
+        if line.strip() in ("", "/reset"):
+            messages = list(start) if line.strip() else messages
+            continue
+        messages.append({"role": "user", "content": line})
+        room = writer.model.context_length - answering.max_new_tokens
+        tokens = render(messages, writer.template, writer.tokenizer, max(room, 1), prompt=True).tokens
+        answer = ""
+        for part in _up_to(
+            writer.stream(tokens, answering.max_new_tokens, answering.sampling, answering.seed + number), answering.stop
+        ):
+            answer += part
+            yield part
+        yield "\n"
+        messages.append({"role": "assistant", "content": answer})
+
+
+def _up_to(parts: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
+    """Yields a text in parts up to the earliest of `stop`; what may be the beginning of one waits for more."""
+    text, shown = "", 0
+    longest = max(map(len, stop), default=1)
+    for part in parts:
+        text += part
+        kept, ended = before(text, stop)
+        sure = len(kept) if ended else max(len(text) - longest + 1, shown)
+        yield text[shown:sure]
+        shown = sure
+        if ended:
+            return
+    yield text[shown:]

@@ -1,0 +1,143 @@
+"""What a run's checkpoints hold, read without the model: `rootstock checkpoint ls|verify|diff|prune DIR`.
+
+rootstock checkpoint ls runs/tiny
+rootstock checkpoint verify runs/tiny
+rootstock checkpoint diff runs/tiny runs/other
+rootstock checkpoint prune runs/tiny --keep=1
+
+verify ends with 1 where a checkpoint is damaged and names its leaves. diff compares the newest checkpoints of two runs.
+prune deletes the oldest; the newest that is sound stays, as do those of config.checkpoint.keep_period; best/ is not
+touched.
+"""
+
+import shutil
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from rich.table import Table
+
+from configs.errors import UserError
+from train.checkpoint.manager import BEST, NEWEST, open_to_read, saved_steps
+from train.checkpoint.read import Held, inspect
+from train.console import results_console
+from train.run.history import read_records
+from train.run.lock import claim
+from train.run.record import config_changes, read_record
+
+POSITIONAL = ("action", "directory", "other")
+REQUIRED = ("action", "directory")
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds this command's flags to `values`."""
+    actions = ["ls", "verify", "diff", "prune"]
+    flags.DEFINE_enum("action", None, actions, "ls, verify, diff or prune.", flag_values=values)
+    flags.DEFINE_string("directory", None, "Directory of a run.", flag_values=values)
+    flags.DEFINE_string("other", "", "diff: directory of another run.", flag_values=values)
+    flags.DEFINE_integer("keep", 1, "prune: newest checkpoints that stay.", lower_bound=1, flag_values=values)
+    flags.DEFINE_boolean("dry_run", False, "prune: only say what would go.", flag_values=values)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Runs the command; prints a table.
+
+    Raises:
+        UserError: no run, no checkpoint, or a damaged one.
+    """
+    directory = Path(values.directory)
+    read_record(directory)
+    if values.action == "ls":
+        _list(directory)
+    elif values.action == "verify":
+        _verify(directory)
+    elif values.action == "prune":
+        _prune(directory, values.keep, values.dry_run)
+    elif not values.other:
+        raise UserError("checkpoint diff: another run is missing; legal: rootstock checkpoint diff DIR OTHER")
+    else:
+        _diff(directory, Path(values.other))
+
+
+def _table(*columns: str) -> Table:
+    table = Table()
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _list(directory: Path) -> None:
+    losses = {r["step"]: f"{r['loss']:.4f}" for r in read_records(directory) if r["phase"] == "eval"}
+    table = _table("where", "step", "MB", "saved", "held-out loss")
+    for path in [
+        p for where in (NEWEST, BEST, "damaged") for p in sorted((directory / where).glob("[0-9]*"), key=_step)
+    ]:
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
+        table.add_row(path.parent.name, path.name, f"{size / 1e6:,.1f}", saved, losses.get(_step(path), ""))
+    results_console().print(table)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.partition("-")[0])
+
+
+def _read(directory: Path, where: str, step: int) -> Held:
+    with open_to_read(directory, where) as manager:
+        return inspect(manager, step)
+
+
+def _verify(directory: Path) -> None:
+    table, damaged = _table("where", "step", "leaves", "found"), []
+    for where in (NEWEST, BEST):
+        for step in saved_steps(directory, where):
+            held = _read(directory, where, step)
+            table.add_row(where, str(step), str(len(held.leaves)), held.damage or "sound")
+            if held.damage:
+                damaged.append(f"{where}/{step}: {held.damage}")
+    results_console().print(table)
+    if damaged:
+        raise UserError(f"{directory}: {'; '.join(damaged)}")
+
+
+def _newest(directory: Path) -> tuple[int, Held]:
+    for step in saved_steps(directory, NEWEST):
+        held = _read(directory, NEWEST, step)
+        if not held.damage:
+            return step, held
+    raise UserError(f"{directory} holds no sound checkpoint")
+
+
+def _diff(directory: Path, other: Path) -> None:
+    (step, ours), (other_step, theirs) = _newest(directory), _newest(other)
+    table = _table("leaf", f"{directory} {step}", f"{other} {other_step}", "largest difference", "relative")
+    for path in sorted(ours.leaves.keys() | theirs.leaves.keys()):
+        a, b = (held.leaves.get(path) for held in (ours, theirs))
+        kinds = ["" if x is None else f"{x.dtype}{list(x.shape)}" for x in (a, b)]
+        if a is None or b is None or kinds[0] != kinds[1]:
+            table.add_row(path, *kinds, "", "")
+        elif ours.checksums[path] != theirs.checksums[path]:
+            x, y = (np.asarray(jax.device_get(leaf), np.float64) for leaf in (a, b))
+            norm = float(np.linalg.norm((x - y).ravel())) / max(float(np.linalg.norm(y.ravel())), 1e-30)
+            table.add_row(path, *kinds, f"{np.abs(x - y).max():.3g}", f"{norm:.3g}")
+    same = sum(ours.checksums[path] == theirs.checksums.get(path) for path in ours.leaves)
+    table.caption = f"{same} leaves are the same, bit for bit"
+    results_console().print(table)
+    for change in config_changes(read_record(directory).config, read_record(other).config):
+        results_console().print(change, markup=False)
+
+
+def _prune(directory: Path, keep: int, dry_run: bool) -> None:
+    with claim(directory):
+        steps = saved_steps(directory, NEWEST)
+        sound, _ = _newest(directory)
+        period = read_record(directory).config["checkpoint"]["keep_period"]
+        gone = [step for step in steps[keep:] if step != sound and (not period or step % period)]
+        for step in gone:
+            if not dry_run:
+                shutil.rmtree(directory / NEWEST / str(step))
+    verb = "would delete" if dry_run else "deleted"
+    kept = ", ".join(str(step) for step in steps if step not in gone)
+    results_console().print(f"{verb} {', '.join(map(str, gone)) or 'nothing'}; kept {kept}")

@@ -1,0 +1,67 @@
+"""The whole way on this machine's own Python documentation: no download, no account, one CPU.
+
+Collects docstrings, trains a tokenizer, pre-trains a small foundation model, prints two samples, grafts a classifier
+(which library does this docstring belong to?) and ends with the before/after table. Run it again and it goes on where
+it stopped.
+
+  rootstock demo --workdir=runs/demo
+"""
+
+import json
+import time
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+
+from configs.finetune import demo as finetune_config
+from configs.pretrain import demo as pretrain_config
+from data.demo_corpus import write_demo_corpus
+from model.sampling import Sampling
+from train.console import console, step_progress
+from train.finetuning.run import finetune
+from train.generation.language_model import continuations
+from train.pretraining import pretrain
+from train.run.language_model import open_writer
+
+_PROMPTS = ("Return the ", "This function ")
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds this command's flags to `values`."""
+    flags.DEFINE_string("workdir", "runs/demo", "Directory of the demo.", flag_values=values)
+    flags.DEFINE_float(
+        "scale", 1.0, "Part of the training steps to take, for a quicker look.", lower_bound=0.01, flag_values=values
+    )
+
+
+def run(values: flags.FlagValues) -> None:
+    """Runs the command."""
+    started = time.perf_counter()
+    workdir = Path(values.workdir)
+    corpus = workdir / "corpus"
+    if not (corpus / "summary.json").exists():
+        with step_progress() as progress:
+            summary = write_demo_corpus(corpus, progress)
+        (corpus / "summary.json").write_text(json.dumps(summary, indent=1))
+    foundation = _pretrain(corpus, workdir / "foundation", values.scale)
+    out = Console()
+    sampling = Sampling(temperature=0.7, top_k=50)
+    for prompt, text in zip(
+        _PROMPTS, continuations(open_writer(foundation), list(_PROMPTS), 48, sampling, seed=0), strict=True
+    ):
+        out.print(f"sample: {' '.join((prompt + text).split())}\n", highlight=False, markup=False)
+    config = finetune_config.get_config()
+    config.data.path = str(corpus / "labelled_train.jsonl")
+    config.task.test_path = str(corpus / "labelled_test.jsonl")
+    config.num_steps = max(int(config.num_steps * values.scale), 2)
+    finetune(config.to_dict(), foundation, workdir / "classifier")
+    console.print(f"demo: {time.perf_counter() - started:.0f} s in all; results in {workdir}", highlight=False)
+
+
+def _pretrain(corpus: Path, workdir: Path, scale: float) -> Path:
+    config = pretrain_config.get_config()
+    config.data.path = str(corpus / "unlabelled.jsonl")
+    config.num_steps = max(int(config.num_steps * scale), 2)
+    pretrain(config.to_dict(), workdir)
+    return workdir

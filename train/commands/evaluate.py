@@ -1,0 +1,194 @@
+"""Scores a model: a language model on text or on tasks in words, a fine-tuned one on its labelled rows.
+
+rootstock evaluate --checkpoint=runs/tiny --text='held_out/*.txt' --json
+rootstock evaluate --checkpoint=runs/tiny --tasks=intent --data=test.jsonl --shots=3 --limit=200
+rootstock evaluate --checkpoint=runs/smollm2 --tasks=hellaswag,arc_easy --limit=100
+rootstock evaluate --checkpoint=runs/intent --data=test.jsonl --json
+
+--tasks are files of configs/evals/, or names of EleutherAI's lm-evaluation-harness (extra: evals).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from jax.sharding import Mesh
+from rich.table import Table
+
+from configs.errors import UserError
+from data.labelled import read_examples
+from data.tokenizer import load_tokenizer
+from model.heads import Objective
+from model.transformer import Params
+from train.console import results_console
+from train.distributed.mesh import spread_mesh
+from train.distributed.processes import is_first
+from train.evaluation.interval import as_json
+from train.evaluation.metrics import require
+from train.evaluation.perplexity import perplexity, summary
+from train.finetuning.predictor import Predictor
+from train.finetuning.rows import render_rows, with_reference
+from train.run.language_model import open_writer
+from train.run.parameters import load_params, load_plain, objective_of
+from train.run.record import RunRecord, read_record
+from train.run.results import NAME, add_results
+from train.settings import from_config
+from train.tasks.task import load
+
+REQUIRED = ("checkpoint",)
+MULTI_PROCESS = True
+_BATCH_SIZE = 16
+_WINDOW = 2048
+_TASK_FILES = Path(__file__).resolve().parent.parent / "configs" / "evals"
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds this command's flags to `values`."""
+    flags.DEFINE_string("checkpoint", None, "Directory of a run.", flag_values=values)
+    flags.DEFINE_string("text", "", "Language model: file, glob or hf:NAME of text.", flag_values=values)
+    text = f"With --text: tokens a prediction sees; 0: the model's context, {_WINDOW} at most."
+    flags.DEFINE_integer("window", 0, text, lower_bound=0, flag_values=values)
+    text = "With --text: new tokens a window; 0: half of it."
+    flags.DEFINE_integer("stride", 0, text, lower_bound=0, flag_values=values)
+    flags.DEFINE_list("tasks", [], "Language model: names of tasks, with commas.", flag_values=values)
+    text = "A folder of task files (YAML of the harness) besides configs/evals/."
+    flags.DEFINE_string("task_files", "", text, flag_values=values)
+    text = "Labelled rows, columns as in training; with --tasks: as the task file says."
+    flags.DEFINE_string("data", "", text, flag_values=values)
+    flags.DEFINE_string("shots_data", "", "With --tasks: rows to show; empty: others of --data.", flag_values=values)
+    text = "With --tasks: answered rows before each question; -1: as the task says."
+    flags.DEFINE_integer("shots", -1, text, lower_bound=-1, flag_values=values)
+    flags.DEFINE_integer("limit", 0, "With --tasks: rows a task; 0: all.", lower_bound=0, flag_values=values)
+    flags.DEFINE_boolean("chat", False, "With --tasks: put questions in the chat template.", flag_values=values)
+    text = "File for the figures; empty: results.json in the run's directory."
+    flags.DEFINE_string("output", "", text, flag_values=values)
+    flags.DEFINE_boolean("json", False, "Print one JSON object.", flag_values=values)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Runs the command; prints and writes nats_per_token, bits_per_byte, tokens, or the metrics of a task."""
+    directory = Path(values.checkpoint)
+    record = read_record(directory)
+    language = record.stage == "pretrain" or load(record.task["name"]).language
+    if values.text and not values.tasks and language:
+        name, figures = f"text {values.text}", _score_text(directory, record, values)
+    elif values.tasks and not values.text and language:
+        name = f"tasks {','.join(values.tasks)}" + (f" of {values.data}" if values.data else "")
+        figures = _score_tasks(directory, values)
+    elif values.data and not values.text and not values.tasks and record.stage == "finetune":
+        name, figures = f"data {values.data}", _score_rows(directory, record, values.data)
+    else:
+        kind = "pretrain" if record.stage == "pretrain" else record.task["name"]
+        legal = (["--text", "--tasks"] if language else []) + (["--data"] if record.stage == "finetune" else [])
+        raise UserError(f"{legal[0]} is missing: {directory} is a {kind} run; legal: one of {', '.join(legal)}")
+    if not is_first():
+        return
+    _keep(Path(values.output) if values.output else directory / NAME, name, figures)
+    if values.json:
+        print(json.dumps(figures))
+    else:
+        _print(name, figures)
+
+
+def _keep(path: Path, name: str, figures: dict[str, Any]) -> None:
+    """Adds the figures to a file, under "evaluations"; what else it holds stays."""
+    try:
+        add_results(path, lambda held: held.setdefault("evaluations", {}).update({name: figures}))
+    except UserError as error:
+        raise UserError(f"{error}; legal: --output=FILE") from None
+
+
+def _print(name: str, figures: dict[str, Any]) -> None:
+    """Prints a row a source or task where there are several, else a row a figure."""
+    parts = figures.get("sources") or {k: v for k, v in figures.items() if isinstance(v, dict) and "value" not in v}
+    table = Table(title=name, title_justify="left")
+    if parts:
+        if "sources" in figures:
+            parts = parts | {"all": {k: v for k, v in figures.items() if k != "sources"}}
+        columns = list(dict.fromkeys(column for part in parts.values() for column in part))
+        for column in ("", *columns):
+            table.add_column(column)
+        for title, part in parts.items():
+            table.add_row(title, *(_text(part.get(column, "")) for column in columns))
+    else:
+        table.show_header = False
+        for column, value in figures.items():
+            table.add_row(column, _text(value))
+    results_console().print(table)
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 - a figure
+    if isinstance(value, dict):
+        return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _score_text(directory: Path, record: RunRecord, values: flags.FlagValues) -> dict[str, Any]:
+    writer = open_writer(directory, spread=True)
+    window = values.window or min(writer.model.context_length, _WINDOW)
+    field = record.config["data"]["text_field"]
+    with jax.set_mesh(writer.mesh):
+        return summary(perplexity(writer, values.text, field, window, values.stride or -(-window // 2)))
+
+
+def _score_tasks(directory: Path, values: flags.FlagValues) -> dict[str, Any]:
+    try:
+        from train.evaluation import harness
+    except ImportError as error:
+        raise UserError(f"--tasks needs {error.name}: pip install 'rootstock[evals]'") from None
+    folders = [str(_TASK_FILES), *([values.task_files] if values.task_files else [])]
+    if values.task_files and not Path(values.task_files).is_dir():
+        raise UserError(f"--task_files={values.task_files}: no such folder")
+    data = {"test": values.data, "train": values.shots_data}
+    return harness.evaluate(
+        open_writer(directory, spread=True),
+        values.tasks,
+        folders,
+        shots=None if values.shots < 0 else values.shots,
+        limit=values.limit,
+        data={split: path for split, path in data.items() if path},
+        chat=values.chat,
+    )
+
+
+def _score_rows(directory: Path, record: RunRecord, path: str) -> dict[str, Any]:
+    objective = objective_of(record, record.model)
+    mesh = spread_mesh(jax.eval_shape(objective.init, jax.random.key(0)))
+    with jax.set_mesh(mesh):
+        return _score_rows_on(mesh, objective, directory, record, path)
+
+
+def _score_rows_on(mesh: Mesh, objective: Objective, directory: Path, record: RunRecord, path: str) -> dict[str, Any]:
+    require()
+    settings = from_config(record.config)
+    task, facts = load(record.task["name"]), record.task
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    examples = read_examples(path, lambda row: task.parse(row, settings.task))
+    part = render_rows(task, facts, examples, tokenizer, settings.sequence_length, seed=0)
+    params = load_params(directory, objective, mesh)
+    if task.reference:
+        part = with_reference(part, record.model, _foundation(record, mesh), _batch_size(mesh), mesh)
+    predictor = Predictor(
+        task,
+        facts,
+        objective,
+        settings.adapt,
+        record.model,
+        tokenizer,
+        _batch_size(mesh),
+        settings.task.max_new_tokens,
+        mesh,
+    )
+    metrics = task.metrics(part.examples, predictor(params, part), None, facts)
+    return {"rows": len(part.examples), **as_json(metrics)}
+
+
+def _foundation(record: RunRecord, mesh: Mesh) -> Params:
+    """Returns the language model that a run was grafted from."""
+    return load_plain(Path(record.lineage[-1]["directory"]), record.model, mesh, ("backbone", "head"))
+
+
+def _batch_size(mesh: Mesh) -> int:
+    return -(-_BATCH_SIZE // mesh.size) * mesh.size

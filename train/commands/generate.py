@@ -1,0 +1,71 @@
+"""Continues prompts with a foundation model, or answers them with one that was fine-tuned to write.
+
+rootstock generate --checkpoint=runs/tiny --prompt='Once upon a time' --max_new_tokens=64 --temperature=0.8
+rootstock generate --checkpoint=runs/german --prompts=sentences.txt --output=german.jsonl --temperature=0
+"""
+
+import json
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from configs.errors import UserError
+from data.sources import read_rows
+from train.commands.sampling_flags import define_sampling_flags, sampling_of
+from train.generation.language_model import continuations
+from train.run.language_model import open_writer
+
+REQUIRED = ("checkpoint",)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds this command's flags to `values`."""
+    flags.DEFINE_string("checkpoint", None, "Directory of a run whose head writes.", flag_values=values)
+    flags.DEFINE_string("prompt", "", "Text to continue, or a message to answer.", flag_values=values)
+    flags.DEFINE_string("prompts", "", "File: a prompt a line, or JSONL with a column 'prompt'.", flag_values=values)
+    flags.DEFINE_string("output", "", "With --prompts: JSONL to write; empty: print it.", flag_values=values)
+    define_sampling_flags(values, temperature=0.8)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Runs the command; prints the prompt and its continuation, or the answer alone, or a JSON object a prompt."""
+    if bool(values.prompt) == bool(values.prompts):
+        raise UserError("--prompt is missing; legal: --prompt=TEXT or --prompts=FILE, one of them")
+    sampling = sampling_of(values)
+    prompts = [values.prompt] if values.prompt else _read(values.prompts)
+    writer = open_writer(Path(values.checkpoint), cache_dtype=values.cache_dtype)
+    with jax.set_mesh(writer.mesh):
+        texts = continuations(writer, prompts, values.max_new_tokens, sampling, values.seed, values.stop)
+    if values.prompt:
+        print(texts[0] if writer.template else values.prompt + texts[0])
+        return
+    pairs = zip(prompts, texts, strict=True)
+    lines = [json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) + "\n" for prompt, text in pairs]
+    if values.output:
+        Path(values.output).write_text("".join(lines), encoding="utf-8")
+    else:
+        print("".join(lines), end="")
+
+
+def _read(path: str) -> list[str]:
+    """Returns the prompts of a file.
+
+    Raises:
+        UserError: there is none, or a row without a "prompt".
+    """
+    if path.endswith(".txt"):
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--prompts={path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        prompts = [line for line in lines if line.strip()]
+    else:
+        prompts = []
+        for number, row in enumerate(read_rows(path), 1):
+            if not isinstance(row.get("prompt"), str) or not row["prompt"]:
+                raise UserError(f"{path}: row {number}: no 'prompt'; columns found: {', '.join(map(str, row))}")
+            prompts.append(str(row["prompt"]))
+    if not prompts:
+        raise UserError(f"--prompts={path} holds no prompt; legal: one a line")
+    return prompts

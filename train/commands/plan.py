@@ -1,0 +1,160 @@
+"""Says what a pre-training config needs and costs on chips that are not here: memory, time and money.
+
+The real train step is compiled ahead of time for the topology, with no TPU attached (pip install 'rootstock[tpu]').
+GPU topologies are estimated, and compiled too where the jax-cuda13 plugin is installed (docs/planning.md).
+
+  rootstock plan --config=configs/pretrain/llm.py:llama2_7b --topology=v5e-16 --config.batch_size=16
+"""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import jax
+from absl import flags
+from rich.table import Column, Table
+
+from configs.errors import UserError
+from train.console import results_console, step_progress
+from train.planner.pricing import Budget, Plan, advice, make_plan, priced
+from train.planner.search import Candidate, search
+from train.planner.topology import Topology, compiler_devices, parse_topology
+from train.settings import from_config
+
+REQUIRED = ("config", "topology")
+_SHOWN = 16  # rows of a search
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds this command's flags to `values`."""
+    text = "Chips to plan for: v5e-16, v5p:4x4x4, 2xv5e-256 (two slices), h100-8, a100-64, v100."
+    flags.DEFINE_string("topology", None, text, flag_values=values)
+    flags.DEFINE_bool("search", False, "Rank every legal mesh, remat policy and batch size.", flag_values=values)
+    flags.DEFINE_float("tokens", 0.0, "Tokens to train on; 0: the config's steps.", flag_values=values)
+    flags.DEFINE_float("price", 0.0, "Dollars a chip and hour.", flag_values=values)
+    flags.DEFINE_float(
+        "tflops", 0.0, "Achieved TFLOP/s a chip, of 6 a parameter and token; 0: the roofline.", flag_values=values
+    )
+    flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.", flag_values=values)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Runs the command."""
+    topology = parse_topology(values.topology)
+    budget = Budget(values.tokens, values.price, values.tflops)
+    for name, value in dataclasses.asdict(budget).items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"--{name} is {value}; legal: a finite number, at least 0")
+    settings = from_config(values.config.to_dict())
+    # The machine at hand has no part in this, whatever it is.
+    jax.config.update("jax_platforms", "cpu")
+    devices, note = compiler_devices(topology)
+    found: list[Candidate] = []
+    if values.search:
+        with step_progress() as progress:
+            found = search(settings, topology, devices, note, progress)
+        settings = found[0].settings
+    plan = found[0].plan if found else None
+    if plan is None:
+        plan = make_plan(settings, topology, [] if found else devices, note)
+    plan = priced(plan, topology, budget)
+    if values.json:
+        print(json.dumps(_as_json(plan, found)))
+    else:
+        if found:
+            _print_search(found)
+        _print_plan(plan, topology)
+    if not plan.fits:
+        raise UserError(advice(plan, settings, topology))
+
+
+def _as_json(plan: Plan, found: list[Candidate]) -> dict[str, Any]:
+    """Returns the plan; of a search the winner's, its flags and all candidates too."""
+    rows = [
+        {
+            "flags": c.flags,
+            "tokens_per_second": c.tokens_per_second,
+            "peak_bytes_per_chip": c.peak_bytes,
+            "fits": c.fits,
+            "compiled": c.plan is not None,
+        }
+        for c in found
+    ]
+    return dataclasses.asdict(plan) | ({"flags": found[0].flags, "candidates": rows} if found else {})
+
+
+def _print_plan(plan: Plan, topology: Topology) -> None:
+    out = results_console()
+    mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
+    out.print(f"[bold]{plan.parameters:,} parameters on {plan.topology}[/] ({plan.chips} chips), mesh: {mesh}")
+    source = f"compiled in {plan.compile_seconds:.0f} s" if plan.compiled else f"estimated: {plan.note}"
+    if plan.refused:
+        source = "XLA has not the memory to compile it; estimated"
+    out.print(f"{plan.tokens_per_step:,} tokens a step; {source}\n")
+    memory = Table("memory a chip", "GB", box=None, pad_edge=False)
+    memory.columns[1].justify = "right"
+    for name, size in plan.buffers.items():
+        if size:
+            memory.add_row(name, f"{size / 1e9:.3f}")
+    verdict = "[green]fits[/]" if plan.fits else "[red]DOES NOT FIT[/]"
+    memory.add_row("[bold]peak[/]", f"[bold]{plan.peak_bytes_per_chip / 1e9:.3f}[/]", end_section=True)
+    out.print(memory)
+    used = plan.peak_bytes_per_chip / plan.hbm_bytes_per_chip
+    out.print(f"of {plan.hbm_bytes_per_chip / 1e9:.1f} GB: {used:.0%}, {verdict}\n")
+    step = Table("a step", "ms", box=None, pad_edge=False)
+    step.columns[1].justify = "right"
+    for name in ("compute", "memory", "network"):
+        step.add_row(f"{name} at its peak rate", f"{getattr(plan, f'{name}_seconds') * 1e3:,.1f}")
+    if topology.slices > 1 and not topology.chip.network_bandwidth:
+        step.add_row("network between slices: no published bandwidth, not counted", "")
+    step.add_row(f"[bold]step[/], bound by {plan.bound_by}", f"[bold]{plan.step_seconds * 1e3:,.1f}[/]")
+    out.print(step)
+    ceiling = "MFU" if plan.bound_by == "--tflops" else "MFU at most"
+    out.print(
+        f"{plan.model_flops_per_step:.3e} model FLOPs, {ceiling} {plan.mfu:.1%}, "
+        f"{plan.tokens_per_second:,.0f} tokens/s\n"
+    )
+    if plan.collectives:
+        table = Table("collectives a step", "count", "GB a device", box=None, pad_edge=False)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for kind, sent in plan.collectives.items():
+            table.add_row(kind, f"{sent['count']:,.0f}", f"{sent['bytes'] / 1e9:.3f}")
+        out.print(table)
+        out.print()
+    cost = f", {plan.usd:,.0f} USD" if plan.usd is not None else "; --price=USD_PER_CHIP_HOUR says what it costs"
+    years = plan.chip_hours / 8760
+    days = plan.chip_hours / plan.chips / 24
+    out.print(
+        f"[bold]{plan.tokens:.4g} tokens: {plan.chip_hours:,.0f} chip-hours[/] ({years:,.1f} chip-years, "
+        f"{days:,.1f} days){cost}"
+    )
+    if plan.bound_by != "--tflops":
+        out.print(
+            "Times are a roofline: no real run is faster. --tflops=ACHIEVED_PER_CHIP plans with a rate you have seen."
+        )
+
+
+def _print_search(found: list[Candidate]) -> None:
+    out = results_console()
+    names = ("data", "fsdp", "tensor", "context", "remat", "batch", "GB", "tokens/s", "", "")
+    table = Table(*(Column(name, no_wrap=True) for name in names), box=None, pad_edge=False)
+    for c in found[:_SHOWN]:
+        mesh = c.settings.mesh
+        table.add_row(
+            *(str(size) for size in (mesh.data, mesh.fsdp, mesh.tensor, mesh.context)),
+            c.settings.model["remat"],
+            str(c.settings.batch_size),
+            f"{c.peak_bytes / 1e9:.2f}",
+            f"{c.tokens_per_second:,.0f}",
+            "fits" if c.fits else "too large",
+            "compiled" if c.plan else "estimated",
+        )
+    out.print(table)
+    left = len(found) - _SHOWN
+    if left > 0:
+        misfits = sum(not c.fits for c in found)
+        out.print(f"and {left} more; {misfits} of all {len(found)} do not fit")
+    if found[0].fits:
+        out.print(f"\n[bold]the winner, to paste:[/]\n{found[0].flags}\n")

@@ -1,0 +1,80 @@
+"""Re-runs one training step bit for bit and ranks the documents in its batch by loss."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from rich.markup import escape
+from rich.table import Table
+
+from configs.errors import UserError
+from train.console import results_console, visible
+from train.distributed.processes import is_first
+from train.evaluation.document_losses import Document
+from train.replay import _elsewhere, replay
+from train.run.history import finite
+
+REQUIRED = ("workdir", "step")
+
+
+MULTI_PROCESS = True
+
+
+_SHOWN_CHARACTERS = 160
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds this command's flags to `values`."""
+    flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=values)
+    flags.DEFINE_integer("step", None, "Which step, counted from 1 as metrics.jsonl does.", flag_values=values)
+    text = "The run's data, where they are not at its config.data.path any more."
+    flags.DEFINE_string("data", "", text, flag_values=values)
+    flags.DEFINE_integer("documents", 5, "Worst documents to show.", lower_bound=0, flag_values=values)
+    flags.DEFINE_boolean("json", False, "Print JSON.", flag_values=values)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Runs the command; ends with 1 where the loss is not the logged one, but for a mesh of another size."""
+    found = replay(Path(values.workdir), values.step, values.data)
+    if is_first():
+        if values.json:
+            shown = found | {"documents": [d._asdict() for d in found["documents"][: values.documents]]}
+            print(json.dumps(jax.tree.map(finite, shown), ensure_ascii=False, indent=1))
+        else:
+            _show(found, values.documents)
+    if found["equal"] is False and not _elsewhere(found):
+        raise UserError(
+            f"{values.workdir}: step {values.step} has the loss {found['loss']!r}, {found['logged_loss']!r} is logged; "
+            "equal bits need the machine, the JAX and the config.mesh of the run"
+        )
+
+
+def _show(found: dict[str, Any], count: int) -> None:
+    """Prints a step for people."""
+    documents: list[Document] = found["documents"]
+    verdict = {None: "not logged", True: "logged the same, bit for bit", False: f"logged {found['logged_loss']!r}"}
+    skipped = "; the step was skipped" if found["skipped"] else ""
+    size, saved_size = (math.prod((found[name] or {}).values()) for name in ("mesh", "saved_on"))
+    where = f" on {size} device(s), done first on {saved_size}, which promises about 1e-5, not the bit"
+    out = results_console()
+    out.print(
+        f"step {found['step']}: loss {found['loss']!r}, {verdict[found['equal']]}; gradient norm "
+        f"{found['grad_norm']:.4g}{skipped}\nbatch {found['batch']}, {len(documents)} documents; "
+        f"done again from step {found['from_step']}{where if _elsewhere(found) else ''}",
+        highlight=False,
+        markup=False,
+    )
+    if not count:
+        return
+    table = Table(title="worst documents", show_lines=True)
+    for name in ("row", "loss", "targets", "source", "text", "worst tokens"):
+        table.add_column(name, justify="right" if name in ("row", "loss", "targets") else "left")
+    for d in documents[:count]:
+        text = visible(d.text if len(d.text) <= _SHOWN_CHARACTERS else f"{d.text[:_SHOWN_CHARACTERS]}…")
+        worst = " ".join(f"{token!r} {loss:.2f}" for token, loss in d.worst)
+        cells = (str(d.row), f"{d.loss:.4f}", str(d.targets), d.source, text, worst)
+        table.add_row(*map(escape, cells))
+    out.print(table)

@@ -1,0 +1,104 @@
+"""Fits a scaling law to a ladder of small runs, and says which model and how many tokens a compute budget calls for.
+
+Trains the config at several sizes (--sizes, multiples of its width) for several lengths (--lengths, multiples of its
+steps), each an ordinary run in a directory of its own below --workdir. Then fits their held-out losses with
+L(N, D) = E + A / N^alpha + B / D^beta (N: all parameters, D: tokens; Hoffmann et al. 2022, arXiv:2203.15556), checks
+the fit on the largest run, and prints the optimum of each budget with 95 % bootstrap intervals. Run it again and it
+goes on where it stopped; runs that are finished are only read. --workdir gets scaling.json, scaling.png, and the runs
+as points.jsonl, to which more can be added for --points.
+
+  rootstock scaling --config=configs/pretrain/tiny.py --config.data.path='texts/*.txt' --workdir=runs/scaling
+  rootstock scaling --points=runs.jsonl --workdir=runs/scaling --flops=1e21,1e23
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from configs.errors import UserError
+from train.console import console
+from train.distributed.processes import is_first
+from train.run.lock import claim
+from train.run.record import read_record
+from train.scaling.law import Analysis, analyse, cautions
+from train.scaling.plot import draw
+from train.scaling.report import Results, print_tables, results
+from train.scaling.sweep import _flags, _next_decades, _positive, read_points, sweep
+
+REQUIRED = ("workdir",)
+
+
+OPTIONAL = ("config",)
+
+
+MULTI_PROCESS = True
+
+
+PREEMPTIBLE = True
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds this command's flags to `values`."""
+    flags.DEFINE_string("workdir", None, "Directory of the sweep; made if need be.", flag_values=values)
+    flags.DEFINE_list("sizes", "0.25,0.5,0.75,1", "Multiples of the config's width.", flag_values=values)
+    flags.DEFINE_list("lengths", "0.25,0.5,1", "Multiples of the config's steps.", flag_values=values)
+    flags.DEFINE_list(
+        "flops", [], "Budgets in model FLOPs; without it, the next three powers of ten.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "points", "", "Instead of --config: JSONL or CSV of runs trained elsewhere, with parameters, tokens, loss "
+        "(nats a token) and flops (without it, 6 * parameters * tokens).", flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_boolean("json", False, "Print one JSON object.", flag_values=values)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Runs the command; prints the runs, the law, the check on the largest run, and the optimum of each budget."""
+    if bool(values.points) == bool(values.config):
+        raise UserError("one of --config and --points is wanted; see rootstock scaling --help")
+    sizes, lengths, budgets = (_numbers(name, values[name].value) for name in ("sizes", "lengths", "flops"))
+    config = values.config.to_dict() if values.config else None
+    workdir = Path(values.workdir)
+    with claim(workdir):
+        warnings: list[str] = []
+        if config is None:
+            points = read_points(values.points)
+        else:
+            points, warnings = sweep(config, workdir, sizes, lengths)
+        analysis = analyse(list(points.values()))
+        budgets = budgets or _next_decades(analysis)
+        found = results(analysis, list(points), budgets)
+        if config is not None:
+            trained = read_record(workdir / next(iter(points))).model
+            for budget in found["budgets"]:
+                budget["flags"] = _flags(config, trained, budget["parameters"]["value"], budget["flops"])
+        found["cautions"] = [*warnings, *cautions(analysis, budgets)]
+        if is_first():
+            _publish(found, analysis, budgets, workdir, values.json)
+
+
+def _publish(found: Results, analysis: Analysis, budgets: Sequence[float], workdir: Path, as_json: bool) -> None:
+    """Writes `scaling.json` and `scaling.png`, and prints the figures."""
+    (workdir / "scaling.json").write_text(json.dumps(found, indent=1))
+    if as_json:
+        print(json.dumps(found))
+    else:
+        print_tables(found)
+    try:
+        draw(analysis, budgets, workdir / "scaling.png")
+    except UserError as error:
+        # The numbers are out: a missing extra costs the picture alone.
+        console.print(f"scaling: no picture: {error}", highlight=False, markup=False)
+
+
+def _numbers(flag: str, texts: Any) -> list[float]:  # noqa: ANN401 - absl's flags have no types
+    """Returns the numbers of a comma-separated flag."""
+    numbers = [_positive(text) for text in texts]
+    for number, text in zip(numbers, texts, strict=True):
+        if math.isnan(number):
+            raise UserError(f"--{flag} has {text!r}; legal: numbers above 0, with commas")
+    return numbers

@@ -1,0 +1,211 @@
+"""Shows a batch as training reads it: its tokens, the segments of a row, and which tokens are learnt.
+
+With --init_from it is a batch of finetune's, without one of pretrain's; text is tokenized for it if need be. Where
+stdout has no colours, the tokens that are learnt stand in brackets.
+
+  rootstock show-batch --config=configs/pretrain/tiny.py --config.data.path='texts/*.txt' --rows=2
+"""
+
+import dataclasses
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+from rich.text import Text
+
+from configs.errors import UserError
+from data.loader import Batch, BatchFunction
+from data.packing import PackedRows
+from data.store import open_store
+from data.tokenizer import Tokenizer, load_tokenizer
+from train.console import results_console, visible
+from train.finetuning.rows import read_task, render_rows
+from train.pretraining import token_store
+from train.settings import Settings, from_config
+
+REQUIRED = ("config",)
+# Characters of several tokens have at most so many.
+_CHARACTER_TOKENS = 4
+_BACKGROUNDS = ("on grey11", "on grey23")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """What is shown.
+
+    Attributes:
+        batch: t -> batch t.
+        tokenizer: of its tokens.
+        classes: what integer targets, or the places of target vectors, stand for; None: they are tokens.
+    """
+
+    batch: Callable[[int], Batch]
+    tokenizer: Tokenizer
+    classes: Sequence[str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Token:
+    """A token as it is shown: `target` says what is learnt at it where that is not simply the next token."""
+
+    text: str
+    special: bool
+    learnt: bool
+    target: str
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds this command's flags to `values`."""
+    text = "Run of the foundation model, for a batch of labelled rows."
+    flags.DEFINE_string("init_from", "", text, flag_values=values)
+    flags.DEFINE_integer("step", 0, "Which batch; 0 is the first.", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("rows", 4, "Rows of the batch, at most.", lower_bound=1, flag_values=values)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Runs the command."""
+    settings = from_config(values.config.to_dict())
+    file = Path(config_flags.get_config_filename(values["config"]))
+    if file.parent.name == "finetune" and not values.init_from:
+        raise UserError(f"--init_from is missing: the rows of {file.name} have the tokenizer of a foundation model")
+    with tempfile.TemporaryDirectory() as scratch:
+        if values.init_from:
+            shown = _fine_tuning(settings, Path(values.init_from))
+        else:
+            shown = _pre_training(settings, Path(scratch))
+        show(shown, values.step, values.rows, results_console())
+
+
+def _pre_training(settings: Settings, scratch: Path) -> Shown:
+    """Returns the batches that `pretrain` trains on; a store is made in `scratch` where there is none."""
+    store = token_store(settings, scratch, None)
+    rows = PackedRows(open_store(store, "train"), settings.sequence_length)
+    return Shown(BatchFunction(rows, settings.batch_size, settings.seed), load_tokenizer(store))
+
+
+def _fine_tuning(settings: Settings, foundation: Path) -> Shown:
+    """Returns the batches that `finetune` trains on."""
+    tokenizer = load_tokenizer(foundation / "tokenizer")
+    task, splits, facts = read_task(settings)
+    part = render_rows(task, facts, splits.train, tokenizer, settings.sequence_length, settings.seed)
+    classes = task.target_names or facts.get("classes")
+    return Shown(BatchFunction(part.rows, settings.batch_size, settings.seed), tokenizer, classes)
+
+
+def show(shown: Shown, step: int, rows: int, console: Console) -> None:
+    """Prints the first `rows` rows of batch `step` and a legend."""
+    batch = shown.batch(step)
+    coloured = console.color_system is not None and not console.no_color
+    for row in range(min(rows, len(batch["tokens"]))):
+        arrays = {name: values[row] for name, values in batch.items()}
+        segments = _segments(arrays["segment_ids"])
+        filled = sum(place.stop - place.start for place in segments)
+        console.print(
+            f"batch {step}, row {row}: segments {len(segments)}, tokens {filled} of {len(arrays['tokens'])}, "
+            f"targets {(arrays['weights'] > 0).sum()}",
+            style="bold",
+        )
+        for number, place in enumerate(segments, 1):
+            tokens = _tokens({name: values[place] for name, values in arrays.items()}, shown)
+            console.print(_line(tokens, number, coloured))
+        console.print()
+    console.print(_legend(coloured))
+
+
+def _segments(segment_ids: np.ndarray) -> list[slice]:
+    """Returns where the segments of a row are; padding is none."""
+    edges = [0, *(np.flatnonzero(np.diff(segment_ids)) + 1).tolist(), len(segment_ids)]
+    places = [slice(first, last) for first, last in itertools.pairwise(edges)]
+    return [place for place in places if segment_ids[place.start] > 0]
+
+
+def _tokens(segment: Batch, shown: Shown) -> Iterator[_Token]:
+    """Yields the tokens of a segment; those that are learnt are the next of one with a weight, which names them."""
+    ids, targets, weights = (segment[name] for name in ("tokens", "targets", "weights"))
+    as_tokens = shown.classes is None and targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer)
+    is_next = np.zeros(len(ids), bool)
+    if as_tokens:
+        is_next[:-1] = (weights[:-1] > 0) & (targets[:-1] == ids[1:])
+    special = set(shown.tokenizer.special_tokens.values())
+    for place, text in enumerate(_texts(ids.tolist(), shown.tokenizer)):
+        target = ""
+        if weights[place] > 0 and not is_next[place]:
+            target = _meaning(targets[place], shown) + (f" x{weights[place]:g}" if weights[place] != 1 else "")
+        learnt = place > 0 and bool(is_next[place - 1])
+        yield _Token(text, int(ids[place]) in special, learnt, target)
+
+
+def _meaning(target: np.ndarray, shown: Shown) -> str:
+    """Returns a target as text: the names of classes, a number, or a token."""
+    if target.ndim and shown.classes is not None:
+        return ", ".join(name for name, value in zip(shown.classes, target, strict=True) if value) or "none"
+    if target.ndim or np.issubdtype(target.dtype, np.floating):
+        return np.array2string(target, precision=4)
+    if shown.classes is not None:
+        return shown.classes[int(target)]
+    return visible(_texts([int(target)], shown.tokenizer)[0])
+
+
+def _texts(ids: list[int], tokenizer: Tokenizer) -> list[str]:
+    """Returns what each token adds to the text, special ones as their names.
+
+    A character of several tokens stands at the last of them; the others are empty.
+    """
+    names = {index: name for name, index in tokenizer.special_tokens.items()}
+    texts = []
+    # Of what precedes, `context` to `start` is enough to decode a token as it stands in the text.
+    context = start = 0
+    for place, index in enumerate(ids):
+        if index in names:
+            texts.append(names[index])
+            context = start = place + 1
+            continue
+        text = tokenizer.decode(ids[context : place + 1])
+        last = place + 1 == len(ids) or ids[place + 1] in names or place - start + 1 == _CHARACTER_TOKENS
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and not last:
+            texts.append("")
+            continue
+        texts.append(text[len(tokenizer.decode(ids[context:start])) :])
+        context, start = start, place + 1
+    return texts
+
+
+def _line(tokens: Iterator[_Token], number: int, coloured: bool) -> Text:
+    """Returns a segment: coloured, or with brackets around what is learnt."""
+    background = _BACKGROUNDS[number % 2]
+    line = Text.assemble((f"{number} ", "bold cyan"))
+    for place, token in enumerate(tokens):
+        text = visible(token.text)
+        if not coloured:
+            text = f"⟨{text}⟩" if token.special else text
+            line.append(f"[{text}]" if token.learnt and text else text)
+            line.append(f"{{→ {token.target}}}" if token.target else "")
+        else:
+            # Two shades, so that one sees where a token ends.
+            shade = ("green", "bright_green")[place % 2] if token.learnt else ("grey82", "grey58")[place % 2]
+            line.append(text, f"{shade} {background}{' italic' if token.special else ''}")
+            line.append(f" → {token.target} " if token.target else "", "bold black on yellow")
+        if token.text.endswith("\n"):
+            line.append("\n")
+    return line
+
+
+def _legend(coloured: bool) -> Text:
+    if not coloured:
+        names = "[a token that is learnt]  {→ what else is learnt there}  ⟨special token⟩  ⏎ line feed"
+        return Text(f"legend: {names}; segments are numbered")
+    legend = Text("legend: ")
+    for text, style in (
+        ("a token that is learnt", "green on grey11"),
+        ("read, not learnt", "grey82 on grey11"),
+        ("→ what else is learnt there", "bold black on yellow"),
+        ("special", "grey82 on grey11 italic"),
+        ("segments alternate", "grey82 on grey23"),
+    ):
+        legend.append(text, style).append("  ")
+    return legend.append("⏎ line feed")

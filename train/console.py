@@ -1,0 +1,102 @@
+"""What a person sees while a command runs: messages and progress bars on stderr, tables on stdout."""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+_WIDTH = 200  # columns: no table has more
+
+
+# stdout belongs to results (tables, JSON, text), so that a command can be piped.
+console = Console(stderr=True, soft_wrap=True)
+
+
+def results_console() -> Console:
+    """Returns the console that prints tables to stdout; what is wider than a terminal wraps there, and none is cut."""
+    out = Console(highlight=False, soft_wrap=True)
+    out.width = max(out.width, _WIDTH)
+    return out
+
+
+def visible(text: str) -> str:
+    """Returns a text on one line that a terminal obeys nothing of, with marks for line feeds and tabs."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text.replace("\n", "⏎").replace("\t", "⇥"))
+
+
+def say_skipped(title: str, skipped: Mapping[str, int]) -> None:
+    """Says how many bad rows of each kind the data were read without."""
+    if skipped:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))
+        text = f"warning: {title}: {sum(skipped.values()):,} bad rows are skipped: {kinds}"
+        console.print(text, style="yellow", highlight=False, markup=False)
+
+
+class Bar(Protocol):
+    """Moves a progress bar to `done` and sets the text beside it."""
+
+    def __call__(self, done: int, text: str = "") -> None:
+        """Moves the bar."""
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int | None) -> Iterator[Bar]:
+    """Yields a function that moves a bar with an ETA; where output is no terminal, a line every tenth instead."""
+    if not console.is_terminal:
+        yield _plain(title, total)
+        return
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total, text="")
+        yield lambda done, text="": bar.update(task, completed=done, text=text)
+
+
+@contextlib.contextmanager
+def step_progress() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Yields progress(stage, done, total), which opens a bar of its own for each stage it hears of."""
+    with contextlib.ExitStack() as stack:
+        bars: dict[str, Bar] = {}
+
+        def move(stage: str, done: int, total: int | None) -> None:
+            if stage not in bars:
+                stack.close()
+                bars[stage] = stack.enter_context(progress(stage, total))
+            bars[stage](done)
+
+        yield move
+
+
+def _plain(title: str, total: int | None) -> Bar:
+    tenth = -1
+
+    def move(done: int, text: str = "") -> None:
+        nonlocal tenth
+        reached = done * 10 // total if total else 0
+        if reached > tenth:
+            tenth = reached
+            console.print(
+                f"{title} {done}{f'/{total}' if total else ''} {text}".rstrip(), markup=False, highlight=False
+            )
+
+    return move

@@ -1,0 +1,1 @@
+"""Processes, devices, meshes, and where arrays live on them."""

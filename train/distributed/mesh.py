@@ -1,0 +1,170 @@
+"""The device mesh of a run, and where its arrays live on it."""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import os
+from typing import Any
+
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from configs.errors import UserError
+from model.sharding import ACTIVATION_RULES, MESH_AXES, AnyMesh, parameter_shardings
+from train.settings import MeshSettings, Settings
+
+
+def mesh_sizes(settings: MeshSettings, num_devices: int) -> dict[str, int]:
+    """Returns {axis: devices} in the order of `MESH_AXES`, -1 filled in.
+
+    Raises:
+        UserError: a size that is none, or a product that is not the number of devices; names the nearest legal sizes.
+    """
+    sizes = dataclasses.asdict(settings)
+    faults = [
+        f"config.mesh.{axis} is {size}; legal: -1 or at least 1"
+        for axis, size in sizes.items()
+        if size < -1 or not size
+    ]
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
+        faults.append(f"config.mesh has -1 at {' and '.join(open_axes)}; legal: at one axis")
+    if faults:
+        raise UserError("; ".join(faults))
+    fixed = math.prod(size for size in sizes.values() if size > 0)
+    if open_axes and num_devices % fixed == 0:
+        sizes[open_axes[0]] = num_devices // fixed
+    if math.prod(sizes.values()) != num_devices:
+        found = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+        raise UserError(
+            f"config.mesh ({found}) does not fit {num_devices} device(s): the product of its axes must "
+            f"{'divide' if open_axes else 'equal'} {num_devices}; nearest: {_nearest_mesh(sizes, num_devices)}"
+        )
+    return {axis: sizes[axis] for axis in MESH_AXES}
+
+
+def _nearest_mesh(sizes: dict[str, int], num_devices: int) -> str:
+    """Returns the changes of one axis that would make the product fit, or how to fill it."""
+    legal = []
+    for axis, size in sizes.items():
+        others = math.prod(s for a, s in sizes.items() if a != axis and s > 0)
+        if size != -1 and num_devices % others == 0 and num_devices // others != size:
+            legal.append(f"config.mesh.{axis}={num_devices // others}")
+    return " or ".join(legal) or f"config.mesh.fsdp={num_devices} and 1 at every other axis"
+
+
+def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh of Auto axes over all devices, -1 filled in.
+
+    With several TPU slices the `slice` axis runs over the slow network between them and the others over the links
+    inside; elsewhere (GPUs, CPUs) the outermost axes run over the hosts.
+
+    Raises:
+        UserError: see `mesh_sizes`; or slices that `config.mesh.slice` does not count.
+    """
+    devices = devices or jax.devices()
+    sizes = mesh_sizes(settings, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and sizes["slice"] % slices:
+        raise UserError(
+            f"config.mesh.slice is {sizes['slice']}, but the devices stand in {slices} slices; legal: {slices}"
+        )
+    shape = tuple(sizes.values())
+    if slices > 1:
+        inside = (shape[0] // slices, *shape[1:])
+        array = mesh_utils.create_hybrid_device_mesh(
+            inside, (slices, *(1 for _ in inside[1:])), devices, allow_split_physical_axes=True
+        )
+    else:
+        array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def layouts(num_devices: int) -> list[MeshSettings]:
+    """Returns every way to deal `num_devices` devices over the axes of a mesh."""
+    divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
+    sizes = itertools.product(divisors, repeat=len(MESH_AXES))
+    return [MeshSettings(**dict(zip(MESH_AXES, s, strict=True))) for s in sizes if math.prod(s) == num_devices]
+
+
+def apply_xla_flags(settings: Settings) -> None:
+    """Adds `config.xla_flags` to XLA_FLAGS; must run before JAX touches a device."""
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {settings.xla_flags}".strip()
+
+
+def check_batch(settings: Settings, mesh: AnyMesh) -> None:
+    """Raises UserError naming each size of the batch that the mesh does not divide, with the nearest legal ones."""
+    rows = settings.batch_size // settings.microbatches
+    faults = [
+        _indivisible(name, size, {a: mesh.shape[a] for a in axes})
+        for name, size, axes in (
+            ("config.batch_size / config.microbatches", rows, ACTIVATION_RULES["batch"]),
+            ("config.sequence_length", settings.sequence_length, ACTIVATION_RULES["length"]),
+        )
+    ]
+    tokens, chunk = settings.sequence_length // mesh.shape["context"], settings.loss.chunk
+    if 0 < chunk < tokens and tokens % chunk:
+        faults.append(
+            f"config.loss.chunk is {chunk}; legal: a divisor of the {tokens} tokens that config.mesh.context leaves of "
+            "a row on each device"
+        )
+    if any(faults):
+        raise UserError("; ".join(fault for fault in faults if fault))
+
+
+def check_host_memory(settings: Settings, mesh: Mesh) -> None:
+    """Raises UserError when layers' inputs are to go where the attached devices cannot put them."""
+    kinds = sorted(memory.kind for memory in mesh.local_devices[0].addressable_memories())
+    if settings.model["remat"] == "offload" and "pinned_host" not in kinds:
+        raise UserError(
+            f"config.model.remat is 'offload', but the devices reach no pinned host memory, only {kinds}; "
+            "legal: 'full', 'dots' or 'none'"
+        )
+
+
+def _indivisible(name: str, size: int, axes: dict[str, int]) -> str:
+    parts = math.prod(axes.values())
+    if size % parts == 0:
+        return ""
+    product = " x ".join(f"config.mesh.{axis}" for axis, devices in axes.items() if devices > 1)
+    low, high = size // parts * parts, -(-size // parts) * parts
+    near = f"{low} or {high}" if low else f"{high}"
+    return f"{name} is {size}, which {product} = {parts} does not divide; nearest: {near}"
+
+
+def single_device_mesh() -> Mesh:
+    """Returns a mesh of the first device alone, for commands that do not train."""
+    return make_mesh(MeshSettings(slice=1, data=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])
+
+
+def spread_mesh(boxed: Any) -> Mesh:  # noqa: ANN401 - abstract parameters with their logical axes
+    """Returns a mesh on which all devices share rows and parameters, or the first alone where that cannot be.
+
+    Raises:
+        UserError: several processes have the devices, and the parameters cannot be shared out.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
+    mesh = make_mesh(MeshSettings(slice=slices, data=1, fsdp=-1, tensor=1, context=1))
+    try:
+        parameter_shardings(boxed, mesh)
+    except UserError:
+        if jax.process_count() > 1:
+            raise
+        return single_device_mesh()
+    return mesh
+
+
+def decoding_mesh(boxed: Any) -> Mesh:  # noqa: ANN401 - abstract parameters with their logical axes
+    """Returns a mesh to write on: each step reads all parameters, so as many devices as can share each matrix do.
+
+    The others hold copies, for more texts at once.
+    """
+    count = jax.device_count()
+    for tensor in (size for size in range(count, 0, -1) if count % size == 0):
+        mesh = make_mesh(MeshSettings(slice=1, data=-1, fsdp=1, tensor=tensor, context=1))
+        with contextlib.suppress(UserError):
+            parameter_shardings(boxed, mesh)
+            return mesh
+    return single_device_mesh()

@@ -1,0 +1,76 @@
+"""Where the rows of a batch live on a mesh, and how arrays get there and back."""
+
+import functools
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from model.sharding import ACTIVATION_RULES, BATCH_SPEC, AnyMesh
+
+
+def everywhere(arrays: tuple[np.ndarray, ...], mesh: Mesh) -> tuple[jax.Array, ...]:
+    """Returns the arrays whole on every device of the mesh; all processes have the same."""
+    return tuple(jax.make_array_from_callback(a.shape, replicated(mesh), a.__getitem__) for a in arrays)
+
+
+def whole(x: jax.Array, mesh: Mesh) -> np.ndarray:
+    """Returns an array that may be laid out over several processes."""
+    return np.asarray(jax.device_put(x, replicated(mesh)))
+
+
+def replicated(mesh: AnyMesh) -> NamedSharding:
+    """Returns the sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
+    """Returns the sharding of a (rows, length) batch."""
+    return NamedSharding(mesh, BATCH_SPEC)
+
+
+def batch_places(mesh: Mesh, batch_size: int, devices: Iterable[jax.Device]) -> np.ndarray:
+    """Returns which rows of a global batch lie, whole or in part, on `devices`, counted from 0, in order.
+
+    Hosts that an axis over the length or the heads joins hold parts of the same rows, and so get the same places.
+    """
+    return np.arange(batch_size).reshape(row_parts(mesh), -1)[_held_parts(mesh, tuple(devices))].ravel()
+
+
+def local_places(mesh: Mesh, batch_size: int) -> np.ndarray | None:
+    """Returns the `batch_places` of this process, which are all that it reads; None: all rows."""
+    return None if jax.process_count() == 1 else batch_places(mesh, batch_size, jax.local_devices())
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:  # noqa: ANN401 - a tree of arrays
+    """Returns a batch, of which this process has the rows at its `local_places`, as global arrays on the mesh."""
+    sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    held = _held_parts(mesh, tuple(jax.local_devices()))
+
+    def put(x_BT: np.ndarray) -> jax.Array:
+        size = len(x_BT) // len(held)
+
+        def shard(index: Any) -> np.ndarray:  # noqa: ANN401 - JAX's type allows None
+            first = held.index((index[0].start or 0) // size) * size
+            return x_BT[first : first + size, *index[1:]]
+
+        return jax.make_array_from_callback((size * row_parts(mesh), *x_BT.shape[1:]), sharding, shard)
+
+    return jax.tree.map(put, batch)
+
+
+def row_parts(mesh: Mesh) -> int:
+    """Returns the number of equal parts into which the mesh cuts a batch's rows."""
+    return math.prod(mesh.shape[axis] for axis in ACTIVATION_RULES["batch"])
+
+
+@functools.lru_cache(maxsize=8)
+def _held_parts(mesh: Mesh, devices: tuple[jax.Device, ...]) -> list[int]:
+    """Returns which of these parts lie on `devices`, in order."""
+    indices = batch_sharding(mesh).devices_indices_map((row_parts(mesh), mesh.shape["context"]))
+    return sorted({indices[device][0].start or 0 for device in devices})

@@ -1,0 +1,1 @@
+"""Scores of models: losses, likelihoods, metrics with intervals."""

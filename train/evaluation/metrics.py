@@ -1,0 +1,171 @@
+"""Predictions -> figures with intervals, by scikit-learn, sacrebleu and rouge-score; none of them is rewritten here."""
+
+import importlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from configs.errors import UserError
+from train.evaluation.interval import RESAMPLES, Interval, bootstrap, draws, interval, mean_interval
+from train.evaluation.squad import exact_match, normalise, token_f1
+
+_PACKAGES = {"sklearn": "scikit-learn", "sacrebleu": "sacrebleu", "rouge_score": "rouge-score"}
+# The tag of a word that is nothing of what is looked for (CoNLL).
+_OUTSIDE = "O"
+
+
+def require() -> None:
+    """Raises UserError where a library is missing: asked before training, not after."""
+    for module, name in _PACKAGES.items():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            raise UserError(f"task metrics need {name}: pip install 'rootstock[tasks]'") from None
+
+
+def classification(labels: Sequence[str], rankings: Sequence[Sequence[str]], top: int = 3) -> dict[str, Interval]:
+    """Returns accuracy, macro-F1 over the classes that occur among the labels, and how often the label is in the top.
+
+    Args:
+        labels: the right class of each row.
+        rankings: classes of each row, likeliest first.
+        top: how many of them count for the last figure.
+    """
+    predicted = [ranking[0] for ranking in rankings]
+    hits = [label in ranking[:top] for label, ranking in zip(labels, rankings, strict=True)]
+    return {
+        "accuracy": mean_interval(np.array(labels) == np.array(predicted)),
+        "macro_f1": _macro_f1(np.array(labels), np.array(predicted), np.unique(labels)),
+        f"top_{top}": mean_interval(hits),
+    }
+
+
+def _macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: np.ndarray) -> Interval:
+    from sklearn.metrics import f1_score
+
+    value = f1_score(labels, predicted, labels=classes, average="macro", zero_division=0)
+    true, told = labels[:, None] == classes, predicted[:, None] == classes
+    return interval(value, _resampled_f1(true, told, true & told).mean(-1))
+
+
+def _resampled_f1(true: np.ndarray, told: np.ndarray, both: np.ndarray) -> np.ndarray:
+    """Returns F1 (`RESAMPLES`, classes) in every resample of rows: a matrix product instead of a thousand calls.
+
+    Args:
+        true: (rows, classes), how often a row has a class.
+        told: (rows, classes), how often that was predicted.
+        both: (rows, classes), how often rightly.
+    """
+    true, told, both = (counts.astype(np.float32) for counts in (true, told, both))
+    drawn = draws(len(true))
+    return 2 * (drawn @ both) / np.maximum(drawn @ (true + told), 1)
+
+
+def confusion(labels: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Returns int (classes, classes): how often a label (row) was taken for a class (column)."""
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(labels, predicted, labels=list(classes))
+
+
+def multi_label(labels: Sequence[set[str]], predicted: Sequence[set[str]]) -> dict[str, Interval]:
+    """Returns micro-F1, macro-F1 over the classes that occur among the labels, and how often all of a row are right."""
+    from sklearn.metrics import f1_score
+
+    known = sorted(set().union(*labels)) or [""]
+    # One more that never occurs: scikit-learn takes a single column for two classes.
+    classes = [*known, *sorted(set().union(*predicted) - set(known)), ""]
+    y, p = (np.array([[name in row for name in classes] for row in rows]) for rows in (labels, predicted))
+    micro = f1_score(y, p, average="micro", zero_division=0)
+    macro = f1_score(y, p, labels=range(len(known)), average="macro", zero_division=0)
+    totals = (counts.sum(1, keepdims=True) for counts in (y, p, y & p))
+    return {
+        "micro_f1": interval(micro, _resampled_f1(*totals)),
+        "macro_f1": interval(macro, _resampled_f1(y, p, y & p)[:, : len(known)].mean(-1)),
+        "exact_match": mean_interval([a == b for a, b in zip(labels, predicted, strict=True)]),
+    }
+
+
+def regression(values: Sequence[float], predicted: Sequence[float]) -> dict[str, Interval]:
+    """Returns R2, the mean absolute error and Spearman's rank correlation (0 where all predictions are the same)."""
+    from scipy.stats import spearmanr
+    from sklearn.metrics import r2_score
+
+    y, p = np.asarray(values, np.float64), np.asarray(predicted, np.float64)
+
+    def rank_correlation(rows: np.ndarray) -> float:
+        return 0.0 if np.ptp(p[rows]) == 0 or np.ptp(y[rows]) == 0 else float(spearmanr(y[rows], p[rows]).statistic)
+
+    return {
+        "r2": bootstrap(lambda rows: float(r2_score(y[rows], p[rows])) if np.ptp(y[rows]) else 0.0, len(y)),
+        "mean_absolute_error": mean_interval(np.abs(y - p), better="lower"),
+        "spearman": bootstrap(rank_correlation, len(y)),
+    }
+
+
+def tagging(labels: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, Interval]:
+    """Returns accuracy over words and macro-F1 over the tags other than "O".
+
+    Resampled by rows: the words of a sentence are right or wrong together.
+    """
+    from sklearn.metrics import accuracy_score, f1_score
+
+    y, p = (np.array([tag for row in rows for tag in row]) for rows in (labels, predicted))
+    row_of_word = np.repeat(np.arange(len(labels)), [len(row) for row in labels])
+
+    def by_row(words: np.ndarray) -> np.ndarray:
+        counts = np.zeros((len(labels), words.shape[1]), np.float32)
+        np.add.at(counts, row_of_word, words)
+        return counts
+
+    drawn = draws(len(labels))
+    right, words = (drawn @ by_row(x[:, None])[:, 0] for x in (y == p, np.ones(len(y))))
+    found = {"accuracy": interval(accuracy_score(y, p), right / np.maximum(words, 1))}
+    tags = np.array([tag for tag in np.unique(y) if tag != _OUTSIDE])
+    if len(tags):
+        true, told = y[:, None] == tags, p[:, None] == tags
+        value = f1_score(y, p, labels=tags, average="macro", zero_division=0)
+        resampled = _resampled_f1(by_row(true), by_row(told), by_row(true & told)).mean(-1)
+        found["macro_f1"] = interval(value, resampled)
+    return found
+
+
+def rouge(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, Interval]:
+    """Returns ROUGE-1, -2 and -L (F1, stemmed), of each text against the reference that suits it best."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    names = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
+    scorer = RougeScorer(list(names), use_stemmer=True)
+    rows = [scorer.score_multi(list(right) or [""], text) for right, text in zip(references, texts, strict=True)]
+    return {name: mean_interval([row[key].fmeasure for row in rows]) for key, name in names.items()}
+
+
+def bleu_chrf(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, Interval]:
+    """Returns corpus BLEU and chrF, 0 to 100, with sacrebleu's own bootstrap, whose seed is fixed."""
+    from sacrebleu.metrics import BLEU, CHRF
+
+    most = max(len(right) for right in references)
+    streams = [[right[min(i, len(right) - 1)] for right in references] for i in range(most)]
+    scores = {
+        name: metric.corpus_score(list(texts), streams, n_bootstrap=RESAMPLES)
+        for name, metric in (("bleu", BLEU()), ("chrf", CHRF()))
+    }
+    # sacrebleu reports the mean of the resamples and the half width around it.
+    return {
+        name: Interval(float(s.score), float(s._mean - s._ci), float(s._mean + s._ci)) for name, s in scores.items()
+    }
+
+
+def squad(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, Interval]:
+    """Returns exact match and F1 against the answer that suits best, and how often "" was told where there is none.
+
+    A question without references has no answer, and only "" is right for it (SQuAD 2.0).
+    """
+    # An answer of articles and signs alone is none.
+    best = [[reference for reference in right if normalise(reference)] or [""] for right in references]
+    found = {
+        "exact_match": mean_interval([max(exact_match(r, t) for r in b) for b, t in zip(best, texts, strict=True)]),
+        "f1": mean_interval([max(token_f1(r, t) for r in b) for b, t in zip(best, texts, strict=True)]),
+    }
+    none = [exact_match("", text) for right, text in zip(references, texts, strict=True) if not right]
+    return found | {"no_answer_accuracy": mean_interval(none)} if none else found

@@ -1,0 +1,84 @@
+"""Parameters and held-out rows -> figures: nats per token and bits per byte, or what a head says of each example.
+
+B batch, T length.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from data.examples import ExampleRows
+from data.loader import Rows, evaluation_batches
+from model.heads import Objective
+from model.transformer import Batch, Params
+from train.distributed.placement import local_places, put_batch, replicated
+from train.distributed.watchdog import tick
+
+Figures = dict[str, float]
+
+
+def language_model_evaluator(
+    objective: Objective, token_bytes: np.ndarray, rows: Rows, batch_size: int, limit: int, mesh: Mesh
+) -> Callable[[Params], Figures]:
+    """Returns parameters -> {"loss": nats a target token, "bits_per_byte", "targets"} over the rows.
+
+    Args:
+        objective: a language model.
+        token_bytes: UTF-8 bytes that each token stands for, so that models of other tokenizers compare.
+        rows: held-out rows.
+        batch_size: rows at once.
+        limit: batches, 0 for all.
+        mesh: where it runs.
+    """
+
+    def sums(params: Params, batch: Batch, token_bytes: jax.Array) -> jax.Array:
+        nll_BT = objective.predict(params, batch)
+        bytes_BT = token_bytes[batch["targets"]] * batch["weights"]
+        return jnp.stack([(nll_BT * batch["weights"]).sum(), batch["weights"].sum(), bytes_BT.sum()])
+
+    compiled = jax.jit(sums, out_shardings=replicated(mesh))
+
+    def evaluate(params: Params) -> Figures:
+        # Added up in float64 on the host: float32 would lose the last digits of a long validation part.
+        total = np.zeros(3)
+        for batch in evaluation_batches(rows, batch_size, limit, local_places(mesh, batch_size)):
+            total += np.asarray(compiled(params, put_batch(batch, mesh), token_bytes), np.float64)
+            tick("a batch of evaluation")
+        nll, targets, size = total.tolist()
+        return {"loss": nll / targets, "bits_per_byte": nll / math.log(2) / max(size, 1.0), "targets": int(targets)}
+
+    return evaluate
+
+
+def head_outputs(
+    objective: Objective, params: Params, rows: ExampleRows, batch_size: int, mesh: Mesh
+) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+    """Yields (example number, the head's output at the tokens of each of its segments), each example once."""
+    compiled = _compiled(objective.predict, mesh)
+    batches = evaluation_batches(rows, batch_size, 0, local_places(mesh, batch_size))
+    for t, batch in enumerate(batches):
+        # Every process gets all rows' outputs, also of rows that it did not read.
+        outputs = np.asarray(compiled(params, put_batch(batch, mesh)))
+        tick("a batch of evaluation")
+        for row, output in zip(range(t * batch_size, len(rows)), outputs, strict=False):
+            for example, places in rows.places(row):
+                yield example, tuple(output[place] for place in places)
+
+
+def held_out_loss(objective: Objective, params: Params, rows: Rows, batch_size: int, mesh: Mesh) -> float:
+    """Returns what the objective reports, over all rows: nats a target, or what a head's loss is measured in."""
+    compiled = _compiled(objective.loss, mesh)
+    batches = evaluation_batches(rows, batch_size, 0, local_places(mesh, batch_size))
+    sums = [jax.device_get(compiled(params, put_batch(batch, mesh))) for batch in batches]
+    return float(np.sum([s.nll for s in sums], dtype=np.float64) / np.sum([s.weight for s in sums], dtype=np.float64))
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(function: Callable[[Params, Batch], Any], mesh: Mesh) -> Callable[..., Any]:
+    return jax.jit(function, out_shardings=replicated(mesh))

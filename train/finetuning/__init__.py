@@ -1,0 +1,1 @@
+"""Fine-tuning on labeled rows, and the comparison with baselines."""

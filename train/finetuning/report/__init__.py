@@ -1,0 +1,1 @@
+"""The before/after table, as text and as HTML."""

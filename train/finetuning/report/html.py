@@ -1,0 +1,275 @@
+"""The report of a fine-tuning run: one HTML file that needs no network and runs no script."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from train.evaluation.interval import Interval, gain
+from train.finetuning.report import svg
+from train.finetuning.report.table import shown
+
+Row = tuple[str, int, Mapping[str, Interval]]
+
+_MOST_CLASSES = 20
+_MOST_CHARACTERS = 4000
+_PHASES = {"train": "Training loss", "eval": "Held-out loss"}
+_STYLE = """
+:root { color-scheme: light dark; --page: #fbfbf9; --box: #ffffff; --text: #1d2125; --muted: #63696f; --edge: #dcdcd6;
+  --right: #2f7d5b; --wrong: #c2512f; --line-0: #2f7d5b; --line-1: #c2512f; --line-2: #3567b0; --line-3: #8a5aa8; }
+@media (prefers-color-scheme: dark) { :root { --page: #14171a; --box: #1c2024; --text: #e4e6e8; --muted: #9aa1a8;
+  --edge: #343a40; --right: #4fb286; --wrong: #e2795a; --line-0: #4fb286; --line-1: #e2795a; --line-2: #74a3e8;
+  --line-3: #bd92d8; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1040px; padding: 24px 16px 64px; background: var(--page); color: var(--text);
+  font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 26px; line-height: 1.25; margin: 0 0 12px; overflow-wrap: anywhere; }
+h2 { font-size: 18px; margin: 40px 0 8px; }
+h3 { font-size: 14px; margin: 0 0 4px; }
+p { margin: 8px 0; }
+.note, dt, .sample h3, .range { color: var(--muted); }
+.note { font-size: 13px; }
+.box { overflow-x: auto; background: var(--box); border: 1px solid var(--edge); border-radius: 8px; }
+dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 20px; margin: 0; font-size: 14px; }
+dd { margin: 0; overflow-wrap: anywhere; }
+table { border-collapse: collapse; width: 100%; }
+th, td { padding: 10px 14px; text-align: left; vertical-align: top; white-space: nowrap; }
+th { font-weight: 600; }
+thead th { font-size: 13px; }
+tbody th { white-space: normal; min-width: 9em; }
+tbody tr { border-top: 1px solid var(--edge); }
+tbody tr.tuned { background: color-mix(in srgb, var(--right) 9%, transparent); }
+td { font-variant-numeric: tabular-nums; }
+.range { font-size: 13px; font-weight: 400; }
+.better { color: var(--right); }
+.worse { color: var(--wrong); }
+svg { display: block; }
+svg text { font: 12px system-ui, sans-serif; fill: var(--text); }
+.axis { stroke: var(--edge); }
+.interval { margin-top: 4px; }
+.interval rect { fill: var(--line-2); opacity: 0.35; }
+.interval circle { fill: var(--line-2); }
+.tuned .interval rect, .tuned .interval circle { fill: var(--right); }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 12px; }
+.charts .box { padding: 12px; }
+.chart { width: 100%; }
+.chart text { fill: var(--muted); }
+.chart polyline { fill: none; stroke: var(--line); stroke-width: 1.6; stroke-linejoin: round; }
+.chart circle { fill: var(--line); }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: 14px; }
+.legend span::before { content: ""; display: inline-block; width: 18px; height: 3px; margin-right: 8px;
+  vertical-align: middle; background: var(--line); }
+.line-0 { --line: var(--line-0); } .line-1 { --line: var(--line-1); }
+.line-2 { --line: var(--line-2); } .line-3 { --line: var(--line-3); }
+.confusion { margin: 8px; }
+.confusion .empty { fill: var(--page); }
+.confusion .right { fill: var(--right); }
+.confusion .wrong { fill: var(--wrong); }
+.confusion .on-dark { fill: var(--box); }
+.sample { display: grid; grid-auto-flow: column; grid-template-columns: 2fr; grid-auto-columns: 1fr; margin: 10px 0; }
+.sample > div { padding: 10px 14px; min-width: 0; border-left: 1px solid var(--edge); }
+.sample > div:first-child { border-left: 0; }
+.text { max-height: 14em; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 14px; }
+.cut { color: var(--muted); font-style: italic; }
+@media (max-width: 700px) {
+  .sample { grid-auto-flow: row; grid-template-columns: 1fr; }
+  .sample > div { border-left: 0; border-top: 1px solid var(--edge); }
+  .sample > div:first-child { border-top: 0; }
+  .text { max-height: 10em; }
+  dl { grid-template-columns: 1fr; gap: 0; }
+  dd { margin-bottom: 8px; }
+}
+"""
+
+
+def write(
+    path: Path,
+    title: str,
+    rows: Sequence[Row],
+    curves: Mapping[str, Path],
+    confusion: tuple[list[str], np.ndarray] | None,
+    samples: Sequence[tuple[str, str, str, str]],
+    about: Mapping[str, str],
+) -> None:
+    """Writes the report to `path`.
+
+    Args:
+        path: of the file.
+        title: of the page.
+        rows: (model, rows it was scored on, figures) each; the last is the fine-tuned model.
+        curves: model -> its `metrics.jsonl`, which need not exist.
+        confusion: (classes, counts with rows for the expected class) of the fine-tuned model; None: no classes.
+        samples: (input, expected, answer before, answer after) each; "" before: nobody was asked.
+        about: facts of the run, name -> value.
+    """
+    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in about.items())
+    body = [
+        f"<h1>{escape(title)}</h1><dl>{facts}</dl>",
+        _table(rows),
+        _gains(rows),
+        _curves({name: _losses(file) for name, file in curves.items()}),
+        _confusion(*confusion) if confusion is not None and len(confusion[0]) else "",
+        _samples(samples),
+    ]
+    # The policy makes the browser hold the promise: styles from within, else nothing.
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</body></html>\n"
+    )
+    # Half of a surrogate pair, which JSON may hold, is not UTF-8.
+    path.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
+
+
+def _grid(head: Sequence[str], body: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Returns a table in a box that scrolls; a row is (class, cells), cells and heads are HTML."""
+    heads = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    lines = [
+        f'<tr class="{kind}"><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
+        for kind, (first, *rest) in body
+    ]
+    return f'<div class="box"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _named(metric: str) -> str:
+    return escape(metric.replace("_", "-"))
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """Returns the figures of every model, all intervals of a figure drawn on one scale."""
+    figures = rows[-1][2]
+    scales = {name: _scale([metrics[name] for *_, metrics in rows if name in metrics]) for name in figures}
+    head = ["model", "rows"]
+    for name, figure in figures.items():
+        low, high = scales[name]
+        lower = ", lower is better" if figure.better == "lower" else ""
+        head.append(f'{_named(name)}<br><span class="range">{low:g} to {high:g}{lower}</span>')
+    body = [
+        (
+            "tuned" if row is rows[-1] else "",
+            [escape(row[0]), f"{row[1]:,}", *(_figure(row[2].get(name), *scales[name]) for name in figures)],
+        )
+        for row in rows
+    ]
+    note = (
+        "Value and 95 % bootstrap interval over held-out rows. The dot is the value, the bar its interval, "
+        "drawn on the scale that stands below the figure's name."
+    )
+    return f'<h2>Before and after</h2>{_grid(head, body)}<p class="note">{note}</p>'
+
+
+def _scale(figures: Sequence[Interval]) -> tuple[float, float]:
+    ends = [end for i in figures for end in (i.low, i.value, i.high) if math.isfinite(end)]
+    marks = svg.ticks(min([0.0, *ends]), max([0.0, *ends]))
+    return marks[0], marks[-1]
+
+
+def _figure(figure: Interval | None, low: float, high: float) -> str:
+    if figure is None or not all(map(math.isfinite, figure[:3])):
+        return "-"
+    value, _, around = shown(figure).partition(" ")
+    return f'{value} <span class="range">{around}</span>{svg.interval_bar(figure, low, high)}'
+
+
+def _gains(rows: Sequence[Row]) -> str:
+    """Returns how much better the last model is than each of the others."""
+    *others, (tuned, _, figures) = rows
+    if not others:
+        return ""
+    head = ["instead of", *(_named(name) for name in figures)]
+    body = [
+        ("", [escape(name), *(_gain(metrics.get(key), figure) for key, figure in figures.items())])
+        for name, _, metrics in others
+    ]
+    note = (
+        "By which part each figure got better; where lower is better, by which part it fell. "
+        "“Overlap”: the two intervals do, so the difference may be chance."
+    )
+    return f'<h2>Gain of “{escape(tuned)}”</h2>{_grid(head, body)}<p class="note">{note}</p>'
+
+
+def _gain(before: Interval | None, after: Interval) -> str:
+    # A part of nothing, or of a negative figure, says nothing.
+    if before is None or not before.value > 0 or not math.isfinite(after.value):
+        return "-"
+    found = gain(before, after)
+    part = found["relative_gain"]
+    kind = "better" if found["apart"] else "worse" if gain(after, before)["apart"] else ""
+    overlap = "" if kind else ' <span class="range">overlap</span>'
+    shown_part = f"{1 + part:.1f} times" if part >= 9 and after.better == "higher" else f"{part:+.1%}"
+    return f'<span class="{kind}">{shown_part}</span>{overlap}'
+
+
+def _losses(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Returns the (step, loss) of each phase that `metrics.jsonl` tells of."""
+    found: dict[str, list[tuple[float, float]]] = {phase: [] for phase in _PHASES}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+            # A loss that is not finite is null there.
+            if record["loss"] is not None:
+                found[record["phase"]].append((record["step"], record["loss"]))
+        except (ValueError, KeyError, TypeError):
+            # A kill can cut a line short.
+            continue
+    return found
+
+
+def _curves(losses: Mapping[str, Mapping[str, svg.Points]]) -> str:
+    """Returns a chart a phase, with the same axes, and a line a model."""
+    points = [point for phases in losses.values() for some in phases.values() for point in some]
+    if not points:
+        return ""
+    steps, values = zip(*points, strict=True)
+    x_ticks, y_ticks = [t for t in svg.ticks(0, max(steps)) if t == int(t)], svg.ticks(min(values), max(values))
+    known = {number: name for number, name in enumerate(losses) if any(losses[name].values())}
+    legend = "".join(f'<span class="line-{n % svg.LINES}">{escape(name)}</span>' for n, name in known.items())
+    charts = []
+    for phase, title in _PHASES.items():
+        lines = {number: losses[name][phase] for number, name in known.items() if losses[name][phase]}
+        charts.append(f'<div class="box"><h3>{title}</h3>{svg.line_chart(title, lines, x_ticks, y_ticks)}</div>')
+    return f'<h2>Curves</h2><p class="legend">{legend}</p><div class="charts">{"".join(charts)}</div>'
+
+
+def _confusion(classes: Sequence[str], counts: np.ndarray) -> str:
+    """Returns the heat map, of many classes only those that are confused the most."""
+    totals = counts.sum(1)
+    note = "Rows: the expected class; columns: the answer. A cell is as strong as its part of its row."
+    if len(classes) > _MOST_CLASSES:
+        wrong = counts - np.diag(np.diag(counts))
+        mistakes = wrong.sum(0) + wrong.sum(1)
+        chosen = np.sort(np.argsort(-mistakes, kind="stable")[:_MOST_CLASSES])
+        note += f" Shown are the {_MOST_CLASSES} of {len(classes):,} classes that are confused the most."
+        classes, counts, totals = [classes[i] for i in chosen], counts[np.ix_(chosen, chosen)], totals[chosen]
+    drawing = svg.heat_map(classes, counts, totals)
+    return f'<h2>Confusions</h2><p class="note">{note}</p><div class="box">{drawing}</div>'
+
+
+def _samples(samples: Sequence[tuple[str, str, str, str]]) -> str:
+    if not samples:
+        return ""
+    heads = ("input", "expected", "before", "after")
+    columns = [i for i, head in enumerate(heads) if head != "before" or any(before for _, _, before, _ in samples)]
+    cards = []
+    for sample in samples:
+        cells = []
+        for i in columns:
+            right = heads[i] in ("before", "after") and sample[i].strip() == sample[1].strip()
+            text = f'<div class="text" dir="auto">{_cut(sample[i])}</div>'
+            cells.append(f"<div><h3>{heads[i]}{' ✓' if right else ''}</h3>{text}</div>")
+        cards.append(f'<div class="box sample">{"".join(cells)}</div>')
+    note = f"{len(samples)} held-out rows, drawn at random. ✓: the same as expected."
+    return f'<h2>Samples</h2><p class="note">{note}</p>{"".join(cards)}'
+
+
+def _cut(text: str) -> str:
+    surplus = len(text) - _MOST_CHARACTERS
+    if surplus <= 0:
+        return escape(text)
+    return f'{escape(text[:_MOST_CHARACTERS])}<span class="cut"> … {surplus:,} more characters</span>'

@@ -1,0 +1,149 @@
+"""The drawings of the report as inline SVG, one unit a pixel: interval bars, loss curves, the heat map.
+
+Colours are CSS variables of the page, so that they follow light and dark.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+from rich.cells import cell_len
+
+from train.evaluation.interval import Interval
+
+Points = Sequence[tuple[float, float]]
+
+# Colours of lines that `html.py` defines, as --line-0 and so on.
+LINES = 4
+_BAR_WIDTH, _BAR_HEIGHT = 140, 12
+_CHART_WIDTH, _CHART_HEIGHT = 380, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 10, 40
+# A curve of more points says nothing more at this width.
+_MOST_POINTS = 400
+_CELL, _GAP = 30, 2
+# Of the widest font that browsers take for system-ui (DejaVu Sans); others leave a margin.
+_CHARACTER = 7.6
+_LONGEST_NAME = 24
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Returns round numbers, the first at or below `low`, the last at or above `high`, about so many steps between."""
+    span = high - low or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / about))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power * about >= span * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+
+
+def interval_bar(figure: Interval, low: float, high: float) -> str:
+    """Returns the interval as a bar and the value as a dot, on a scale from `low` to `high`."""
+
+    def x(value: float) -> float:
+        return 4 + (value - low) / (high - low) * (_BAR_WIDTH - 8)
+
+    left, right, middle = x(figure.low), x(figure.high), _BAR_HEIGHT / 2
+    return (
+        f'<svg class="interval" width="{_BAR_WIDTH}" height="{_BAR_HEIGHT}" aria-hidden="true">'
+        f'<line class="axis" x1="4" x2="{_BAR_WIDTH - 4}" y1="{middle}" y2="{middle}"/>'
+        f'<rect x="{left:.1f}" y="{middle - 4}" width="{max(right - left, 1):.1f}" height="8" rx="2"/>'
+        f'<circle cx="{x(figure.value):.1f}" cy="{middle}" r="2"/></svg>'
+    )
+
+
+def line_chart(title: str, lines: Mapping[int, Points], x_ticks: Sequence[float], y_ticks: Sequence[float]) -> str:
+    """Returns a chart of loss over steps.
+
+    Args:
+        title: what it shows, for who cannot see it.
+        lines: number of the colour -> its points (step, loss).
+        x_ticks: of the axis of steps; it goes from the first to the last.
+        y_ticks: of the axis of the loss.
+    """
+    bottom, right = _CHART_HEIGHT - _BOTTOM, _CHART_WIDTH - _RIGHT
+
+    def x(value: float) -> float:
+        return _LEFT + (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (right - _LEFT)
+
+    def y(value: float) -> float:
+        return bottom - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (bottom - _TOP)
+
+    decimals = max(len(f"{t:g}".partition(".")[2]) for t in y_ticks)
+    parts = [
+        f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
+        f'<text x="{_LEFT - 6}" y="{y(t) + 4:.1f}" text-anchor="end">{t:.{decimals}f}</text>'
+        for t in y_ticks
+    ]
+    parts += [
+        f'<line class="axis" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
+        f'<text x="{x(t):.1f}" y="{bottom + 17}" text-anchor="middle">{_short(t)}</text>'
+        for t in x_ticks
+    ]
+    parts.append(f'<text x="{(_LEFT + right) / 2}" y="{_CHART_HEIGHT - 6}" text-anchor="middle">step</text>')
+    parts.append(f'<text transform="translate(11 {(_TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">loss</text>')
+    for number, points in lines.items():
+        shown = [(x(step), y(loss)) for step, loss in _thinned(points)]
+        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in shown)
+        parts.append(f'<g class="line-{number % LINES}"><polyline points="{path}"/>')
+        if len(shown) <= _MOST_POINTS / 10:
+            parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>' for a, b in shown]
+        parts.append("</g>")
+    size = f'viewBox="0 0 {_CHART_WIDTH} {_CHART_HEIGHT}"'
+    return f'<svg class="chart" {size} role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+
+
+def _thinned(points: Points) -> Points:
+    """Returns at most `_MOST_POINTS` points, each the mean of its neighbours."""
+    if len(points) <= _MOST_POINTS:
+        return points
+    return [tuple(part.mean(0)) for part in np.array_split(np.asarray(points), _MOST_POINTS)]
+
+
+def _short(number: float) -> str:
+    for size, suffix in ((1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:g}{suffix}"
+    return f"{number:g}"
+
+
+def heat_map(classes: Sequence[str], counts: np.ndarray, totals: np.ndarray) -> str:
+    """Returns the counts as coloured cells, rows expected, columns predicted.
+
+    Args:
+        classes: names of the rows and columns.
+        counts: (classes, classes).
+        totals: rows of each expected class, over all classes: a cell is as strong as its part of them.
+    """
+    names = [name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in classes]
+    # Chinese letters take two columns.
+    longest = max(map(cell_len, names)) * _CHARACTER
+    left, top = longest + 12, longest * 0.72 + 16
+    # The last column's name leans over the edge.
+    width, height = left + len(names) * _CELL + longest * 0.72 + 8, top + len(names) * _CELL + 4
+    parts = []
+    for i, name in enumerate(names):
+        middle = (i + 0.5) * _CELL
+        text = f"{escape(name)}<title>{escape(classes[i])}</title>"
+        parts.append(f'<text x="{left - 6:.1f}" y="{top + middle + 4:.1f}" text-anchor="end">{text}</text>')
+        parts.append(f'<text transform="translate({left + middle:.1f} {top - 6:.1f}) rotate(-45)">{text}</text>')
+    for i, row in enumerate(counts):
+        for j, count in enumerate(row):
+            parts.append(_cell(left + j * _CELL, top + i * _CELL, int(count), int(totals[i]), i == j))
+    return (
+        f'<svg class="confusion" width="{width:.0f}" height="{height:.0f}" role="img" '
+        f'aria-label="Rows: expected class; columns: predicted class">{"".join(parts)}</svg>'
+    )
+
+
+def _cell(x: float, y: float, count: int, total: int, right: bool) -> str:
+    size = _CELL - _GAP
+    part = count / total if total else 0.0
+    cell = f'<rect class="empty" x="{x:.1f}" y="{y:.1f}" width="{size}" height="{size}" rx="3"/>'
+    if not count:
+        return cell
+    # Rare ones stay visible.
+    kind = "right" if right else "wrong"
+    cell += cell.replace('"empty"', f'"{kind}" fill-opacity="{0.12 + 0.88 * part:.2f}"')
+    dark = ' class="on-dark"' if part > 0.5 else ""
+    text = f"{count}" if count < 1000 else _short(round(count, -2))
+    return cell + f'<text{dark} x="{x + size / 2:.1f}" y="{y + size / 2 + 4:.1f}" text-anchor="middle">{text}</text>'

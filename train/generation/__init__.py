@@ -1,0 +1,1 @@
+"""Text generation for batches of prompts."""

@@ -1,0 +1,150 @@
+"""Imports a Hugging Face checkpoint as a run."""
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from configs import default
+from configs.errors import UserError
+from data.tokenizer import Tokenizer, load_tokenizer
+from model.config import ModelConfig, model_config
+from model.heads import language_model, parameter_count
+from model.huggingface import IGNORED, Row, compare_shapes, expected_shapes, group_of, leaves, table
+from model.huggingface_config import to_section
+from model.sharding import parameter_shardings
+from model.transformer import Params
+from train.checkpoint.manager import open_manager
+from train.checkpoint.save import save
+from train.console import console
+from train.distributed.mesh import spread_mesh
+from train.huggingface.safetensors_files import Weights, find_weights
+from train.huggingface.torch_files import PICKLED, PICKLED_INDEX, find_pickled_weights
+from train.run.lock import claim
+from train.run.record import RunRecord
+from train.run.record import start as start_run
+from train.step import TrainState
+
+_PICKLED = (PICKLED, PICKLED_INDEX, "pytorch_model-*.bin")
+
+
+_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "chat_template*", "special_tokens*")
+
+
+def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
+    """Writes a run that holds the weights, the tokenizer and the chat template of a model.
+
+    Raises:
+        UserError: not a model, an unknown architecture, weights or a tokenizer that do not fit it, or `output` is not
+            free.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"--output={output} exists and is not empty; legal: a new directory")
+    directory = _local(source, (*_FILES, *(_PICKLED if allow_pickle else ())))
+    found = _read_config(directory / "config.json")
+    architecture, section = to_section(found, str(directory / "config.json"))
+    model = model_config(section)
+    tokenizer = load_tokenizer(directory)
+    _check_tokenizer(tokenizer, model, directory)
+    weights = (find_pickled_weights if allow_pickle else find_weights)(directory)
+    params, mesh = _read_params(weights, architecture, model, directory)
+    config = default.get_config().to_dict()
+    config["model"] = section
+    config["sequence_length"] = min(model.context_length, config["sequence_length"])
+    record = RunRecord("pretrain", model, config, {}, f"huggingface:{source}", [])
+    with claim(output), jax.set_mesh(mesh):
+        start_run(output, record, tokenizer)
+        with open_manager(output, keep=1) as manager:
+            save(manager, TrainState(jnp.asarray(0, jnp.int32), params, None), mesh)
+    count = parameter_count(params)
+    console.print(f"import-hf: {architecture}, {count:,} parameters; {output} holds the model", highlight=False)
+
+
+def _local(source: str, patterns: Sequence[str]) -> Path:
+    """Returns the directory of a model; what `patterns` match of it is downloaded if it is a name on the hub."""
+    if Path(source).is_dir():
+        return Path(source)
+    if Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/")):
+        raise UserError(f"{source!r} is no directory; legal: a directory with a config.json, or OWNER/NAME on the hub")
+    try:
+        hub = importlib.import_module("huggingface_hub")
+    except ImportError:
+        raise UserError(f"{source!r} is no directory, and the hub needs: pip install 'rootstock[hf]'") from None
+    try:
+        return Path(hub.snapshot_download(source, allow_patterns=list(patterns)))
+    except Exception as error:  # the library and what it calls raise errors of many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{source!r} cannot be downloaded: {reason}") from None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path.parent} is not a model of Hugging Face's format: it holds no config.json")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is a JSON {type(found).__name__}; legal: an object")
+    return found
+
+
+def _check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, directory: Path) -> None:
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {model.vocab_size} rows; "
+            "legal: a tokenizer of this model"
+        )
+
+
+def _read_params(
+    weights: Weights, architecture: str, model: ModelConfig, directory: Path
+) -> tuple[Params, jax.sharding.Mesh]:
+    """Returns the parameters, each read, laid out and let go of before the next, and their mesh."""
+    boxed = jax.eval_shape(language_model(model).init, jax.random.key(0))
+    mesh = spread_mesh(boxed)
+    shardings = parameter_shardings(boxed, mesh)
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.meta.unbox(boxed), shardings
+    )
+    rows = table(architecture, model)
+    expected = expected_shapes(abstract, rows)
+    names = _names(weights, set(expected))
+    tied = {"lm_head.weight"} if model.tie_embeddings else set()
+    shapes = {ours: weights.shapes[theirs] for ours, theirs in names.items() if ours not in tied}
+    compare_shapes({n: s for n, s in shapes.items() if not n.endswith(IGNORED)}, expected, str(directory))
+    params: Params = {"backbone": {}, "head": {}}
+    # The largest first: what a leaf takes on its way is needed while least has arrived.
+    for row, leaf in sorted(leaves(abstract, rows), key=lambda pair: -pair[1].size):
+        arrived = jax.device_put(_read_leaf(weights, row, names, leaf.shape), leaf.sharding)
+        _put(params[group_of(row)], row.leaf, jax.block_until_ready(arrived))
+    return params, mesh
+
+
+def _read_leaf(weights: Weights, row: Row, names: dict[str, str], shape: tuple[int, ...]) -> np.ndarray:
+    if not row.stacked:
+        return row.to_ours(weights.read(names[row.key]), shape).astype(np.float32, copy=False)
+    host = np.empty(shape, np.float32)
+    for i, key in enumerate(row.keys(shape[0])):
+        host[i] = row.to_ours(weights.read(names[key]), shape[1:])
+    return host
+
+
+def _names(weights: Weights, expected: set[str]) -> dict[str, str]:
+    """Returns {name in the table: name in the file}: files of a bare backbone leave out the name of its class."""
+    prefix = next((name.split(".")[0] + "." for name in sorted(expected) if name != "lm_head.weight"), "")
+    bare = not any(name.startswith(prefix) for name in weights.shapes)
+    return {prefix + name if bare and name != "lm_head.weight" else name: name for name in weights.shapes}
+
+
+def _put(tree: Params, path: str, leaf: jax.Array) -> None:
+    *parents, last = path.split("/")
+    for name in parents:
+        tree = tree.setdefault(name, {})
+    tree[last] = leaf

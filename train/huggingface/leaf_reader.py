@@ -1,0 +1,45 @@
+"""A run's parameters leaf by leaf, for what needs no more than one of them in memory."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from model.config import ModelConfig
+from model.sharding import parameter_shardings
+from model.transformer import Params
+from train.checkpoint.read import open_sound
+from train.run.parameters import kept_as, load_plain, objective_of
+from train.run.record import read_record
+from train.trees import leaf_paths
+
+Read = Callable[[str], jax.Array]  # "backbone/layers/..." -> leaf
+
+
+@contextlib.contextmanager
+def open_params(directory: Path, model: ModelConfig, mesh: Mesh) -> Iterator[tuple[Params, Read]]:
+    """Yields (shapes of the backbone and the head of a run, a function that reads a leaf of them).
+
+    Each leaf is read twice, to see first that all are sound. What an adapter changes, or another run holds, is in
+    memory as a whole.
+
+    Raises:
+        UserError: see `runs.load_params`.
+    """
+    record = read_record(directory)
+    objective = objective_of(record, model)
+    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    if set(objective.trained) != {"backbone", "head"}:
+        params = load_plain(directory, model, mesh, ("backbone", "head"))
+        yield params, leaf_paths(params).__getitem__
+        return
+    shardings = parameter_shardings(boxed, mesh)
+    abstract: Any = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.meta.unbox(boxed), shardings
+    )
+    with open_sound(directory, abstract, mesh, kept_as(directory, record)) as read:
+        yield abstract, read

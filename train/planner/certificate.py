@@ -1,0 +1,226 @@
+"""Does a step give the same numbers on every mesh? A config, shrunk, runs on several devices and on one.
+
+The comparison is harder than training: every parameter starts away from zero, Adam cannot divide a wrong factor out of
+a gradient, and the one device takes the whole batch at once, which puts the accumulation to the test as well.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from data.packing import PackedRows
+from data.store import store_from_documents
+from model.config import model_config
+from model.heads import Objective, language_model
+from model.sharding import MESH_AXES
+from model.transformer import Params
+from train.distributed.mesh import make_mesh
+from train.distributed.placement import put_batch
+from train.settings import MeshSettings, Settings
+from train.step import make_program
+from train.trees import leaf_paths
+
+TOLERANCE = 1e-5
+LEGAL_DEVICES = (2, 4, 8)
+_STEPS = 3
+_LENGTH = 32  # tokens a row
+_HEAD_DIM = 4
+# Adam divides a gradient by its own size. With a usual epsilon a wrong factor would vanish, and where a gradient is
+# near zero its rounding would become a whole step; with one as large as most gradients an update is nearly linear.
+_EPSILON = 1e-2
+_LEARNING_RATE = 0.01  # moves parameters by about one per cent a step
+
+Part = tuple[tuple[slice, ...], np.ndarray]
+
+
+class Verdict(NamedTuple):
+    """How far a layout is from one device: relative differences, the largest over all steps.
+
+    Attributes:
+        layout: devices an axis.
+        loss: of the loss.
+        grad_norm: of the gradient's norm.
+        params: of an initial or updated parameter: max |a - b| of a leaf over its max |a|, with every replica.
+        leaf: the parameter that differs most; at the first step that is out of tolerance, if one is. Where that is
+            the very first and the gradient's norm is wrong, the parameter whose gradient differs most: clipping would
+            pass a wrong gradient on to all parameters, and Muon hide it in its own.
+        fault: what is out of tolerance and at which step; empty if nothing is.
+    """
+
+    layout: MeshSettings
+    loss: float
+    grad_norm: float
+    params: float
+    leaf: str
+    fault: str
+
+
+class _Snapshot(NamedTuple):
+    """The state after a step: its metrics (1 before the first), what each device holds of each parameter and moment.
+
+    After one step a first moment is the gradient, but for a factor that does not depend on the mesh.
+    """
+
+    loss: float
+    grad_norm: float
+    params: dict[str, list[Part]]
+    moments: dict[str, list[Part]]
+
+
+def layout_name(layout: MeshSettings) -> str:
+    """Returns e.g. "data 2 x fsdp 4"."""
+    return " x ".join(f"{axis} {size}" for axis, size in dataclasses.asdict(layout).items() if size > 1) or "one device"
+
+
+def shrink(settings: Settings) -> Settings:
+    """Returns the config at sizes that a CPU trains in no time, with every switch as it was.
+
+    What counts tokens scales with the rows; heads keep their ratio to kv heads; a scan over chunks, layers or
+    microbatches stays one. Computation is float32, and attention runs through XLA, which every platform has.
+    """
+    model, batch = settings.model, min(settings.microbatches, 2) * max(LEGAL_DEVICES)
+    scale = _LENGTH / max(model["context_length"], settings.sequence_length)
+    head_dim = model["head_dim"] or model["embed_dim"] // model["num_heads"]
+    shrunk = {
+        "vocab_size": 64,
+        "embed_dim": 32,
+        "num_layers": min(model["num_layers"], max(2, len(model["sliding_window"]))),
+        "num_heads": max(LEGAL_DEVICES) * (model["num_heads"] // model["num_kv_heads"]),
+        "num_kv_heads": max(LEGAL_DEVICES),
+        "head_dim": _HEAD_DIM,
+        "mlp_dim": 64,
+        "context_length": _LENGTH,
+        "rope_original_context": max(round(model["rope_original_context"] * scale), 1),
+        "query_scale": model["query_scale"] * (head_dim / _HEAD_DIM) ** 0.5,
+        "sliding_window": tuple(window and max(round(window * scale), 2) for window in model["sliding_window"]),
+        "compute_dtype": "float32",
+        "attention": "xla",
+    }
+    return dataclasses.replace(
+        settings,
+        model=model | shrunk,
+        batch_size=batch,
+        sequence_length=_LENGTH,
+        num_steps=_STEPS,
+        microbatches=min(settings.microbatches, 2),
+        loss=dataclasses.replace(settings.loss, chunk=settings.loss.chunk and _LENGTH // 4),
+        optimizer=dataclasses.replace(
+            settings.optimizer,
+            learning_rate=_LEARNING_RATE,
+            muon_learning_rate=_LEARNING_RATE,
+            epsilon=_EPSILON,
+            warmup_steps=min(settings.optimizer.warmup_steps, 1),
+        ),
+    )
+
+
+def packed_batches(settings: Settings) -> list[dict[str, np.ndarray]]:
+    """Returns a batch a step: several documents a row, padding that is ragged, and weights of 0, 1/2 and 1."""
+    rng = np.random.default_rng(settings.seed)
+    count, T = settings.batch_size * settings.num_steps, settings.sequence_length
+    lengths = rng.integers(2, T, 4 * count)
+    store = store_from_documents([rng.integers(0, settings.model["vocab_size"], n).tolist() for n in lengths])
+    rows = PackedRows(store, T).rows(np.arange(count))
+    real = np.arange(T) < rng.integers(0, T + 1, count)[:, None]
+    for key in ("segment_ids", "positions", "weights"):
+        rows[key] *= real.astype(rows[key].dtype)
+    rows["weights"] *= rng.choice(np.array([0, 0.5, 1], np.float32), rows["weights"].shape)
+    return [{k: x[t :: settings.num_steps] for k, x in rows.items()} for t in range(settings.num_steps)]
+
+
+def verdicts(settings: Settings, meshes: list[MeshSettings], devices: list[jax.Device]) -> Iterator[Verdict]:
+    """Yields the `Verdict` of each mesh over all `devices`, against the first device alone.
+
+    Args:
+        settings: from `shrink`.
+        meshes: see `layouts`.
+        devices: as many as each mesh has places.
+    """
+    batches = packed_batches(settings)
+    alone = MeshSettings(**dict.fromkeys(MESH_AXES, 1))
+    reference = _train(dataclasses.replace(settings, microbatches=1), alone, devices[:1], batches)
+    for layout in meshes:
+        yield _compare(layout, reference, _train(settings, layout, devices, batches))
+
+
+def _train(
+    settings: Settings, layout: MeshSettings, devices: list[jax.Device], batches: list[dict[str, np.ndarray]]
+) -> list[_Snapshot]:
+    """Returns a snapshot of the initial state and one after each step."""
+    mesh = make_mesh(layout, devices)
+    program = make_program(_objective(settings), settings, mesh)
+    with jax.set_mesh(mesh):
+        state = program.initialise(jax.random.key_data(jax.random.key(settings.seed)))
+        snapshots = [_Snapshot(1.0, 1.0, _parts(leaf_paths(state.params)), {})]
+        for batch in batches:
+            state, metrics = program.step(state, put_batch(batch, mesh))
+            loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+            # As they were before clipping.
+            factor = max(norm / settings.optimizer.clip_norm, 1.0) if settings.optimizer.clip_norm else 1.0
+            moments = _parts(_first_moments(state.opt_state), factor)
+            snapshots.append(_Snapshot(loss, norm, _parts(leaf_paths(state.params)), moments))
+    return snapshots
+
+
+def _objective(settings: Settings) -> Objective:
+    """Returns the config's objective with noise on its initial parameters: a zero would hide what is behind it."""
+    objective = language_model(model_config(settings.model), settings.loss.z_loss, settings.loss.chunk)
+
+    def init(rng: jax.Array) -> Params:
+        # Constants: random numbers are most of what there is to compile.
+        noise = np.random.default_rng(settings.seed)
+        return jax.tree.map(lambda x: x + 0.1 * noise.standard_normal(x.shape).astype(np.float32), objective.init(rng))
+
+    return objective._replace(init=init)
+
+
+def _first_moments(opt_state: Any) -> dict[str, jax.Array]:  # noqa: ANN401 - Optax's trees
+    """Returns {a parameter's path: the moving mean of its gradient}, which AdamW and Muon both call `mu`."""
+    return {path.partition("/mu/")[2]: leaf for path, leaf in leaf_paths(opt_state).items() if "/mu/" in path}
+
+
+def _parts(leaves: dict[str, jax.Array], factor: float = 1.0) -> dict[str, list[Part]]:
+    # Copies: the next step is given these buffers to write to.
+    return {
+        path: [(shard.index, factor * np.array(shard.data)) for shard in leaf.addressable_shards]
+        for path, leaf in leaves.items()
+    }
+
+
+def _compare(layout: MeshSettings, reference: list[_Snapshot], got: list[_Snapshot]) -> Verdict:
+    losses = [_relative(a.loss, b.loss) for a, b in zip(reference, got, strict=True)]
+    norms = [_relative(a.grad_norm, b.grad_norm) for a, b in zip(reference, got, strict=True)]
+    leaves = [_worst_leaf(a.params, b.params) for a, b in zip(reference, got, strict=True)]
+    params, leaf = max(leaves)
+    fault = ""
+    for step, (loss, norm, (difference, its_leaf)) in enumerate(zip(losses, norms, leaves, strict=True)):
+        figures = {"the loss": loss, "the gradient's norm": norm, "a parameter": difference}
+        wrong = [f"{name} by {figure:.1e}" for name, figure in figures.items() if figure > TOLERANCE]
+        if wrong:
+            fault, leaf = f"{', '.join(wrong)} {f'at step {step}' if step else 'before the first step'}", its_leaf
+            if step == 1 and norm > TOLERANCE:
+                leaf = _worst_leaf(reference[1].moments, got[1].moments)[1]
+            break
+    return Verdict(layout, max(losses), max(norms), params, leaf, fault)
+
+
+def _worst_leaf(reference: dict[str, list[Part]], got: dict[str, list[Part]]) -> tuple[float, str]:
+    """Returns (the largest relative difference of a parameter, its path)."""
+    worst = []
+    for path, [(_, whole)] in reference.items():
+        scale = float(np.abs(whole).max())
+        difference = max(_finite(float(np.abs(part - whole[index]).max())) for index, part in got[path])
+        worst.append((difference / scale if scale else difference, path))
+    return max(worst)
+
+
+def _relative(reference: float, got: float) -> float:
+    return _finite(abs(got - reference) / abs(reference)) if reference else _finite(abs(got))
+
+
+def _finite(difference: float) -> float:
+    return difference if math.isfinite(difference) else math.inf

@@ -1,0 +1,80 @@
+"""Where each parameter of a config lives on a mesh, and why."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.sharding import AbstractMesh
+
+from configs.errors import UserError
+from model.adapt import Adaptation, adapt
+from model.config import ModelConfig
+from model.heads import Objective, classifier, language_model, parameter_count
+from model.sharding import PARAMETER_RULES
+from train.planner.estimate import tree_bytes
+from train.planner.pricing import objective_of
+from train.settings import Settings
+from train.step import make_program
+
+
+def check_rules(model: ModelConfig) -> None:
+    """Raises UserError naming parameters whose axes have no rule, and rules that no architecture has an axis for."""
+    switches = {"position": "learned", "norm": "layernorm", "qk_norm": True}
+    variant = dataclasses.replace(model, **switches, qkv_bias=True, output_bias=True, mlp_bias=True)  # type: ignore[arg-type]
+    used: set[str] = set()
+    faults = []
+    head = classifier(model, 2, "last")
+    lora = adapt(head, Adaptation("lora", last_layers=1, rank=1, alpha=1.0, targets=("query",)))
+    for objective in (language_model(model), language_model(variant), head, lora):
+        for path, box in _boxes(objective):
+            if not isinstance(box, nn.Partitioned):
+                faults.append(f"{path} names no axes")
+                continue
+            names = [str(name) for name in box.names]
+            used |= set(names)
+            unruled = [name for name in names if name not in PARAMETER_RULES]
+            if unruled:
+                faults.append(f"{path} has an axis {' and '.join(map(repr, unruled))} without a rule")
+    faults += [f"the rule for {rule!r} has no parameter" for rule in PARAMETER_RULES if rule not in used]
+    if faults:
+        raise UserError(f"model/sharding.py: {'; '.join(dict.fromkeys(faults))}; rules: {', '.join(PARAMETER_RULES)}")
+
+
+def explain(settings: Settings, model: ModelConfig, mesh: AbstractMesh) -> dict[str, Any]:
+    """Returns {"mesh", "parameters": one object a parameter, "totals"} as plain values; bytes are one device's.
+
+    Raises:
+        UserError: mesh axes that do not divide a parameter.
+    """
+    objective = objective_of(settings, model)
+    state = make_program(objective, settings, mesh).state
+    leaves = dict(_leaves(state.params))
+    rows = []
+    for path, box in _boxes(objective):
+        leaf = leaves[path]
+        rows.append(
+            {
+                "parameter": path,
+                "shape": list(leaf.shape),
+                "axes": list(box.names),
+                "rule": {name: list(PARAMETER_RULES[name]) for name in box.names},
+                "local_shape": list(leaf.sharding.shard_shape(leaf.shape)),
+                "bytes": int(tree_bytes(leaf)),
+            }
+        )
+    totals = {
+        "parameters": parameter_count(state.params),
+        "parameter_bytes": int(tree_bytes(state.params)),
+        "state_bytes": int(tree_bytes((state.params, state.opt_state))),
+    }
+    return {"mesh": dict(mesh.shape), "parameters": rows, "totals": totals}
+
+
+def _leaves(tree: Any, is_leaf: Any = None) -> list[tuple[str, Any]]:  # noqa: ANN401 - any tree
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in found]
+
+
+def _boxes(objective: Objective) -> list[tuple[str, Any]]:
+    return _leaves(jax.eval_shape(objective.init, jax.random.key(0)), lambda x: isinstance(x, nn.Partitioned))

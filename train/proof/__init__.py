@@ -1,1 +1,0 @@
-"""What a model is worth: figures with intervals, the foundation asked without training, the table and the report."""

@@ -1,0 +1,1 @@
+"""A run directory: its record, lock, parameters, history and results."""

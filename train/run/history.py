@@ -1,0 +1,96 @@
+"""What a run writes about itself: `metrics.jsonl`, TensorBoard scalars, and the line a person watches."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from configs.errors import UserError
+
+Record = dict[str, Any]
+
+
+class Writer(Protocol):
+    """Takes one record of the run at a time."""
+
+    def __call__(self, record: Record) -> None:
+        """Writes the record."""
+
+
+@contextlib.contextmanager
+def open_writer(workdir: Path, resumed_step: int, tensorboard: bool, writing: bool) -> Iterator[Writer]:
+    """Yields a function that appends one record a line to `metrics.jsonl`, and to TensorBoard where asked.
+
+    Lines of steps after `resumed_step` are dropped first: those steps are about to be done again. Of many
+    processes one is `writing`; the others get a function that does nothing.
+
+    Raises:
+        UserError: TensorBoard is asked for and tensorboardX is not installed.
+    """
+    if not writing:
+        yield lambda record: None
+        return
+    path = workdir / "metrics.jsonl"
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        os.replace(temporary, path)
+    summary = _summary_writer(workdir) if tensorboard else None
+    with _told_when_full(path), path.open("a", buffering=1) as file:
+
+        def write(record: Record) -> None:
+            file.write(json.dumps({k: finite(v) for k, v in record.items()}) + "\n")
+            if summary is not None:
+                for name, value in record.items():
+                    if isinstance(value, int | float) and name != "step":
+                        summary.add_scalar(f"{record['phase']}/{name}", value, record["step"])
+
+        yield write
+    if summary is not None:
+        summary.close()
+
+
+@contextlib.contextmanager
+def _told_when_full(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); what was saved is whole: make room, then run again to go on"
+        ) from None
+
+
+def read_records(workdir: Path) -> list[Record]:
+    """Returns the lines of a run's `metrics.jsonl`, in order, but for those that a kill cut short."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if _step_of(line) < math.inf]
+
+
+def _step_of(line: str | bytes) -> float:
+    """Returns the step of a line; infinity of one that is none, as a kill can cut the last line short."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
+    return step if isinstance(step, int) else math.inf
+
+
+def finite(value: Any) -> Any:  # noqa: ANN401 - any value
+    """Returns the value, or None for a float that is not finite, which JSON has not."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _summary_writer(workdir: Path) -> Any:  # noqa: ANN401 - tensorboardX has no types
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise UserError("config.logging.tensorboard needs tensorboardX: pip install 'rootstock[tensorboard]'") from None
+    return SummaryWriter(str(workdir / "tensorboard"))

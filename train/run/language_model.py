@@ -1,0 +1,48 @@
+"""Opens a run as a `LanguageModel` that is ready to generate."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from configs.errors import UserError
+from data.templates import end_of_turn
+from data.tokenizer import load_tokenizer
+from model.heads import language_model
+from model.sampling import for_inference
+from train.distributed.mesh import decoding_mesh, spread_mesh
+from train.generation.language_model import Writer
+from train.run.parameters import load_plain
+from train.run.record import read_record
+from train.tasks.task import load
+
+
+def open_writer(directory: Path, template: str = "", spread: bool = False, cache_dtype: str = "") -> Writer:
+    """Returns a run's writer, on all devices that can share its parameters.
+
+    Args:
+        directory: of the run.
+        template: instead of the one that the run was fine-tuned with; "": that one, or none of a foundation model.
+        cache_dtype: of the keys and values that are kept; "": the run's own `config.model.cache_dtype`.
+        spread: share rows and parameters out as scoring wants it, not writing.
+
+    Raises:
+        UserError: its head does not write, or see `runs.load_params`.
+    """
+    record = read_record(directory)
+    tuned = record.stage == "finetune"
+    if tuned and not load(record.task["name"]).language:
+        raise UserError(
+            f"--checkpoint={directory} is a {record.task['name']} model; "
+            "legal: a pre-training run, or one of generation, chat or preference"
+        )
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    template = template or (record.task["template"] if tuned else "")
+    eos_id = end_of_turn(template, tokenizer) if template else tokenizer.eos_id
+    model = record.model
+    if cache_dtype:
+        model = dataclasses.replace(model, cache_dtype=cache_dtype)  # type: ignore[arg-type]
+    mesh = (spread_mesh if spread else decoding_mesh)(jax.eval_shape(language_model(model).init, jax.random.key(0)))
+    with jax.set_mesh(mesh):
+        params = for_inference(model, load_plain(directory, model, mesh, ("backbone", "head")))
+    return Writer(model, params, tokenizer, template, eos_id, mesh)

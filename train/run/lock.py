@@ -1,0 +1,58 @@
+"""The lock that keeps a second run out of a run directory."""
+
+import contextlib
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from configs.errors import UserError
+from train.console import console
+from train.distributed.processes import on_first
+
+_LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def claim(workdir: Path) -> Iterator[None]:
+    """Holds `workdir` for this run, made if need be; process 0 has the lock.
+
+    Raises:
+        UserError: another run is using it, it cannot be written, or another host sees another directory.
+    """
+    with contextlib.ExitStack() as stack:
+        held = on_first(lambda: _lock(workdir, stack))
+        try:
+            seen = (workdir / _LOCK).read_text()
+        except OSError as error:
+            seen = str(error.strerror)
+        if seen != held:
+            raise UserError(
+                f"--workdir={workdir} is not the directory that process 0 has under this name; "
+                "legal: one that all hosts share"
+            )
+        yield
+
+
+def _lock(workdir: Path, stack: contextlib.ExitStack) -> str:
+    """Locks `workdir` until `stack` closes and returns a mark that no other directory's lock file holds."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = stack.enter_context((workdir / _LOCK).open("a"))
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"--workdir={workdir} is in use by another run; legal: a directory of its own") from None
+    # Some parallel file systems are mounted without locks.
+    except OSError as error:
+        text = f"warning: {workdir} cannot be locked ({error.strerror}): nothing stops a second run from writing to it"
+        console.print(text, style="yellow", highlight=False, markup=False)
+    mark = uuid.uuid4().hex
+    lock.truncate(0)
+    lock.write(mark)
+    lock.flush()
+    os.fsync(lock.fileno())
+    return mark

@@ -1,0 +1,1 @@
+"""Scaling laws: a sweep of small runs and the law fitted to them."""

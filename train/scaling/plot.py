@@ -1,0 +1,106 @@
+"""The picture of a scaling law: loss against training compute, one line a model size, and the frontier."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.errors import UserError
+from train.scaling.law import Analysis, Law, Point, optimum
+from train.scaling.report import human
+
+_GREY, _ACCENT = "#30343b", "#d1495b"
+# More model sizes than this are told apart by a colour bar.
+_LEGEND_SIZES = 8
+
+
+def draw(analysis: Analysis, budgets: Sequence[float], path: Path) -> None:
+    """Writes the picture as a PNG.
+
+    Args:
+        analysis: of the runs.
+        budgets: FLOPs whose optimum is marked.
+        path: the file.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
+    try:
+        import matplotlib
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import ListedColormap, LogNorm
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("the picture needs matplotlib: pip install 'rootstock[plots]'") from None
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(7.2, 4.6), dpi=120, layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_xscale("log")
+        axes.grid(True, color="#e6e6e6", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.margins(x=0.04, y=0.12)
+        _frontier(axes, analysis, budgets)
+        sizes = [point.parameters for point in analysis.points]
+        # The palest part of the map cannot be seen on white.
+        colours = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.85, 0.05, 256)))
+        shade: Any = ScalarMappable(LogNorm(min(sizes), max(sizes)), colours)
+        named = len(set(sizes)) <= _LEGEND_SIZES
+        _runs(axes, analysis, lambda parameters: shade.to_rgba(np.asarray(parameters)), named)
+        if analysis.held_out is not None:
+            held_out = analysis.held_out
+            axes.plot(
+                [held_out.point.flops], [held_out.predicted], "x", markersize=7, color=_ACCENT, zorder=4,
+                label="largest run, predicted from the others",
+            )  # fmt: skip
+        if not named:
+            figure.colorbar(shade, ax=axes, label="parameters", pad=0.01)
+        _budgets(axes, analysis, budgets)
+        axes.set_xlabel("training compute (model FLOPs)")
+        axes.set_ylabel("held-out loss (nats a token)")
+        axes.set_title(_formula(analysis.law), loc="left", fontsize=10)
+        axes.legend(frameon=False, fontsize=8, loc="upper right")
+        figure.savefig(path)
+
+
+def _formula(law: Law) -> str:
+    return f"L = {law.E:.2f} + {law.A:.3g} / N$^{{{law.alpha:.2f}}}$ + {law.B:.3g} / D$^{{{law.beta:.2f}}}$"
+
+
+def _frontier(axes: Any, analysis: Analysis, budgets: Sequence[float]) -> None:  # noqa: ANN401 - matplotlib's Axes
+    """The least loss at each compute, with the 95 % band of the resamples."""
+    flops = [point.flops for point in analysis.points]
+    grid = np.geomspace(min(flops), max(*flops, *budgets) * 1.5, 100)
+    rate = analysis.flops_per_parameter
+    bands = [[optimum(law, c, rate).loss for c in grid] for law in analysis.laws]
+    low, high = np.percentile(bands, [2.5, 97.5], axis=0)
+    axes.fill_between(grid, low, high, color=_GREY, alpha=0.12, linewidth=0)
+    best = [optimum(analysis.law, c, rate).loss for c in grid]
+    axes.plot(grid, best, color=_GREY, linewidth=1.6, linestyle="--", label="compute-optimal, fitted (95 %)")
+
+
+def _runs(axes: Any, analysis: Analysis, colour_of: Callable[[float], Any], named: bool) -> None:  # noqa: ANN401
+    """One colour a model size: the runs as dots, the law through them as a line."""
+    by_size: dict[float, list[Point]] = defaultdict(list)
+    for point in sorted(analysis.points, key=lambda point: (point.parameters, point.tokens)):
+        by_size[point.parameters].append(point)
+    for parameters, points in by_size.items():
+        colour = colour_of(parameters)
+        tokens = np.geomspace(points[0].tokens, points[-1].tokens, 50)
+        flops = tokens * points[-1].flops / points[-1].tokens
+        label = f"{human(parameters)} parameters" if named else None
+        axes.plot(flops, [analysis.law.loss(parameters, d) for d in tokens], color=colour, linewidth=1)
+        axes.plot([p.flops for p in points], [p.loss for p in points], "o", markersize=4.5, color=colour, label=label)
+
+
+def _budgets(axes: Any, analysis: Analysis, budgets: Sequence[float]) -> None:  # noqa: ANN401 - matplotlib's Axes
+    for number, flops in enumerate(budgets):
+        best = optimum(analysis.law, flops, analysis.flops_per_parameter)
+        label = "optimum of the budget" if number == 0 else None
+        axes.plot([flops], [best.loss], "*", markersize=13, color=_ACCENT, zorder=5, label=label)
+        axes.annotate(
+            f"{human(best.parameters)} parameters\n{human(best.tokens)} tokens",
+            (flops, best.loss), xytext=(-6, -9), textcoords="offset points", ha="right", va="top",
+            color=_ACCENT, fontsize=8,
+        )  # fmt: skip

@@ -1,0 +1,94 @@
+"""A ladder of runs from one config: sizes are multiples of its width, lengths multiples of its steps.
+
+Pure functions over plain config dicts; the config itself is size 1, length 1.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from configs.errors import UserError
+from train.scaling.law import MIN_DISTINCT
+
+Config = dict[str, Any]
+_MOST_HEADS = 4096
+
+
+def scaled(config: Config, size: float, length: float) -> Config:
+    """Returns the config with `size` times the width and `length` times the steps.
+
+    A head keeps its size, so width comes in whole heads; layers and MLP keep their ratio to the width. Warm-up keeps
+    its part of the run: every run has a schedule of its own that ends where the run ends (arXiv:2203.15556, section
+    3.1). AdamW's peak learning rate goes as 1 / width (arXiv:2203.03466); those of Muon stay, since its updates do not
+    grow with the width.
+    """
+    config = copy.deepcopy(config)
+    m, o = config["model"], config["optimizer"]
+    heads = max(1, round(size * m["num_heads"]))
+    ratio = heads / m["num_heads"]
+    divisors = [k for k in range(1, heads + 1) if heads % k == 0]
+    m["num_kv_heads"] = min(divisors, key=lambda k: abs(math.log(k / (ratio * m["num_kv_heads"]))))
+    m["num_heads"] = heads
+    m["embed_dim"] = round(ratio * m["embed_dim"])
+    m["num_layers"] = max(1, round(ratio * m["num_layers"]))
+    m["mlp_dim"] = math.ceil(ratio * m["mlp_dim"] / 8) * 8
+    if o["name"] == "adamw":
+        o["learning_rate"] /= ratio
+    o["warmup_steps"] = math.ceil(length * min(o["warmup_steps"], config["num_steps"]))
+    config["num_steps"] = max(1, round(length * config["num_steps"]))
+    # The last step always evaluates, and only that loss is read.
+    config["evaluation"]["every"] = config["num_steps"]
+    return config
+
+
+def ladder(config: Config, sizes: Sequence[float], lengths: Sequence[float]) -> dict[str, Config]:
+    """Returns {directory name: config} of every size with every length, the smallest models first.
+
+    Raises:
+        UserError: fewer than three different models or numbers of steps, or two that are the same.
+    """
+    heads = [scaled(config, size, 1)["model"]["num_heads"] for size in sizes]
+    steps = [scaled(config, 1, length)["num_steps"] for length in lengths]
+    for flag, factors, found, unit in (("sizes", sizes, heads, "heads"), ("lengths", lengths, steps, "steps")):
+        if len(set(found)) < max(len(found), MIN_DISTINCT):
+            raise UserError(
+                f"--{flag}={','.join(f'{factor:g}' for factor in factors)} gives runs of {found} {unit}; "
+                f"legal: at least {MIN_DISTINCT} values, whose runs differ"
+            )
+    configs = [scaled(config, size, length) for size in sorted(sizes) for length in sorted(lengths)]
+    return {f"width{one['model']['embed_dim']}-steps{one['num_steps']}": one for one in configs}
+
+
+def size_for(config: Config, parameters: float, count: Callable[[Config], int]) -> float:
+    """Returns the size, in whole heads up to 4096, whose model has the number of parameters nearest to `parameters`.
+
+    Args:
+        config: size 1.
+        parameters: the number wanted.
+        count: config -> parameters of its model, which grow with the size.
+    """
+
+    def sized(heads: int) -> int:
+        return count(scaled(config, heads / config["model"]["num_heads"], 1))
+
+    high = 1
+    while high < _MOST_HEADS and sized(high) < parameters:
+        high *= 2
+    low = max(high // 2, 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if sized(middle) < parameters else (low, middle)
+    heads = min(low, high, key=lambda heads: abs(math.log(sized(heads) / parameters)))
+    return heads / config["model"]["num_heads"]
+
+
+def overrides(config: Config, changed: Config) -> list[str]:
+    """Returns the command-line flags that turn one config into the other, but for evaluation."""
+    flags = [
+        f"--config.{section}.{name}={f'{value:.3g}' if isinstance(value, float) else value}"
+        for section in ("model", "optimizer")
+        for name, value in changed[section].items()
+        if value != config[section][name]
+    ]
+    return [*flags, f"--config.num_steps={changed['num_steps']}"]
