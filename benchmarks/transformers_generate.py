@@ -17,7 +17,7 @@ import numpy as np
 
 from model.sampling import Sampling, generate
 from train.distributed.mesh import single_device_mesh
-from train.run.parameters import load_plain
+from train.run.parameters import load_merged_params
 from train.run.record import read_record
 
 PROMPT, NEW = 16, 64
@@ -53,7 +53,7 @@ def main() -> None:
         if peer.stdout is None or peer.stdin is None or peer.stdout.readline() != "ready\n":
             sys.exit(f"{arguments.peer_python} cannot load {arguments.model}")
         model = read_record(Path(arguments.run)).model
-        params = load_plain(Path(arguments.run), model, single_device_mesh(), ("backbone", "head"))
+        params = load_merged_params(Path(arguments.run), model, single_device_mesh(), ("backbone", "head"))
 
         def theirs(batch: int) -> float:
             peer.stdin.write(f"{batch}\n")

@@ -41,11 +41,9 @@ def get_config() -> ConfigDict:
     # A step whose loss or gradient is not finite is skipped: it changes nothing but the place in the data. So is one
     # whose gradient's norm, before clipping, is above this; 0: no bound.
     config.faults.max_grad_norm = 0.0
-    config.faults.in_a_row = (
-        10  # steps skipped one after the other that the run does not go on after; half of num_steps at most
-    )
+    config.faults.max_consecutive_skips = 10  # give up after this many (at most half of num_steps)
     # What it does then: "stop", or "roll_back" to the checkpoint before them and past all data seen since.
-    config.faults.then = "stop"
+    config.faults.on_divergence = "stop"
     config.faults.hang_seconds = 1800.0  # without a step or a batch of evaluation done that end the run; 0: it waits
     config.logging = ConfigDict()
     config.logging.every = 20  # steps a line of metrics.jsonl
@@ -117,8 +115,8 @@ def data() -> ConfigDict:
     d.strict = True  # stop at a bad row; False: skip it, and say how many of which kind there were
     d.validation_fraction = 0.1  # when path is text: the part held out
     d.validation_split = "documents"  # hold out whole documents, or the "tail" of each
-    d.workers = 0  # Grain worker processes that read ahead; 0: threads
-    d.read_ahead = 2  # batches
+    d.num_workers = 0  # Grain worker processes that read ahead; 0: threads
+    d.prefetch = 2  # batches
     return d
 
 

@@ -72,14 +72,14 @@ def _epochs(length: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(length).seed(seed).shuffle().repeat()
 
 
-def train_batches(function: BatchFunction, start: int, stop: int, workers: int, read_ahead: int) -> Iterator[Batch]:
-    """Yields batches `start` to `stop - 1`, made ahead of time in `workers` processes, or in a thread when 0."""
+def train_batches(function: BatchFunction, start: int, stop: int, num_workers: int, prefetch: int) -> Iterator[Batch]:
+    """Yields batches `start` to `stop - 1`, made ahead of time in `num_workers` processes, or in a thread when 0."""
     # Grain's default of 16 threads is slower than none on a local memory map.
-    options = grain.ReadOptions(num_threads=min(read_ahead, 1), prefetch_buffer_size=read_ahead)
+    options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
     dataset = grain.MapDataset.range(start, stop).map(function).to_iter_dataset(options)
-    if workers:
+    if num_workers:
         dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=read_ahead)
+            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
         )
     return iter(dataset)
 

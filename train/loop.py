@@ -10,14 +10,14 @@ from jax.sharding import Mesh
 
 from data.loader import BatchFunction, train_batches
 from model.transformer import Params
-from train.checkpoint.manager import BEST, open_manager, wait
+from train.checkpoint.manager import BEST_DIR, open_manager, wait
 from train.checkpoint.restore import restore_newest, restore_params
 from train.checkpoint.save import save, save_best
 from train.console import console, progress
 from train.distributed import preemption, watchdog
 from train.distributed.mesh import check_host_memory
 from train.distributed.placement import local_places, put_batch
-from train.distributed.processes import is_first, on_first
+from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.early_stopping import resume_selection
 from train.job import Job, first_state
 from train.reporter import Diverged, Watch
@@ -33,7 +33,7 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
 
     With `config.evaluation.patience` it may end before; with `config.checkpoint.best` the parameters are those of the
     best evaluation. After too many skipped steps in a row it goes back to the newest checkpoint where
-    `config.faults.then` says so, and passes over the data since.
+    `config.faults.on_divergence` says so, and passes over the data since.
 
     Raises:
         UserError: a checkpoint that does not match, too many skipped steps, or no host memory to offload to.
@@ -48,7 +48,7 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
         manager = stack.enter_context(
             open_manager(workdir, settings.checkpoint.keep, keep_period=settings.checkpoint.keep_period)
         )
-        best = stack.enter_context(open_manager(workdir, 1, BEST)) if settings.checkpoint.best else None
+        best = stack.enter_context(open_manager(workdir, 1, BEST_DIR)) if settings.checkpoint.best else None
         failed_step = None
         while True:
             with goodput.measure(began) as spent:
@@ -60,14 +60,14 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
                     state = _train(job, settings, program, mesh, workdir, state, manager, best, spent)
                     break
                 except Diverged as error:
-                    if settings.faults.then == "stop":
+                    if settings.faults.on_divergence == "stop":
                         raise
                     failed_step = error.step
             began = time.perf_counter()
             # Here the error is gone, whose traceback held the state.
             wait(manager)
     if settings.checkpoint.best:
-        trained = restore_params(workdir, program.state.params, mesh, job.objective.trained, BEST)
+        trained = restore_params(workdir, program.state.params, mesh, job.objective.trained, BEST_DIR)
         state = state._replace(params=trained)
     return state.all_params
 
@@ -92,12 +92,12 @@ def _train(
         return state
     function = BatchFunction(job.rows, settings.batch_size, settings.seed, None, skipped_batches(workdir))
     own = dataclasses.replace(function, places=local_places(mesh, settings.batch_size))
-    batches = train_batches(own, start, settings.num_steps, settings.data.workers, settings.data.read_ahead)
+    batches = train_batches(own, start, settings.num_steps, settings.data.num_workers, settings.data.prefetch)
     placed = spent.timed("data", (put_batch(batch, mesh) for batch in batches))
-    if is_first():
+    if is_process_zero():
         spent.carry(goodput.spent_before(read_records(workdir), start))
     with (
-        open_writer(workdir, start, settings.logging.tensorboard, is_first()) as write,
+        open_writer(workdir, start, settings.logging.tensorboard, is_process_zero()) as write,
         progress(job.title, settings.num_steps) as bar,
         preemption.notices() as notified,
     ):
@@ -147,7 +147,7 @@ class _Due:
     def __call__(self, step: int) -> bool:
         by_step = bool(self.every) and step % self.every == 0
         # Clocks differ: process 0's counts.
-        by_time = bool(self.seconds) and step % self.looks == 0 and on_first(self._waited)
+        by_time = bool(self.seconds) and step % self.looks == 0 and run_on_process_zero(self._waited)
         if by_step or by_time:
             self.last = time.monotonic()
         return by_step or by_time
@@ -159,7 +159,7 @@ class _Due:
 def _save(watch: Watch, manager: Any, state: TrainState, mesh: Mesh, ends: bool) -> None:  # noqa: ANN401 - Orbax's
     """Starts saving a state, and waits for the last one; none amid skipped steps, where a roll-back shall not end."""
     with watch.outside_steps("checkpoint"):
-        if ends or not watch.in_a_row:
+        if ends or not watch.consecutive_skips:
             save(manager, state, mesh)
         if ends:
             wait(manager)

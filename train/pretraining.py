@@ -18,13 +18,13 @@ from model.heads import Objective, language_model, parameter_count
 from model.sharding import MESH_AXES
 from train.console import console, say_skipped, step_progress
 from train.distributed.mesh import apply_xla_flags, check_batch, make_mesh
-from train.distributed.processes import is_first, on_first
+from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.evaluation.scoring import language_model_evaluator
 from train.job import Evaluate, Job
 from train.loop import fit
 from train.run.lock import claim
-from train.run.parameters import load_plain
-from train.run.record import RunRecord, ancestor, read_record, with_execution
+from train.run.parameters import load_merged_params
+from train.run.record import RunRecord, lineage_entry, read_record, with_execution
 from train.run.record import start as start_run
 from train.run.results import NAME, add_results, training_summary
 from train.settings import Settings, complete_model, from_config
@@ -69,7 +69,7 @@ def pretrain(
                 mesh,
             )
             fit(job_of(settings, model, rows, parent, mesh, evaluate), settings, mesh, workdir)
-        if is_first():
+        if is_process_zero():
             add_results(workdir / NAME, lambda held: held.update(training=training_summary(workdir)))
     console.print(f"pretrain: done; {workdir} holds the foundation model", highlight=False)
 
@@ -89,7 +89,7 @@ def job_of(
         objective=objective_of(settings, model),
         rows=rows,
         evaluate=evaluate,
-        graft=None if parent is None else lambda groups: load_plain(parent, model, mesh, groups),
+        graft=None if parent is None else lambda groups: load_merged_params(parent, model, mesh, groups),
         grafted=("backbone", "head"),
         flops_per_step=settings.batch_size
         * settings.sequence_length
@@ -105,7 +105,7 @@ def token_store(settings: Settings, workdir: Path, parent: Path | None, accept_c
     Raises:
         UserError: there is no text, a fault in it, or it changed.
     """
-    return Path(on_first(lambda: _store(settings, workdir, parent, accept_changed_data)))
+    return Path(run_on_process_zero(lambda: _store(settings, workdir, parent, accept_changed_data)))
 
 
 def _store(settings: Settings, workdir: Path, parent: Path | None, accept_changed_data: bool) -> str:
@@ -161,5 +161,5 @@ def _architecture(
                 f"{settings.data.path} was tokenized with a vocabulary of {tokenizer.vocab_size} tokens that is not "
                 f"that of {parent} ({theirs.vocab_size} tokens): run prepare --tokenizer={parent}/tokenizer"
             )
-        return with_execution(record.model, settings.model), ancestor(parent, record)
+        return with_execution(record.model, settings.model), lineage_entry(parent, record)
     return complete_model(settings, tokenizer.vocab_size), []

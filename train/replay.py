@@ -28,7 +28,7 @@ from train.checkpoint.restore import restore_before
 from train.console import progress
 from train.distributed.mesh import apply_xla_flags, check_batch, make_mesh, spread_mesh
 from train.distributed.placement import local_places, put_batch
-from train.distributed.processes import on_first
+from train.distributed.processes import run_on_process_zero
 from train.evaluation.document_losses import document_losses
 from train.finetuning.run import make_graft
 from train.job import Job, first_state
@@ -75,7 +75,7 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
         skipped = skipped_batches(workdir)
         function = BatchFunction(job.rows, settings.batch_size, settings.seed, None, skipped)
         own = dataclasses.replace(function, places=local_places(mesh, settings.batch_size))
-        batches = train_batches(own, start, step, 0, settings.data.read_ahead)
+        batches = train_batches(own, start, step, 0, settings.data.prefetch)
         bar = stack.enter_context(progress(f"replay from step {start}", step - start))
         for t, batch in enumerate(batches, start):
             if t == step - 1:
@@ -109,7 +109,7 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
 
 def _saved_on(workdir: Path, step: int) -> dict[str, int] | None:
     """Returns {axis: devices} of the mesh that saved the first sound checkpoint of at least `step` steps, or None."""
-    later = on_first(lambda: sorted(saved for saved in saved_steps(workdir) if saved >= step))
+    later = run_on_process_zero(lambda: sorted(saved for saved in saved_steps(workdir) if saved >= step))
     if not later:
         return None
     with open_to_read(workdir) as manager:

@@ -41,8 +41,8 @@ class Watch:
     ) -> None:
         self.title, self.write, self.bar = title, write, bar
         self.batches, self.spent = batches, spent
-        self.limit = min(settings.faults.in_a_row, max(settings.num_steps // 2, 1))
-        self.in_a_row = 0
+        self.limit = min(settings.faults.max_consecutive_skips, max(settings.num_steps // 2, 1))
+        self.consecutive_skips = 0
         self.every, self.last_step = settings.logging.every, settings.num_steps
         self.tokens_per_step = settings.batch_size * settings.sequence_length
         self.flops_per_step = flops_per_step
@@ -94,8 +94,8 @@ class Watch:
         step, metrics = self.pending
         self.pending = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self.in_a_row = self.in_a_row + 1 if values["skipped"] else 0
-        if self.in_a_row:
+        self.consecutive_skips = self.consecutive_skips + 1 if values["skipped"] else 0
+        if self.consecutive_skips:
             self._skipped(step, values)
         if step == self.start + 1:
             self.mark, self.marked_step, self.outside = time.perf_counter(), step, 0.0
@@ -118,16 +118,16 @@ class Watch:
         )
         found = f"loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}"
         console.print(
-            f"warning: {self.title}: step {step} is skipped: {found} in batch {batch} ({self.in_a_row} in a row)",
+            f"warning: {self.title}: step {step} is skipped: {found} in batch {batch} ({self.consecutive_skips} in a row)",
             style="yellow",
             highlight=False,
         )
-        if self.in_a_row >= self.limit:
+        if self.consecutive_skips >= self.limit:
             self.account(step)
             raise Diverged(
-                f"{self.in_a_row} steps in a row were skipped, the last is step {step}: {found}; none of them changed "
-                "anything: lower config.optimizer.learning_rate, look at the data, or set config.faults.then to "
-                "roll_back; then run again",
+                f"{self.consecutive_skips} consecutive steps were skipped, the last one is step {step}: {found}; none of "
+                "them changed the state: lower config.optimizer.learning_rate, check the data, or set "
+                "config.faults.on_divergence to roll_back; then run again",
                 step,
             )
 

@@ -39,8 +39,8 @@ class DataSettings:
     strict: bool
     validation_fraction: float
     validation_split: Literal["documents", "tail"]
-    workers: int
-    read_ahead: int
+    num_workers: int
+    prefetch: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +124,8 @@ class FaultSettings:
     """`config.faults`."""
 
     max_grad_norm: float
-    in_a_row: int
-    then: Literal["stop", "roll_back"]
+    max_consecutive_skips: int
+    on_divergence: Literal["stop", "roll_back"]
     hang_seconds: float
 
 
@@ -248,9 +248,9 @@ def _check_ranges(s: Settings) -> None:
         "microbatches": s.microbatches,
         "evaluation.every": s.evaluation.every,
         "checkpoint.keep": s.checkpoint.keep,
-        "faults.in_a_row": s.faults.in_a_row,
+        "faults.max_consecutive_skips": s.faults.max_consecutive_skips,
         "logging.every": s.logging.every,
-        "data.read_ahead": s.data.read_ahead,
+        "data.prefetch": s.data.prefetch,
         "task.max_new_tokens": s.task.max_new_tokens,
         "optimizer.muon_iterations": o.muon_iterations,
     }
@@ -258,7 +258,7 @@ def _check_ranges(s: Settings) -> None:
     at_least_0 = {
         "loss.chunk": s.loss.chunk,
         "loss.z_loss": s.loss.z_loss,
-        "data.workers": s.data.workers,
+        "data.num_workers": s.data.num_workers,
         "task.test_rows": s.task.test_rows,
         "task.zero_shot_rows": s.task.zero_shot_rows,
         "task.shots": s.task.shots,
@@ -292,9 +292,10 @@ def _check_ranges(s: Settings) -> None:
         faults.append(f"config.microbatches is {s.microbatches}; legal: a divisor of batch_size {s.batch_size}")
     if not faults and s.loss.chunk and s.sequence_length % s.loss.chunk:
         faults.append(f"config.loss.chunk is {s.loss.chunk}; legal: a divisor of sequence_length {s.sequence_length}")
-    if s.checkpoint.best and s.faults.then == "roll_back":
+    if s.checkpoint.best and s.faults.on_divergence == "roll_back":
         faults.append(
-            "config.faults.then is 'roll_back', which takes back what config.checkpoint.best keeps; legal with it: stop"
+            "config.faults.on_divergence='roll_back' would undo what config.checkpoint.best=True keeps; "
+            "expected 'stop' with it"
         )
     patterns = ("input", "context", "group", "prompt")
     faults += [fault for name in patterns if (fault := _pattern_fault(f"config.task.{name}", getattr(s.task, name)))]

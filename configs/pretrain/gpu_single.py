@@ -35,5 +35,5 @@ def get_config() -> ConfigDict:
     config.evaluation.every = 500
     config.evaluation.batches = 20
     config.checkpoint.every = 500
-    config.data.workers = 2
+    config.data.num_workers = 2
     return config

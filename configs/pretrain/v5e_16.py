@@ -20,5 +20,5 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.1
     config.evaluation.every = 1000
     config.checkpoint.every = 1000
-    config.data.workers = 2
+    config.data.num_workers = 2
     return config

@@ -71,7 +71,7 @@ def test_an_epoch_visits_every_row_once_and_the_next_in_another_order(rows):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_reading_ahead_and_starting_midway_change_no_batch(rows, workers):
     function = BatchFunction(rows, 4, seed=2)
-    got = list(train_batches(function, 3, 6, workers, read_ahead=2))
+    got = list(train_batches(function, 3, 6, workers, prefetch=2))
     assert len(got) == 3
     for t, batch in enumerate(got, 3):
         for name, values in function(t).items():

@@ -14,7 +14,7 @@ from configs.errors import UserError
 from tests.damage import flip_a_bit, largest_file
 from tests.faults.contract import Fault, Outcome
 from tests.faults.tiny_run import EVERY, STEPS, same, settings_of, train
-from train.checkpoint.manager import NEWEST, open_manager, saved_steps
+from train.checkpoint.manager import CHECKPOINTS_DIR, open_manager, saved_steps
 from train.checkpoint.read import inspect
 from train.console import console
 from train.run.history import read_records
@@ -37,7 +37,7 @@ def _damaged(damage: Callable[[Path], None], names_leaf: bool) -> Callable[[Path
     def inject(directory: Path, short: bool) -> Outcome:
         settings = settings_of()
         expected = train(directory, settings)
-        damage(directory / NEWEST / str(STEPS))
+        damage(directory / CHECKPOINTS_DIR / str(STEPS))
         with open_manager(directory, 100) as manager:
             found = inspect(manager, STEPS).damage
             before = inspect(manager, STEPS - EVERY).damage
@@ -73,7 +73,7 @@ def _disk_full(directory: Path, short: bool) -> Outcome:
     workdir = directory / "full"
     half = train(workdir, settings_of(num_steps=STEPS))
     # Back to the state in which one checkpoint is there and the next is about to be written.
-    shutil.rmtree(workdir / NEWEST / str(STEPS))
+    shutil.rmtree(workdir / CHECKPOINTS_DIR / str(STEPS))
     said = "it went on"
     try:
         with _full_disk():
@@ -118,7 +118,7 @@ def _read_only_directory(directory: Path, short: bool) -> Outcome:
     def locking(params: object) -> dict[str, float]:
         # At step 8: the checkpoint of step 4 is there by now.
         if saved_steps(workdir):
-            said.append(locked.enter_context(_read_only(workdir / NEWEST)))
+            said.append(locked.enter_context(_read_only(workdir / CHECKPOINTS_DIR)))
         return {"loss": 1.0}
 
     with contextlib.ExitStack() as locked:

@@ -43,7 +43,7 @@ def _skips(spoil: Callable[[np.ndarray], None], **changes: object) -> Callable[[
 
 
 def _rolls_back(directory: Path, short: bool) -> Outcome:
-    bad, changes = (5, 6, 7), {"faults.in_a_row": 3}
+    bad, changes = (5, 6, 7), {"faults.max_consecutive_skips": 3}
     settings = settings_of(**changes)
     rows = spoilt(settings, bad, nan)
     try:
@@ -51,7 +51,7 @@ def _rolls_back(directory: Path, short: bool) -> Outcome:
         stopped = "it went on"
     except UserError as error:
         stopped = str(error)
-    settings = settings_of(**changes, **{"faults.then": "roll_back"})
+    settings = settings_of(**changes, **{"faults.on_divergence": "roll_back"})
     calls = []
 
     def killed(params: object) -> dict[str, float]:
@@ -140,7 +140,7 @@ def _config(directory: Path, short: bool) -> Outcome:
     record = RunRecord("pretrain", tiny_model(), config.to_dict(), {}, "fingerprint", [])
     start_run(directory, record, tokenizer)
     before = (directory / "run.json").read_text()
-    config.checkpoint.every, config.faults.then, config.mesh.fsdp = 7, "roll_back", 2
+    config.checkpoint.every, config.faults.on_divergence, config.mesh.fsdp = 7, "roll_back", 2
     start_run(directory, dataclasses.replace(record, config=config.to_dict()), tokenizer)
     config.batch_size, config.optimizer.learning_rate = 64, 0.5
     other = dataclasses.replace(record, config=config.to_dict(), model=tiny_model(num_layers=3))

@@ -19,7 +19,7 @@ from data.packing import PackedRows
 from data.store import open_store
 from data.tokenizer import load_tokenizer
 from train.checkpoint import restore
-from train.checkpoint.manager import NEWEST
+from train.checkpoint.manager import CHECKPOINTS_DIR
 from train.cli import parse
 from train.commands.replay import run
 from train.evaluation.document_losses import Document
@@ -80,7 +80,7 @@ def logged(workdir):
 def test_a_step_of_pre_training_is_the_same_to_the_bit(step, start, foundation, files_of):
     # As while it trains: another process holds the run, and its next checkpoint is half written.
     with claim(foundation):
-        half = foundation / NEWEST / "17.orbax-checkpoint-tmp"
+        half = foundation / CHECKPOINTS_DIR / "17.orbax-checkpoint-tmp"
         half.mkdir(exist_ok=True)
         before = files_of(foundation)
         found = replay(foundation, step)
@@ -108,18 +108,18 @@ def test_the_document_that_is_like_no_other_is_the_worst(foundation):
 
 def test_a_damaged_checkpoint_is_passed_over_and_stays(foundation, tmp_path):
     shutil.copytree(foundation, tmp_path / "run")
-    for path in (tmp_path / "run" / NEWEST / "9").rglob("manifest/metadata"):
+    for path in (tmp_path / "run" / CHECKPOINTS_DIR / "9").rglob("manifest/metadata"):
         path.write_text("{")
     found = replay(tmp_path / "run", 12)
     assert found["from_step"] == 6 and found["equal"]
-    assert (tmp_path / "run" / NEWEST / "9").is_dir()
+    assert (tmp_path / "run" / CHECKPOINTS_DIR / "9").is_dir()
 
 
 def test_a_checkpoint_that_the_run_deletes_meanwhile_is_not_called_damaged(foundation, tmp_path, capsys, monkeypatch):
     shutil.copytree(foundation, tmp_path / "run")
 
     def deleted(manager, step):
-        shutil.rmtree(tmp_path / "run" / NEWEST / str(step))
+        shutil.rmtree(tmp_path / "run" / CHECKPOINTS_DIR / str(step))
 
     monkeypatch.setattr(restore, "_manifest", deleted)
     found = replay(tmp_path / "run", 4)
@@ -183,7 +183,7 @@ def test_a_skipped_step_after_a_roll_back_has_its_own_batch(foundation, tmp_path
 def test_continued_pre_training_begins_from_the_other_run(foundation, tmp_path):
     config = read_record(foundation).config | {"num_steps": 3, "tokenizer": ""}
     pretrain(config, tmp_path / "run", foundation)
-    shutil.rmtree(tmp_path / "run" / NEWEST)
+    shutil.rmtree(tmp_path / "run" / CHECKPOINTS_DIR)
     found = replay(tmp_path / "run", 2)
     assert found["from_step"] == 0 and found["equal"]
     assert found["loss"] < logged(foundation)[2] - 0.1
@@ -231,7 +231,7 @@ def test_what_cannot_be_replayed_is_one_line(foundation, tmp_path):
     with pytest.raises(UserError, match=r"changed \(0000000000000000 at step 9"):
         replay(tmp_path / "run", 9)
     assert replay(tmp_path / "run", 10)["equal"]
-    shutil.rmtree(tmp_path / "run" / NEWEST / "9")
+    shutil.rmtree(tmp_path / "run" / CHECKPOINTS_DIR / "9")
     with pytest.raises(UserError, match="the data changed after step 9, whose checkpoint is gone: from step 6 on"):
         replay(tmp_path / "run", 10)
     record.write_text(json.dumps(values))

@@ -10,24 +10,24 @@ from jax.experimental import multihost_utils
 
 from configs.errors import UserError
 from train.checkpoint.orbax_handlers import registry
-from train.distributed.processes import on_first
+from train.distributed.processes import run_on_process_zero
 
 _VERSION = 1
 
 
-NEWEST, BEST = "checkpoints", "best"
+CHECKPOINTS_DIR, BEST_DIR = "checkpoints", "best"
 
 
 @contextlib.contextmanager
 def open_manager(
-    directory: Path, keep: int, name: str = NEWEST, keep_period: int = 0
+    directory: Path, keep: int, name: str = CHECKPOINTS_DIR, keep_period: int = 0
 ) -> Iterator[ocp.CheckpointManager]:
     """Yields Orbax's manager of a run's `checkpoints/` or `best/`: asynchronous, uncompressed.
 
     Args:
         directory: of the run.
         keep: how many of the newest steps stay.
-        name: `NEWEST` or `BEST`.
+        name: `CHECKPOINTS_DIR` or `BEST_DIR`.
         keep_period: steps that it divides stay too; 0: none.
     """
     options = {"enable_async_checkpointing": True, "cleanup_tmp_directories": True}
@@ -42,18 +42,18 @@ def open_manager(
 
 
 @contextlib.contextmanager
-def open_to_read(directory: Path, name: str = NEWEST, once: bool = False) -> Iterator[ocp.CheckpointManager]:
+def open_to_read(directory: Path, name: str = CHECKPOINTS_DIR, once: bool = False) -> Iterator[ocp.CheckpointManager]:
     """Yields a manager that changes nothing: the run may be training, and its next checkpoint half written.
 
     Args:
         directory: of the run.
-        name: `NEWEST` or `BEST`.
+        name: `CHECKPOINTS_DIR` or `BEST_DIR`.
         once: nobody will read it again soon.
 
     Raises:
         UserError: there is no checkpoint.
     """
-    if not on_first((directory / name).is_dir):
+    if not run_on_process_zero((directory / name).is_dir):
         raise UserError(f"{directory} holds no checkpoint")
     manager = _manager(directory, name, once, read_only=True, create=False, save_interval_steps=0)
     try:
@@ -95,7 +95,7 @@ def _saving(manager: ocp.CheckpointManager) -> Iterator[None]:
         ) from None
 
 
-def saved_steps(directory: Path, name: str = NEWEST) -> list[int]:
+def saved_steps(directory: Path, name: str = CHECKPOINTS_DIR) -> list[int]:
     """Returns the steps of a run's committed checkpoints, newest first."""
     folder = directory / name
     found = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
@@ -104,7 +104,7 @@ def saved_steps(directory: Path, name: str = NEWEST) -> list[int]:
 
 def _steps(manager: ocp.CheckpointManager) -> list[int]:
     """Returns the steps that there are, newest first; process 0's list, since a network file system may lag."""
-    return on_first(lambda: sorted(manager.all_steps(), reverse=True))
+    return run_on_process_zero(lambda: sorted(manager.all_steps(), reverse=True))
 
 
 def _manifest(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ def open_sound(directory: Path, abstract_params: Params, mesh: Mesh, name: str) 
         directory: of the run.
         abstract_params: shapes, dtypes and shardings of all that it trained.
         mesh: where a leaf goes.
-        name: `NEWEST` or `BEST`.
+        name: `CHECKPOINTS_DIR` or `BEST_DIR`.
 
     Raises:
         UserError: see `restore_params`.

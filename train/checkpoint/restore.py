@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 
 from configs.errors import UserError
 from train.checkpoint.checksums import checksums
-from train.checkpoint.manager import NEWEST, _manifest, _restore, _steps, open_to_read, saved_steps
+from train.checkpoint.manager import CHECKPOINTS_DIR, _manifest, _restore, _steps, open_to_read, saved_steps
 from train.checkpoint.manifest import compare_leaves, describe, leaves_of
 from train.checkpoint.orbax_handlers import GROUPS
 from train.console import console
 from train.distributed.placement import replicated
-from train.distributed.processes import on_first
+from train.distributed.processes import run_on_process_zero
 from train.step import TrainState
 
 
@@ -84,7 +84,7 @@ def restore_params(
     abstract_params: Any,  # noqa: ANN401
     mesh: Mesh,
     groups: tuple[str, ...],
-    name: str = NEWEST,
+    name: str = CHECKPOINTS_DIR,
 ) -> Any:  # noqa: ANN401
     """Returns `{group: parameters}` of the newest sound checkpoint of a run, for grafting and for inference.
 
@@ -93,7 +93,7 @@ def restore_params(
         abstract_params: shapes, dtypes and shardings of `{"backbone": ..., "head": ...}`.
         mesh: where they go.
         groups: which of "backbone", "adapter" and "head" to read; only these are compared.
-        name: `NEWEST` or `BEST`.
+        name: `CHECKPOINTS_DIR` or `BEST_DIR`.
 
     Raises:
         UserError: no checkpoint, a leaf that is missing, unexpected or of another shape, or damage.
@@ -135,7 +135,7 @@ def _set_aside(manager: ocp.CheckpointManager, steps: list[int]) -> None:
             aside.mkdir(exist_ok=True)
             (Path(manager.directory) / str(step)).rename(aside / f"{step}-{time.time_ns()}")
 
-    on_first(move)
+    run_on_process_zero(move)
     manager.reload()
 
 

@@ -20,7 +20,7 @@ from absl import flags
 from rich.table import Table
 
 from configs.errors import UserError
-from train.checkpoint.manager import BEST, NEWEST, open_to_read, saved_steps
+from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR, open_to_read, saved_steps
 from train.checkpoint.read import Held, inspect
 from train.console import results_console
 from train.run.history import read_records
@@ -72,7 +72,9 @@ def _list(directory: Path) -> None:
     losses = {r["step"]: f"{r['loss']:.4f}" for r in read_records(directory) if r["phase"] == "eval"}
     table = _table("where", "step", "MB", "saved", "held-out loss")
     for path in [
-        p for where in (NEWEST, BEST, "damaged") for p in sorted((directory / where).glob("[0-9]*"), key=_step)
+        p
+        for where in (CHECKPOINTS_DIR, BEST_DIR, "damaged")
+        for p in sorted((directory / where).glob("[0-9]*"), key=_step)
     ]:
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
@@ -91,7 +93,7 @@ def _read(directory: Path, where: str, step: int) -> Held:
 
 def _verify(directory: Path) -> None:
     table, damaged = _table("where", "step", "leaves", "found"), []
-    for where in (NEWEST, BEST):
+    for where in (CHECKPOINTS_DIR, BEST_DIR):
         for step in saved_steps(directory, where):
             held = _read(directory, where, step)
             table.add_row(where, str(step), str(len(held.leaves)), held.damage or "sound")
@@ -103,8 +105,8 @@ def _verify(directory: Path) -> None:
 
 
 def _newest(directory: Path) -> tuple[int, Held]:
-    for step in saved_steps(directory, NEWEST):
-        held = _read(directory, NEWEST, step)
+    for step in saved_steps(directory, CHECKPOINTS_DIR):
+        held = _read(directory, CHECKPOINTS_DIR, step)
         if not held.damage:
             return step, held
     raise UserError(f"{directory} holds no sound checkpoint")
@@ -131,13 +133,13 @@ def _diff(directory: Path, other: Path) -> None:
 
 def _prune(directory: Path, keep: int, dry_run: bool) -> None:
     with claim(directory):
-        steps = saved_steps(directory, NEWEST)
+        steps = saved_steps(directory, CHECKPOINTS_DIR)
         sound, _ = _newest(directory)
         period = read_record(directory).config["checkpoint"]["keep_period"]
         gone = [step for step in steps[keep:] if step != sound and (not period or step % period)]
         for step in gone:
             if not dry_run:
-                shutil.rmtree(directory / NEWEST / str(step))
+                shutil.rmtree(directory / CHECKPOINTS_DIR / str(step))
     verb = "would delete" if dry_run else "deleted"
     kept = ", ".join(str(step) for step in steps if step not in gone)
     results_console().print(f"{verb} {', '.join(map(str, gone)) or 'nothing'}; kept {kept}")

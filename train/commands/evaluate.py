@@ -24,14 +24,14 @@ from model.heads import Objective
 from model.transformer import Params
 from train.console import results_console
 from train.distributed.mesh import spread_mesh
-from train.distributed.processes import is_first
+from train.distributed.processes import is_process_zero
 from train.evaluation.interval import as_json
 from train.evaluation.metrics import require
 from train.evaluation.perplexity import perplexity, summary
 from train.finetuning.predictor import Predictor
 from train.finetuning.rows import render_rows, with_reference
 from train.run.language_model import open_writer
-from train.run.parameters import load_params, load_plain, objective_of
+from train.run.parameters import load_merged_params, load_params, objective_of
 from train.run.record import RunRecord, read_record
 from train.run.results import NAME, add_results
 from train.settings import from_config
@@ -83,7 +83,7 @@ def run(values: flags.FlagValues) -> None:
         kind = "pretrain" if record.stage == "pretrain" else record.task["name"]
         legal = (["--text", "--tasks"] if language else []) + (["--data"] if record.stage == "finetune" else [])
         raise UserError(f"{legal[0]} is missing: {directory} is a {kind} run; legal: one of {', '.join(legal)}")
-    if not is_first():
+    if not is_process_zero():
         return
     _keep(Path(values.output) if values.output else directory / NAME, name, figures)
     if values.json:
@@ -187,7 +187,7 @@ def _score_rows_on(mesh: Mesh, objective: Objective, directory: Path, record: Ru
 
 def _foundation(record: RunRecord, mesh: Mesh) -> Params:
     """Returns the language model that a run was grafted from."""
-    return load_plain(Path(record.lineage[-1]["directory"]), record.model, mesh, ("backbone", "head"))
+    return load_merged_params(Path(record.lineage[-1]["directory"]), record.model, mesh, ("backbone", "head"))
 
 
 def _batch_size(mesh: Mesh) -> int:

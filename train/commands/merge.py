@@ -17,7 +17,7 @@ from train.checkpoint.save import save
 from train.console import console
 from train.distributed.mesh import single_device_mesh
 from train.run.lock import claim
-from train.run.parameters import adaptation_of, load_plain, objective_of
+from train.run.parameters import adaptation_of, load_merged_params, objective_of
 from train.run.record import read_record
 from train.run.record import start as start_run
 from train.step import TrainState
@@ -54,7 +54,7 @@ def merge(directory: Path, output: Path) -> None:
     # The parameters are the best ones already, where the run kept those.
     config |= {"checkpoint": config["checkpoint"] | {"best": False}}
     with claim(output), jax.set_mesh(mesh):
-        params = load_plain(directory, record.model, mesh, groups)
+        params = load_merged_params(directory, record.model, mesh, groups)
         start_run(output, dataclasses.replace(record, config=config), load_tokenizer(directory / "tokenizer"))
         step = jnp.asarray(record.config["num_steps"], jnp.int32)
         with open_manager(output, keep=1) as manager:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from configs.errors import UserError
 from train.console import results_console, visible
-from train.distributed.processes import is_first
+from train.distributed.processes import is_process_zero
 from train.evaluation.document_losses import Document
 from train.replay import _elsewhere, replay
 from train.run.history import finite
@@ -39,7 +39,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> None:
     """Runs the command; ends with 1 where the loss is not the logged one, but for a mesh of another size."""
     found = replay(Path(values.workdir), values.step, values.data)
-    if is_first():
+    if is_process_zero():
         if values.json:
             shown = found | {"documents": [d._asdict() for d in found["documents"][: values.documents]]}
             print(json.dumps(jax.tree.map(finite, shown), ensure_ascii=False, indent=1))

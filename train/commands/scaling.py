@@ -21,7 +21,7 @@ from absl import flags
 
 from configs.errors import UserError
 from train.console import console
-from train.distributed.processes import is_first
+from train.distributed.processes import is_process_zero
 from train.run.lock import claim
 from train.run.record import read_record
 from train.scaling.law import Analysis, analyse, cautions
@@ -77,7 +77,7 @@ def run(values: flags.FlagValues) -> None:
             for budget in found["budgets"]:
                 budget["flags"] = _flags(config, trained, budget["parameters"]["value"], budget["flops"])
         found["cautions"] = [*warnings, *cautions(analysis, budgets)]
-        if is_first():
+        if is_process_zero():
             _publish(found, analysis, budgets, workdir, values.json)
 
 

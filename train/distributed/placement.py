@@ -12,12 +12,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from model.sharding import ACTIVATION_RULES, BATCH_SPEC, AnyMesh
 
 
-def everywhere(arrays: tuple[np.ndarray, ...], mesh: Mesh) -> tuple[jax.Array, ...]:
+def replicate(arrays: tuple[np.ndarray, ...], mesh: Mesh) -> tuple[jax.Array, ...]:
     """Returns the arrays whole on every device of the mesh; all processes have the same."""
     return tuple(jax.make_array_from_callback(a.shape, replicated(mesh), a.__getitem__) for a in arrays)
 
 
-def whole(x: jax.Array, mesh: Mesh) -> np.ndarray:
+def to_host(x: jax.Array, mesh: Mesh) -> np.ndarray:
     """Returns an array that may be laid out over several processes."""
     return np.asarray(jax.device_put(x, replicated(mesh)))
 

@@ -43,12 +43,12 @@ _results = itertools.count()
 _ending = threading.Lock()
 
 
-def is_first() -> bool:
+def is_process_zero() -> bool:
     """Returns whether this process writes the run's files and talks: process 0, or the only one."""
     return jax_distributed.global_state.process_id == 0
 
 
-def on_first(action: Callable[[], T]) -> T:
+def run_on_process_zero(action: Callable[[], T]) -> T:
     """Returns what `action` returns on process 0, which alone runs it; the others wait. The result must be JSON.
 
     An error there ends all of them: see `run_together`.
@@ -57,7 +57,7 @@ def on_first(action: Callable[[], T]) -> T:
     if client is None:
         return action()
     key = f"rootstock/result/{next(_results)}"
-    if not is_first():
+    if not is_process_zero():
         return json.loads(client.blocking_key_value_get(key, _WEEK_MS))
     result = action()
     client.key_value_set(key, json.dumps(result))
@@ -143,7 +143,7 @@ def _join(timeout: int, preemptible: bool) -> bool:
         raise UserError(_cannot_join(" ".join(str(error).split()).rstrip("."))) from None
     finally:
         started.set()
-    console.quiet = not is_first()
+    console.quiet = not is_process_zero()
     if _client() is None:
         return False
     # Python's own handlers wait for the main thread, which an abort never lets run.
@@ -154,14 +154,14 @@ def _join(timeout: int, preemptible: bool) -> bool:
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(_: int) -> None:
     """Has the last word where JAX aborts: it does, with a stack trace, when process 0 and its service are gone."""
-    if is_first():
+    if is_process_zero():
         end("JAX ended this process, for what it says above", 1)
     end("JAX ended this process, most likely because process 0 is gone; run the same command again to go on", 1)
 
 
 def _check_number() -> None:
     number = jax_distributed.global_state.num_processes
-    expected = on_first(lambda: number)
+    expected = run_on_process_zero(lambda: number)
     if expected != number:
         raise UserError(_cannot_join(f"it was told of {number} processes, process 0 of {expected}"))
 
@@ -214,7 +214,7 @@ def _sign(silent: dict[str, tuple[str, int]]) -> None:
     """Gives a sign of life; process 0 counts for how long the others gave none, in `silent`: (their count, signs)."""
     client = _client()
     client.key_value_increment(f"{_ALIVE}/{jax_distributed.global_state.process_id}", 1)
-    if not is_first():
+    if not is_process_zero():
         return
     for name, count in client.key_value_dir_get(_ALIVE):
         before, signs = silent.get(name, ("", 0))
@@ -249,5 +249,5 @@ def _meet() -> None:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         _client().wait_at_barrier("rootstock/stopped", int(3000 * _POLL_SECONDS))
     # The service ends with process 0, and JAX kills those that still talk to it.
-    if is_first():
+    if is_process_zero():
         time.sleep(0.5)

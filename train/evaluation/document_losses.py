@@ -13,7 +13,7 @@ from data.packing import PackedRows
 from data.tokenizer import Tokenizer
 from model.heads import Objective
 from model.transformer import Params
-from train.distributed.placement import local_places, put_batch, row_parts, whole
+from train.distributed.placement import local_places, put_batch, row_parts, to_host
 
 _WORST_TOKENS = 3
 
@@ -104,7 +104,7 @@ def _by_token(objective: Objective, params: Params, batch: Batch, mesh: Mesh, ro
     compiled = jax.jit(objective.predict)
     firsts = range(0, len(batch["tokens"]), rows_at_once)
     parts = ({name: x[first : first + rows_at_once] for name, x in batch.items()} for first in firsts)
-    nll_BT = np.concatenate([whole(compiled(params, _put(part, mesh)), mesh) for part in parts])
+    nll_BT = np.concatenate([to_host(compiled(params, _put(part, mesh)), mesh) for part in parts])
 
     def loss_of(row: int, places: list[slice], tokenizer: Tokenizer) -> tuple[float, list[tuple[str, float]]]:
         nll, weights, targets = (
@@ -129,7 +129,7 @@ def _one_by_one(objective: Objective, params: Params, batch: Batch, mesh: Mesh) 
             for place in places:
                 alone[name][:, place] = batch[name][row, place]
         sums = compiled(params, _put(alone, mesh))
-        return float(whole(sums.nll, mesh)) / float(whole(sums.weight, mesh)), []
+        return float(to_host(sums.nll, mesh)) / float(to_host(sums.weight, mesh)), []
 
     return loss_of
 

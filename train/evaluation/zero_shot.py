@@ -9,7 +9,7 @@ from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.sampling import score_choices
 from model.transformer import Params
-from train.distributed.placement import everywhere, whole
+from train.distributed.placement import replicate, to_host
 from train.generation.decode import prompt_batches
 from train.trees import round_up
 
@@ -51,6 +51,6 @@ def choose(
         weights_CM[row, : len(tokens)] = 1.0
     scores = np.zeros((len(prompts), len(choices)), np.float32)
     for numbers, prompts_BP, lengths_B in prompt_batches(prompts, tokenizer.pad_id, mesh):
-        arrays = everywhere((prompts_BP, lengths_B, choices_CM, weights_CM), mesh)
-        scores[numbers] = whole(score_choices(config, params, *arrays), mesh)[: len(numbers)]
+        arrays = replicate((prompts_BP, lengths_B, choices_CM, weights_CM), mesh)
+        scores[numbers] = to_host(score_choices(config, params, *arrays), mesh)[: len(numbers)]
     return scores

@@ -16,7 +16,7 @@ from model.config import training_flops_per_token
 from model.heads import Objective
 from model.transformer import Params
 from train.console import results_console
-from train.distributed.processes import is_first
+from train.distributed.processes import is_process_zero
 from train.evaluation import zero_shot as untrained
 from train.evaluation.interval import Interval, as_json, gain
 from train.evaluation.metrics import confusion
@@ -29,7 +29,7 @@ from train.generation.decode import complete
 from train.job import Evaluate, Job
 from train.loop import fit
 from train.run import goodput
-from train.run.parameters import load_plain, objective_of
+from train.run.parameters import load_merged_params, objective_of
 from train.run.record import RunRecord, config_changes, read_record
 from train.run.results import NAME, add_results, training_summary
 from train.settings import Settings
@@ -242,7 +242,7 @@ class Graft:
         )
 
     def _grafted(self, groups: tuple[str, ...]) -> Params:
-        return load_plain(self.foundation, self.record.model, self.mesh, groups)
+        return load_merged_params(self.foundation, self.record.model, self.mesh, groups)
 
     def _publish(self, table: list[Scored]) -> dict[str, Any]:
         """Prints the table and writes the files, on process 0; returns what `results.json` holds."""
@@ -258,7 +258,7 @@ class Graft:
             },
             "training": training_summary(self.workdir),
         }
-        if is_first():
+        if is_process_zero():
             rows = [(row.name, len(row.examples), row.metrics) for row in table]
             results_console().print(comparison(f"{self.settings.task.name}: held-out rows", rows))
             add_results(self.workdir / NAME, lambda held: held.update(published))

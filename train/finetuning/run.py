@@ -16,7 +16,7 @@ from train.evaluation.metrics import require
 from train.finetuning.comparison import Graft
 from train.finetuning.rows import read_task, render_rows
 from train.run.lock import claim
-from train.run.record import RunRecord, ancestor, read_record, with_execution
+from train.run.record import RunRecord, lineage_entry, read_record, with_execution
 from train.run.record import start as start_run
 from train.settings import Settings, from_config
 
@@ -65,7 +65,7 @@ def make_graft(
         name: render_rows(task, facts, examples, tokenizer, settings.sequence_length, settings.seed)
         for name, examples in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
     }
-    lineage = ancestor(foundation, parent)
+    lineage = lineage_entry(foundation, parent)
     record = RunRecord("finetune", model, config, facts, splits.fingerprint, lineage, splits.files)
     return Graft(record, settings, task, tokenizer, parts, foundation, workdir, mesh), splits
 

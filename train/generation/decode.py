@@ -10,7 +10,7 @@ from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.sampling import Sampling, advance, prefill
 from model.transformer import Params
-from train.distributed.placement import everywhere, row_parts, whole
+from train.distributed.placement import replicate, row_parts, to_host
 from train.distributed.watchdog import tick
 from train.trees import round_up
 
@@ -57,7 +57,7 @@ def complete(
     texts: dict[int, str] = {}
     for batch, (numbers, prompts_BP, lengths_B) in enumerate(prompt_batches(prompts, tokenizer.pad_id, mesh)):
         rng = jax.random.fold_in(jax.random.key(seed), batch)
-        arrays = everywhere((prompts_BP, lengths_B), mesh)
+        arrays = replicate((prompts_BP, lengths_B), mesh)
         state = prefill(config, params, *arrays, rng, sampling, max_new_tokens=max_new_tokens)
         written: list[list[int]] = [[] for _ in numbers]
         left = max_new_tokens
@@ -66,13 +66,13 @@ def complete(
             left -= steps
             tokens_BM, state = advance(config, params, state, sampling, steps=steps, eos_id=end)
             tick("a batch of writing")
-            for ids, more in zip(written, whole(tokens_BM, mesh).tolist(), strict=False):
+            for ids, more in zip(written, to_host(tokens_BM, mesh).tolist(), strict=False):
                 ids += [token for token in more if token != end]
             cut = [before(tokenizer.decode(ids), stop, after_text) for ids in written]
             ended_B = np.ones(len(prompts_BP), bool)
             ended_B[: len(numbers)] = [ended for _, ended in cut]
-            done_B = state.done_B | everywhere((ended_B,), mesh)[0]
-            if left and whole(done_B, mesh).all():
+            done_B = state.done_B | replicate((ended_B,), mesh)[0]
+            if left and to_host(done_B, mesh).all():
                 break
             state = state._replace(done_B=done_B)
         texts |= {number: text for number, (text, _) in zip(numbers, cut, strict=True)}

@@ -13,7 +13,7 @@ from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.sampling import Sampling, advance, prefill
 from model.transformer import Params
-from train.distributed.placement import everywhere
+from train.distributed.placement import replicate
 from train.generation.decode import complete, prompt_batches
 
 # Tokens between two looks at what has been written.
@@ -78,7 +78,7 @@ class Writer:
     def stream(self, prompt: list[int], max_new_tokens: int, sampling: Sampling, seed: int) -> Iterator[str]:
         """Yields what follows a prompt in parts, as it is written."""
         _, rows, lengths = next(prompt_batches([prompt], self.tokenizer.pad_id, self.mesh))
-        placed = everywhere((rows, lengths), self.mesh)
+        placed = replicate((rows, lengths), self.mesh)
         steps = -(-max_new_tokens // _STEPS) * _STEPS
         state = prefill(self.model, self.params, *placed, jax.random.key(seed), sampling, max_new_tokens=steps)
         written: list[int] = []

@@ -13,7 +13,7 @@ from model.config import ModelConfig
 from model.sharding import parameter_shardings
 from model.transformer import Params
 from train.checkpoint.read import open_sound
-from train.run.parameters import kept_as, load_plain, objective_of
+from train.run.parameters import checkpoint_dir_of, load_merged_params, objective_of
 from train.run.record import read_record
 from train.trees import leaf_paths
 
@@ -34,12 +34,12 @@ def open_params(directory: Path, model: ModelConfig, mesh: Mesh) -> Iterator[tup
     objective = objective_of(record, model)
     boxed = jax.eval_shape(objective.init, jax.random.key(0))
     if set(objective.trained) != {"backbone", "head"}:
-        params = load_plain(directory, model, mesh, ("backbone", "head"))
+        params = load_merged_params(directory, model, mesh, ("backbone", "head"))
         yield params, leaf_paths(params).__getitem__
         return
     shardings = parameter_shardings(boxed, mesh)
     abstract: Any = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.meta.unbox(boxed), shardings
     )
-    with open_sound(directory, abstract, mesh, kept_as(directory, record)) as read:
+    with open_sound(directory, abstract, mesh, checkpoint_dir_of(directory, record)) as read:
         yield abstract, read

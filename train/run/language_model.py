@@ -12,7 +12,7 @@ from model.heads import language_model
 from model.sampling import for_inference
 from train.distributed.mesh import decoding_mesh, spread_mesh
 from train.generation.language_model import Writer
-from train.run.parameters import load_plain
+from train.run.parameters import load_merged_params
 from train.run.record import read_record
 from train.tasks.task import load
 
@@ -44,5 +44,5 @@ def open_writer(directory: Path, template: str = "", spread: bool = False, cache
         model = dataclasses.replace(model, cache_dtype=cache_dtype)  # type: ignore[arg-type]
     mesh = (spread_mesh if spread else decoding_mesh)(jax.eval_shape(language_model(model).init, jax.random.key(0)))
     with jax.set_mesh(mesh):
-        params = for_inference(model, load_plain(directory, model, mesh, ("backbone", "head")))
+        params = for_inference(model, load_merged_params(directory, model, mesh, ("backbone", "head")))
     return Writer(model, params, tokenizer, template, eos_id, mesh)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from configs.errors import UserError
 from train.console import console
-from train.distributed.processes import on_first
+from train.distributed.processes import run_on_process_zero
 
 _LOCK = ".lock"
 
@@ -22,7 +22,7 @@ def claim(workdir: Path) -> Iterator[None]:
         UserError: another run is using it, it cannot be written, or another host sees another directory.
     """
     with contextlib.ExitStack() as stack:
-        held = on_first(lambda: _lock(workdir, stack))
+        held = run_on_process_zero(lambda: _lock(workdir, stack))
         try:
             seen = (workdir / _LOCK).read_text()
         except OSError as error:

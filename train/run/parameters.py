@@ -13,7 +13,7 @@ from model.config import ModelConfig
 from model.heads import Objective, language_model
 from model.sharding import parameter_shardings
 from model.transformer import Params
-from train.checkpoint.manager import BEST, NEWEST
+from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR
 from train.checkpoint.restore import restore_params
 from train.run.record import RunRecord, read_record
 from train.settings import LossSettings
@@ -63,16 +63,16 @@ def load_params(
     groups = tuple(boxed) if groups is None else groups
     own = tuple(group for group in groups if group in objective.trained)
     other = tuple(group for group in groups if group not in own)
-    params = restore_params(directory, abstract, mesh, own, kept_as(directory, record)) if own else {}
+    params = restore_params(directory, abstract, mesh, own, checkpoint_dir_of(directory, record)) if own else {}
     if other:
         held = _of_foundation(directory, record, mesh, other) if frozen is None else frozen
         params |= {group: held[group] for group in other}
     return params
 
 
-def kept_as(directory: Path, record: RunRecord) -> str:
+def checkpoint_dir_of(directory: Path, record: RunRecord) -> str:
     """Returns which of a run's checkpoints its parameters are read from: the best where it kept them."""
-    return BEST if record.config["checkpoint"]["best"] and (directory / BEST).is_dir() else NEWEST
+    return BEST_DIR if record.config["checkpoint"]["best"] and (directory / BEST_DIR).is_dir() else CHECKPOINTS_DIR
 
 
 def _of_foundation(directory: Path, record: RunRecord, mesh: Mesh, groups: tuple[str, ...]) -> Params:
@@ -84,10 +84,10 @@ def _of_foundation(directory: Path, record: RunRecord, mesh: Mesh, groups: tuple
             f"{directory} holds only what it trained, and the foundation it was grafted onto, {path}, is gone or "
             "another run; legal: put it back, or use what `rootstock merge` made of both"
         )
-    return load_plain(path, record.model, mesh, groups)
+    return load_merged_params(path, record.model, mesh, groups)
 
 
-def load_plain(directory: Path, model: ModelConfig, mesh: Mesh, groups: tuple[str, ...]) -> Params:
+def load_merged_params(directory: Path, model: ModelConfig, mesh: Mesh, groups: tuple[str, ...]) -> Params:
     """Returns groups of a run's parameters, with its adapter, if it has one, added into the backbone.
 
     Raises:

@@ -15,12 +15,20 @@ from data.tokenizer import Tokenizer, load_tokenizer
 from model.config import EXECUTION_FIELDS, ModelConfig, architecture_difference
 from train.checkpoint.manager import saved_steps
 from train.console import console
-from train.distributed.processes import is_first, on_first
+from train.distributed.processes import is_process_zero, run_on_process_zero
 
+_VERSION = 2
+# Version 1 had these names in its config.
+_RENAMED_FIELDS = {
+    ("faults", "in_a_row"): "max_consecutive_skips",
+    ("faults", "then"): "on_divergence",
+    ("data", "workers"): "num_workers",
+    ("data", "read_ahead"): "prefetch",
+}
 # Config fields that a run may change when it goes on; any other change is refused.
 MAY_CHANGE = (
     *("mesh", "xla_flags", "evaluation", "checkpoint", "faults", "logging", "microbatches"),
-    *("data.workers", "data.read_ahead"),
+    *("data.num_workers", "data.prefetch"),
     *(f"model.{name}" for name in EXECUTION_FIELDS),
 )
 
@@ -64,7 +72,7 @@ def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer, accept_changed
     Raises:
         UserError: the config, the data or the tokenizer changed in a way that would make it another run.
     """
-    if on_first(lambda: _write_if_new(workdir, record, tokenizer)) and is_first():
+    if run_on_process_zero(lambda: _write_if_new(workdir, record, tokenizer)) and is_process_zero():
         return
     before = read_record(workdir)
     changed = [f"model {difference}" for difference in architecture_difference(before.model, record.model)]
@@ -83,7 +91,7 @@ def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer, accept_changed
             + ", and its data with --accept_changed_data"
         )
     if before.data_fingerprint != record.data_fingerprint:
-        on_first(lambda: _accept(workdir, before, record))
+        run_on_process_zero(lambda: _accept(workdir, before, record))
 
 
 def _accept(workdir: Path, before: RunRecord, record: RunRecord) -> None:
@@ -111,7 +119,7 @@ def _write_if_new(workdir: Path, record: RunRecord, tokenizer: Tokenizer) -> boo
 
 
 def _write(workdir: Path, record: RunRecord) -> None:
-    text = json.dumps({"version": 1, **dataclasses.asdict(record)}, indent=1)
+    text = json.dumps({"version": _VERSION, **dataclasses.asdict(record)}, indent=1)
     temporary = workdir / "run.json.tmp"
     temporary.write_text(text)
     os.replace(temporary, workdir / "run.json")
@@ -151,14 +159,27 @@ def read_record(directory: Path) -> RunRecord:
         raise UserError(f"{directory} is not a run of rootstock: it holds no run.json")
     try:
         values = json.loads(path.read_text())
+        version = values.pop("version")
+        if version not in (1, _VERSION):
+            raise UserError(
+                f"{path} has version {version!r}; expected 1 to {_VERSION}: update rootstock to read this run"
+            )
         # What attends fastest there may not run here, and a field that came later had its default then.
         stored = default.model().to_dict() | values.pop("model") | {"attention": "auto"}
         model = build(ModelConfig, stored, f"{path}: model")
-        values.pop("version")
-        values["config"] = _filled(default.get_config().to_dict(), values["config"])
+        values["config"] = _filled(default.get_config().to_dict(), _upgraded(values["config"]))
         return RunRecord(model=model, **values)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+
+
+def _upgraded(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config of a version 1 `run.json` with the field names of version 2; other configs as they are."""
+    sections = {name: dict(value) if isinstance(value, dict) else value for name, value in config.items()}
+    for (section, before), after in _RENAMED_FIELDS.items():
+        if before in sections.get(section, {}):
+            sections[section][after] = sections[section].pop(before)
+    return sections
 
 
 def _filled(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +194,7 @@ def with_execution(model: ModelConfig, section: Mapping[str, Any]) -> ModelConfi
     return build(ModelConfig, stored | {name: section[name] for name in EXECUTION_FIELDS}, "config.model")
 
 
-def ancestor(directory: Path, record: RunRecord) -> list[dict[str, str]]:
+def lineage_entry(directory: Path, record: RunRecord) -> list[dict[str, str]]:
     """Returns the lineage of a run that is grafted from this one."""
     own = {
         "stage": record.stage,

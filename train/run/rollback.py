@@ -7,7 +7,7 @@ from typing import Any
 
 from configs.errors import UserError
 from data.loader import Skipped, batch_number
-from train.distributed.processes import on_first
+from train.distributed.processes import run_on_process_zero
 
 _NAME = "skipped_batches.json"
 _TRIES = 3  # roll-backs to one checkpoint: data that fails after each of them is not what is wrong
@@ -48,7 +48,7 @@ def roll_back(workdir: Path, step: int, failed_step: int) -> dict[str, Any]:
         "first": batch_number(step, before),
         "last": batch_number(failed_step - 1, before),
     }
-    on_first(lambda: _write(workdir / _NAME, [*entries, entry]))
+    run_on_process_zero(lambda: _write(workdir / _NAME, [*entries, entry]))
     return entry
 
 
@@ -58,7 +58,7 @@ def _ranges(entries: list[dict[str, int]]) -> Skipped:
 
 def _read(workdir: Path) -> list[dict[str, int]]:
     """Returns process 0's entries, oldest first: a network file system may lag."""
-    return on_first(lambda: _entries(workdir / _NAME))
+    return run_on_process_zero(lambda: _entries(workdir / _NAME))
 
 
 def _entries(path: Path) -> list[dict[str, int]]:

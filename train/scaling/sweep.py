@@ -16,7 +16,7 @@ from data.store import open_store
 from model.config import ModelConfig, model_config, training_flops_per_token
 from model.heads import language_model, parameter_count
 from train.console import console
-from train.distributed.processes import is_first, on_first
+from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.pretraining import pretrain, token_store
 from train.run.record import config_changes, read_record
 from train.scaling.law import Analysis, Point
@@ -49,7 +49,7 @@ def sweep(
             except UserError as error:
                 raise UserError(f"{directory}: {error}") from None
         points[name] = _figures(directory, one)
-    if is_first():
+    if is_process_zero():
         lines = [json.dumps({"run": name, **dataclasses.asdict(point)}) + "\n" for name, point in points.items()]
         (workdir / "points.jsonl").write_text("".join(lines))
     epochs = max(point.tokens for point in points.values()) / train.num_tokens
@@ -66,7 +66,7 @@ def _is_finished(directory: Path, config: Config, fingerprint: str) -> bool:
         record = read_record(directory)
         return record.data_fingerprint == fingerprint and not config_changes(record.config, config)
 
-    return on_first(look)
+    return run_on_process_zero(look)
 
 
 def _figures(directory: Path, config: Config) -> Point:
@@ -74,7 +74,7 @@ def _figures(directory: Path, config: Config) -> Point:
     model, steps = read_record(directory).model, config["num_steps"]
     tokens = steps * config["batch_size"] * config["sequence_length"]
     flops = tokens * training_flops_per_token(model, config["sequence_length"])
-    return Point(_parameters(model), tokens, flops, on_first(lambda: _final_loss(directory, steps)))
+    return Point(_parameters(model), tokens, flops, run_on_process_zero(lambda: _final_loss(directory, steps)))
 
 
 def _final_loss(directory: Path, step: int) -> float:

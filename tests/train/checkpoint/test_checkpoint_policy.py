@@ -7,7 +7,7 @@ import pytest
 from configs.errors import UserError
 from tests.faults.tiny_run import settings_of, train
 from train import loop
-from train.checkpoint.manager import NEWEST, open_manager, open_to_read, saved_steps
+from train.checkpoint.manager import CHECKPOINTS_DIR, open_manager, open_to_read, saved_steps
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_the_time_counts_from_the_last_save(monkeypatch):
 def test_reading_leaves_a_save_that_is_under_way_alone(tmp_path):
     settings = settings_of()
     train(tmp_path, settings)
-    half = tmp_path / NEWEST / "16.orbax-checkpoint-tmp-0"
+    half = tmp_path / CHECKPOINTS_DIR / "16.orbax-checkpoint-tmp-0"
     half.mkdir()
     with open_to_read(tmp_path) as manager:
         assert manager.all_steps() and half.is_dir()

@@ -17,7 +17,7 @@ from data.examples import labelled_segment, pack
 from model.adapt import adapt
 from model.heads import classifier, language_model
 from model.sharding import parameter_shardings
-from train.checkpoint.manager import BEST, open_manager
+from train.checkpoint.manager import BEST_DIR, open_manager
 from train.distributed.placement import put_batch
 from train.job import Job
 from train.loop import fit
@@ -193,7 +193,7 @@ def test_early_stopping_goes_on_where_a_killed_run_was(tmp_path):
         evaluate, seen = counting(values[2:])
         fit(job_of(settings, evaluate), settings, mesh, tmp_path)
     assert len(seen) == 3 and max(losses(tmp_path)) == 10
-    with open_manager(tmp_path, 1, BEST) as manager:
+    with open_manager(tmp_path, 1, BEST_DIR) as manager:
         assert manager.all_steps() == [4]
 
 

@@ -20,7 +20,7 @@ from train.generation.language_model import continuations
 from train.pretraining import pretrain
 from train.run import parameters
 from train.run.language_model import open_writer
-from train.run.parameters import load_params, load_plain, objective_of
+from train.run.parameters import load_merged_params, load_params, objective_of
 from train.run.record import read_record
 
 WORDS = "the cat sat on a mat and saw dog run far away home again".split()
@@ -176,7 +176,7 @@ def test_adapters_share_a_foundation_that_is_read_once(adapters, foundation, mon
     mesh = single_device_mesh()
     with jax.set_mesh(mesh):
         record = read_record(folder / "lora0")
-        base = load_plain(foundation, record.model, mesh, ("backbone",))
+        base = load_merged_params(foundation, record.model, mesh, ("backbone",))
         monkeypatch.setattr(parameters, "_of_foundation", lambda *_: pytest.fail("the foundation was read again"))
         heads = [
             load_params(folder / f"lora{i}", objective_of(record, record.model), mesh, frozen=base) for i in (0, 1)

@@ -91,7 +91,7 @@ def test_a_killed_run_counts_what_was_lost(tmp_path):
 
 
 def test_a_roll_back_is_lost_time(tmp_path):
-    settings = settings_of(**{"faults.in_a_row": 2, "faults.then": "roll_back"})
+    settings = settings_of(**{"faults.max_consecutive_skips": 2, "faults.on_divergence": "roll_back"})
     begin = time.perf_counter()
     train(tmp_path, settings, spoilt(settings, (6, 7), nan))
     whole = time.perf_counter() - begin

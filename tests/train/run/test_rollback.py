@@ -58,7 +58,7 @@ def test_a_damaged_list_is_no_empty_one(tmp_path):
 
 
 def test_it_rolls_back_more_than_once_and_before_the_first_checkpoint(tmp_path):
-    settings = settings_of(**{"faults.in_a_row": 2, "faults.then": "roll_back"})
+    settings = settings_of(**{"faults.max_consecutive_skips": 2, "faults.on_divergence": "roll_back"})
     # Steps 2 and 3 fail, batches 0 to 2 are passed over; then 12 and 13, in steps 10 and 11, after step 8 was saved.
     ended = train(tmp_path, settings, spoilt(settings, (1, 2, 12, 13), nan))
     assert [
@@ -73,7 +73,7 @@ def test_it_rolls_back_more_than_once_and_before_the_first_checkpoint(tmp_path):
 
 
 def test_no_checkpoint_is_made_amid_failing_steps(tmp_path):
-    settings = settings_of(**{"faults.in_a_row": 3, "faults.then": "roll_back"})
+    settings = settings_of(**{"faults.max_consecutive_skips": 3, "faults.on_divergence": "roll_back"})
     # Step 8 would be saved between the failing 7 and 9.
     ended = train(tmp_path, settings, spoilt(settings, (6, 7, 8), nan))
     assert skipped_batches(tmp_path) == ((4, 8),)
@@ -81,13 +81,13 @@ def test_no_checkpoint_is_made_amid_failing_steps(tmp_path):
 
 
 def test_where_all_data_fails_it_ends(tmp_path):
-    settings = settings_of(**{"faults.in_a_row": 2, "faults.then": "roll_back"})
+    settings = settings_of(**{"faults.max_consecutive_skips": 2, "faults.on_divergence": "roll_back"})
     with pytest.raises(UserError, match="rolled back to step 0 3 times"):
         train(tmp_path, settings, spoilt(settings, range(24), nan))
 
 
 def test_it_stops_by_default_and_names_the_step(tmp_path):
-    settings = settings_of(**{"faults.in_a_row": 2})
+    settings = settings_of(**{"faults.max_consecutive_skips": 2})
     with pytest.raises(Diverged, match=r"2 steps in a row were skipped, the last is step 7: loss nan"):
         train(tmp_path, settings, spoilt(settings, (5, 6), nan))
     assert not (tmp_path / "skipped_batches.json").exists()
@@ -95,4 +95,4 @@ def test_it_stops_by_default_and_names_the_step(tmp_path):
 
 def test_rolling_back_and_keeping_the_best_exclude_each_other():
     with pytest.raises(UserError, match=r"config\.faults\.then is 'roll_back'"):
-        settings_of(**{"faults.then": "roll_back", "checkpoint.best": True})
+        settings_of(**{"faults.on_divergence": "roll_back", "checkpoint.best": True})

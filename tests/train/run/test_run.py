@@ -57,3 +57,20 @@ def test_a_run_goes_on_with_its_own_data_tokenizer_and_config(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             start(tmp_path, dataclasses.replace(record, **change), tokenizer)
+
+
+def test_run_json_of_version_1_is_read_under_the_new_field_names(tmp_path):
+    record = dataclasses.asdict(RunRecord("pretrain", tiny_model(), {}, {}, "fingerprint", []))
+    record["config"] = {"faults": {"in_a_row": 3, "then": "roll_back"}, "data": {"workers": 2, "read_ahead": 5}}
+    (tmp_path / "run.json").write_text(json.dumps({"version": 1, **record}))
+    config = read_record(tmp_path).config
+    assert (config["faults"]["max_consecutive_skips"], config["faults"]["on_divergence"]) == (3, "roll_back")
+    assert (config["data"]["num_workers"], config["data"]["prefetch"]) == (2, 5)
+    assert "in_a_row" not in config["faults"] and "workers" not in config["data"]
+
+
+def test_run_json_of_an_unknown_version_is_refused(tmp_path):
+    record = dataclasses.asdict(RunRecord("pretrain", tiny_model(), {}, {}, "fingerprint", []))
+    (tmp_path / "run.json").write_text(json.dumps({"version": 3, **record}))
+    with pytest.raises(UserError, match="has version 3; expected 1 to 2: update rootstock to read this run"):
+        read_record(tmp_path)
