@@ -118,15 +118,15 @@ class Watch:
         )
         found = f"loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}"
         console.print(
-            f"warning: {self.title}: step {step} is skipped: {found} in batch {batch} ({self.consecutive_skips} in a row)",
+            f"warning: {self.title}: step {step} is skipped: {found} in batch {batch} ({self.consecutive_skips} consecutive)",
             style="yellow",
             highlight=False,
         )
         if self.consecutive_skips >= self.limit:
             self.account(step)
             raise Diverged(
-                f"{self.consecutive_skips} consecutive steps were skipped, the last one is step {step}: {found}; none of "
-                "them changed the state: lower config.optimizer.learning_rate, check the data, or set "
+                f"{self.consecutive_skips} consecutive steps were skipped, the last is step {step}: {found}; none "
+                "of them changed the state: lower config.optimizer.learning_rate, check the data, or set "
                 "config.faults.on_divergence to roll_back; then run again",
                 step,
             )

@@ -293,10 +293,7 @@ def _check_ranges(s: Settings) -> None:
     if not faults and s.loss.chunk and s.sequence_length % s.loss.chunk:
         faults.append(f"config.loss.chunk is {s.loss.chunk}; legal: a divisor of sequence_length {s.sequence_length}")
     if s.checkpoint.best and s.faults.on_divergence == "roll_back":
-        faults.append(
-            "config.faults.on_divergence='roll_back' would undo what config.checkpoint.best=True keeps; "
-            "expected 'stop' with it"
-        )
+        faults.append("config.faults.on_divergence='roll_back' would undo what checkpoint.best keeps; expected 'stop'")
     patterns = ("input", "context", "group", "prompt")
     faults += [fault for name in patterns if (fault := _pattern_fault(f"config.task.{name}", getattr(s.task, name)))]
     if faults:

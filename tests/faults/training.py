@@ -65,7 +65,7 @@ def _rolls_back(directory: Path, short: bool) -> Outcome:
     except KeyboardInterrupt:
         ended = train(directory, settings, rows)
     kept = same(ended, steps_over(settings, [*range(4), *range(8, STEPS + 4)]))
-    survived = kept and stopped.startswith("3 steps in a row") and skipped_batches(directory) == ((4, 7),)
+    survived = kept and stopped.startswith("3 consecutive steps") and skipped_batches(directory) == ((4, 7),)
     seen = f"stop: {stopped[:60]}; roll_back: batches {skipped_batches(directory)} passed over, killed, bitwise: {kept}"
     return Outcome("3 batches in a row spoilt, then a kill", survived, 8, seen)
 

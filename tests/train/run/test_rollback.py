@@ -88,7 +88,7 @@ def test_where_all_data_fails_it_ends(tmp_path):
 
 def test_it_stops_by_default_and_names_the_step(tmp_path):
     settings = settings_of(**{"faults.max_consecutive_skips": 2})
-    with pytest.raises(Diverged, match=r"2 steps in a row were skipped, the last is step 7: loss nan"):
+    with pytest.raises(Diverged, match=r"2 consecutive steps were skipped, the last is step 7: loss nan"):
         train(tmp_path, settings, spoilt(settings, (5, 6), nan))
     assert not (tmp_path / "skipped_batches.json").exists()
 

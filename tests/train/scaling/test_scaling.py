@@ -99,7 +99,7 @@ def test_a_sweep_goes_on_where_it_stopped_and_ends_with_the_law(text, trained, t
 
 
 def test_a_run_that_diverges_is_named(text, tmp_path):
-    with pytest.raises(UserError, match="width8-steps6: 3 steps in a row were skipped"):
+    with pytest.raises(UserError, match="width8-steps6: 3 consecutive steps were skipped"):
         command(*SMALL, f"--config.data.path={text}", f"--workdir={tmp_path}", "--config.optimizer.learning_rate=1e30")
 
 
