@@ -16,11 +16,11 @@ FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 # The rooms of the house, from the ground up: a file imports only from rooms before its own, or from its own.
 # docs/architecture.md shows the same order.
 FLOORS = (
-    "configs", "model", "data", "train.settings", "train.console", "train.trees", "train.hardware", "train.distributed",
-    "train.optimizer", "train.step", "train.generation", "train.checkpoint", "train.job", "train.evaluation",
-    "train.tasks", "train.planner", "train.run", "train.huggingface", "train.reporter", "train.early_stopping",
-    "train.loop", "train.pretraining", "train.finetuning", "train.scaling", "train.replay", "train.commands",
-    "train.cli", "train.__main__",
+    "configs", "model", "data", "train.settings", "train.console", "train.files", "train.trees", "train.hardware",
+    "train.distributed", "train.optimizer", "train.step", "train.generation", "train.checkpoint", "train.job",
+    "train.evaluation", "train.tasks", "train.planner", "train.run", "train.huggingface", "train.reporter",
+    "train.early_stopping", "train.loop", "train.pretraining", "train.finetuning", "train.scaling", "train.replay",
+    "train.commands", "train.cli", "train.__main__",
 )  # fmt: skip
 
 

@@ -25,6 +25,16 @@ _WIDTH = 200  # columns: no table has more
 console = Console(stderr=True, soft_wrap=True)
 
 
+def say(text: str) -> None:
+    """Prints a line of progress to stderr as it is: no markup, no colors."""
+    console.print(text, highlight=False, markup=False)
+
+
+def warn(text: str) -> None:
+    """Prints a warning to stderr."""
+    console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+
+
 def results_console() -> Console:
     """Returns the console that prints tables to stdout; what is wider than a terminal wraps there, and none is cut."""
     out = Console(highlight=False, soft_wrap=True)
@@ -41,8 +51,8 @@ def say_skipped(title: str, skipped: Mapping[str, int]) -> None:
     """Says how many bad rows of each kind the data were read without."""
     if skipped:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))
-        text = f"warning: {title}: {sum(skipped.values()):,} bad rows are skipped: {kinds}"
-        console.print(text, style="yellow", highlight=False, markup=False)
+        text = f"{title}: {sum(skipped.values()):,} bad rows are skipped: {kinds}"
+        warn(text)
 
 
 class Bar(Protocol):
@@ -95,8 +105,6 @@ def _plain(title: str, total: int | None) -> Bar:
         reached = done * 10 // total if total else 0
         if reached > tenth:
             tenth = reached
-            console.print(
-                f"{title} {done}{f'/{total}' if total else ''} {text}".rstrip(), markup=False, highlight=False
-            )
+            say(f"{title} {done}{f'/{total}' if total else ''} {text}".rstrip())
 
     return move

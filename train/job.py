@@ -8,7 +8,7 @@ import jax
 from data.loader import Rows
 from model.heads import Objective
 from model.transformer import Params
-from train.console import console
+from train.console import say
 from train.settings import Settings
 from train.step import Program, TrainState
 
@@ -62,10 +62,9 @@ def first_state(job: Job, settings: Settings, program: Program, restored: TrainS
         f"{group} ({len(jax.tree.leaves(tree))} leaves)" for group, tree in state.params.items() if group not in grafted
     ]
     trained, kept = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.params, state.frozen))
-    console.print(
+    say(
         f"{job.title}: loaded {len(jax.tree.leaves(grafted))} leaves; new: {', '.join(new) or 'none'}; "
-        f"{trained:,} of {trained + kept:,} parameters train ({trained / (trained + kept):.2%})",
-        highlight=False,
+        f"{trained:,} of {trained + kept:,} parameters train ({trained / (trained + kept):.2%})"
     )
     params = state.params | {group: tree for group, tree in grafted.items() if group in state.params}
     return state._replace(params=params, frozen=state.frozen | _as_frozen(job, program, grafted))

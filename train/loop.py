@@ -13,7 +13,7 @@ from model.transformer import Params
 from train.checkpoint.manager import BEST_DIR, open_manager, wait
 from train.checkpoint.restore import restore_newest, restore_params
 from train.checkpoint.save import save, save_best
-from train.console import console, progress
+from train.console import progress, say
 from train.distributed import preemption, watchdog
 from train.distributed.mesh import check_host_memory
 from train.distributed.placement import local_places, put_batch
@@ -87,7 +87,7 @@ def _train(
     start = int(state.step)
     selection = resume_selection(settings.evaluation, workdir, start)
     if start:
-        console.print(f"{job.title}: resumed at step {start} of {settings.num_steps}", highlight=False)
+        say(f"{job.title}: resumed at step {start} of {settings.num_steps}")
     if start >= settings.num_steps or selection.stops:
         return state
     function = BatchFunction(job.rows, settings.batch_size, settings.seed, None, skipped_batches(workdir))
@@ -130,7 +130,7 @@ def _train(
                 )
             if selection.stops and not last:
                 name = settings.evaluation.metric
-                console.print(f"{job.title}: step {step}: {name} did not improve, the run ends", highlight=False)
+                say(f"{job.title}: step {step}: {name} did not improve, the run ends")
                 break
     _say_end(job.title, workdir, spent)
     return state
@@ -166,10 +166,7 @@ def _save(watch: Watch, manager: Any, state: TrainState, mesh: Mesh, ends: bool)
 
 
 def _say_back(title: str, entry: dict[str, int]) -> None:
-    console.print(
-        f"{title}: back to step {entry['step']}; batches {entry['first']} to {entry['last']} are passed over",
-        highlight=False,
-    )
+    say(f"{title}: back to step {entry['step']}; batches {entry['first']} to {entry['last']} are passed over")
 
 
 def _say_end(title: str, workdir: Path, spent: goodput.Goodput) -> None:
@@ -177,4 +174,4 @@ def _say_end(title: str, workdir: Path, spent: goodput.Goodput) -> None:
     skipped = sum(record["phase"] == "skipped" for record in read_records(workdir))
     backs = len(skipped_batches(workdir))
     counted = f"{skipped} steps skipped, {backs} times rolled back; " if skipped or backs else ""
-    console.print(f"{title}: {counted}{goodput.describe(spent.seconds())}", highlight=False)
+    say(f"{title}: {counted}{goodput.describe(spent.seconds())}")

@@ -16,7 +16,7 @@ from data.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig, training_flops_per_token
 from model.heads import Objective, language_model, parameter_count
 from model.sharding import MESH_AXES
-from train.console import console, say_skipped, step_progress
+from train.console import say, say_skipped, step_progress
 from train.distributed.mesh import apply_xla_flags, check_batch, make_mesh
 from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.evaluation.scoring import language_model_evaluator
@@ -28,6 +28,7 @@ from train.run.record import RunRecord, lineage_entry, read_record, with_executi
 from train.run.record import start as start_run
 from train.run.results import NAME, add_results, training_summary
 from train.settings import Settings, complete_model, from_config
+from train.trees import boxed_params
 
 
 def pretrain(
@@ -52,12 +53,11 @@ def pretrain(
         files = read_manifest(store).get("files", [])
         record = RunRecord("pretrain", model, config, {}, train.fingerprint, lineage, files)
         start_run(workdir, record, tokenizer, accept_changed_data)
-        count = parameter_count(jax.eval_shape(objective.init, jax.random.key(0)))
+        count = parameter_count(boxed_params(objective))
         axes = ", ".join(f"{axis} {mesh.shape[axis]}" for axis in MESH_AXES)
-        console.print(
+        say(
             f"pretrain: {count:,} parameters, vocabulary {model.vocab_size:,}, {train.num_tokens:,} training tokens; "
-            f"mesh {axes} ({jax.devices()[0].device_kind})",
-            highlight=False,
+            f"mesh {axes} ({jax.devices()[0].device_kind})"
         )
         with jax.set_mesh(mesh):
             evaluate = language_model_evaluator(
@@ -71,7 +71,7 @@ def pretrain(
             fit(job_of(settings, model, rows, parent, mesh, evaluate), settings, mesh, workdir)
         if is_process_zero():
             add_results(workdir / NAME, lambda held: held.update(training=training_summary(workdir)))
-    console.print(f"pretrain: done; {workdir} holds the foundation model", highlight=False)
+    say(f"pretrain: done; {workdir} holds the foundation model")
 
 
 def objective_of(settings: Settings, model: ModelConfig) -> Objective:

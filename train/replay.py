@@ -40,6 +40,7 @@ from train.run.rollback import skipped_batches
 from train.settings import MeshSettings, Settings, from_config
 from train.step import make_program
 from train.tasks.task import load
+from train.trees import boxed_params
 
 
 def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
@@ -128,7 +129,7 @@ def _mesh(record: RunRecord, settings: Settings, saved_on: dict[str, int] | None
     try:
         return make_mesh(settings.mesh)
     except UserError:
-        return spread_mesh(jax.eval_shape(objective_of(record, record.model).init, jax.random.key(0)))
+        return spread_mesh(boxed_params(objective_of(record, record.model)))
 
 
 def _elsewhere(found: dict[str, Any]) -> bool:

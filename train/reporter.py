@@ -8,7 +8,7 @@ import jax
 
 from configs.errors import UserError
 from data.loader import BatchFunction, batch_number
-from train.console import Bar, console
+from train.console import Bar, say, warn
 from train.hardware import peak_flops
 from train.run import goodput
 from train.run.goodput import Goodput
@@ -86,7 +86,7 @@ class Watch:
         self.write({**place, **figures, **spent})
         shown = {name: f"{value:,}" if isinstance(value, int) else f"{value:.4f}" for name, value in figures.items()}
         text = " · ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
-        console.print(f"{self.title}: step {step}: held-out {text}", highlight=False)
+        say(f"{self.title}: step {step}: held-out {text}")
 
     def _flush(self) -> None:
         if self.pending is None:
@@ -117,11 +117,7 @@ class Watch:
             }
         )
         found = f"loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}"
-        console.print(
-            f"warning: {self.title}: step {step} is skipped: {found} in batch {batch} ({self.consecutive_skips} consecutive)",
-            style="yellow",
-            highlight=False,
-        )
+        warn(f"{self.title}: step {step} is skipped: {found} in batch {batch} ({self.consecutive_skips} consecutive)")
         if self.consecutive_skips >= self.limit:
             self.account(step)
             raise Diverged(

@@ -19,6 +19,7 @@ from model.transformer import Batch, Params
 from train.distributed.placement import batch_sharding, replicated
 from train.optimizer import make_optimizer, make_schedule
 from train.settings import Settings
+from train.trees import boxed_params
 
 Metrics = dict[str, jax.Array]
 
@@ -61,7 +62,7 @@ def split(objective: Objective, params: Params) -> tuple[Params, Params]:
 
 def state_shardings(objective: Objective, optimizer: optax.GradientTransformation, mesh: AnyMesh) -> Any:  # noqa: ANN401
     """Returns a `TrainState` of `NamedSharding`s: the optimizer's moments live where their parameter does."""
-    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    boxed = boxed_params(objective)
     shardings = parameter_shardings(boxed, mesh)
     params = {group: shardings[group] for group in objective.trained}
     frozen = {group: shardings[group] for group in boxed if group not in params}
@@ -101,7 +102,7 @@ def make_program(objective: Objective, settings: Settings, mesh: AnyMesh) -> Pro
     Raises:
         UserError: mesh axes that do not divide a parameter.
     """
-    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    boxed = boxed_params(objective)
     optimizer = make_optimizer(
         settings.optimizer, settings.num_steps, {group: boxed[group] for group in objective.trained}
     )

@@ -18,7 +18,7 @@ from train.checkpoint.checksums import checksums
 from train.checkpoint.manager import CHECKPOINTS_DIR, _manifest, _restore, _steps, open_to_read, saved_steps
 from train.checkpoint.manifest import compare_leaves, describe, leaves_of
 from train.checkpoint.orbax_handlers import GROUPS
-from train.console import console
+from train.console import warn
 from train.distributed.placement import replicated
 from train.distributed.processes import run_on_process_zero
 from train.step import TrainState
@@ -122,7 +122,7 @@ def _warn(manager: ocp.CheckpointManager, step: int, damage: str) -> str:
     folder = Path(manager.directory)
     found = f"is damaged ({damage})" if (folder / str(step)).is_dir() else "was deleted while it was read"
     fault = f"{folder}: checkpoint {step} {found}"
-    console.print(f"warning: {fault}; trying the one before", style="yellow", highlight=False, markup=False)
+    warn(f"{fault}; trying the one before")
     return fault
 
 

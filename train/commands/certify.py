@@ -16,7 +16,7 @@ from absl import flags
 from rich.table import Table
 
 from configs.errors import UserError
-from train.console import console, progress, results_console
+from train.console import progress, results_console, say
 from train.distributed.mesh import layouts
 from train.planner.certificate import LEGAL_DEVICES, TOLERANCE, Verdict, layout_name, shrink, verdicts
 from train.settings import from_config
@@ -67,7 +67,7 @@ def publish(found: list[Verdict], as_json: bool) -> None:
             f"{len(wrong)} of {len(found)} layouts differ from one device by more than {TOLERANCE:.0e}; first: "
             f"{layout_name(first.layout)}: {first.fault}; worst leaf: {first.leaf}"
         )
-    console.print(f"certify: {len(found)} layouts agree with one device to {TOLERANCE:.0e}", highlight=False)
+    say(f"certify: {len(found)} layouts agree with one device to {TOLERANCE:.0e}")
 
 
 def _strict(values: dict[str, object]) -> dict[str, object]:

@@ -18,7 +18,7 @@ from data.templates import NAMES, render
 from data.tokenizer import load_tokenizer
 from model.sampling import Sampling
 from train.commands.sampling_flags import define_sampling_flags, sampling_of
-from train.console import console
+from train.console import say
 from train.generation.decode import before
 from train.generation.language_model import Writer
 from train.run.language_model import open_writer
@@ -52,7 +52,7 @@ def run(values: flags.FlagValues) -> None:
     answering = Answering(values.max_new_tokens, sampling_of(values), values.seed, tuple(values.stop))
     writer = open_writer(directory, values.template or _template(directory), cache_dtype=values.cache_dtype)
     with jax.set_mesh(writer.mesh):
-        console.print(f"chat: template {writer.template}; /reset forgets, /exit ends", highlight=False)
+        say(f"chat: template {writer.template}; /reset forgets, /exit ends")
         for part in talk(writer, _lines(), values.system, answering):
             print(part, end="", flush=True)
 

@@ -18,7 +18,7 @@ from configs.finetune import demo as finetune_config
 from configs.pretrain import demo as pretrain_config
 from data.demo_corpus import write_demo_corpus
 from model.sampling import Sampling
-from train.console import console, step_progress
+from train.console import say, step_progress
 from train.finetuning.run import finetune
 from train.generation.language_model import continuations
 from train.pretraining import pretrain
@@ -56,7 +56,7 @@ def run(values: flags.FlagValues) -> None:
     config.task.test_path = str(corpus / "labelled_test.jsonl")
     config.num_steps = max(int(config.num_steps * values.scale), 2)
     finetune(config.to_dict(), foundation, workdir / "classifier")
-    console.print(f"demo: {time.perf_counter() - started:.0f} s in all; results in {workdir}", highlight=False)
+    say(f"demo: {time.perf_counter() - started:.0f} s in all; results in {workdir}")
 
 
 def _pretrain(corpus: Path, workdir: Path, scale: float) -> Path:

@@ -36,6 +36,7 @@ from train.run.record import RunRecord, read_record
 from train.run.results import NAME, add_results
 from train.settings import from_config
 from train.tasks.task import load
+from train.trees import boxed_params
 
 REQUIRED = ("checkpoint",)
 MULTI_PROCESS = True
@@ -155,7 +156,7 @@ def _score_tasks(directory: Path, values: flags.FlagValues) -> dict[str, Any]:
 
 def _score_rows(directory: Path, record: RunRecord, path: str) -> dict[str, Any]:
     objective = objective_of(record, record.model)
-    mesh = spread_mesh(jax.eval_shape(objective.init, jax.random.key(0)))
+    mesh = spread_mesh(boxed_params(objective))
     with jax.set_mesh(mesh):
         return _score_rows_on(mesh, objective, directory, record, path)
 

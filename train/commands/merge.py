@@ -14,13 +14,14 @@ from configs.errors import UserError
 from data.tokenizer import load_tokenizer
 from train.checkpoint.manager import open_manager
 from train.checkpoint.save import save
-from train.console import console
+from train.console import say
 from train.distributed.mesh import single_device_mesh
 from train.run.lock import claim
 from train.run.parameters import adaptation_of, load_merged_params, objective_of
 from train.run.record import read_record
 from train.run.record import start as start_run
 from train.step import TrainState
+from train.trees import boxed_params
 
 REQUIRED = ("checkpoint", "output")
 
@@ -49,7 +50,7 @@ def merge(directory: Path, output: Path) -> None:
         raise UserError(f"--output={output} exists and is not empty; legal: a new directory")
     mesh = single_device_mesh()
     objective = objective_of(record, record.model, adapted=False)
-    groups = tuple(jax.eval_shape(objective.init, jax.random.key(0)))
+    groups = tuple(boxed_params(objective))
     config = record.config | {"adapt": record.config["adapt"] | {"method": "full"}}
     # The parameters are the best ones already, where the run kept those.
     config |= {"checkpoint": config["checkpoint"] | {"best": False}}
@@ -59,4 +60,4 @@ def merge(directory: Path, output: Path) -> None:
         step = jnp.asarray(record.config["num_steps"], jnp.int32)
         with open_manager(output, keep=1) as manager:
             save(manager, TrainState(step, params, None), mesh)
-    console.print(f"merge: {output} holds the whole model", highlight=False)
+    say(f"merge: {output} holds the whole model")

@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 
 from configs.errors import UserError
-from train.console import console
+from train.console import say
 from train.distributed.processes import is_process_zero
 from train.run.lock import claim
 from train.run.record import read_record
@@ -92,7 +92,7 @@ def _publish(found: Results, analysis: Analysis, budgets: Sequence[float], workd
         draw(analysis, budgets, workdir / "scaling.png")
     except UserError as error:
         # The numbers are out: a missing extra costs the picture alone.
-        console.print(f"scaling: no picture: {error}", highlight=False, markup=False)
+        say(f"scaling: no picture: {error}")
 
 
 def _numbers(flag: str, texts: Any) -> list[float]:  # noqa: ANN401 - absl's flags have no types

@@ -22,7 +22,7 @@ import jax
 from jax._src import distributed as jax_distributed
 
 from configs.errors import UserError, end
-from train.console import console
+from train.console import console, say
 from train.distributed.preemption import Preempted
 
 T = TypeVar("T")
@@ -186,7 +186,7 @@ def _wait_for_start(started: threading.Event, timeout: int) -> None:
     if started.wait(min(_TALK_SECONDS, timeout)):
         return
     where = state.coordinator_address or "the cluster"
-    console.print(f"process {state.process_id} waits for the others at {where}", highlight=False, markup=False)
+    say(f"process {state.process_id} waits for the others at {where}")
     if not started.wait(timeout - _TALK_SECONDS):
         end(_cannot_join(f"not all came to {where} in {timeout} s"), 1)
 

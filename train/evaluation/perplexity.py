@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from configs.errors import UserError
 from data.examples import Segment, sliding_windows
 from data.sources import read_documents, split_sources
-from train.console import console
+from train.console import say
 from train.evaluation.likelihood import likelihoods
 from train.generation.language_model import Writer
 
@@ -73,7 +73,7 @@ def _of_source(writer: Writer, name: str, text_field: str, window: int, stride: 
         found = likelihoods(writer.model, writer.params, segments, writer.tokenizer.pad_id, writer.mesh)
         total += Sums(-float(found.nats.sum()), int(found.targets.sum()), size, documents)
         text = f"evaluate: {name}: {total.documents:,} documents, {total.tokens:,} tokens scored"
-        console.print(text, highlight=False, markup=False)
+        say(text)
     return total
 
 

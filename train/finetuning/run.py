@@ -10,7 +10,7 @@ from configs.errors import UserError
 from data.labelled import Splits
 from data.tokenizer import load_tokenizer
 from model.config import ModelConfig
-from train.console import console, say_skipped
+from train.console import say, say_skipped
 from train.distributed.mesh import apply_xla_flags, check_batch, make_mesh
 from train.evaluation.metrics import require
 from train.finetuning.comparison import Graft
@@ -37,11 +37,10 @@ def finetune(
     graft, splits = make_graft(config, settings, foundation, workdir, mesh)
     say_skipped("finetune", splits.skipped)
     counts = " · ".join(f"{len(part.examples):,} {name}" for name, part in graft.parts.items())
-    console.print(
+    say(
         f"finetune: {counts} rows, {splits.duplicates:,} repeated; of the training rows "
         f"{graft.parts['train'].cut:,} were cut to {settings.sequence_length} tokens, "
-        f"{graft.parts['train'].dropped:,} dropped",
-        highlight=False,
+        f"{graft.parts['train'].dropped:,} dropped"
     )
     with claim(workdir), jax.set_mesh(mesh):
         start_run(workdir, graft.record, graft.tokenizer, accept_changed_data)

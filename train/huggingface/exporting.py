@@ -15,7 +15,7 @@ from data.tokenizer import load_tokenizer
 from model.huggingface import Row, expected_shapes, group_of, leaves, table
 from model.huggingface_config import architecture_of, class_prefix, to_config
 from model.transformer import Params
-from train.console import console
+from train.console import say
 from train.distributed.mesh import single_device_mesh
 from train.huggingface.leaf_reader import Read, open_params
 from train.huggingface.safetensors_files import write_weights
@@ -55,7 +55,7 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
         temporary.rename(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    console.print(f"export-hf: {config['architectures'][0]} in {output}", highlight=False)
+    say(f"export-hf: {config['architectures'][0]} in {output}")
 
 
 def _rows(directory: Path, record: RunRecord, architecture: str) -> tuple[list[Row], list[str]]:

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from configs import default
 from configs.errors import UserError
@@ -18,11 +17,10 @@ from model.config import ModelConfig, model_config
 from model.heads import language_model, parameter_count
 from model.huggingface import IGNORED, Row, compare_shapes, expected_shapes, group_of, leaves, table
 from model.huggingface_config import to_section
-from model.sharding import parameter_shardings
 from model.transformer import Params
 from train.checkpoint.manager import open_manager
 from train.checkpoint.save import save
-from train.console import console
+from train.console import say
 from train.distributed.mesh import spread_mesh
 from train.huggingface.safetensors_files import Weights, find_weights
 from train.huggingface.torch_files import PICKLED, PICKLED_INDEX, find_pickled_weights
@@ -30,6 +28,7 @@ from train.run.lock import claim
 from train.run.record import RunRecord
 from train.run.record import start as start_run
 from train.step import TrainState
+from train.trees import abstract_params, boxed_params
 
 _PICKLED = (PICKLED, PICKLED_INDEX, "pytorch_model-*.bin")
 
@@ -63,7 +62,7 @@ def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
         with open_manager(output, keep=1) as manager:
             save(manager, TrainState(jnp.asarray(0, jnp.int32), params, None), mesh)
     count = parameter_count(params)
-    console.print(f"import-hf: {architecture}, {count:,} parameters; {output} holds the model", highlight=False)
+    say(f"import-hf: {architecture}, {count:,} parameters; {output} holds the model")
 
 
 def _local(source: str, patterns: Sequence[str]) -> Path:
@@ -107,12 +106,9 @@ def _read_params(
     weights: Weights, architecture: str, model: ModelConfig, directory: Path
 ) -> tuple[Params, jax.sharding.Mesh]:
     """Returns the parameters, each read, laid out and let go of before the next, and their mesh."""
-    boxed = jax.eval_shape(language_model(model).init, jax.random.key(0))
-    mesh = spread_mesh(boxed)
-    shardings = parameter_shardings(boxed, mesh)
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.meta.unbox(boxed), shardings
-    )
+    objective = language_model(model)
+    mesh = spread_mesh(boxed_params(objective))
+    abstract = abstract_params(objective, mesh)
     rows = table(architecture, model)
     expected = expected_shapes(abstract, rows)
     names = _names(weights, set(expected))

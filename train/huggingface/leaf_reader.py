@@ -3,19 +3,16 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from model.config import ModelConfig
-from model.sharding import parameter_shardings
 from model.transformer import Params
 from train.checkpoint.read import open_sound
 from train.run.parameters import checkpoint_dir_of, load_merged_params, objective_of
 from train.run.record import read_record
-from train.trees import leaf_paths
+from train.trees import abstract_params, leaf_paths
 
 Read = Callable[[str], jax.Array]  # "backbone/layers/..." -> leaf
 
@@ -32,14 +29,10 @@ def open_params(directory: Path, model: ModelConfig, mesh: Mesh) -> Iterator[tup
     """
     record = read_record(directory)
     objective = objective_of(record, model)
-    boxed = jax.eval_shape(objective.init, jax.random.key(0))
     if set(objective.trained) != {"backbone", "head"}:
         params = load_merged_params(directory, model, mesh, ("backbone", "head"))
         yield params, leaf_paths(params).__getitem__
         return
-    shardings = parameter_shardings(boxed, mesh)
-    abstract: Any = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.meta.unbox(boxed), shardings
-    )
+    abstract = abstract_params(objective, mesh)
     with open_sound(directory, abstract, mesh, checkpoint_dir_of(directory, record)) as read:
         yield abstract, read

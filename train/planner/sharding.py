@@ -16,6 +16,7 @@ from train.planner.estimate import tree_bytes
 from train.planner.pricing import objective_of
 from train.settings import Settings
 from train.step import make_program
+from train.trees import boxed_params
 
 
 def check_rules(model: ModelConfig) -> None:
@@ -77,4 +78,4 @@ def _leaves(tree: Any, is_leaf: Any = None) -> list[tuple[str, Any]]:  # noqa: A
 
 
 def _boxes(objective: Objective) -> list[tuple[str, Any]]:
-    return _leaves(jax.eval_shape(objective.init, jax.random.key(0)), lambda x: isinstance(x, nn.Partitioned))
+    return _leaves(boxed_params(objective), lambda x: isinstance(x, nn.Partitioned))

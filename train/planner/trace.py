@@ -13,6 +13,7 @@ from model.config import ModelConfig, visible_pairs
 from model.heads import language_model
 from train.settings import Settings
 from train.step import abstract_batch, summed_gradients
+from train.trees import boxed_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ def trace(settings: Settings, model: ModelConfig) -> Trace:
     dtype = "bfloat16" if model.compute_dtype == "auto" else model.compute_dtype
     model = dataclasses.replace(model, attention="xla", compute_dtype=dtype)
     objective = language_model(model, settings.loss.z_loss, settings.loss.chunk)
-    params = nn.meta.unbox(jax.eval_shape(objective.init, jax.random.key(0)))
+    params = nn.meta.unbox(boxed_params(objective))
     T = settings.sequence_length
     jaxpr = jax.make_jaxpr(lambda p, b: summed_gradients(objective, p, b, 1))(params, abstract_batch(1, T)).jaxpr
     share = visible_pairs(model, T)

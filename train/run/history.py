@@ -4,12 +4,12 @@ import contextlib
 import errno
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from configs.errors import UserError
+from train.files import write_atomically
 
 Record = dict[str, Any]
 
@@ -37,9 +37,7 @@ def open_writer(workdir: Path, resumed_step: int, tensorboard: bool, writing: bo
     path = workdir / "metrics.jsonl"
     if path.exists():
         kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, path)
+        write_atomically(path, "".join(line + "\n" for line in kept))
     summary = _summary_writer(workdir) if tensorboard else None
     with _told_when_full(path), path.open("a", buffering=1) as file:
 

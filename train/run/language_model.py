@@ -15,6 +15,7 @@ from train.generation.language_model import Writer
 from train.run.parameters import load_merged_params
 from train.run.record import read_record
 from train.tasks.task import load
+from train.trees import boxed_params
 
 
 def open_writer(directory: Path, template: str = "", spread: bool = False, cache_dtype: str = "") -> Writer:
@@ -42,7 +43,7 @@ def open_writer(directory: Path, template: str = "", spread: bool = False, cache
     model = record.model
     if cache_dtype:
         model = dataclasses.replace(model, cache_dtype=cache_dtype)  # type: ignore[arg-type]
-    mesh = (spread_mesh if spread else decoding_mesh)(jax.eval_shape(language_model(model).init, jax.random.key(0)))
+    mesh = (spread_mesh if spread else decoding_mesh)(boxed_params(language_model(model)))
     with jax.set_mesh(mesh):
         params = for_inference(model, load_merged_params(directory, model, mesh, ("backbone", "head")))
     return Writer(model, params, tokenizer, template, eos_id, mesh)

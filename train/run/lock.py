@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from configs.errors import UserError
-from train.console import console
+from train.console import warn
 from train.distributed.processes import run_on_process_zero
 
 _LOCK = ".lock"
@@ -48,8 +48,8 @@ def _lock(workdir: Path, stack: contextlib.ExitStack) -> str:
         raise UserError(f"--workdir={workdir} is in use by another run; legal: a directory of its own") from None
     # Some parallel file systems are mounted without locks.
     except OSError as error:
-        text = f"warning: {workdir} cannot be locked ({error.strerror}): nothing stops a second run from writing to it"
-        console.print(text, style="yellow", highlight=False, markup=False)
+        text = f"{workdir} cannot be locked ({error.strerror}): nothing stops a second run from writing to it"
+        warn(text)
     mark = uuid.uuid4().hex
     lock.truncate(0)
     lock.write(mark)

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import jax
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from configs.errors import UserError
@@ -11,13 +9,13 @@ from configs.schema import build
 from model.adapt import Adaptation, adapt, merge
 from model.config import ModelConfig
 from model.heads import Objective, language_model
-from model.sharding import parameter_shardings
 from model.transformer import Params
 from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR
 from train.checkpoint.restore import restore_params
 from train.run.record import RunRecord, read_record
 from train.settings import LossSettings
 from train.tasks.task import load
+from train.trees import abstract_params
 
 
 def objective_of(record: RunRecord, model: ModelConfig, adapted: bool = True) -> Objective:
@@ -55,12 +53,8 @@ def load_params(
         UserError: see `checkpoint.restore_params`; or the run that holds the other groups is gone or another one.
     """
     record = read_record(directory)
-    boxed = jax.eval_shape(objective.init, jax.random.key(0))
-    shardings = parameter_shardings(boxed, mesh)
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.meta.unbox(boxed), shardings
-    )
-    groups = tuple(boxed) if groups is None else groups
+    abstract = abstract_params(objective, mesh)
+    groups = tuple(abstract) if groups is None else groups
     own = tuple(group for group in groups if group in objective.trained)
     other = tuple(group for group in groups if group not in own)
     params = restore_params(directory, abstract, mesh, own, checkpoint_dir_of(directory, record)) if own else {}

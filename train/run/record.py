@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +13,9 @@ from data.sources import Inventory, differences
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.config import EXECUTION_FIELDS, ModelConfig, architecture_difference
 from train.checkpoint.manager import saved_steps
-from train.console import console
+from train.console import warn
 from train.distributed.processes import is_process_zero, run_on_process_zero
+from train.files import write_atomically
 
 _VERSION = 2
 # Version 1 had these names in its config.
@@ -105,8 +105,8 @@ def _accept(workdir: Path, before: RunRecord, record: RunRecord) -> None:
         data_changes=[*before.data_changes, change],
     )
     _write(workdir, now)
-    text = f"warning: {workdir} goes on at step {step} with other data than before; run.json notes it"
-    console.print(text, style="yellow", highlight=False, markup=False)
+    text = f"{workdir} goes on at step {step} with other data than before; run.json notes it"
+    warn(text)
 
 
 def _write_if_new(workdir: Path, record: RunRecord, tokenizer: Tokenizer) -> bool:
@@ -120,9 +120,7 @@ def _write_if_new(workdir: Path, record: RunRecord, tokenizer: Tokenizer) -> boo
 
 def _write(workdir: Path, record: RunRecord) -> None:
     text = json.dumps({"version": _VERSION, **dataclasses.asdict(record)}, indent=1)
-    temporary = workdir / "run.json.tmp"
-    temporary.write_text(text)
-    os.replace(temporary, workdir / "run.json")
+    write_atomically(workdir / "run.json", text)
 
 
 def config_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

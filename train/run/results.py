@@ -1,12 +1,12 @@
 """`results.json`: what a run came to, in one JSON object to which training and evaluation add."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
+from train.files import write_atomically
 from train.run import goodput
 from train.run.history import read_records
 
@@ -22,9 +22,7 @@ def add_results(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     try:
         held = json.loads(path.read_text()) if path.exists() else {}
         change(held)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(held, indent=1))
-        os.replace(temporary, path)
+        write_atomically(path, json.dumps(held, indent=1))
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path} cannot be written: {error}") from None
 

@@ -1,13 +1,13 @@
 """The batches that a run passes over since it rolled back: `skipped_batches.json`, read by resuming and replaying."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
 from data.loader import Skipped, batch_number
 from train.distributed.processes import run_on_process_zero
+from train.files import write_atomically
 
 _NAME = "skipped_batches.json"
 _TRIES = 3  # roll-backs to one checkpoint: data that fails after each of them is not what is wrong
@@ -72,9 +72,4 @@ def _entries(path: Path) -> list[dict[str, int]]:
 
 
 def _write(path: Path, entries: list[dict[str, int]]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
-        json.dump({"version": 1, "roll_backs": entries}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps({"version": 1, "roll_backs": entries}, indent=1))

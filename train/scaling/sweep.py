@@ -8,20 +8,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from configs.errors import UserError
 from data.sources import read_rows
 from data.store import open_store
 from model.config import ModelConfig, model_config, training_flops_per_token
 from model.heads import language_model, parameter_count
-from train.console import console
+from train.console import say
 from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.pretraining import pretrain, token_store
 from train.run.record import config_changes, read_record
 from train.scaling.law import Analysis, Point
 from train.scaling.sizes import Config, ladder, overrides, scaled, size_for
 from train.settings import from_config
+from train.trees import boxed_params
 
 
 def sweep(
@@ -43,7 +42,7 @@ def sweep(
         one["data"]["path"] = str(store)
         directory = workdir / name
         if not _is_finished(directory, one, train.fingerprint):
-            console.print(f"scaling: run {number} of {len(configs)}: {directory}", highlight=False)
+            say(f"scaling: run {number} of {len(configs)}: {directory}")
             try:
                 pretrain(one, directory)
             except UserError as error:
@@ -93,7 +92,7 @@ def _parameters(model: ModelConfig) -> int:
     Small models are mostly embeddings, and to leave them out there bends the exponents: it is most of the way from
     Chinchilla's N ~ C^0.50 to Kaplan et al.'s N ~ C^0.73 (Pearce and Song 2024, arXiv:2406.12907).
     """
-    return parameter_count(jax.eval_shape(language_model(model).init, jax.random.key(0)))
+    return parameter_count(boxed_params(language_model(model)))
 
 
 def read_points(pattern: str) -> dict[str, Point]:
