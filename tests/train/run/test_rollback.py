@@ -94,5 +94,5 @@ def test_it_stops_by_default_and_names_the_step(tmp_path):
 
 
 def test_rolling_back_and_keeping_the_best_exclude_each_other():
-    with pytest.raises(UserError, match=r"config\.faults\.then is 'roll_back'"):
+    with pytest.raises(UserError, match=r"config\.faults\.on_divergence=.roll_back."):
         settings_of(**{"faults.on_divergence": "roll_back", "checkpoint.best": True})
