@@ -1,4 +1,4 @@
-"""What saving costs a run of 100 million parameters, and how fast it saves and restores beside the disk itself.
+"""Measures the cost and speed of saving and restoring a run of 100 million parameters, relative to the disk itself.
 
 python benchmarks/checkpointing.py --directory=runs/checkpointing --minutes=3
 """
@@ -24,6 +24,7 @@ from model.config import ModelConfig, model_config
 from model.heads import language_model, parameter_count
 from train.checkpoint.manager import open_manager
 from train.checkpoint.restore import restore_before
+from train.checkpoint.save import save
 from train.distributed.mesh import single_device_mesh
 from train.job import Job
 from train.loop import fit
@@ -50,7 +51,7 @@ def _settings(steps: int, minutes: float) -> Settings:
 
 
 def _seconds(model: ModelConfig, workdir: Path, steps: int, minutes: float) -> tuple[float, float, int]:
-    """Returns (seconds of the steps after the first two, those of them that saving held up, saves)."""
+    """Returns (seconds of the steps after the first two, seconds of them spent waiting for a save, number of saves)."""
     rng = np.random.default_rng(0)
     rows = PackedRows(store_from_documents([rng.integers(3, 32_000, 5000).tolist() for _ in range(200)]), 128)
     job = Job("run", language_model(model), rows, lambda params: {"loss": 0.0}, None, (), 1.0)
@@ -61,7 +62,7 @@ def _seconds(model: ModelConfig, workdir: Path, steps: int, minutes: float) -> t
         fit(job, _settings(steps, minutes), mesh, workdir)
     records = read_records(workdir)
     stamps = {r["step"]: r["seconds"] for r in records if r["phase"] == "train"}
-    # The last save ends the run and is waited for; what it took is no stall.
+    # The last save ends the run, which waits for it; that wait does not count as a stall.
     parts = [r["parts"]["checkpoint"] for r in records if r["phase"] == "goodput"]
     return stamps[steps] - stamps[2], parts[-2] - parts[0], len(parts) - 2
 
@@ -72,8 +73,8 @@ def _stall(model: ModelConfig, workdir: Path, minutes: float) -> None:
     plain, _, _ = _seconds(model, workdir, steps, 0.0)
     saving, stalled, saves = _seconds(model, workdir, steps, 1.0)
     print(
-        f"{steps} steps: {plain:.1f} s without a save, {saving:.1f} s with {saves}, one a minute: "
-        f"{saving / plain - 1:+.1%}; the loop stood still for {stalled:.2f} s, {stalled / saving:.2%}",
+        f"{steps} steps: {plain:.1f} s without a save, {saving:.1f} s with {saves} saves, one per minute: "
+        f"{saving / plain - 1:+.1%}; the loop waited {stalled:.2f} s, {stalled / saving:.2%}",
         flush=True,
     )
 
@@ -85,7 +86,7 @@ def _timed(action: Callable[[], object]) -> float:
 
 
 def _write(path: Path, chunks: int, block: mmap.mmap, flags: int) -> None:
-    """Writes and syncs; with O_DIRECT past the page cache, from memory that is aligned as that needs."""
+    """Writes and syncs a file; with O_DIRECT past the page cache, which needs aligned memory such as a mmap."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flags)
     for _ in range(chunks):
         os.writev(file, [block])
@@ -94,7 +95,7 @@ def _write(path: Path, chunks: int, block: mmap.mmap, flags: int) -> None:
 
 
 def _read(path: Path, blocks: Iterable[mmap.mmap | memoryview]) -> None:
-    """Reads past the page cache, a block after the other."""
+    """Reads a file past the page cache, one block after another."""
     file = os.open(path, os.O_RDONLY | os.O_DIRECT)
     for block in blocks:
         os.readv(file, [block])
@@ -102,13 +103,13 @@ def _read(path: Path, blocks: Iterable[mmap.mmap | memoryview]) -> None:
 
 
 def _read_into_new(path: Path, chunks: int) -> None:
-    """Reads into memory that nobody has touched, as that of a state is."""
+    """Reads a file into newly allocated memory, as restoring a state does."""
     with mmap.mmap(-1, chunks * _CHUNK) as memory, memoryview(memory) as view:
         _read(path, (view[at * _CHUNK : (at + 1) * _CHUNK] for at in range(chunks)))
 
 
 def _forget(directory: Path) -> None:
-    """Drops a directory's files from the page cache."""
+    """Removes a directory's files from the page cache."""
     os.sync()
     for path in directory.rglob("*"):
         if path.is_file():
@@ -126,12 +127,12 @@ def _speeds(model: ModelConfig, workdir: Path, rounds: int) -> None:
         block = mmap.mmap(-1, _CHUNK)
         block.write(np.random.default_rng(0).bytes(_CHUNK))
 
-        def save() -> None:
+        def save_state() -> None:
             with open_manager(workdir / "run", 1) as manager:
                 save(manager, state, mesh)
             os.sync()
 
-        def restore() -> TrainState:
+        def restore_state() -> TrainState:
             found = restore_before(workdir / "run", 10, program.state, mesh)
             assert found is not None
             return jax.block_until_ready(found)
@@ -140,19 +141,19 @@ def _speeds(model: ModelConfig, workdir: Path, rounds: int) -> None:
         writing = {
             "disk": lambda: _write(raw, chunks, block, os.O_DIRECT),
             "page cache": lambda: _write(workdir / "cached", chunks, block, 0),
-            "save": save,
+            "save": save_state,
         }
         reading = {
             "disk": lambda: _read(raw, [block] * chunks),
             "new memory": lambda: _read_into_new(raw, chunks),
-            "restore": restore,
+            "restore": restore_state,
         }
         for actions in (writing, reading):
             _report(_rounds(workdir, actions, rounds), size)
 
 
 def _rounds(workdir: Path, actions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Returns seconds of each action, a round after the other; each begins rested and is first as often as last."""
+    """Returns the seconds of each action by round. The order rotates, and the disk rests before each action."""
     times: dict[str, list[float]] = {name: [] for name in actions}
     order = deque(actions)
     for _ in range(rounds + 1):
@@ -164,7 +165,7 @@ def _rounds(workdir: Path, actions: dict[str, Callable[[], object]], rounds: int
             _forget(workdir)
             time.sleep(_REST)
             times[name].append(_timed(actions[name]))
-    # The first compiles the checksums.
+    # The first round compiles the checksums.
     return {name: found[1:] for name, found in times.items()}
 
 
@@ -173,16 +174,20 @@ def _report(times: dict[str, list[float]], size: int) -> None:
     shown = (f"{name} {size / 1e9 / statistics.median(found):.2f}" for name, found in times.items())
     print(f"{size / 1e9:.2f} GB, medians in GB/s: {', '.join(shown)}")
     for name in list(times)[:-1]:
-        # Others use a rented disk too: what counts is how both fared in the same round.
+        # A rented disk is shared and its speed varies, so ratios are taken within a round.
         ratios = sorted(raw / own for raw, own in zip(times[name], times[ours], strict=True))
         print(f"{ours} / {name}: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})", flush=True)
 
 
 def main() -> None:
-    """Prints what saving costs and how fast it is."""
+    """Prints the speed of saving and restoring, and the time that saving costs a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", required=True, help="on the disk that is measured; what is there is deleted")
-    parser.add_argument("--minutes", type=float, default=3.0, help="of training, without saves and with; 0: none")
+    parser.add_argument(
+        "--directory", required=True, help="a directory on the disk to measure; its contents are deleted"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=3.0, help="minutes to train without saves, and again with saves; 0: skip"
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--layers", type=int, default=23)
     arguments = parser.parse_args()

@@ -1,7 +1,8 @@
-"""Memory and compile time of a train step beside MaxText, both ahead of time for a TPU slice that is not there.
+"""Compares memory and compile time of a train step with MaxText's, compiled ahead of time for a TPU slice.
 
-The same numbers are held: fsdp over all chips, 2,048 tokens, one row a chip, float32 parameters and Adam moments,
-bfloat16 compute, full rematerialisation. One after the other on the same machine, each as its own command.
+Both programs use the same setting: fsdp over all chips, 2,048 tokens, one row per chip, float32 parameters and Adam
+moments, bfloat16 compute, full rematerialization. They run one after the other on the same machine, each as its own
+command. No TPU is needed.
 
   python3.12 -m venv MT && MT/bin/pip install 'maxtext[tpu]==0.2.5'
   python benchmarks/maxtext.py --maxtext_python=MT/bin/python
@@ -17,9 +18,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Ours -> MaxText's.
+# Our name of a model -> MaxText's.
 MODELS = {"llama2_7b": "llama2-7b", "llama3_8b": "llama3-8b", "gemma2_2b": "gemma2-2b", "qwen3_0_6b": "qwen3-0.6b"}
-# Its command prints XLA's memory analysis without the peak, so that is printed after it.
+# MaxText's command prints XLA's memory analysis without the peak, so this prints the peak after it.
 WITH_PEAK = """
 import runpy, jax
 analysis = jax.stages.Compiled.memory_analysis
@@ -30,7 +31,7 @@ def with_peak(compiled):
 jax.stages.Compiled.memory_analysis = with_peak
 runpy.run_module("maxtext.trainers.pre_train.train_compile", run_name="__main__")
 """
-# Keeps libtpu quiet and lets two processes load it.
+# Disables libtpu's logs and lets two processes load it.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-16",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_LOG_DIR": "disabled",
@@ -38,7 +39,7 @@ ENVIRONMENT = {
 
 
 def run(command: list[str], cwd: Path) -> tuple[str, float]:
-    """Returns (what a command printed, its wall seconds)."""
+    """Returns (stdout, wall seconds) of a command; exits if it fails."""
     start = time.perf_counter()
     done = subprocess.run(command, cwd=cwd, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -47,7 +48,7 @@ def run(command: list[str], cwd: Path) -> tuple[str, float]:
 
 
 def maxtext(python: str, model: str, topology: str, chips: int, folder: Path) -> tuple[float, float]:
-    """Returns (peak bytes a chip, wall seconds) of MaxText's own compile command."""
+    """Returns (peak bytes per chip, wall seconds) of MaxText's own compile command."""
     out, seconds = run(
         [
             python, "-c", WITH_PEAK, f"compile_topology={topology}",
@@ -61,7 +62,7 @@ def maxtext(python: str, model: str, topology: str, chips: int, folder: Path) ->
 
 
 def rootstock(model: str, topology: str, chips: int) -> tuple[float, float]:
-    """Returns (peak bytes a chip, wall seconds) of `rootstock plan`."""
+    """Returns (peak bytes per chip, wall seconds) of `rootstock plan`."""
     out, seconds = run(
         [
             sys.executable, "-m", "train", "plan",
@@ -74,15 +75,17 @@ def rootstock(model: str, topology: str, chips: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Prints a row a model."""
+    """Prints one row per model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--maxtext_python", required=True, help="Python with maxtext[tpu]")
-    parser.add_argument("--models", default="llama2_7b,llama3_8b,gemma2_2b", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--maxtext_python", required=True, help="a Python with maxtext[tpu]")
+    parser.add_argument(
+        "--models", default="llama2_7b,llama3_8b,gemma2_2b", help=f"comma-separated, from {', '.join(MODELS)}"
+    )
     parser.add_argument("--topology", default="v5e-16")
-    parser.add_argument("--folder", default=".", help="where MaxText may write")
+    parser.add_argument("--folder", default=".", help="directory for MaxText's output")
     arguments = parser.parse_args()
     chips = int(arguments.topology.rpartition("-")[2])
-    print("model, peak GB a chip: MaxText, Rootstock, ratio; seconds of the command: MaxText, Rootstock, ratio")
+    print("model, peak GB per chip: MaxText, Rootstock, ratio; seconds of the command: MaxText, Rootstock, ratio")
     for model in arguments.models.split(","):
         theirs = maxtext(arguments.maxtext_python, model, arguments.topology, chips, Path(arguments.folder).absolute())
         ours = rootstock(model, arguments.topology, chips)

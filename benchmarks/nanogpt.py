@@ -1,14 +1,14 @@
-"""Rootstock beside nanoGPT in one run: tiny-shakespeare by characters, the CPU budget of nanoGPT's README.
+"""Compares Rootstock with nanoGPT: tiny-shakespeare by character, with the CPU budget of nanoGPT's README.
 
   git clone https://github.com/karpathy/nanoGPT
   python benchmarks/nanogpt.py --nanogpt=nanoGPT --torch_python=VENV/bin/python --text=input.txt
 
-Both train as many steps of as many characters on the first 90 % of the text, with their own recipes, one
-after the other on the same cores. Both are scored on the whole of the last 10 %, in consecutive rows of 64
-characters; Rootstock also predicts its first character and the end of the text. Both clocks run from the start
-of the process to its last step: Rootstock's with tokenizing and compiling, nanoGPT's after its data is prepared
-and with its own evaluations on the way. Nothing else should use the cores meanwhile.
-The checkout you give stays as it is; a copy of it runs.
+Both programs train for the same number of steps and characters on the first 90 % of the text, each with its own
+recipe, one after the other on the same cores. Both are scored on all of the last 10 %, in consecutive rows of 64
+characters; Rootstock also predicts the first character and the end of the text. Both clocks run from the start of the
+process to its last step. Rootstock's time includes tokenization and compilation; nanoGPT's excludes the preparation of
+its data and includes its own evaluations. Nothing else should use the cores during the run. nanoGPT runs in a copy of
+the given checkout, which is not modified.
 """
 
 import argparse
@@ -26,11 +26,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# rich and torch are imported where they are used: this file is read by two Python environments.
+# rich and torch are imported where they are used, because two Python environments import this file.
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 64
-# The command of nanoGPT's README for a laptop; its 2,000 steps are --steps here.
+# The flags of the laptop command in nanoGPT's README, except its 2,000 steps, which are --steps here.
 README_FLAGS = (
     "--device=cpu",
     "--compile=False",
@@ -43,7 +43,7 @@ README_FLAGS = (
     "--n_embd=128",
     "--dropout=0.0",
 )
-# Of nanoGPT's config/train_shakespeare_char.py.
+# Values from nanoGPT's config/train_shakespeare_char.py.
 EVAL_INTERVAL = 250
 WARMUP = 100
 DATASET = Path("data/shakespeare_char")
@@ -51,7 +51,7 @@ CHECKPOINT = Path("out-shakespeare-char/ckpt.pt")
 
 
 class BenchmarkError(Exception):
-    """What went wrong, in one line."""
+    """A failure of the benchmark, described in one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +59,14 @@ class Result:
     """One side of the comparison.
 
     Attributes:
-        name: of the code base.
-        loss: nats a character over the whole validation part.
-        targets: characters that the loss is a mean of.
-        step: step of the parameters that were scored.
-        parameters: unique, position tables included.
-        seconds: wall time of training; see the module for where each clock stops.
-        disturbed: whether other programs slowed it down on the way.
-        note: what else the side reported.
+        name: name of the program.
+        loss: nats per character over the whole validation part.
+        targets: number of characters in the loss.
+        step: training step of the parameters that were scored.
+        parameters: number of unique parameters, position tables included.
+        seconds: wall time of training; the module docstring says where each clock starts and stops.
+        disturbed: whether other programs slowed it down.
+        note: a further figure that the program reported.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Result:
 
 
 def main() -> None:
-    """Trains both, prints a table, the verdict and one line of JSON."""
+    """Trains both models and prints a table, a verdict and one line of JSON."""
     arguments = parse_arguments()
     busy = is_busy()
     try:
@@ -108,34 +108,34 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--torch_python", required=True, help="a Python with torch and numpy, for nanoGPT")
     parser.add_argument("--text", type=Path, required=True, help="tiny-shakespeare's input.txt")
-    parser.add_argument("--steps", type=int, default=2000, help="of both (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2000, help="training steps of both (default: %(default)s)")
     parser.add_argument("--only", choices=("nanogpt", "rootstock"), default="", help="run one side alone")
     parser.add_argument("--keep", default="", help="a new directory to keep both runs in")
     arguments = parser.parse_args()
     if not (arguments.nanogpt / "train.py").is_file():
-        parser.error(f"--nanogpt={arguments.nanogpt}: no train.py there; legal: a checkout of nanoGPT")
+        parser.error(f"--nanogpt={arguments.nanogpt} contains no train.py; expected a checkout of nanoGPT")
     if not arguments.text.is_file():
-        parser.error(f"--text={arguments.text}: no such file")
+        parser.error(f"--text={arguments.text} does not exist")
     if not shutil.which(arguments.torch_python):
-        parser.error(f"--torch_python={arguments.torch_python}: no such program")
+        parser.error(f"--torch_python={arguments.torch_python} is not an executable")
     if arguments.steps <= WARMUP:
-        parser.error(f"--steps={arguments.steps}; legal: above {WARMUP}, the steps in which nanoGPT warms up")
+        parser.error(f"--steps={arguments.steps} must be greater than {WARMUP}, nanoGPT's warm-up steps")
     return arguments
 
 
 def run_nanogpt(arguments: argparse.Namespace, work: Path) -> Result:
-    """Returns nanoGPT's side: trains in a copy of the checkout and scores the checkpoint it kept."""
+    """Returns nanoGPT's result: trains in a copy of the checkout and scores the saved checkpoint."""
     leave = shutil.ignore_patterns(".git", "out*", "*.bin", "*.pkl")
     shutil.copytree(arguments.nanogpt, work, ignore=leave)
     shutil.copyfile(arguments.text, work / DATASET / "input.txt")
-    # prepare.py needs requests only for the download that the line above spares.
+    # prepare.py imports requests for a download that the line above makes unnecessary.
     (work / DATASET / "requests.py").write_text("")
-    # Not resolved: the link's own place is what makes an interpreter that of a virtual environment.
+    # Symbolic links are not resolved: the path of the link selects the virtual environment.
     python = os.path.abspath(str(shutil.which(arguments.torch_python)))
     run([python, str(DATASET / "prepare.py")], work)
 
     steps = arguments.steps
-    # nanoGPT saves only where it evaluates: the last step has to be such a place.
+    # nanoGPT saves only when it evaluates, so the last step must evaluate.
     interval = EVAL_INTERVAL if steps % EVAL_INTERVAL == 0 else steps
     length = [f"--max_iters={steps}", f"--lr_decay_iters={steps}", f"--eval_interval={interval}"]
     iteration = re.compile(r"iter (\d+): loss \S+ time ([\d.]+)ms")
@@ -155,48 +155,48 @@ def run_nanogpt(arguments: argparse.Namespace, work: Path) -> Result:
     start = time.perf_counter()
     run([python, "train.py", "config/train_shakespeare_char.py", *README_FLAGS, *length], work, watch)
     if steps not in ended or not (work / CHECKPOINT).is_file():
-        raise BenchmarkError(f"nanoGPT's train.py ended without step {steps} or without {CHECKPOINT}")
-    # The time of a step that evaluates holds the evaluation too.
+        raise BenchmarkError(f"nanoGPT's train.py did not reach step {steps} or did not write {CHECKPOINT}")
+    # The time of a step that evaluates includes the evaluation.
     disturbed = is_disturbed([ms for step, ms in milliseconds.items() if step not in own_losses])
     script = "from nanogpt import score_checkpoint; score_checkpoint()"
     score = json.loads(run([python, "-c", script], work, path=Path(__file__).resolve().parent)[-1])
     own = own_losses[score["step"]]
-    note = f"its own estimate, {own:.4f} at step {score['step']}, is of 20 random batches"
+    note = f"its own estimate from 20 random batches is {own:.4f} at step {score['step']}"
     return Result("nanoGPT", **score, seconds=ended[steps] - start, disturbed=disturbed, note=note)
 
 
 def is_busy() -> bool:
-    """Returns whether other programs use the cores already, and warns of it.
+    """Returns whether other programs are using the cores, and prints a warning if so.
 
-    PyTorch's threads wait for each other busily: sharing the cores slows nanoGPT down many times over,
-    Rootstock much less, and a ratio of such times says nothing.
+    PyTorch's threads spin while they wait, so shared cores slow nanoGPT down many times more than Rootstock, and the
+    ratio of the two times is meaningless.
     """
     load = os.getloadavg()[0]
     busy = load > 0.25 * (os.cpu_count() or 1)
     if busy:
-        print(f"warning: other programs use the cores (load {load:.1f})", file=sys.stderr)
+        print(f"warning: other programs are using the cores (load {load:.1f})", file=sys.stderr)
     return busy
 
 
 def is_disturbed(milliseconds: list[float]) -> bool:
-    """Returns whether some of nanoGPT's steps took far longer than most, and warns of it."""
+    """Returns whether some of nanoGPT's steps took far longer than most, and prints a warning if so."""
     mean, median = statistics.fmean(milliseconds), statistics.median(milliseconds)
     disturbed = mean > 1.5 * median
     if disturbed:
-        message = f"nanoGPT's steps took {mean:.0f} ms on average and {median:.0f} ms in the median"
-        print(f"warning: {message}: something else used the cores", file=sys.stderr)
+        message = f"nanoGPT's steps took {mean:.0f} ms in the mean and {median:.0f} ms in the median"
+        print(f"warning: {message}: other programs used the cores", file=sys.stderr)
     return disturbed
 
 
 def score_checkpoint() -> None:
-    """Prints as JSON the mean loss of nanoGPT's checkpoint over the whole of val.bin, its step and its size.
+    """Prints the loss of nanoGPT's checkpoint over all of val.bin, its step and number of parameters, as JSON.
 
-    Runs inside the copied checkout, under the Python that has torch.
+    Runs inside the copied checkout, with the Python that has torch.
     """
     import numpy as np
     import torch
 
-    # The checkout's own modules, first on sys.path there.
+    # `model` is the checkout's module, which is first on sys.path there.
     from model import GPT, GPTConfig
 
     checkpoint = torch.load(CHECKPOINT, map_location="cpu")
@@ -204,7 +204,7 @@ def score_checkpoint() -> None:
         model = GPT(GPTConfig(**checkpoint["model_args"])).eval()
     model.load_state_dict(checkpoint["model"])
     ids = torch.from_numpy(np.fromfile(DATASET / "val.bin", np.uint16).astype(np.int64))
-    # What the rows of 64 leave over is one shorter row, so that every character but the first counts.
+    # The remainder after the rows of 64 is one shorter row, so that every character but the first is predicted.
     count = len(ids) - 1
     whole = count // BLOCK * BLOCK
     x_rows, y_rows = ids[:whole].view(-1, BLOCK), ids[1 : whole + 1].view(-1, BLOCK)
@@ -225,7 +225,7 @@ def score_checkpoint() -> None:
 
 
 def run_rootstock(arguments: argparse.Namespace, work: Path) -> Result:
-    """Returns Rootstock's side: the whole process of one `rootstock pretrain`, and its last evaluation."""
+    """Returns Rootstock's result: runs one `rootstock pretrain` and reads its last evaluation."""
     command = [
         *(sys.executable, "-m", "train", "pretrain", "--config=configs/pretrain/shakespeare_char.py"),
         f"--workdir={work.resolve()}",
@@ -262,21 +262,21 @@ def run(
     watch: Callable[[str], None] = lambda line: None,
     path: Path | None = None,
 ) -> list[str]:
-    """Returns the lines a program printed, each handed to `watch` as it comes.
+    """Returns the lines that a program printed.
 
     Args:
         command: program and arguments.
-        directory: where it runs.
-        watch: called with each line of stdout and stderr.
-        path: a directory that Python may import from besides its own.
+        directory: working directory.
+        watch: called with each line of stdout and stderr as it is printed.
+        path: an additional directory for Python to import from.
 
     Raises:
-        BenchmarkError: the program failed; the end of its output is in the message.
+        BenchmarkError: the program failed; the message contains the end of its output.
     """
     environment = os.environ | {
         "PYTHONUNBUFFERED": "1",
         "PYTHONUTF8": "1",
-        # A cache of compiled programs from an earlier run would flatter Rootstock.
+        # A compilation cache from an earlier run would shorten Rootstock's time.
         "JAX_ENABLE_COMPILATION_CACHE": "false",
     }
     if path is not None:
@@ -294,12 +294,12 @@ def run(
 
 
 def report(results: list[Result], steps: int, busy: bool) -> None:
-    """Prints the table, the verdict and one line of JSON."""
+    """Prints a table, a verdict and one line of JSON."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
-    table = Table(title=f"tiny-shakespeare by characters, CPU, {steps:,} steps of 12 rows of {BLOCK}")
+    table = Table(title=f"tiny-shakespeare by character, CPU, {steps:,} steps of 12 rows of {BLOCK}")
     table.add_column("")
     for heading in ("nats/character", "wall seconds", "parameters", "step", "characters"):
         table.add_column(heading, justify="right")
@@ -307,7 +307,7 @@ def report(results: list[Result], steps: int, busy: bool) -> None:
         counts = [f"{number:,}" for number in (r.parameters, r.step, r.targets)]
         table.add_row(r.name, f"{r.loss:.4f}", f"{r.seconds:.1f}", *counts)
     console.print(table)
-    console.print("step: of the parameters scored; characters: that the loss is a mean of", soft_wrap=True)
+    console.print("step: of the scored parameters; characters: number of characters in the loss", soft_wrap=True)
     for r in results:
         console.print(f"{r.name}: {r.note}", soft_wrap=True)
     if len(results) == 2:
@@ -317,14 +317,14 @@ def report(results: list[Result], steps: int, busy: bool) -> None:
 
 
 def verdict(theirs: Result, ours: Result, busy: bool) -> str:
-    """Returns who won loss and time, and by how much; nobody wins the time where other programs took part."""
+    """Returns a sentence with the lower loss and the shorter time; no time verdict if other programs used the cores."""
     better = ours if ours.loss < theirs.loss else theirs
     faster = ours if ours.seconds < theirs.seconds else theirs
     loss = f"{better.name} has the lower loss, by {abs(ours.loss - theirs.loss):.4f} nats"
     clock = f"Rootstock took {ours.seconds / theirs.seconds:.2f} times nanoGPT's time"
     if busy or theirs.disturbed:
-        return f"{loss}. {clock}, but other programs used the cores: no verdict on time."
-    winner = f"{better.name} wins both" if better is faster else "one win each"
+        return f"{loss}. {clock}, but other programs used the cores, so the times cannot be compared."
+    winner = f"{better.name} is better in both" if better is faster else "each is better in one"
     return f"{loss}. {clock}: {faster.name} is faster. {winner}."
 
 

@@ -1,12 +1,12 @@
-"""The baseline a user would otherwise pick for labelled text: TF-IDF and a linear SVM, on the CPU in seconds.
+"""The usual baseline for labeled text: TF-IDF and a linear SVM, trained in seconds on the CPU.
 
   python benchmarks/tfidf_svm.py --train=train.jsonl --test=test.jsonl
   python benchmarks/tfidf_svm.py --data=all.jsonl --test_fraction=0.2 --seed=0
 
-Words and pairs of words, and pieces of 2 to 5 characters, weighted by TF-IDF with a logarithmic term
-frequency, into scikit-learn's LinearSVC. Rows whose text was seen before are dropped before a split. Prints
-accuracy and macro-F1 with 95 % intervals of a percentile bootstrap over the test rows, for people and as one
-line of JSON.
+The features are words, pairs of words, and character n-grams of length 2 to 5, weighted by TF-IDF with a logarithmic
+term frequency; the classifier is scikit-learn's LinearSVC. Duplicate texts are dropped before a split. The program
+prints accuracy and macro-F1 with 95 % percentile-bootstrap intervals over the test rows, as text and as one line of
+JSON.
 """
 
 import argparse
@@ -24,11 +24,11 @@ Row = tuple[str, str]
 
 
 class InputError(Exception):
-    """A wrong input, in one line."""
+    """An invalid input, described in one line."""
 
 
 def main() -> None:
-    """Trains, scores and prints."""
+    """Trains the model, scores it and prints the results."""
     arguments = parse_arguments()
     fields = (arguments.text_field, arguments.label_field)
     try:
@@ -39,7 +39,7 @@ def main() -> None:
             train, test = read(arguments.train, *fields), read(arguments.test, *fields)
         if len({label for _, label in train}) < 2 or not test:
             found = f"{len(train)} training and {len(test)} test rows"
-            raise InputError(f"{found}; legal: two labels to train on and a row to test")
+            raise InputError(f"{found}; expected at least two labels to train on and one row to test")
     except (InputError, OSError) as error:
         sys.exit(f"tfidf_svm.py: error: {error}")
 
@@ -62,7 +62,7 @@ def main() -> None:
     }
     print(f"{len(train):,} training and {len(test):,} test rows, {len(names)} labels, {seconds:.1f} s")
     if overlap:
-        print(f"warning: {overlap:,} texts of the test rows are in the training rows too")
+        print(f"warning: {overlap:,} texts of the test rows are also in the training rows")
     for name in ("accuracy", "macro_f1"):
         low, high = result[f"{name}_interval"]
         print(f"{name}: {result[name]:.4f} (95 %: {low:.4f} to {high:.4f})")
@@ -74,22 +74,26 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--train", type=Path, help="labelled JSONL to train on; with --test")
-    parser.add_argument("--test", type=Path, help="labelled JSONL to score")
-    parser.add_argument("--data", type=Path, help="labelled JSONL to split, instead of --train and --test")
-    parser.add_argument("--test_fraction", type=float, default=0.2, help="of --data (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="split, SVM, bootstrap (default: %(default)s)")
-    parser.add_argument("--text_field", default="text", help="JSON field (default: %(default)s)")
-    parser.add_argument("--label_field", default="label", help="JSON field (default: %(default)s)")
-    parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--train", type=Path, help="labeled JSONL to train on; with --test")
+    parser.add_argument("--test", type=Path, help="labeled JSONL to score")
+    parser.add_argument("--data", type=Path, help="labeled JSONL to split, instead of --train and --test")
+    parser.add_argument(
+        "--test_fraction", type=float, default=0.2, help="part of --data to hold out (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the split, the SVM and the bootstrap (default: %(default)s)"
+    )
+    parser.add_argument("--text_field", default="text", help="JSON field of the text (default: %(default)s)")
+    parser.add_argument("--label_field", default="label", help="JSON field of the label (default: %(default)s)")
+    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples (default: %(default)s)")
     arguments = parser.parse_args()
     given = [name for name in ("train", "test", "data") if getattr(arguments, name)]
     if given not in (["data"], ["train", "test"]):
-        parser.error("legal: --train=FILE --test=FILE, or --data=FILE")
+        parser.error("expected --train=FILE and --test=FILE, or --data=FILE alone")
     if not 0 < arguments.test_fraction < 1:
-        parser.error(f"--test_fraction={arguments.test_fraction}; legal: between 0 and 1")
+        parser.error(f"--test_fraction={arguments.test_fraction} must be between 0 and 1")
     if arguments.resamples < 1:
-        parser.error(f"--resamples={arguments.resamples}; legal: at least 1")
+        parser.error(f"--resamples={arguments.resamples} must be at least 1")
     return arguments
 
 
@@ -97,7 +101,7 @@ def read(path: Path, text_field: str, label_field: str) -> list[Row]:
     """Returns (text, label) of each line.
 
     Raises:
-        InputError: a line that is no JSON object with both fields, the text a string.
+        InputError: a line is not a JSON object with both fields, or its text is not a string.
     """
     rows = []
     with path.open(encoding="utf-8") as file:
@@ -111,13 +115,13 @@ def read(path: Path, text_field: str, label_field: str) -> list[Row]:
                 text, label = None, None
             if not isinstance(text, str) or label is None:
                 wanted = f"a JSON object with {text_field!r} (a string) and {label_field!r}"
-                raise InputError(f"{path}, line {number}: not {wanted}")
+                raise InputError(f"{path}, line {number}: expected {wanted}")
             rows.append((text, str(label)))
     return rows
 
 
 def deduplicate(rows: list[Row]) -> list[Row]:
-    """Returns the first row of each text, compared without surrounding space."""
+    """Returns the first row of each distinct text; surrounding white space is ignored."""
     first: dict[str, Row] = {}
     for text, label in rows:
         first.setdefault(text.strip(), (text, label))
@@ -154,14 +158,14 @@ def scores(
 
 
 def accuracy(truth: np.ndarray, predicted: np.ndarray, num_labels: int) -> float:
-    """Returns the part of the rows that are right."""
+    """Returns the fraction of rows with the correct label."""
     return float((truth == predicted).mean())
 
 
 def macro_f1(truth: np.ndarray, predicted: np.ndarray, num_labels: int) -> float:
-    """Returns the mean F1 of the labels that occur among the true or the predicted ones."""
+    """Returns the mean F1 over the labels that occur among the true or the predicted labels."""
     right = np.bincount(truth[truth == predicted], minlength=num_labels)
-    # F1 = 2 TP / (2 TP + FP + FN): the denominator counts the label among the true plus among the predicted.
+    # F1 = 2 TP / (2 TP + FP + FN), and the denominator is the number of true plus the number of predicted labels.
     occurrences = np.bincount(truth, minlength=num_labels) + np.bincount(predicted, minlength=num_labels)
     present = occurrences > 0
     return float((2 * right[present] / occurrences[present]).mean())

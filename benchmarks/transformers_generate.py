@@ -1,7 +1,7 @@
-"""Tokens a second of greedy generation beside transformers' `generate`, float32 on the same cores, turn by turn.
+"""Compares greedy generation with transformers' `generate`: tokens per second, float32, alternating on the same cores.
 
 python -m venv HF && HF/bin/pip install torch==2.13.0 transformers
-rootstock import-hf MODEL --output=runs/model
+rootstock import-hf MODEL --workdir=runs/model
 python benchmarks/transformers_generate.py --model=MODEL --run=runs/model --peer_python=HF/bin/python
 """
 
@@ -21,7 +21,7 @@ from train.run.parameters import load_merged_params
 from train.run.record import read_record
 
 PROMPT, NEW = 16, 64
-# Reads a batch size a line and answers with the seconds of one call; the first call of a size warms up.
+# Reads one batch size per line and prints the seconds of one call; the first call of each size is a warm-up.
 PEER = """
 import sys, time, torch
 from transformers import AutoModelForCausalLM
@@ -38,10 +38,10 @@ for line in sys.stdin:
 
 
 def main() -> None:
-    """Prints a line a batch size: the medians of both and their ratio."""
+    """Prints one line per batch size: both medians and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="directory of the model in Hugging Face's format")
-    parser.add_argument("--run", required=True, help="the same model after import-hf")
+    parser.add_argument("--model", required=True, help="directory of a Hugging Face model")
+    parser.add_argument("--run", required=True, help="run directory of the same model, from import-hf")
     parser.add_argument("--peer_python", required=True, help="a Python with torch and transformers")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=3)

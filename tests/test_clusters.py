@@ -1,4 +1,4 @@
-"""The cluster scripts, as far as a machine without a cluster can try them; the documents' command lines are real."""
+"""Tests of the cluster scripts and the commands in docs/clusters.md, with stand-ins for `gcloud` and `srun`."""
 
 import importlib
 import json
@@ -22,7 +22,7 @@ SLICE = {
     "TPU_NAME": "slice", "ZONE": "zone", "ACCELERATOR_TYPE": "v5litepod-16", "RUNTIME_VERSION": "v2-alpha-tpuv5-lite",
     "NFS": "10.0.0.2:/share",
 }  # fmt: skip
-# Stands for gcloud: notes its arguments, and runs what it is to run on a host in the working directory.
+# A stand-in for gcloud: records its arguments and runs the command for a host in the working directory.
 GCLOUD = f"""#!{sys.executable}
 import json, subprocess, sys
 with open("calls.jsonl", "a") as file:
@@ -31,7 +31,7 @@ for argument in sys.argv:
     if argument.startswith("--command=") and "nohup" in argument:
         subprocess.run(["bash", "-c", argument.removeprefix("--command=") + "; wait"], check=True)
 """
-# Stands for srun: two tasks on this machine, with the variables that Slurm sets.
+# A stand-in for srun: starts two tasks on this machine, with the variables that Slurm sets.
 SRUN = """#!/usr/bin/env bash
 while [[ "$1" == --* ]]; do shift; done
 export SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2
@@ -50,7 +50,7 @@ def container():
     return manifest()["Job"]["spec"]["template"]["spec"]["containers"][0]
 
 
-def test_every_documented_command_line_is_legal(monkeypatch):
+def test_documented_commands_are_valid(monkeypatch):
     monkeypatch.setattr(cli, "end", pytest.fail)
     page = (ROOT / "docs" / "clusters.md").read_text().replace("\\\n", " ")
     lines = re.findall(r"(?:rootstock|tpu_vm\.sh run|slurm\.sh) +(pretrain [^\n\"&]+)", page)
@@ -62,7 +62,7 @@ def test_every_documented_command_line_is_legal(monkeypatch):
         assert values.workdir and settings.data.path and settings.batch_size % 16 == 0
 
 
-def test_the_manifests_pods_find_each_other():
+def test_kubernetes_pods_find_process_zero():
     service, job = manifest()["Service"], manifest()["Job"]
     pods, environment = job["spec"]["template"]["spec"], {e["name"]: e for e in container()["env"]}
     assert service["spec"]["clusterIP"] == "None" and service["spec"]["selector"]["job-name"] == job["metadata"]["name"]
@@ -74,21 +74,21 @@ def test_the_manifests_pods_find_each_other():
 
 
 @pytest.mark.parametrize("script", sorted(CLUSTERS.glob("*.sh")), ids=lambda path: path.name)
-def test_scripts_parse(script):
+def test_cluster_script_is_valid_bash(script):
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", script], check=True)
 
 
-def put_program(path, text):
+def write_program(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(0o755)
 
 
 def tpu_script(directory, *arguments):
-    """Runs the script with stand-ins for gcloud and git; returns what it printed, and the calls."""
-    put_program(directory / "bin" / "gcloud", GCLOUD)
-    put_program(directory / "bin" / "git", "#!/bin/sh\n")
+    """Runs tpu_vm.sh with stand-ins for gcloud and git; returns (stdout, calls of gcloud)."""
+    write_program(directory / "bin" / "gcloud", GCLOUD)
+    write_program(directory / "bin" / "git", "#!/bin/sh\n")
     environment = os.environ | SLICE | {"PATH": f"{directory / 'bin'}:{os.environ['PATH']}", "TMPDIR": str(directory)}
     done = subprocess.run(
         [CLUSTERS / "tpu_vm.sh", *arguments], cwd=directory, env=environment, capture_output=True, text=True, check=True
@@ -107,7 +107,7 @@ def tpu_script(directory, *arguments):
         ("delete", ["delete slice --quiet"]),
     ],
 )  # fmt: skip
-def test_the_tpu_script_calls_gcloud(action, expected, tmp_path):
+def test_tpu_script_calls_gcloud(action, expected, tmp_path):
     printed, calls = tpu_script(tmp_path, "--dry-run", action)
     assert not calls and printed.count("gcloud compute tpus tpu-vm") == len(expected)
     _, calls = tpu_script(tmp_path, action)
@@ -119,8 +119,8 @@ def test_the_tpu_script_calls_gcloud(action, expected, tmp_path):
         subprocess.run(["bash", "-n", "-c", command], check=True)
 
 
-def test_the_tpu_script_hands_a_run_its_arguments_as_they_are(tmp_path):
-    put_program(tmp_path / "rootstock" / ".venv" / "bin" / "rootstock", '#!/bin/sh\nprintf "%s\\n" "$@"\n')
+def test_tpu_script_passes_arguments_to_rootstock_unchanged(tmp_path):
+    write_program(tmp_path / "rootstock" / ".venv" / "bin" / "rootstock", '#!/bin/sh\nprintf "%s\\n" "$@"\n')
     arguments = ["pretrain", "--config=a b.py", "--config.data.path=/shared/*.txt"]
     tpu_script(tmp_path, "run", *arguments)
     assert (tmp_path / "run.log").read_text().splitlines() == arguments
@@ -128,7 +128,7 @@ def test_the_tpu_script_hands_a_run_its_arguments_as_they_are(tmp_path):
 
 
 def free_job():
-    """A job number for which the port that JAX derives from it is free."""
+    """Returns a Slurm job number whose port, which JAX derives from the number, is free."""
     for job in range(4096):
         with socket.socket() as probe:
             if probe.connect_ex(("localhost", 61440 + job)):
@@ -136,9 +136,9 @@ def free_job():
     raise AssertionError("no port is free")
 
 
-def test_the_slurm_script_joins_its_tasks(tmp_path):
-    put_program(tmp_path / "bin" / "srun", SRUN)
-    put_program(tmp_path / "rootstock", f'#!/bin/sh\nexec "{sys.executable}" -m train "$@"\n')
+def test_slurm_script_starts_one_run_of_two_tasks(tmp_path):
+    write_program(tmp_path / "bin" / "srun", SRUN)
+    write_program(tmp_path / "rootstock", f'#!/bin/sh\nexec "{sys.executable}" -m train "$@"\n')
     (tmp_path / "text.txt").write_text("the cat sat on the mat\n" * 100)
     environment = os.environ | {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# A run on every host of a Cloud TPU slice, from your own machine. docs/clusters.md says how.
+# Starts a run on every host of a Cloud TPU slice from your own machine; see docs/clusters.md.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
 usage: tpu_vm.sh [--dry-run] create | setup | run ARGUMENTS | logs | stop | delete
 
-  create   the slice
-  setup    this checkout (what is committed) on all hosts, with Python 3.12 and JAX for TPU; mounts NFS, if given
-  run      rootstock ARGUMENTS on all hosts, in the background
-  logs     follows what the first host writes
-  stop     ends the run on all hosts
-  delete   the slice
+  create   create the slice
+  setup    install this checkout (HEAD) on all hosts, with Python 3.12 and JAX for TPU; mount NFS if it is set
+  run      run `rootstock ARGUMENTS` on all hosts, in the background
+  logs     follow the output of the first host
+  stop     stop the run on all hosts
+  delete   delete the slice
 
 --dry-run prints the commands instead of running them. Environment:
-  TPU_NAME, ZONE     of the slice
+  TPU_NAME, ZONE     name and zone of the slice
   ACCELERATOR_TYPE   create: v5litepod-16, v5p-32, v6e-16 ...
   RUNTIME_VERSION    create: v2-alpha-tpuv5-lite (v5e), v2-alpha-tpuv5 (v5p), v2-alpha-tpuv6e (v6e)
-  SPOT=1             create: cheaper, may be taken away
-  NFS=HOST:/EXPORT   setup: mounted at /shared on every host
+  SPOT=1             create: a spot slice, cheaper but may be preempted
+  NFS=HOST:/EXPORT   setup: mount this at /shared on every host
 TEXT
 }
 
@@ -48,7 +48,7 @@ case "$action" in
     archive="${TMPDIR:-/tmp}/rootstock.tar.gz"
     call git -C "$(dirname "$0")/../.." archive --format=tar.gz --output="$archive" HEAD
     tpu scp "$archive" "${TPU_NAME:?set TPU_NAME}:" --worker=all
-    # The images bring Python 3.10; uv brings its own.
+    # The images have Python 3.10; uv installs Python 3.12.
     on all 'mkdir -p rootstock && tar -xzf rootstock.tar.gz -C rootstock && cd rootstock &&
       python3 -m pip install --user --quiet uv && export PATH="$HOME/.local/bin:$PATH" &&
       uv venv --clear --python=3.12 .venv && uv pip install --python=.venv --editable ".[tpu,tasks]"'
