@@ -57,7 +57,7 @@ def test_documented_commands_are_valid(monkeypatch):
     commands = [shlex.split(line) for line in lines] + [container()["args"][1:]]
     assert len(commands) == 5
     for name, *arguments in commands:
-        values = cli.parse(name, importlib.import_module(f"train.{name}"), arguments)
+        values = cli.parse(name, importlib.import_module(f"train.commands.{name}"), arguments)
         settings = from_config(values.config.to_dict())
         assert values.workdir and settings.data.path and settings.batch_size % 16 == 0
 
