@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from model.sampling import Sampling, generate
+from model.sampling import Prompts, Sampling, advance, prefill
 from train.distributed.mesh import single_device_mesh
 from train.run.parameters import load_merged_params
 from train.run.record import read_record
@@ -64,9 +64,8 @@ def main() -> None:
             prompts = np.random.default_rng(0).integers(3, 4000, (batch, PROMPT)).astype(np.int32)
             lengths = np.full(batch, PROMPT, np.int32)
             start = time.perf_counter()
-            tokens = generate(
-                model, params, prompts, lengths, jax.random.key(0), Sampling(), max_new_tokens=NEW, eos_id=-1
-            )
+            state = prefill(model, params, Prompts(prompts, lengths), jax.random.key(0), Sampling(), max_new_tokens=NEW)
+            tokens, _ = advance(model, params, state, Sampling(), steps=NEW, eos_id=-1)
             jax.block_until_ready(tokens)
             return time.perf_counter() - start
 

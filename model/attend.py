@@ -1,8 +1,8 @@
-"""softmax(q k^T) v behind one switch: XLA everywhere, cuDNN's flash attention on GPU, Splash (Pallas) on TPU.
+"""Attention, softmax(q k^T) v, by one of three backends: XLA, cuDNN's flash attention (GPU) or Splash (Pallas, TPU).
 
-All three honour segments, sliding windows and grouped heads, and split the batch, the heads and the queries over the
+All three support segments, sliding windows and grouped heads, and split the batch, the heads and the queries over the
 mesh; keys and values are gathered over the `context` axis.
-B batch, T queries, S keys, N heads, K kv heads, G heads a kv head, H head dim.
+B batch, T queries, S keys, N heads, K kv heads, G heads per kv head, H head dim.
 """
 
 from collections.abc import Callable
@@ -10,16 +10,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs.errors import UserError
 from model.config import ModelConfig
 from model.context import Context, attention_mask
-from model.layers import compute_dtype, platform
+from model.dtypes import compute_dtype, platform
 from model.sharding import ACTIVATION_RULES, shards, spec
 
-_LANES = 128  # a TPU vector register's width: Splash's blocks are multiples of it
+_LANES = 128  # width of a TPU vector register; Splash's block sizes are multiples of it
 _LARGEST_BLOCK = 512
 _QUERIES = spec(("batch", "length", "heads", "activation"), ACTIVATION_RULES)
 _KEYS = spec(("batch", "activation", "heads", "activation"), ACTIVATION_RULES)
@@ -33,24 +32,24 @@ def attend(
     context: Context,
     window: int,
 ) -> jax.Array:
-    """Returns o_BTNH by `config.attention`.
+    """Returns o_BTNH, computed by the backend that `config.attention` selects.
 
     Args:
         config: the model.
         q_BTNH: queries.
         k_BSKH: keys.
         v_BSKH: values.
-        context: who may see whom.
-        window: of this layer in tokens; 0 is unlimited.
+        context: positions and segments, which define the mask.
+        window: sliding window of this layer in tokens; 0: no limit.
 
     Raises:
-        UserError: the implementation cannot run this model or this length.
+        UserError: the backend does not support this model or this length.
     """
-    implementation = _implementation(config, q_BTNH.shape[1])
-    if implementation == "splash":
+    backend = attention_backend(config, q_BTNH.shape[1])
+    if backend == "splash":
         return _splash(config, q_BTNH, k_BSKH, v_BSKH, context, window)
     mask_BTS = attention_mask(context, window)
-    if implementation == "cudnn":
+    if backend == "cudnn":
         return _cudnn(config, q_BTNH, k_BSKH, v_BSKH, mask_BTS)
     return xla(q_BTNH, k_BSKH, v_BSKH, mask_BTS, _scale(config), config.attention_softcap)
 
@@ -59,47 +58,51 @@ def _scale(config: ModelConfig) -> float:
     return config.query_scale or config.head_dim**-0.5
 
 
-def _implementation(config: ModelConfig, length: int) -> str:
-    """Returns "xla", "cudnn" or "splash": as configured, or the fastest that the platform and the shapes allow."""
-    faults: dict[str, Callable[[ModelConfig, int], str]]
-    faults = {"xla": lambda *_: "", "cudnn": _cudnn_fault, "splash": _splash_fault}
+def attention_backend(config: ModelConfig, length: int) -> str:
+    """Returns "xla", "cudnn" or "splash": `config.attention`, or for "auto" the platform's fastest that fits the model.
+
+    Raises:
+        UserError: `config.attention` names a backend that does not support this model or this length.
+    """
+    unsupported: dict[str, Callable[[ModelConfig, int], str]]
+    unsupported = {"xla": lambda *_: "", "cudnn": _cudnn_unsupported, "splash": _splash_unsupported}
     if config.attention == "auto":
         fastest = {"gpu": "cudnn", "tpu": "splash"}.get(platform(), "xla")
-        return "xla" if faults[fastest](config, length) else fastest
-    if fault := faults[config.attention](config, length):
-        raise UserError(f"config.model.attention is {config.attention!r}, which {fault}; legal: 'xla'")
+        return "xla" if unsupported[fastest](config, length) else fastest
+    if reason := unsupported[config.attention](config, length):
+        raise UserError(f"config.model.attention={config.attention!r} needs {reason}; use 'xla' or 'auto'")
     return config.attention
 
 
-def _splash_fault(config: ModelConfig, length: int) -> str:
-    """Returns why Splash cannot run, or ""; any head dimension will do."""
+def _splash_unsupported(config: ModelConfig, length: int) -> str:
+    """Returns what Splash needs and does not find, or ""."""
     if platform() == "gpu":
-        return "needs a TPU"
+        return "a TPU"
     multiple = _LANES * shards("length")
     if length % multiple:
-        return f"needs rows of a multiple of {_LANES} x config.mesh.context = {multiple} tokens, not {length}"
+        return f"rows of a multiple of {_LANES} x config.mesh.context = {multiple} tokens, got {length}"
     return ""
 
 
-def _cudnn_fault(config: ModelConfig, length: int) -> str:
-    """Returns why cuDNN cannot run, or "" (`jax.nn.dot_product_attention` and cuDNN's own checks)."""
-    capability = _cuda_capability() if platform() == "gpu" else None
+def _cudnn_unsupported(config: ModelConfig, length: int) -> str:
+    """Returns what cuDNN needs and does not find, or "" (limits of `jax.nn.dot_product_attention` and cuDNN)."""
+    capability = cuda_capability() if platform() == "gpu" else None
     if capability is None:
-        return "needs an NVIDIA GPU in this machine"
+        return "an NVIDIA GPU in this machine"
     if config.attention_softcap:
-        return f"has no config.model.attention_softcap, here {config.attention_softcap}"
+        return f"config.model.attention_softcap=0, got {config.attention_softcap}"
     if compute_dtype(config) != jnp.bfloat16:
-        return f"needs config.model.compute_dtype bfloat16, not {compute_dtype(config)}"
+        return f"config.model.compute_dtype='bfloat16', got {compute_dtype(config)}"
     largest = 256 if capability.startswith("9.") else 128
     if config.head_dim > largest or config.head_dim % 8:
-        return f"needs config.model.head_dim to be a multiple of 8 up to {largest} on this GPU, not {config.head_dim}"
+        return f"config.model.head_dim to be a multiple of 8 and at most {largest} on this GPU, got {config.head_dim}"
     if length // shards("length") % 2:
-        return f"needs an even number of tokens a row on each device, not {length // shards('length')}"
+        return f"an even number of tokens per row on each device, got {length // shards('length')}"
     return ""
 
 
-def _cuda_capability() -> str | None:
-    """Returns the attached GPU's compute capability, such as "9.0"; None without one, as lowering asks cuDNN itself."""
+def cuda_capability() -> str | None:
+    """Returns the attached GPU's compute capability, e.g. "9.0", or None: lowering for cuDNN queries the device."""
     device = jax.devices()[0]
     return device.compute_capability if "cuda" in device.client.platform_version else None
 
@@ -130,11 +133,11 @@ def _weights(logits_BKGTS: jax.Array, mask_BTS: jax.Array, scale: float, softcap
 def attend_cached(
     config: ModelConfig, q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, context: Context, window: int
 ) -> jax.Array:
-    """Returns what `xla` does for keys and values as a cache has them: heads first, no product turns it round."""
+    """Returns what `xla` does, for keys and values in the cache's layout (heads first), without transposing them."""
     B, T, N, H = q_BTNH.shape
     K, S = k_BKSH.shape[1:3]
     heads = ((0, 1), (0, 1))
-    # The G x T queries of a kv head are one matrix.
+    # X = G x T: all queries of a kv head form one matrix.
     q_BKXH = jnp.moveaxis(q_BTNH.reshape(B, T, K, N // K, H), 1, 3).reshape(B, K, -1, H)
     products = jax.lax.dot_general(k_BKSH, q_BKXH, (((3,), (3,)), heads), preferred_element_type=jnp.float32)
     logits_BKGTS = jnp.swapaxes(products, 2, 3).reshape(B, K, N // K, T, S)
@@ -147,12 +150,12 @@ def attend_cached(
 def _cudnn(
     config: ModelConfig, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array
 ) -> jax.Array:
-    """CuDNN's flash attention; the mask goes in as its bias, and causality lets it skip blocks.
+    """CuDNN's flash attention: the mask is passed as a bias, and the causal flag lets cuDNN skip blocks.
 
-    The bias is one (T, S) plane a row for all heads. cuDNN's packed layout would do without it, but JAX keeps that
-    private, and it asks for Hopper, a fixed number of segments a row, and rows that no `context` axis cuts. The windows
-    stay in the mask because cuDNN before 9.10.2 refuses a window beside a bias. The mask is boolean because JAX 0.12
-    takes no gradient of one (0.10 does), which would cost cuDNN a (T, S) plane a head.
+    The bias is one (T, S) plane per row, shared by all heads. cuDNN's packed layout needs no bias, but JAX keeps it
+    private, and it requires Hopper, a fixed number of segments per row, and rows that no `context` axis splits. The
+    sliding window stays in the mask because cuDNN before 9.10.2 rejects a window together with a bias. The mask is
+    boolean because JAX 0.12 then computes no gradient for the bias, which would cost a (T, S) plane per head.
     """
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
@@ -173,7 +176,10 @@ def _splash(
     context: Context,
     window: int,
 ) -> jax.Array:
-    """Splash attention: blocks that the causal window hides are never visited; segments are masked in the kernel."""
+    """Splash attention: skips blocks outside the causal window; masks segments in the kernel."""
+    # Imported here because only TPUs need it and the import takes about 0.1 s.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
     T, N, pieces = q_BTNH.shape[1], q_BTNH.shape[2], shards("length")
     size = (T, T)
     mask = splash.LocalMask(size, (window - 1, 0), 0, pieces) if window else splash.CausalMask(size, shard_count=pieces)
@@ -185,7 +191,7 @@ def _splash(
         attn_logits_soft_cap=config.attention_softcap or None,
         head_shards=1,
         q_seq_shards=pieces,
-        interpret=platform() != "tpu",  # on CPU, for the tests
+        interpret=platform() != "tpu",  # tests run the kernel on a CPU
     )
 
     def local(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, *segments: jax.Array) -> jax.Array:  # noqa: ANN401
@@ -196,7 +202,7 @@ def _splash(
     mesh = jax.sharding.get_abstract_mesh()
     blocks = None
     if not mesh.empty:
-        # The kernel's block tables are split as the queries are.
+        # The kernel's block tables are split like the queries.
         blocks = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, _QUERIES[1])))
     segments, key_segments = PartitionSpec(*_QUERIES[:2]), PartitionSpec(*_KEYS[:2])
     inputs = (blocks, _QUERIES, _KEYS, _KEYS, segments, key_segments)
@@ -205,7 +211,7 @@ def _splash(
 
 
 def _sharded(local: Callable[..., jax.Array], inputs: tuple[Any, ...]) -> Callable[..., jax.Array]:
-    """Returns `local` run on each device's part: no compiler pass can split a hand-written kernel."""
+    """Returns `local` run on each device's shard, because XLA cannot partition a hand-written kernel."""
     if jax.sharding.get_abstract_mesh().empty:
         return local
     return jax.shard_map(local, in_specs=inputs, out_specs=_QUERIES, check_vma=False)

@@ -1,4 +1,4 @@
-"""The attention layer: projections, rotary positions and the cache around `attend`.
+"""The attention layer: projections, QK-norm, rotary positions and the KV cache around `attend`.
 
 B batch, T queries, S keys, D embed, N heads, K kv heads, H head dim.
 """
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from model.attend import attend, attend_cached
-from model.cache import KVCache, LayerCache, places, read, write
+from model.cache import KVCache, LayerCache, cached_positions, read, write
 from model.config import ModelConfig
 from model.context import Context
 from model.layers import Norm, Projection, output_std, rotate
 
-# Names attention's own products in profiles and to whoever counts FLOPs.
+# Names the attention products in profiles; the planner finds them by this name to count their FLOPs.
 SCOPE = "attend"
 
 
@@ -23,7 +23,7 @@ class Attention(nn.Module):
     config: ModelConfig
 
     def _normed(self, name: str, x_BTNH: jax.Array) -> jax.Array:
-        """Returns queries or keys after their norm: of each head alone, or of all heads as one vector."""
+        """Returns normalized queries or keys: each head alone, or all heads as one vector (`qk_norm_joint`)."""
         if not self.config.qk_norm_joint:
             return Norm(self.config, axis="head_dim", name=name)(x_BTNH)
         flat = Norm(self.config, name=name)(x_BTNH.reshape(*x_BTNH.shape[:2], -1))
@@ -33,7 +33,7 @@ class Attention(nn.Module):
     def __call__(
         self, x_BTD: jax.Array, context: Context, window: int, cache: LayerCache | None
     ) -> tuple[jax.Array, KVCache]:
-        """Returns (y_BTD, the cache with this call's keys and values; without one, they alone)."""
+        """Returns (y_BTD, the updated stack of `cache`); without a cache, (y_BTD, this call's keys and values)."""
         cfg = self.config
         D, N, K, H = cfg.embed_dim, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
 
@@ -49,16 +49,17 @@ class Attention(nn.Module):
         if context.sin_BTH is not None and context.cos_BTH is not None:
             q_BTNH = rotate(q_BTNH, context.sin_BTH, context.cos_BTH)
             k_BTKH = rotate(k_BTKH, context.sin_BTH, context.cos_BTH)
-        kept = KVCache(k_BTKH, v_BTKH)
-        if cache is None or context.slot is None or context.padding_B is None:
+        if cache is None:
+            kv = KVCache(k_BTKH, v_BTKH)
             with jax.named_scope(SCOPE):
                 o_BTNH = attend(cfg, q_BTNH, k_BTKH, v_BTKH, context, window)
         else:
-            kept = write(cfg, cache, context.slot, k_BTKH, v_BTKH)
-            k_BKSH, v_BKSH = read(cfg, LayerCache(kept, cache.layer))
-            places_BS = places(k_BKSH.shape[2], context.slot + x_BTD.shape[1] - 1, context.padding_B)
-            context = context._replace(key_positions_BS=places_BS, key_segments_BS=(places_BS >= 0).astype(jnp.int32))
+            kv = write(cfg, cache, k_BTKH, v_BTKH)
+            k_BKSH, v_BKSH = read(cfg, cache._replace(stack=kv))
+            positions_BS = cached_positions(k_BKSH.shape[2], cache.column + x_BTD.shape[1] - 1, cache.padding_B)
+            segments_BS = (positions_BS >= 0).astype(jnp.int32)
+            context = context._replace(key_positions_BS=positions_BS, key_segments_BS=segments_BS)
             o_BTNH = attend_cached(cfg, q_BTNH, k_BKSH, v_BKSH, context, window)
         std, bias = output_std(cfg, fan_in=N * H), int(cfg.output_bias)
         out = Projection("BTNH,NHD->BTD", (N, H, D), ("heads", "head_dim", "embed"), std, bias, name="output")
-        return out(o_BTNH), kept
+        return out(o_BTNH), kv

@@ -1,6 +1,7 @@
-"""The keys and values that decoding keeps: written in place, a ring where a window forgets, small numbers if asked.
+"""The KV cache: updated in place; a ring buffer for sliding-window layers; optionally bfloat16 or int8.
 
-A column is a token's place in the batch, padding included; column c of a layer that keeps R of them lies at c mod R.
+The rows of a batch share one column index, since prompts are aligned at their ends. A layer that keeps R columns
+stores column c at index c mod R.
 L layers, B batch, T new tokens, R columns kept, K kv heads, H head dim.
 """
 
@@ -10,33 +11,33 @@ import jax
 import jax.numpy as jnp
 
 from model.config import ModelConfig
-from model.layers import compute_dtype
+from model.dtypes import cache_dtype, compute_dtype
 
 
-class Room(NamedTuple):
-    """How much a cache is to hold.
+class CacheSize(NamedTuple):
+    """How many columns to allocate.
 
     Attributes:
-        columns: of all tokens, those of the prompt included.
-        chunk: tokens that one later call brings at most.
+        columns: all columns of the batch: the prompt's and the new tokens'.
+        chunk: the most tokens that one later `decode_layers` call adds.
     """
 
     columns: int
     chunk: int = 1
 
-    def kept(self, window: int) -> int:
-        """Returns R of a layer: all columns, or as many as the oldest of a chunk's tokens still sees of its window."""
+    def columns_of(self, window: int) -> int:
+        """Returns R of a layer: all columns, or the most that its window covers for any token of a chunk."""
         return min(self.columns, window + self.chunk - 1) if window else self.columns
 
 
 class KVCache(NamedTuple):
-    """Keys and values of one layer, or of several of one window, stacked on a leading axis.
+    """Keys and values of one layer, or of several layers with the same window, stacked on a leading axis.
 
     Attributes:
         k: k_BKRH.
         v: v_BKRH.
-        k_scale: k_scale_BKR, which the keys are multiplied by; None unless they are int8.
-        v_scale: the same of the values.
+        k_scale: k_scale_BKR, which int8 keys are multiplied by; None for other dtypes.
+        v_scale: v_scale_BKR, which int8 values are multiplied by; None for other dtypes.
     """
 
     k: jax.Array
@@ -45,20 +46,38 @@ class KVCache(NamedTuple):
     v_scale: jax.Array | None = None
 
 
-class LayerCache(NamedTuple):
-    """One layer of a stack, which is written where it lies.
+class Cache(NamedTuple):
+    """The KV cache of a whole model and a batch of texts.
 
     Attributes:
-        stack: of several layers.
-        layer: which of them.
+        stacks: for each layer of `config.window_period`, the caches of all layers that it repeats to, stacked.
+        column: the next column to be written.
+        padding_B: number of padding columns before each text.
+    """
+
+    stacks: tuple[KVCache, ...]
+    column: jax.Array
+    padding_B: jax.Array
+
+
+class LayerCache(NamedTuple):
+    """One layer's part of a `Cache`, kept inside its stack so that it is updated in place.
+
+    Attributes:
+        stack: the layers' stacked caches.
+        layer: index of this layer in the stack.
+        column: the next column to be written.
+        padding_B: number of padding columns before each text.
     """
 
     stack: KVCache
     layer: jax.Array
+    column: jax.Array
+    padding_B: jax.Array
 
 
-def store(config: ModelConfig, k_BTKH: jax.Array, v_BTKH: jax.Array, columns: int) -> KVCache:
-    """Returns a layer's cache of `columns`: of the keys and values of columns 0 to T - 1, the last that fit."""
+def allocate(config: ModelConfig, k_BTKH: jax.Array, v_BTKH: jax.Array, columns: int) -> KVCache:
+    """Returns a layer's new cache of `columns` columns, filled with the last of these T keys and values that fit."""
     T = k_BTKH.shape[1]
 
     def place(x: jax.Array) -> jax.Array:
@@ -66,51 +85,51 @@ def store(config: ModelConfig, k_BTKH: jax.Array, v_BTKH: jax.Array, columns: in
             return jnp.pad(x, [(0, 0), (0, 0), (0, columns - T), *[(0, 0)] * (x.ndim - 3)])
         return jnp.roll(x[:, :, T - columns :], T % columns, axis=2)
 
-    return jax.tree.map(place, _packed(config, k_BTKH, v_BTKH))
+    return jax.tree.map(place, _encode(config, k_BTKH, v_BTKH))
 
 
-def write(config: ModelConfig, cache: LayerCache, column: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> KVCache:
-    """Returns the stack with the keys and values of columns `column` to `column` + T - 1 in the layer."""
+def write(config: ModelConfig, cache: LayerCache, k_BTKH: jax.Array, v_BTKH: jax.Array) -> KVCache:
+    """Returns the stack with these keys and values in columns `cache.column` to `cache.column` + T - 1 of the layer."""
     T, R = k_BTKH.shape[1], cache.stack.k.shape[3]
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         if T > 1:
-            places_T = (column + jnp.arange(T)) % R
-            return old.at[cache.layer, :, :, places_T].set(jnp.moveaxis(new, 2, 0))
+            indices_T = (cache.column + jnp.arange(T)) % R
+            return old.at[cache.layer, :, :, indices_T].set(jnp.moveaxis(new, 2, 0))
         zero = jnp.zeros((), jnp.int32)
-        start = (cache.layer, zero, zero, column % R, *[zero] * (old.ndim - 4))
+        start = (cache.layer, zero, zero, cache.column % R, *[zero] * (old.ndim - 4))
         return jax.lax.dynamic_update_slice(old, new[None], start)
 
-    return jax.tree.map(put, cache.stack, _packed(config, k_BTKH, v_BTKH))
+    return jax.tree.map(put, cache.stack, _encode(config, k_BTKH, v_BTKH))
 
 
 def read(config: ModelConfig, cache: LayerCache) -> tuple[jax.Array, jax.Array]:
     """Returns (k_BKRH, v_BKRH) of the layer in the compute dtype."""
     one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, cache.layer, keepdims=False), cache.stack)
 
-    def usual(x: jax.Array, scale: jax.Array | None) -> jax.Array:
+    def decoded(x: jax.Array, scale: jax.Array | None) -> jax.Array:
         return (x if scale is None else x.astype(jnp.float32) * scale[..., None]).astype(compute_dtype(config))
 
-    return usual(one.k, one.k_scale), usual(one.v, one.v_scale)
+    return decoded(one.k, one.k_scale), decoded(one.v, one.v_scale)
 
 
-def places(kept: int, last: jax.Array, padding_B: jax.Array) -> jax.Array:
-    """Returns places_BR: of the token in each of the kept columns in its own text, negative where there is none.
+def cached_positions(size: int, last: jax.Array, padding_B: jax.Array) -> jax.Array:
+    """Returns positions_BR: the position, within its text, of the token in each cache column; negative if empty.
 
     Args:
-        kept: R.
+        size: R.
         last: the newest column that is written.
-        padding_B: columns before each text begins.
+        padding_B: number of padding columns before each text.
     """
-    column_R = last - (last - jnp.arange(kept)) % kept
+    column_R = last - (last - jnp.arange(size)) % size
     return column_R[None, :] - padding_B[:, None]
 
 
-def _packed(config: ModelConfig, k_BTKH: jax.Array, v_BTKH: jax.Array) -> KVCache:
-    """Returns keys and values as they are kept: heads first; with int8, -127 to 127 times the largest of a vector."""
+def _encode(config: ModelConfig, k_BTKH: jax.Array, v_BTKH: jax.Array) -> KVCache:
+    """Returns keys and values in the cache's layout (heads first) and dtype; int8 has one scale per vector."""
     k, v = jnp.swapaxes(k_BTKH, 1, 2), jnp.swapaxes(v_BTKH, 1, 2)
     if config.cache_dtype != "int8":
-        dtype = compute_dtype(config) if config.cache_dtype == "auto" else jnp.dtype(config.cache_dtype)
+        dtype = cache_dtype(config)
         return KVCache(k.astype(dtype), v.astype(dtype))
 
     def quantized(x: jax.Array) -> tuple[jax.Array, jax.Array]:

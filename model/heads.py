@@ -1,7 +1,7 @@
-"""Hidden states -> task outputs: an `Objective` is the pure functions that pre-training and fine-tuning compile.
+"""Hidden states -> task outputs: an `Objective` holds the pure functions that pre-training and fine-tuning compile.
 
-Every task sees one batch: tokens, segment_ids, positions, targets and weights, all (B, T). A language model has a
-target at each token, a classifier at the last token of each example, so packed rows need nothing special.
+Every task has the same batch: tokens, segment_ids, positions, targets and weights, all (B, T). A language model has a
+target at each token, a classifier at the last token of each example, so packed rows need no special case.
 B batch, T length, S keys, D embed, V vocabulary or classes.
 """
 
@@ -16,8 +16,8 @@ from flax import linen as nn
 
 from model import losses
 from model.config import ModelConfig
-from model.layers import axes
-from model.transformer import Batch, Params, backbone, in_compute_dtype, init_backbone
+from model.sharding import with_axes
+from model.transformer import Batch, Params, forward, in_compute_dtype, init_backbone
 
 
 class Objective(NamedTuple):
@@ -25,10 +25,10 @@ class Objective(NamedTuple):
 
     Attributes:
         init: rng -> boxed parameters.
-        cast: parameters -> what the loss is differentiated by (`transformer.in_compute_dtype`).
+        cast: parameters -> the parameters that the loss is differentiated by (`transformer.in_compute_dtype`).
         loss: (params, batch) -> `LossSums`.
         predict: (params, batch) -> what evaluation reads: nll_BT of a language model, logits_BTV of a classifier.
-        trained: the groups of parameters that train; the others stay as they are.
+        trained: the groups of parameters that are trained; the others are frozen.
     """
 
     init: Callable[[jax.Array], Params]
@@ -39,37 +39,29 @@ class Objective(NamedTuple):
 
 
 def unembedding(params: Params) -> jax.Array:
-    """Returns table_VD of a language model: the head's own, or the tied token embedding."""
+    """Returns table_VD of a language model: the head's own table, or the tied token embedding."""
     head = params["head"]
     return head["table"] if "table" in head else params["backbone"]["embedding"]["table"]
 
 
 def language_model(config: ModelConfig, z_loss: float = 0.0, chunk: int = 0, smoothing: float = 0.0) -> Objective:
-    """Returns the `Objective` of next-token prediction; see `losses.cross_entropy` for the numbers."""
+    """Returns the `Objective` of next-token prediction; see `losses.LossOptions` for the arguments."""
+    options = losses.LossOptions(softcap=config.logit_softcap, z_loss=z_loss, smoothing=smoothing, chunk=chunk)
 
     def init(rng: jax.Array) -> Params:
         head = {}
         if not config.tie_embeddings:
             std = 0.0 if config.output_init == "zero" else config.embed_dim**-0.5
-            table = axes(nn.initializers.normal(std), "vocab", "vocab_embed")
+            table = with_axes(nn.initializers.normal(std), "vocab", "vocab_embed")
             head["table"] = table(jax.random.fold_in(rng, 1), (config.vocab_size, config.embed_dim), jnp.float32)
         return {"backbone": init_backbone(config, rng), "head": head}
 
     def loss(params: Params, batch: Batch) -> losses.LossSums:
-        x_BTD = backbone(config, params["backbone"], batch)
-        return losses.cross_entropy(
-            x_BTD,
-            unembedding(params),
-            batch["targets"],
-            batch["weights"],
-            softcap=config.logit_softcap,
-            z_loss=z_loss,
-            smoothing=smoothing,
-            chunk=chunk,
-        )
+        x_BTD = forward(config, params["backbone"], batch)
+        return losses.cross_entropy(x_BTD, unembedding(params), batch["targets"], batch["weights"], options)
 
     def predict(params: Params, batch: Batch) -> jax.Array:
-        x_BTD = backbone(config, params["backbone"], batch)
+        x_BTD = forward(config, params["backbone"], batch)
         softcap = config.logit_softcap
         return losses.token_nll(x_BTD, unembedding(params), batch["targets"], softcap=softcap, chunk=chunk)
 
@@ -77,14 +69,14 @@ def language_model(config: ModelConfig, z_loss: float = 0.0, chunk: int = 0, smo
 
 
 def pooled(config: ModelConfig, params: Params, batch: Batch, pooling: Literal["last", "mean", "none"]) -> jax.Array:
-    """Returns x_BTD of which a head reads some tokens: each token's own state, or the mean of its segment so far."""
-    x_BTD = backbone(config, params["backbone"], batch)
+    """Returns x_BTD for a head to read: each token's state, or with "mean" the mean state of its segment so far."""
+    x_BTD = forward(config, params["backbone"], batch)
     return running_mean(x_BTD, batch["segment_ids"]) if pooling == "mean" else x_BTD
 
 
 def init_linear_head(config: ModelConfig, rng: jax.Array, outputs: int) -> Params:
-    """Returns the boxed parameters of a backbone and of a linear head, which starts at zero: all outputs alike."""
-    table = axes(nn.initializers.zeros, "classes", "vocab_embed")
+    """Returns the boxed parameters of a backbone and a linear head that is initialized to zero."""
+    table = with_axes(nn.initializers.zeros, "classes", "vocab_embed")
     head = {"table": table(rng, (outputs, config.embed_dim), jnp.float32)}
     return {"backbone": init_backbone(config, rng), "head": head}
 
@@ -98,17 +90,17 @@ def classifier(
 ) -> Objective:
     """Returns the `Objective` of classification: a linear layer on the pooled states.
 
-    "last" reads the example's last token, as `transformers`' ...ForSequenceClassification do; "mean" averages the
-    example's tokens; "none" is for token tagging, where each target reads its own token. With `multi_label` each class
-    is a decision of its own: targets are float (B, T, V), the loss is the mean binary cross-entropy over the classes.
+    "last" reads the example's last token, like the ...ForSequenceClassification models of `transformers`; "mean"
+    averages the example's tokens; "none" is for token tagging, where each target reads its own token. With
+    `multi_label` each class is a separate yes/no decision: targets are float (B, T, V), the loss is the mean binary
+    cross-entropy over the classes.
     """
+    options = losses.LossOptions(symbols="classes", smoothing=smoothing)
 
     def loss(params: Params, batch: Batch) -> losses.LossSums:
         x_BTD, table_VD = pooled(config, params, batch, pooling), params["head"]["table"]
         if not multi_label:
-            return losses.cross_entropy(
-                x_BTD, table_VD, batch["targets"], batch["weights"], symbols="classes", smoothing=smoothing
-            )
+            return losses.cross_entropy(x_BTD, table_VD, batch["targets"], batch["weights"], options)
         logits_BTV = losses.logits(x_BTD, table_VD)
         soft_BTV = batch["targets"] * (1.0 - smoothing) + 0.5 * smoothing
         objective, nll = (
@@ -127,10 +119,10 @@ def classifier(
 
 
 def running_mean(x_BTD: jax.Array, segments_BT: jax.Array) -> jax.Array:
-    """Returns at each token the mean of its segment so far; at an example's last token, the example's mean."""
+    """Returns, at each token, the mean of its segment up to there; at an example's last token, the example's mean."""
     same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
-    seen_BTS = jnp.tril(same_BTS).astype(x_BTD.dtype)
-    return jnp.einsum("BTS,BSD->BTD", seen_BTS / seen_BTS.sum(-1, keepdims=True), x_BTD)
+    visible_BTS = jnp.tril(same_BTS).astype(x_BTD.dtype)
+    return jnp.einsum("BTS,BSD->BTD", visible_BTS / visible_BTS.sum(-1, keepdims=True), x_BTD)
 
 
 def parameter_count(params: Params) -> int:

@@ -1,9 +1,8 @@
-"""Norms, projections, rotary positions and the MLP: the parts that a decoder layer is put together from.
+"""The building blocks of a decoder layer: norms, projections, rotary positions and the MLP.
 
 B batch, T length, D embed, N heads, K kv heads, H head dim, F mlp.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,27 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from model.config import ModelConfig
-
-Initializer = Callable[..., jax.Array]
-
-
-def axes(init: Initializer, *names: str) -> Callable[..., Any]:
-    """Returns `init` with the logical axes of the parameter it creates (read by `model/sharding.py`)."""
-    return nn.with_logical_partitioning(init, names)
-
-
-def platform() -> str:
-    """Returns "cpu", "gpu" or "tpu": of the mesh that is being compiled for, which need not be attached."""
-    mesh = jax.sharding.get_abstract_mesh()
-    name = jax.default_backend() if mesh.empty else mesh.abstract_device.platform
-    return "gpu" if name == "cuda" else name
-
-
-def compute_dtype(config: ModelConfig) -> jnp.dtype:
-    """Returns the dtype of matrix products: bfloat16 on accelerators and float32 on CPU, unless config says."""
-    if config.compute_dtype == "auto":
-        return jnp.dtype(jnp.float32 if platform() == "cpu" else jnp.bfloat16)
-    return jnp.dtype(config.compute_dtype)
+from model.sharding import with_axes
 
 
 class Norm(nn.Module):
@@ -42,29 +21,29 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns `x` normalised; same shape and dtype."""
+        """Returns `x` normalized; same shape and dtype."""
         cfg = self.config
         unit = nn.initializers.zeros if cfg.norm_unit_offset else nn.initializers.ones
-        scale = self.param("scale", axes(unit, self.axis), x.shape[-1:])
+        scale = self.param("scale", with_axes(unit, self.axis), x.shape[-1:])
         y = x.astype(jnp.float32)
         if cfg.norm == "layernorm":
             y = y - y.mean(-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + cfg.norm_epsilon)
         y = y * (1.0 + scale if cfg.norm_unit_offset else scale)
         if cfg.norm == "layernorm":
-            y = y + self.param("bias", axes(nn.initializers.zeros, self.axis), x.shape[-1:])
+            y = y + self.param("bias", with_axes(nn.initializers.zeros, self.axis), x.shape[-1:])
         return y.astype(x.dtype)
 
 
 class Projection(nn.Module):
-    """Every matrix of the network: an einsum with one weight, an optional bias, in the compute dtype.
+    """A linear map as an einsum with one weight, plus an optional bias; every matrix of the layers is one of these.
 
     Attributes:
         equation: the einsum, e.g. "BTD,DNH->BTNH".
-        shape: of the weight.
+        shape: shape of the weight.
         names: logical axes of the weight.
-        std: standard deviation of the initial weight; 0 starts it at zero.
-        bias_axes: how many trailing axes of the weight the bias has; 0 for none.
+        std: standard deviation of the initial weight; 0 initializes it to zero.
+        bias_axes: number of trailing weight axes that the bias has; 0: no bias.
     """
 
     equation: str
@@ -76,18 +55,18 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns einsum(x, kernel) + bias in the dtype of `x`."""
-        kernel = self.param("kernel", axes(nn.initializers.normal(self.std), *self.names), self.shape)
+        kernel = self.param("kernel", with_axes(nn.initializers.normal(self.std), *self.names), self.shape)
         y = jnp.einsum(self.equation, x, kernel.astype(x.dtype))
         if self.has_variable("params", "lora_a"):
             y = y + self._low_rank(x)
         if self.bias_axes:
             tail = slice(len(self.shape) - self.bias_axes, None)
-            bias = self.param("bias", axes(nn.initializers.zeros, *self.names[tail]), self.shape[tail])
-            y = (y + bias).astype(x.dtype)  # in float32, as the sum over all tokens that is its gradient
+            bias = self.param("bias", with_axes(nn.initializers.zeros, *self.names[tail]), self.shape[tail])
+            y = (y + bias).astype(x.dtype)  # the bias is added in float32: its gradient is a sum over all tokens
         return y
 
     def _low_rank(self, x: jax.Array) -> jax.Array:
-        """Returns (x A) B, for factors that `model/adapt.py` put beside the kernel."""
+        """Returns (x A) B with the LoRA factors that `model/adapt.py` adds beside the kernel."""
         operands, y_axes = self.equation.split("->")
         x_axes, kernel_axes = operands.split(",")
         a_axes, b_axes = (
@@ -103,8 +82,8 @@ class Projection(nn.Module):
 def output_std(config: ModelConfig, fan_in: int) -> float:
     """Returns the initial standard deviation of a projection that writes to the residual stream.
 
-    "zero" lets every block begin as the identity (arXiv:1901.09321); "scaled" divides by sqrt(2 * layers), so that
-    the stream's variance does not grow with depth (GPT-2 report, section 2.3).
+    "zero" makes every block the identity at the start (arXiv:1901.09321); "scaled" divides by sqrt(2 * layers), so
+    that the stream's variance does not grow with depth (GPT-2 report, section 2.3).
     """
     return 0.0 if config.output_init == "zero" else (2 * config.num_layers * fan_in) ** -0.5
 
@@ -132,10 +111,10 @@ class MLP(nn.Module):
 
 
 def rope_frequencies(config: ModelConfig) -> jax.Array:
-    """Returns the H/2 angular frequencies in radians a position (RoFormer, arXiv:2104.09864, equation 15).
+    """Returns the H/2 angular frequencies in radians per position (RoFormer, arXiv:2104.09864, equation 15).
 
-    With `rope_scaling` "llama3", wavelengths beyond the original context are stretched by the factor, short ones kept
-    and those between blended (Llama 3.1 model card and reference code).
+    With `rope_scaling` "llama3", wavelengths beyond the original context are stretched by the factor, short ones are
+    kept and those in between are blended (Llama 3.1 model card and reference code).
     """
     half = config.head_dim // 2
     frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -148,7 +127,7 @@ def rope_frequencies(config: ModelConfig) -> jax.Array:
 
 
 def rotate(x_BTNH: jax.Array, sin_BTH: jax.Array, cos_BTH: jax.Array) -> jax.Array:
-    """Returns `x_BTNH` with its half-split pairs rotated by the position's angles; sin and cos have H/2 columns."""
+    """Returns `x_BTNH` with each pair (h, h + H/2) rotated by its position's angle; sin and cos have H/2 columns."""
     a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     sin, cos = sin_BTH[:, :, None, :], cos_BTH[:, :, None, :]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)

@@ -1,12 +1,16 @@
-"""Cross-entropy as sums, never means, over logits that exist one chunk of the row at a time.
+"""Cross-entropy from hidden states, as sums (never means); only one chunk of the logits exists at a time.
 
-B batch, T length, n chunks, P parts that the tokens are in, R tokens of a part in a chunk, D embed, V vocabulary (or
-classes).
+Rows are cut into chunks of positions, and each chunk's logits, loss terms and gradient are computed before the next
+chunk's. `_token_terms` and `_logit_gradient` are the mathematics; the rest distributes it over chunks and devices.
+
+B batch, T length, n chunks, P parts that the tokens are split into over devices, R tokens per part and chunk, D embed,
+V vocabulary or classes.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +19,12 @@ from model.sharding import PARAMETER_RULES, constrain, shards
 
 
 class LossSums(NamedTuple):
-    """Sums over tokens; the step divides by `weight` once, after accumulation and across devices.
+    """Sums over tokens; the training step divides by `weight` once, after accumulation and across devices.
 
     Attributes:
-        objective: what is differentiated: weighted negative log-likelihood plus z-loss, in nats.
-        nll: weighted negative log-likelihood alone, in nats; what is reported.
-        weight: sum of the token weights.
+        objective: what is differentiated: the weighted negative log-likelihood plus z-loss and smoothing, in nats.
+        nll: the weighted negative log-likelihood alone, in nats; what is reported.
+        weight: the sum of the token weights.
     """
 
     objective: jax.Array
@@ -28,32 +32,46 @@ class LossSums(NamedTuple):
     weight: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class LossOptions:
+    """How the cross-entropy is computed; static and hashable.
+
+    Attributes:
+        symbols: logical axis of V (`model/sharding.py`).
+        softcap: logits become softcap * tanh(logits / softcap); 0: off.
+        z_loss: weight of log(Z)^2 (PaLM, arXiv:2204.02311, section 5); 0: off.
+        smoothing: fraction of each target's weight that is spread over all symbols (arXiv:1512.00567, section 7); not
+            part of `LossSums.nll`; 0: off.
+        chunk: positions of a row whose logits exist at a time on a device; must divide the device's part of T; 0: all.
+    """
+
+    symbols: Literal["vocab", "classes"] = "vocab"
+    softcap: float = 0.0
+    z_loss: float = 0.0
+    smoothing: float = 0.0
+    chunk: int = 0
+
+
+_DEFAULT = LossOptions()
+
+
 def cross_entropy(
     x_BTD: jax.Array,
     table_VD: jax.Array,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
-    *,
-    symbols: str = "vocab",
-    softcap: float = 0.0,
-    z_loss: float = 0.0,
-    smoothing: float = 0.0,
-    chunk: int = 0,
+    options: LossOptions = _DEFAULT,
 ) -> LossSums:
     """Returns the `LossSums` of softmax(x table^T) against the targets.
 
     Args:
-        x_BTD: hidden states; products run in their dtype, the softmax in float32.
-        table_VD: one row an output symbol.
-        targets_BT: indices into V; anything where the weight is 0.
-        weights_BT: float weights, 0 for positions that are not trained on.
-        symbols: the logical axis of V, "vocab" or "classes" (`model/sharding.py`).
-        softcap: positive: logits become softcap * tanh(logits / softcap).
-        z_loss: weight of log(Z)^2 (PaLM, arXiv:2204.02311, section 5).
-        smoothing: part of each target's weight that all symbols share (arXiv:1512.00567, section 7); not in `nll`.
-        chunk: positions of a row whose logits a device has at once; must divide its part of T; 0 is all of them.
+        x_BTD: hidden states; matrix products run in their dtype, the softmax in float32.
+        table_VD: the output table, one row per symbol.
+        targets_BT: indices into V; ignored where the weight is 0.
+        weights_BT: float weights; 0 excludes a position from the loss.
+        options: softcap, z-loss, smoothing and chunk size.
     """
-    objective, nll = _objective(x_BTD, table_VD, targets_BT, weights_BT, symbols, softcap, z_loss, smoothing, chunk)
+    objective, nll = _objective(x_BTD, table_VD, targets_BT, weights_BT, options)
     return LossSums(objective, jax.lax.stop_gradient(nll), weights_BT.sum())
 
 
@@ -67,21 +85,59 @@ def token_nll(
     x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, *, softcap: float = 0.0, chunk: int = 0
 ) -> jax.Array:
     """Returns nll_BT, the negative log-likelihood of each target in nats."""
-    return _forward(x_BTD, table_VD, targets_BT, "vocab", softcap, chunk, _log_z)[0]
+
+    def nll(logits_PRV: jax.Array, targets_PR: jax.Array) -> tuple[jax.Array]:
+        return (_token_terms(logits_PRV, targets_PR, _DEFAULT).nll,)
+
+    return _map_chunks(nll, x_BTD, table_VD, targets_BT, LossOptions(softcap=softcap, chunk=chunk))[0]
 
 
 def token_scores(
     x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, *, softcap: float = 0.0, chunk: int = 0
 ) -> jax.Array:
-    """Returns (B, T, 2): the negative log-likelihood, in nats, of each target and of the likeliest symbol there."""
-    nll_BT, _, least_BT = _forward(x_BTD, table_VD, targets_BT, "vocab", softcap, chunk, _least_nll)
-    return jnp.stack([nll_BT, least_BT], axis=-1)
+    """Returns (B, T, 2): the negative log-likelihood, in nats, of each target and of the most likely symbol there."""
+
+    def scores(logits_PRV: jax.Array, targets_PR: jax.Array) -> tuple[jax.Array, jax.Array]:
+        terms = _token_terms(logits_PRV, targets_PR, _DEFAULT)
+        return terms.nll, terms.log_z - logits_PRV.max(-1)
+
+    options = LossOptions(softcap=softcap, chunk=chunk)
+    return jnp.stack(_map_chunks(scores, x_BTD, table_VD, targets_BT, options), axis=-1)
 
 
-def _pick(logits_PRV: jax.Array, targets_PR: jax.Array) -> jax.Array:
-    # A masked sum, not a gather: it stays local when V is sharded.
-    hit = jax.lax.broadcasted_iota(jnp.int32, logits_PRV.shape, 2) == targets_PR[..., None]
-    return jnp.where(hit, logits_PRV, 0.0).sum(-1)
+class _Terms(NamedTuple):
+    """Per-token terms before weighting, each (P, R)."""
+
+    objective: jax.Array
+    nll: jax.Array
+    log_z: jax.Array
+
+
+def _token_terms(logits_PRV: jax.Array, targets_PR: jax.Array, options: LossOptions) -> _Terms:
+    """Returns each token's loss terms, given its (softcapped) logits."""
+    log_z_PR = jax.nn.logsumexp(logits_PRV, axis=-1)
+    # A masked sum instead of a gather, because it needs no communication when V is sharded.
+    nll_PR = log_z_PR - jnp.where(_is_target(logits_PRV, targets_PR), logits_PRV, 0.0).sum(-1)
+    objective_PR = nll_PR + options.z_loss * jnp.square(log_z_PR)
+    if options.smoothing:
+        objective_PR += options.smoothing * (log_z_PR - logits_PRV.mean(-1) - nll_PR)
+    return _Terms(objective_PR, nll_PR, log_z_PR)
+
+
+def _logit_gradient(
+    logits_PRV: jax.Array, targets_PR: jax.Array, log_z_PR: jax.Array, options: LossOptions
+) -> jax.Array:
+    """Returns the gradient of `_token_terms(...).objective` with respect to the logits before the softcap."""
+    labels_PRV = _is_target(logits_PRV, targets_PR)
+    if options.smoothing:
+        labels_PRV = (1.0 - options.smoothing) * labels_PRV + options.smoothing / logits_PRV.shape[-1]
+    p_PRV = jnp.exp(logits_PRV - log_z_PR[..., None])
+    g_PRV = p_PRV * (1.0 + 2.0 * options.z_loss * log_z_PR)[..., None] - labels_PRV
+    return g_PRV * (1.0 - jnp.square(logits_PRV / options.softcap)) if options.softcap else g_PRV
+
+
+def _is_target(logits_PRV: jax.Array, targets_PR: jax.Array) -> jax.Array:
+    return jax.lax.broadcasted_iota(jnp.int32, logits_PRV.shape, 2) == targets_PR[..., None]
 
 
 class _Layout(NamedTuple):
@@ -93,10 +149,10 @@ class _Layout(NamedTuple):
 
 
 def _layout(x_BTD: jax.Array, table_VD: jax.Array, symbols: str) -> _Layout:
-    """Returns the layout that gathers over fsdp, which splits tokens and table alike, the one that has fewer rows.
+    """Returns which of the two, tokens or table, is gathered over fsdp: the one with fewer rows (`model/sharding.py`).
 
     With the tokens gathered, the table and its float32 gradient stay split, as a large vocabulary on few devices needs;
-    with the table gathered, what a device receives does not grow with the number of devices.
+    with the table gathered, the bytes that a device receives do not grow with the number of devices.
     """
     B, T, _ = x_BTD.shape
     if symbols == "vocab" and B * T // shards("token_groups") < len(table_VD) // shards("vocab"):
@@ -105,7 +161,7 @@ def _layout(x_BTD: jax.Array, table_VD: jax.Array, symbols: str) -> _Layout:
 
 
 def _split(x_BT: jax.Array, layout: _Layout, chunk: int) -> jax.Array:
-    """Returns x_nPR...: n chunks, each an equal part of what every device has of each row, so that no token moves."""
+    """Returns x_nPR...: n chunks, each with an equal part of every device's tokens, so that no token moves."""
     B, T, *rest = x_BT.shape
     pieces = shards("length")
     rows = shards(layout.P) // pieces
@@ -116,6 +172,7 @@ def _split(x_BT: jax.Array, layout: _Layout, chunk: int) -> jax.Array:
 
 
 def _join(x_nPR: jax.Array, layout: _Layout, B: int) -> jax.Array:
+    """Returns x_BT..., the inverse of `_split`."""
     n, P, _, *rest = x_nPR.shape
     pieces = shards("length")
     rows = P // pieces
@@ -128,118 +185,71 @@ def _gathered(layout: _Layout, *chunk: jax.Array) -> list[jax.Array]:
     return [constrain(x, layout.P, *("activation" for _ in x.shape[1:])) for x in chunk]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7, 8))
-def _objective(
+def _map_chunks(
+    function: Callable[[jax.Array, jax.Array], tuple[jax.Array, ...]],
     x_BTD: jax.Array,
     table_VD: jax.Array,
     targets_BT: jax.Array,
-    weights_BT: jax.Array,
-    symbols: str,
-    softcap: float,
-    z_loss: float,
-    smoothing: float,
-    chunk: int,
-) -> tuple[jax.Array, jax.Array]:
-    third = _mean_nll if smoothing else _log_z
-    nll_BT, log_z_BT, shared_BT = _forward(x_BTD, table_VD, targets_BT, symbols, softcap, chunk, third)
-    nll = (nll_BT * weights_BT).sum()
-    smoothed = ((nll_BT + smoothing * (shared_BT - nll_BT)) * weights_BT).sum() if smoothing else nll
-    return smoothed + z_loss * (jnp.square(log_z_BT) * weights_BT).sum(), nll
-
-
-def _log_z(logits_PRV: jax.Array, log_z_PR: jax.Array) -> jax.Array:
-    return log_z_PR
-
-
-def _mean_nll(logits_PRV: jax.Array, log_z_PR: jax.Array) -> jax.Array:
-    return log_z_PR - logits_PRV.mean(-1)
-
-
-def _least_nll(logits_PRV: jax.Array, log_z_PR: jax.Array) -> jax.Array:
-    return log_z_PR - logits_PRV.max(-1)
-
-
-def _forward(
-    x_BTD: jax.Array,
-    table_VD: jax.Array,
-    targets_BT: jax.Array,
-    symbols: str,
-    softcap: float,
-    chunk: int,
-    third: Callable[[jax.Array, jax.Array], jax.Array],
+    options: LossOptions,
 ) -> tuple[jax.Array, ...]:
-    """Returns nll_BT, log_z_BT and what `third` makes of the logits and log_z."""
-    layout = _layout(x_BTD, table_VD, symbols)
+    """Returns the (B, T) outputs of `function(logits_PRV, targets_PR)`, applied to one chunk after the other."""
+    layout = _layout(x_BTD, table_VD, options.symbols)
     table = constrain(table_VD.astype(x_BTD.dtype), layout.V, "activation")
 
-    def body(_: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, ...]]:
-        x_PRD, targets_PR = _gathered(layout, *xs)
-        logits_PRV = logits(x_PRD, table, softcap)
-        log_z_PR = jax.nn.logsumexp(logits_PRV, axis=-1)
-        return None, (log_z_PR - _pick(logits_PRV, targets_PR), log_z_PR, third(logits_PRV, log_z_PR))
+    def body(_: None, chunk: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, ...]]:
+        x_PRD, targets_PR = _gathered(layout, *chunk)
+        return None, function(logits(x_PRD, table, options.softcap), targets_PR)
 
-    # Where this is differentiated (preferences), a chunk's logits are made again rather than kept.
-    _, sums = jax.lax.scan(
-        jax.checkpoint(body), None, (_split(x_BTD, layout, chunk), _split(targets_BT, layout, chunk))
-    )
-    return tuple(_join(x_nPR, layout, len(x_BTD)) for x_nPR in sums)
+    chunks = tuple(_split(a, layout, options.chunk) for a in (x_BTD, targets_BT))
+    # Where the result is differentiated (`task_heads.preference`), a chunk's logits are recomputed rather than stored.
+    _, outputs = jax.lax.scan(jax.checkpoint(body), None, chunks)
+    return tuple(_join(x_nPR, layout, len(x_BTD)) for x_nPR in outputs)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _objective(
+    x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, options: LossOptions
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (objective, nll), summed over the tokens."""
+
+    def terms(logits_PRV: jax.Array, targets_PR: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return _token_terms(logits_PRV, targets_PR, options)[:2]
+
+    objective_BT, nll_BT = _map_chunks(terms, x_BTD, table_VD, targets_BT, options)
+    return (objective_BT * weights_BT).sum(), (nll_BT * weights_BT).sum()
 
 
 @jax.named_scope("cross_entropy")
 def _objective_fwd(
-    x_BTD: jax.Array,
-    table_VD: jax.Array,
-    targets_BT: jax.Array,
-    weights_BT: jax.Array,
-    symbols: str,
-    softcap: float,
-    z_loss: float,
-    smoothing: float,
-    chunk: int,
+    x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, options: LossOptions
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    # The objective is a sum, so its gradient needs nothing that the backward pass would bring but a scalar factor:
-    # taking it here, chunk by chunk, costs three vocabulary products where recomputing the logits would cost four.
-    layout = _layout(x_BTD, table_VD, symbols)
+    # The objective is a sum, so the backward pass contributes only a scalar factor to its gradient. Computing the
+    # gradient here, chunk by chunk, takes three products with the table; recomputing the logits later would take four.
+    layout = _layout(x_BTD, table_VD, options.symbols)
     table = constrain(table_VD.astype(x_BTD.dtype), layout.V, "activation")
 
-    def body(grad_PVD: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        x_PRD, targets_PR, weights_PR = _gathered(layout, *xs)
-        logits_PRV = logits(x_PRD, table, softcap)
-        log_z_PR = jax.nn.logsumexp(logits_PRV, axis=-1)
-        nll_PR = log_z_PR - _pick(logits_PRV, targets_PR)
-        objective_PR = (nll_PR + z_loss * jnp.square(log_z_PR)) * weights_PR
-        if smoothing:
-            objective_PR += smoothing * (log_z_PR - logits_PRV.mean(-1) - nll_PR) * weights_PR
-        hit: jax.Array = jax.lax.broadcasted_iota(jnp.int32, logits_PRV.shape, 2) == targets_PR[..., None]
-        if smoothing:
-            hit = (1.0 - smoothing) * hit + smoothing / logits_PRV.shape[-1]
-        p_PRV = jnp.exp(logits_PRV - log_z_PR[..., None])
-        g_PRV = (p_PRV * (1.0 + 2.0 * z_loss * log_z_PR)[..., None] - hit) * weights_PR[..., None]
-        if softcap:
-            g_PRV *= 1.0 - jnp.square(logits_PRV / softcap)
+    def body(grad_PVD: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        x_PRD, targets_PR, weights_PR = _gathered(layout, *chunk)
+        logits_PRV = logits(x_PRD, table, options.softcap)
+        terms = _token_terms(logits_PRV, targets_PR, options)
+        g_PRV = _logit_gradient(logits_PRV, targets_PR, terms.log_z, options) * weights_PR[..., None]
         g_PRV = g_PRV.astype(x_PRD.dtype)
         grad_PRD = constrain(jnp.einsum("PRV,VD->PRD", g_PRV, table), layout.P, layout.R, "activation")
         grad_PVD += jnp.einsum("PRV,PRD->PVD", g_PRV, x_PRD, preferred_element_type=jnp.float32)
-        return grad_PVD, (grad_PRD, objective_PR, nll_PR * weights_PR)
+        return grad_PVD, (grad_PRD, terms.objective * weights_PR, terms.nll * weights_PR)
 
-    chunks = tuple(_split(a, layout, chunk) for a in (x_BTD, targets_BT, weights_BT))
-    # Each part adds up its own gradient of the table: one sum over the devices, not one a chunk.
+    chunks = tuple(_split(a, layout, options.chunk) for a in (x_BTD, targets_BT, weights_BT))
+    # Each part accumulates its own gradient of the table: one sum over the devices instead of one per chunk.
     zeros_PVD = jnp.zeros((shards(layout.P), *table_VD.shape), jnp.float32)
     zeros_PVD = constrain(zeros_PVD, layout.P, layout.V, "activation")
     grad_PVD, (grad_nPRD, objective, nll) = jax.lax.scan(body, zeros_PVD, chunks)
-    grad_VD = constrain(grad_PVD.sum(0), symbols, "vocab_embed", rules=PARAMETER_RULES).astype(table_VD.dtype)
-    # The barrier has the parts summed and freed before the layers' backward pass, which is when memory is short.
+    grad_VD = constrain(grad_PVD.sum(0), options.symbols, "vocab_embed", rules=PARAMETER_RULES).astype(table_VD.dtype)
+    # The barrier makes XLA sum and free the parts before the layers' backward pass, where memory is scarce.
     return (objective.sum(), nll.sum()), jax.lax.optimization_barrier((_join(grad_nPRD, layout, len(x_BTD)), grad_VD))
 
 
 def _objective_bwd(
-    symbols: str,
-    softcap: float,
-    z_loss: float,
-    smoothing: float,
-    chunk: int,
-    residuals: tuple[jax.Array, jax.Array],
-    cotangents: tuple[jax.Array, jax.Array],
+    options: LossOptions, residuals: tuple[jax.Array, jax.Array], cotangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, None, None]:
     grad_BTD, grad_VD = residuals
     factor = cotangents[0]

@@ -1,11 +1,24 @@
-"""Logical axis -> mesh axis: one table, strict in both directions.
+"""Logical axis -> mesh axes: the two tables that decide how every array is split over the devices.
 
-Every parameter names its logical axes where it is created (`layers.py`); this file alone knows what they mean on a
-machine. Linen's own logical rules fall silent on a name they do not know, so the lookup here is ours.
+Arrays name their axes where they are created: a parameter with `with_axes`, an activation with `constrain`. Only the
+tables below map those names to the axes of a mesh, so another parallelism layout is a change of this file alone. The
+lookup is strict: a name without a row is an error. (Flax Linen's own logical rules silently replicate unknown names.)
+
+Reading a row: `"vocab": ("tensor", "fsdp")` splits that axis into tensor x fsdp parts; `()` replicates it.
+
+Three activation rows serve the loss alone (`model/losses.py`). FSDP splits both the tokens and the output table over
+"fsdp", but the logits need one of the two in full, so the loss uses the cheaper of two layouts:
+
+    gather the table     x ("tokens", "activation", ...)      table ("vocab", ...)            few symbols, many tokens
+    gather the tokens    x ("token_groups", "group", ...)     table ("vocab_of_group", ...)   many symbols, few tokens
+
+In the second layout, devices that differ only in "fsdp" form a group. The tokens stay split between the groups
+("token_groups"), each group's tokens are first split ("group") and then gathered within it, and the table stays split
+over the group ("vocab_of_group"), as large vocabularies on few devices need.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,17 +27,17 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from configs.errors import UserError
 
-# An abstract mesh is of devices that nobody has: enough to plan, not to run.
+# An AbstractMesh needs no devices: enough to plan, not to run.
 AnyMesh = Mesh | AbstractMesh
 
-# Slowest link first. Experts and pipeline stages would stand between data and fsdp.
+# From the slowest link to the fastest. Expert and pipeline axes would go between data and fsdp.
 MESH_AXES = ("slice", "data", "fsdp", "tensor", "context")
 
-# The vocabulary, not the embedding width, is split over fsdp: a table split over its width collides with the batch
-# in the gather and XLA would rematerialise it whole on every device.
 PARAMETER_RULES: dict[str, tuple[str, ...]] = {
     "layers": (),
     "embed": ("fsdp",),
+    # FSDP splits an embedding table by its vocabulary, not its width: XLA would gather a table that is split by width
+    # in full on every device, because the lookup's result is split over fsdp by the batch.
     "vocab": ("tensor", "fsdp"),
     "vocab_embed": (),
     "position": (),
@@ -41,10 +54,11 @@ ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
     "length": ("context",),
     "heads": ("tensor",),
     "activation": (),
-    # The loss, where over fsdp either the table is gathered or the tokens are (`losses.py`).
+    # The loss, table gathered over fsdp; "tokens" is batch x length.
     "tokens": ("slice", "data", "fsdp", "context"),
     "vocab": ("tensor",),
     "classes": (),
+    # The loss, tokens gathered over fsdp.
     "token_groups": ("slice", "data", "context"),
     "group": ("fsdp",),
     "vocab_of_group": ("tensor", "fsdp"),
@@ -52,38 +66,43 @@ ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
 BATCH_SPEC = PartitionSpec(ACTIVATION_RULES["batch"], ACTIVATION_RULES["length"])
 
 
+def with_axes(init: Callable[..., jax.Array], *names: str) -> Callable[..., Any]:
+    """Returns the initializer `init` whose parameter is boxed with its logical axes, one name per dimension."""
+    return nn.with_logical_partitioning(init, names)
+
+
 def spec(axes: Sequence[str], rules: dict[str, tuple[str, ...]]) -> PartitionSpec:
     """Returns the `PartitionSpec` of logical `axes`.
 
     Raises:
-        KeyError: an axis has no rule (a programming error: the table is ours).
+        KeyError: an axis has no rule; this is a programming error, not a user's.
     """
     unknown = [axis for axis in axes if axis not in rules]
     if unknown:
-        raise KeyError(f"logical axes {unknown} have no sharding rule; known: {sorted(rules)}")
+        raise KeyError(f"logical axes {unknown} have no sharding rule; expected some of {sorted(rules)}")
     return PartitionSpec(*(rules[axis] or None for axis in axes))
 
 
 def shards(axis: str) -> int:
-    """Returns over how many devices a logical activation axis is split on the current mesh; 1 where none is set."""
+    """Returns the number of parts that the current mesh splits a logical activation axis into; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape[name] for name in ACTIVATION_RULES[axis])
 
 
 def constrain(x: jax.Array, *axes: str, rules: dict[str, tuple[str, ...]] = ACTIVATION_RULES) -> jax.Array:
-    """Returns `x` laid out over the current mesh by its logical axes; unchanged where no mesh is set."""
+    """Returns `x` with a sharding constraint by its logical axes; `x` itself without a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes, rules))
 
 
 def parameter_shardings(boxed: Any, mesh: AnyMesh) -> Any:  # noqa: ANN401 - a parameter tree
-    """Returns a tree of `NamedSharding`, one a parameter, from the boxed (axis-naming) abstract parameters.
+    """Returns the tree of each parameter's `NamedSharding`, from abstract parameters boxed with their axes.
 
     Raises:
-        UserError: mesh axes that do not divide a parameter's dimension, all of them, with the nearest legal sizes.
+        UserError: mesh axes do not divide a parameter's dimension; lists all of them with the nearest valid sizes.
     """
-    faults: dict[str, None] = {}
+    errors: dict[str, None] = {}
 
     def leaf(box: nn.Partitioned) -> NamedSharding:
         names = [str(name) for name in box.names]
@@ -95,10 +114,10 @@ def parameter_shardings(boxed: Any, mesh: AnyMesh) -> Any:  # noqa: ANN401 - a p
                 product = " x ".join(f"config.mesh.{a}" for a in PARAMETER_RULES[axis] if mesh.shape[a] > 1)
                 low, high = size // parts * parts, -(-size // parts) * parts
                 near = f"{low} or {high}" if low else f"{high}"
-                faults[f"{product} = {parts} does not divide the {axis} axis of {size}; nearest: {near}"] = None
+                errors[f"{product}={parts} must divide the {axis} axis of {size}; nearest sizes: {near}"] = None
         return NamedSharding(mesh, spec(names, PARAMETER_RULES))
 
     shardings = jax.tree.map(leaf, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
-    if faults:
-        raise UserError("; ".join(faults))
+    if errors:
+        raise UserError("; ".join(errors))
     return shardings

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from model import losses
 from model.config import ModelConfig
 from model.heads import Objective, init_linear_head, language_model, pooled
-from model.transformer import Batch, Params, backbone, in_compute_dtype
+from model.transformer import Batch, Params, forward, in_compute_dtype
 
 CANDIDATE, START, END = 1, 2, 4
 
@@ -78,7 +78,7 @@ def span(config: ModelConfig) -> Objective:
     """
 
     def predict(params: Params, batch: Batch) -> jax.Array:
-        return losses.logits(backbone(config, params["backbone"], batch), params["head"]["table"])
+        return losses.logits(forward(config, params["backbone"], batch), params["head"]["table"])
 
     def loss(params: Params, batch: Batch) -> losses.LossSums:
         flags_BT, segments_BT = batch["targets"], batch["segment_ids"]
@@ -100,7 +100,7 @@ def reward(config: ModelConfig) -> Objective:
     """
 
     def predict(params: Params, batch: Batch) -> jax.Array:
-        return losses.logits(backbone(config, params["backbone"], batch), params["head"]["table"])[..., 0]
+        return losses.logits(forward(config, params["backbone"], batch), params["head"]["table"])[..., 0]
 
     def loss(params: Params, batch: Batch) -> losses.LossSums:
         chosen, rejected, there = pairs_of(predict(params, batch) * batch["weights"], batch)

@@ -1,11 +1,31 @@
-"""The decoder as two pure functions: `init_backbone(config, rng)` and `backbone(config, params, batch)`.
+"""The decoder-only transformer: parameters, and one function each for training, prefill and decoding.
 
-Layers are stacked on a leading axis, on disk and in memory, and run by one `lax.scan` that is rolled or unrolled.
-B batch, T length, S keys, D embed, L layers.
+    init_backbone(config, rng)                                    parameters, boxed with their logical axes
+    forward(config, params, batch)                                training and scoring: packed rows, no cache
+    prefill_layers(config, params, prompts_BP, padding_B, size)   generation: reads the prompts, fills a KV cache
+    decode_layers(config, params, tokens_BT, cache)               generation: adds tokens to the cache
+
+All three return the hidden states after the final norm; `heads.py` makes task outputs of them. Features, each chosen
+by a field of `ModelConfig`:
+
+- pre-, post- or sandwich norm; RMSNorm or LayerNorm, optionally with a unit offset (Gemma)
+- rotary positions, with Llama 3 scaling, or learned ones
+- grouped-query attention; QK-norm per head or over all heads; logit softcap; own query scale
+- sliding windows in any per-layer pattern
+- MLP: gated SiLU or GELU, GELU, squared ReLU
+- tied or untied output table; optional biases; scaled embeddings
+- attention by XLA, cuDNN (GPU) or Splash (TPU); KV cache in the compute dtype, bfloat16 or int8
+- float32 parameters, bfloat16 compute on accelerators; rematerialization by policy, including host offload
+
+Layers are always stacked on a leading axis, in memory and in checkpoints, and run by one `lax.scan`, rolled or
+unrolled. Each step of the scan runs one period of the window pattern (one layer where all windows are equal), because
+a window is static.
+
+B batch, T length, P prompt length, D embed.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,11 +34,12 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from model.attention import Attention
-from model.cache import KVCache, LayerCache, Room, store
+from model.cache import Cache, CacheSize, KVCache, LayerCache, allocate
 from model.config import ModelConfig
 from model.context import Context, make_context
-from model.layers import MLP, Norm, axes, compute_dtype
-from model.sharding import constrain
+from model.dtypes import compute_dtype
+from model.layers import MLP, Norm
+from model.sharding import constrain, with_axes
 
 Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]
@@ -47,20 +68,20 @@ class Embedding(nn.Module):
         """Returns x_BTD in the compute dtype."""
         cfg, init = self.config, nn.initializers.normal(0.02)
         dtype = compute_dtype(cfg)
-        table = self.param("table", axes(init, "vocab", "vocab_embed"), (cfg.vocab_size, cfg.embed_dim))
-        # Rows are picked before they are cast: the gradient of a frequent token, a sum of thousands, needs float32.
+        table = self.param("table", with_axes(init, "vocab", "vocab_embed"), (cfg.vocab_size, cfg.embed_dim))
+        # Look up before casting: the gradient of a frequent token is a sum of thousands of terms and needs float32.
         x_BTD = table[tokens_BT].astype(dtype)
         if cfg.scale_embeddings:
             x_BTD = x_BTD * jnp.asarray(cfg.embed_dim**0.5, dtype)
         if cfg.position == "learned":
             shape = (cfg.context_length, cfg.embed_dim)
-            positions = self.param("positions", axes(init, "position", "vocab_embed"), shape)
+            positions = self.param("positions", with_axes(init, "position", "vocab_embed"), shape)
             x_BTD += positions[positions_BT].astype(dtype)
         return x_BTD
 
 
 class Block(nn.Module):
-    """One decoder layer: attention and MLP, each with its norms and its residual."""
+    """One decoder layer: attention and MLP, each with its norms and a residual connection."""
 
     config: ModelConfig
 
@@ -68,7 +89,7 @@ class Block(nn.Module):
     def __call__(
         self, x_BTD: jax.Array, context: Context, window: int, cache: LayerCache | None
     ) -> tuple[jax.Array, KVCache]:
-        """Returns (x_BTD, what `Attention` keeps)."""
+        """Returns (x_BTD, `Attention`'s keys and values or updated cache)."""
         cfg = self.config
 
         def before(name: str, y: jax.Array) -> jax.Array:
@@ -78,16 +99,16 @@ class Block(nn.Module):
             return Norm(cfg, name=name)(y) if cfg.norm_position in ("post", "both") else y
 
         attention = Attention(cfg, name="attention")
-        y_BTD, kept = attention(before("attention_norm", x_BTD), context, window, cache)
+        y_BTD, kv = attention(before("attention_norm", x_BTD), context, window, cache)
         x_BTD = constrain(x_BTD + after("attention_post_norm", y_BTD), "batch", "length", "activation")
         y_BTD = MLP(cfg, name="mlp")(before("mlp_norm", x_BTD))
         x_BTD = constrain(x_BTD + after("mlp_post_norm", y_BTD), "batch", "length", "activation")
-        return x_BTD, kept
+        return x_BTD, kv
 
 
 def init_backbone(config: ModelConfig, rng: jax.Array) -> Params:
-    """Returns the backbone's parameters in float32, each boxed with its logical axes (`nn.meta.unbox` opens them)."""
-    config = dataclasses.replace(config, attention="xla")  # shapes alone count, and no kernel takes one token
+    """Returns the backbone's float32 parameters, boxed with their logical axes (`nn.meta.unbox` removes the boxes)."""
+    config = dataclasses.replace(config, attention="xla")  # only shapes matter here, and the kernels reject one token
     embed_rng, layers_rng = jax.random.split(rng)
     tokens_BT = jnp.zeros((1, 1), jnp.int32)
     context = make_context(config, tokens_BT, tokens_BT)
@@ -110,10 +131,10 @@ def init_backbone(config: ModelConfig, rng: jax.Array) -> Params:
 
 
 def in_compute_dtype(config: ModelConfig, params: Params) -> Params:
-    """Returns the parameters with the layers' matrices as the matrix products read them.
+    """Returns the parameters with the layers' matrices in the compute dtype.
 
-    XLA keeps such a copy anyway; to differentiate with respect to it stores a bfloat16 gradient in half the memory of
-    the float32 one that is its conversion.
+    XLA keeps such a copy anyway. Differentiating with respect to it gives a bfloat16 gradient, in half the memory of
+    the float32 gradient, whose values would be the same.
     """
     dtype = compute_dtype(config)
 
@@ -124,8 +145,8 @@ def in_compute_dtype(config: ModelConfig, params: Params) -> Params:
     return {**params, "backbone": {**params["backbone"], "layers": layers}}
 
 
-def backbone(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
-    """Returns x_BTD, the final-norm hidden states of packed rows.
+def forward(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
+    """Returns x_BTD, the hidden states of packed rows after the final norm; for training and scoring.
 
     Args:
         config: the model.
@@ -133,57 +154,123 @@ def backbone(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
         batch: tokens_BT, segment_ids_BT (0 is padding) and positions_BT, as "tokens", "segment_ids", "positions".
     """
     context = make_context(config, batch["positions"], batch["segment_ids"])
-    return run_layers(config, params, batch["tokens"], context)[0]
+
+    def block(window: int, x_BTD: jax.Array, layer_params: Params) -> jax.Array:
+        x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
+        return _apply_block(config, layer_params, x_BTD, context, window)[0]
+
+    if config.remat != "none":
+        block = jax.checkpoint(
+            block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers, static_argnums=0
+        )
+
+    def period(x_BTD: jax.Array, layers: Params) -> tuple[jax.Array, None]:
+        for window, layer_params in _layers_of_period(config, layers):
+            x_BTD = block(window, x_BTD, layer_params)
+        return x_BTD, None
+
+    x_BTD = _embed(config, params, batch["tokens"], context)
+    x_BTD, _ = jax.lax.scan(period, x_BTD, _periods(config, params), unroll=not config.scan_layers)
+    return _final_norm(config, params, x_BTD)
 
 
-def run_layers(
-    config: ModelConfig,
-    params: Params,
-    tokens_BT: jax.Array,
-    context: Context,
-    cache: tuple[KVCache, ...] = (),
-    room: Room | None = None,
-) -> tuple[jax.Array, tuple[KVCache, ...]]:
-    """Returns (x_BTD after the final norm, the cache): embedding, layers, norm.
-
-    Layers whose windows differ are unrolled within the scan's body, a period of them at a time.
+def prefill_layers(
+    config: ModelConfig, params: Params, prompts_BP: jax.Array, padding_B: jax.Array, size: CacheSize
+) -> tuple[jax.Array, Cache]:
+    """Returns (x_BPD after the final norm, a cache that contains the prompts' keys and values).
 
     Args:
         config: the model.
-        params: of the backbone.
-        tokens_BT: tokens.
-        context: who may see whom.
-        cache: of the tokens before, a stack for each layer of `config.window_period`; comes back with these too.
-        room: of the cache to begin; None: of none.
+        params: the backbone's.
+        prompts_BP: prompts, each at the end of its row.
+        padding_B: number of padding tokens before each prompt.
+        size: size of the cache to allocate.
     """
+    if config.attention != "xla":
+        # Prompt lengths may not suit the attention kernel of training.
+        config = dataclasses.replace(config, attention="auto")
+    context = _text_context(config, jnp.arange(prompts_BP.shape[1]) - padding_B[:, None])
+
+    def period(x_BPD: jax.Array, layers: Params) -> tuple[jax.Array, tuple[KVCache, ...]]:
+        caches = []
+        for window, layer_params in _layers_of_period(config, layers):
+            x_BPD, kv = _apply_block(config, layer_params, x_BPD, context, window)
+            caches.append(allocate(config, kv.k, kv.v, size.columns_of(window)))
+        return x_BPD, tuple(caches)
+
+    x_BPD = _embed(config, params, prompts_BP, context)
+    x_BPD, stacks = jax.lax.scan(period, x_BPD, _periods(config, params))
+    return _final_norm(config, params, x_BPD), Cache(stacks, jnp.asarray(prompts_BP.shape[1]), padding_B)
+
+
+def decode_layers(config: ModelConfig, params: Params, tokens_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    """Returns (x_BTD after the final norm, the cache with the tokens appended).
+
+    Args:
+        config: the model.
+        params: the backbone's.
+        tokens_BT: the next T tokens of each text; T is at most `CacheSize.chunk`.
+        cache: of the texts so far.
+    """
+    T = tokens_BT.shape[1]
+    context = _text_context(config, cache.column + jnp.arange(T) - cache.padding_B[:, None])
+
+    def period(
+        carry: tuple[jax.Array, tuple[KVCache, ...]], scanned: tuple[Params, jax.Array]
+    ) -> tuple[tuple[jax.Array, tuple[KVCache, ...]], None]:
+        (x_BTD, stacks), (layers, index) = carry, scanned
+        updated = []
+        for stack, (window, layer_params) in zip(stacks, _layers_of_period(config, layers), strict=True):
+            layer_cache = LayerCache(stack, index, cache.column, cache.padding_B)
+            x_BTD, stack = _apply_block(config, layer_params, x_BTD, context, window, layer_cache)
+            updated.append(stack)
+        return (x_BTD, tuple(updated)), None
+
+    layers = _periods(config, params)
+    indices = jnp.arange(config.num_layers // len(config.window_period))
+    x_BTD = _embed(config, params, tokens_BT, context)
+    (x_BTD, stacks), _ = jax.lax.scan(period, (x_BTD, cache.stacks), (layers, indices))
+    return _final_norm(config, params, x_BTD), Cache(stacks, cache.column + T, cache.padding_B)
+
+
+def _text_context(config: ModelConfig, positions_BT: jax.Array) -> Context:
+    """Returns the context of one text per row, with padding at negative positions."""
+    return make_context(config, jnp.maximum(positions_BT, 0), (positions_BT >= 0).astype(jnp.int32))
+
+
+def _embed(config: ModelConfig, params: Params, tokens_BT: jax.Array, context: Context) -> jax.Array:
     x_BTD: Any = Embedding(config).apply({"params": params["embedding"]}, tokens_BT, context.positions_BT)
-    x_BTD = constrain(x_BTD, "batch", "length", "activation")
-    period = config.window_period
+    return constrain(x_BTD, "batch", "length", "activation")
 
-    def layer(window: int, x_BTD: Any, layer_params: Params, cache: LayerCache | None) -> Any:  # noqa: ANN401 - Linen's apply has no narrower type
-        x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
-        return Block(config).apply({"params": layer_params}, x_BTD, context, window, cache)
 
-    if config.remat != "none":
-        layer = jax.checkpoint(
-            layer, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers, static_argnums=0
-        )
+def _apply_block(
+    config: ModelConfig,
+    params: Params,
+    x_BTD: jax.Array,
+    context: Context,
+    window: int,
+    cache: LayerCache | None = None,
+) -> tuple[jax.Array, KVCache]:
+    output: Any = Block(config).apply({"params": params}, x_BTD, context, window, cache)
+    return output
 
-    def layers(carry: tuple[Any, tuple[KVCache, ...]], scanned: tuple[Params, jax.Array]) -> Any:  # noqa: ANN401
-        (x_BTD, cache), (stacked, index) = carry, scanned
-        kept = []
-        for number, window in enumerate(period):
-            layer_params = jax.tree.map(lambda x, number=number: x[number], stacked) if len(period) > 1 else stacked
-            x_BTD, kv = layer(window, x_BTD, layer_params, LayerCache(cache[number], index) if cache else None)
-            kept.append(kv if room is None else store(config, kv.k, kv.v, room.kept(window)))
-        return ((x_BTD, tuple(kept)), ()) if cache else ((x_BTD, ()), tuple(kept) if room else ())
 
-    steps = config.num_layers // len(period)
-    stacked = params["layers"]
-    if len(period) > 1:  # an axis of 1 would have XLA copy each layer's matrices before it reads them on a CPU
-        stacked = jax.tree.map(lambda x: x.reshape(steps, len(period), *x.shape[1:]), stacked)
-    # Writing reads one layer after the other anyway; only the backward pass gains by having them unrolled.
-    unroll = not config.scan_layers and not cache and room is None
-    (x_BTD, cache), begun = jax.lax.scan(layers, (x_BTD, cache), (stacked, jnp.arange(steps)), unroll=unroll)
+def _final_norm(config: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:
     normed: Any = Norm(config).apply({"params": params["final_norm"]}, x_BTD)
-    return normed, cache or begun
+    return normed
+
+
+def _periods(config: ModelConfig, params: Params) -> Params:
+    """Returns the stacked layers as `lax.scan` reads them: one period of the window pattern per step."""
+    size = len(config.window_period)
+    if size == 1:
+        # An extra axis of 1 would make XLA copy each layer's matrices before it reads them on a CPU.
+        return params["layers"]
+    return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), params["layers"])
+
+
+def _layers_of_period(config: ModelConfig, layers: Params) -> Iterator[tuple[int, Params]]:
+    """Yields (window, parameters) of each layer of one period."""
+    windows = config.window_period
+    for index, window in enumerate(windows):
+        yield window, layers if len(windows) == 1 else jax.tree.map(lambda x, index=index: x[index], layers)

@@ -13,7 +13,8 @@ from data.packing import PackedRows
 from data.prepare import DataChanged, prepare, skipped_rows
 from data.store import is_store, open_store, read_manifest
 from data.tokenizer import Tokenizer, load_tokenizer
-from model.config import ModelConfig, training_flops_per_token
+from model.config import ModelConfig
+from model.flops import training_flops_per_token
 from model.heads import Objective, language_model, parameter_count
 from model.sharding import MESH_AXES
 from train.console import say, say_skipped, step_progress

@@ -4,7 +4,8 @@ import pytest
 
 from configs import default
 from configs.errors import UserError
-from model.config import architecture_difference, model_config, training_flops_per_token
+from model.config import architecture_difference, model_config
+from model.flops import training_flops_per_token
 from train.settings import from_config
 
 
@@ -28,9 +29,9 @@ def changed(**fields):
         ({"batch_size": 0, "num_steps": -1}, ["config.batch_size is 0", "config.num_steps is -1"]),
         ({"microbatches": 5}, ["config.microbatches is 5; legal: a divisor of batch_size 32"]),
         ({"loss__chunk": 7}, ["config.loss.chunk is 7; legal: a divisor of sequence_length 256"]),
-        ({"model__num_kv_heads": 3}, ["config.model.num_kv_heads is 3; legal for 4 heads: [1, 2, 4]"]),
+        ({"model__num_kv_heads": 3}, ["config.model.num_kv_heads=3 must divide config.model.num_heads=4; use one of"]),
         ({"model__norm": "batchnorm"}, ["config.model.norm is 'batchnorm'; legal: rmsnorm, layernorm"]),
-        ({"model__sliding_window": (-1,)}, ["config.model.sliding_window is (-1,)"]),
+        ({"model__sliding_window": (-1,)}, ["config.model.sliding_window=(-1,)"]),
         ({"optimizer__beta1": 1.5}, ["config.optimizer.beta1 is 1.5; legal: 0 to 1"]),
     ],
 )

@@ -140,7 +140,7 @@ def test_windows_that_differ_by_layer_reach_their_layer(scan_layers):
 def hopper(monkeypatch):
     """This machine taken for one with an NVIDIA H100."""
     monkeypatch.setattr(attend, "platform", lambda: "gpu")
-    monkeypatch.setattr(attend, "_cuda_capability", lambda: "9.0")
+    monkeypatch.setattr(attend, "cuda_capability", lambda: "9.0")
 
 
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
@@ -187,15 +187,15 @@ def test_cudnn_is_lowered_to_its_fused_kernels_on_each_device(sizes, hopper, mon
 
 
 REFUSALS = {
-    "gpu, splash": ("gpu", "8.0", "splash", {}, 128, "needs a TPU"),
-    "odd length, splash": ("tpu", None, "splash", {}, 192, r"128 x config.mesh.context = 128 tokens, not 192"),
-    "cpu, cudnn": ("cpu", None, "cudnn", {}, 128, "needs an NVIDIA GPU"),
-    "AMD, cudnn": ("gpu", None, "cudnn", {}, 128, "needs an NVIDIA GPU"),
-    "softcap, cudnn": ("gpu", "9.0", "cudnn", {"attention_softcap": 50.0}, 128, "attention_softcap, here 50.0"),
-    "float32, cudnn": ("gpu", "9.0", "cudnn", {"compute_dtype": "float32"}, 128, "bfloat16, not float32"),
-    "head of 12, cudnn": ("gpu", "9.0", "cudnn", {"head_dim": 12}, 128, "multiple of 8 up to 256 .* not 12"),
-    "head of 256, cudnn": ("gpu", "8.0", "cudnn", {"head_dim": 256}, 128, "up to 128 on this GPU, not 256"),
-    "odd rows, cudnn": ("gpu", "9.0", "cudnn", {}, 33, "even number of tokens .* not 33"),
+    "gpu, splash": ("gpu", "8.0", "splash", {}, 128, "a TPU"),
+    "odd length, splash": ("tpu", None, "splash", {}, 192, r"128 x config.mesh.context = 128 tokens, got 192"),
+    "cpu, cudnn": ("cpu", None, "cudnn", {}, 128, "an NVIDIA GPU in this machine"),
+    "AMD, cudnn": ("gpu", None, "cudnn", {}, 128, "an NVIDIA GPU in this machine"),
+    "softcap, cudnn": ("gpu", "9.0", "cudnn", {"attention_softcap": 50.0}, 128, "attention_softcap=0, got 50.0"),
+    "float32, cudnn": ("gpu", "9.0", "cudnn", {"compute_dtype": "float32"}, 128, "'bfloat16', got float32"),
+    "head of 12, cudnn": ("gpu", "9.0", "cudnn", {"head_dim": 12}, 128, "multiple of 8 and at most 256 .* got 12"),
+    "head of 256, cudnn": ("gpu", "8.0", "cudnn", {"head_dim": 256}, 128, "at most 128 on this GPU, got 256"),
+    "odd rows, cudnn": ("gpu", "9.0", "cudnn", {}, 33, "even number of tokens .* got 33"),
 }
 
 
@@ -203,17 +203,19 @@ REFUSALS = {
 def test_what_cannot_run_is_one_line_when_asked_for_and_xla_when_not(refusal, monkeypatch):
     platform, capability, attention, changes, length, message = refusal
     monkeypatch.setattr(attend, "platform", lambda: platform)
-    monkeypatch.setattr(attend, "_cuda_capability", lambda: capability)
+    monkeypatch.setattr(attend, "cuda_capability", lambda: capability)
     changes = {"compute_dtype": "bfloat16"} | changes
-    with pytest.raises(UserError, match=rf"config.model.attention is '{attention}', which .*{message}.*legal: 'xla'"):
-        attend._implementation(tiny_model(**changes, attention=attention), length)
+    with pytest.raises(
+        UserError, match=rf"config.model.attention='{attention}' needs .*{message}.*; use 'xla' or 'auto'"
+    ):
+        attend.attention_backend(tiny_model(**changes, attention=attention), length)
     if platform == {"cudnn": "gpu", "splash": "tpu"}[attention]:
-        assert attend._implementation(tiny_model(**changes, attention="auto"), length) == "xla"
+        assert attend.attention_backend(tiny_model(**changes, attention="auto"), length) == "xla"
 
 
 @pytest.mark.parametrize(("platform", "fastest"), [("cpu", "xla"), ("gpu", "cudnn"), ("tpu", "splash")])
 def test_auto_takes_the_fastest_of_the_platform(platform, fastest, monkeypatch):
     monkeypatch.setattr(attend, "platform", lambda: platform)
-    monkeypatch.setattr(attend, "_cuda_capability", lambda: "9.0")
+    monkeypatch.setattr(attend, "cuda_capability", lambda: "9.0")
     model = tiny_model(attention="auto", compute_dtype="bfloat16", head_dim=256)
-    assert attend._implementation(model, 256) == fastest
+    assert attend.attention_backend(model, 256) == fastest

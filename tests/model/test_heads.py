@@ -6,7 +6,7 @@ import pytest
 from conftest import init, tiny_model
 
 from model.heads import classifier, running_mean
-from model.transformer import backbone
+from model.transformer import forward
 
 
 def row(*examples, length=16):
@@ -40,7 +40,7 @@ def test_pooling_reads_the_last_token_or_the_mean():
     model = tiny_model()
     batch = row(([1, 8, 9, 2], 0))
     params = init(classifier(model, 3, "last"))
-    x = np.asarray(backbone(model, params["backbone"], batch))[0]
+    x = np.asarray(forward(model, params["backbone"], batch))[0]
     table = np.asarray(params["head"]["table"])
     last = classifier(model, 3, "last").predict(params, batch)[0, 3]
     mean = classifier(model, 3, "mean").predict(params, batch)[0, 3]

@@ -8,6 +8,7 @@ import pytest
 from conftest import mesh_of
 
 from model import losses
+from model.losses import LossOptions
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,9 @@ def test_value_and_gradient_equal_optax(inputs, chunk, softcap, z_loss):
     x, table, targets, weights = inputs
 
     def ours(x, table):
-        return losses.cross_entropy(x, table, targets, weights, softcap=softcap, z_loss=z_loss, chunk=chunk).objective
+        return losses.cross_entropy(
+            x, table, targets, weights, LossOptions(softcap=softcap, z_loss=z_loss, chunk=chunk)
+        ).objective
 
     expected = jax.value_and_grad(reference, argnums=(0, 1))(x, table, targets, weights, softcap, z_loss)
     got = jax.value_and_grad(ours, argnums=(0, 1))(x, table)
@@ -49,7 +52,7 @@ def test_smoothing_is_cross_entropy_with_smoothed_labels(inputs):
         return (optax.softmax_cross_entropy(jnp.einsum("btd,vd->btv", x, table), labels) * weights).sum()
 
     def ours(x, table):
-        sums = losses.cross_entropy(x, table, targets, weights, smoothing=0.2, chunk=4)
+        sums = losses.cross_entropy(x, table, targets, weights, LossOptions(smoothing=0.2, chunk=4))
         return sums.objective, sums.nll
 
     expected = jax.value_and_grad(smoothed, argnums=(0, 1))(x, table)
@@ -68,7 +71,7 @@ def test_a_mesh_changes_neither_value_nor_gradient(sizes, vocabulary):
     weights = rng.integers(0, 2, (4, 32)).astype(np.float32)
 
     def ours(x, table):
-        return losses.cross_entropy(x, table, targets, weights, softcap=5.0, z_loss=0.1, chunk=4).objective
+        return losses.cross_entropy(x, table, targets, weights, LossOptions(softcap=5.0, z_loss=0.1, chunk=4)).objective
 
     expected = jax.value_and_grad(reference, argnums=(0, 1))(x, table, targets, weights, 5.0, 0.1)
     with jax.set_mesh(mesh_of(**sizes)):
@@ -80,7 +83,9 @@ def test_a_mesh_changes_neither_value_nor_gradient(sizes, vocabulary):
 
 def test_masked_tokens_get_exactly_zero_gradient(inputs):
     x, table, targets, weights = inputs
-    gradient = jax.grad(lambda x: losses.cross_entropy(x, table, targets, weights, z_loss=0.1).objective)(x)
+    gradient = jax.grad(lambda x: losses.cross_entropy(x, table, targets, weights, LossOptions(z_loss=0.1)).objective)(
+        x
+    )
     assert (np.asarray(gradient)[np.asarray(weights) == 0] == 0).all()
     assert (np.abs(np.asarray(gradient)[np.asarray(weights) == 1]).max(-1) > 0).all()
 
@@ -88,7 +93,7 @@ def test_masked_tokens_get_exactly_zero_gradient(inputs):
 def test_token_nll_is_the_loss_taken_apart(inputs):
     x, table, targets, weights = inputs
     nll = losses.token_nll(x, table, targets, softcap=5.0, chunk=4)
-    sums = losses.cross_entropy(x, table, targets, weights, softcap=5.0, z_loss=0.3)
+    sums = losses.cross_entropy(x, table, targets, weights, LossOptions(softcap=5.0, z_loss=0.3))
     assert float((nll * weights).sum()) == pytest.approx(float(sums.nll), rel=1e-6)
     assert float(sums.weight) == float(weights.sum()) and float(sums.objective) > float(sums.nll)
 
@@ -99,7 +104,7 @@ def test_logits_of_the_whole_row_never_exist(inputs):
     targets, weights = jnp.zeros((2, 64), jnp.int32), jnp.ones((2, 64))
 
     def loss(x, table, chunk):
-        return losses.cross_entropy(x, table, targets, weights, chunk=chunk).objective
+        return losses.cross_entropy(x, table, targets, weights, LossOptions(chunk=chunk)).objective
 
     def temporary(chunk):
         compiled = jax.jit(jax.grad(lambda x, t: loss(x, t, chunk), argnums=(0, 1))).lower(x, table).compile()

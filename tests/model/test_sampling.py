@@ -11,8 +11,8 @@ from conftest import init, tiny_model
 from configs.errors import UserError
 from model import losses
 from model.heads import language_model, unembedding
-from model.sampling import Sampling, advance, generate, prefill, sample, score_choices
-from model.transformer import backbone
+from model.sampling import Prompts, Sampling, advance, prefill, sample, score_choices
+from model.transformer import forward
 
 EOS = 2
 VARIANTS = {
@@ -29,7 +29,7 @@ def greedy_without_cache(model, params, prompt, count):
     for _ in range(count):
         row = jnp.asarray([tokens])
         batch = {"tokens": row, "segment_ids": jnp.ones_like(row), "positions": jnp.arange(len(tokens))[None]}
-        z = losses.logits(backbone(model, params["backbone"], batch), unembedding(params), model.logit_softcap)
+        z = losses.logits(forward(model, params["backbone"], batch), unembedding(params), model.logit_softcap)
         tokens.append(int(z[0, -1].argmax()))
         if tokens[-1] == EOS:
             break
@@ -45,7 +45,8 @@ def test_cached_tokens_equal_uncached_ones(variant):
     for row, prompt in zip(padded, prompts, strict=True):
         row[8 - len(prompt) :] = prompt
     lengths = np.array([len(p) for p in prompts], np.int32)
-    got = generate(model, params, padded, lengths, jax.random.key(0), Sampling(), max_new_tokens=6, eos_id=EOS)
+    state = prefill(model, params, Prompts(padded, lengths), jax.random.key(0), Sampling(), max_new_tokens=6)
+    got, _ = advance(model, params, state, Sampling(), steps=6, eos_id=EOS)
     for row, prompt in zip(np.asarray(got).tolist(), prompts, strict=True):
         expected = greedy_without_cache(model, params, prompt, 6)
         assert row[: len(expected)] == expected
@@ -59,13 +60,13 @@ def test_cached_logits_equal_uncached_ones(variant):
     prompts = [[1, 5, 9, 30, 7], [1, 44]]
     padded = np.array([prompts[0], [0, 0, 0, *prompts[1]]], np.int32)
     lengths = np.array([5, 2], np.int32)
-    state = prefill(model, params, padded, lengths, jax.random.key(0), Sampling(), max_new_tokens=5)
+    state = prefill(model, params, Prompts(padded, lengths), jax.random.key(0), Sampling(), max_new_tokens=5)
     texts = [list(prompt) for prompt in prompts]
     for _ in range(5):
         for row, tokens in enumerate(texts):
             ids = jnp.asarray([tokens])
             batch = {"tokens": ids, "segment_ids": jnp.ones_like(ids), "positions": jnp.arange(len(tokens))[None]}
-            z = losses.logits(backbone(model, params["backbone"], batch), unembedding(params), model.logit_softcap)
+            z = losses.logits(forward(model, params["backbone"], batch), unembedding(params), model.logit_softcap)
             np.testing.assert_allclose(state.logits_BV[row], z[0, -1], rtol=1e-5, atol=1e-5)
         new, state = advance(model, params, state, Sampling(), steps=1, eos_id=-1)
         for tokens, token in zip(texts, np.asarray(new)[:, 0].tolist(), strict=True):
@@ -76,7 +77,7 @@ def decoded(model, params, count):
     """The logits before each of `count` tokens of two unequal prompts, and the state at the end."""
     padded = np.array([[1, 5, 9, 30, 7], [0, 0, 0, 1, 44]], np.int32)
     lengths = np.array([5, 2], np.int32)
-    state = prefill(model, params, padded, lengths, jax.random.key(0), Sampling(), max_new_tokens=count)
+    state = prefill(model, params, Prompts(padded, lengths), jax.random.key(0), Sampling(), max_new_tokens=count)
     logits = []
     for token in range(count):
         logits.append(state.logits_BV)
@@ -91,8 +92,8 @@ def test_a_window_s_cache_is_no_longer_than_the_window(prompt):
     model = tiny_model(sliding_window=(3, 0))
     params = init(language_model(model))
     tokens, lengths = np.ones((2, prompt), np.int32), np.full(2, prompt, np.int32)
-    state = prefill(model, params, tokens, lengths, jax.random.key(0), Sampling(), max_new_tokens=9)
-    assert [kept.k.shape for kept in state.cache] == [(1, 2, 2, 3, 8), (1, 2, 2, prompt + 9, 8)]
+    state = prefill(model, params, Prompts(tokens, lengths), jax.random.key(0), Sampling(), max_new_tokens=9)
+    assert [kept.k.shape for kept in state.cache.stacks] == [(1, 2, 2, 3, 8), (1, 2, 2, prompt + 9, 8)]
 
 
 @pytest.mark.parametrize(("cache_dtype", "error"), [("bfloat16", 0.01), ("int8", 0.02)])
@@ -103,7 +104,7 @@ def test_a_smaller_cache_changes_logits_little(variant, cache_dtype, error):
     expected, whole = decoded(model, params, 8)
     got, small = decoded(dataclasses.replace(model, cache_dtype=cache_dtype), params, 8)
     assert 0 < np.abs(got - expected)[1:].max() < error * np.abs(expected).max()
-    size = [sum(leaf.nbytes for leaf in jax.tree.leaves(state.cache)) for state in (whole, small)]
+    size = [sum(leaf.nbytes for leaf in jax.tree.leaves(state.cache.stacks)) for state in (whole, small)]
     # Of a head of 8 numbers and one scale; the scale is a smaller part of the usual 64 or 128.
     assert size[1] / size[0] == {"bfloat16": 1 / 2, "int8": (8 + 4) / 32}[cache_dtype]
 
@@ -116,11 +117,11 @@ def test_choices_are_scored_as_whole_texts_are(variant):
     padded = np.array([prompts[0], [0, 0, 0, *prompts[1]]], np.int32)
     rows = np.array([choices[0], [*choices[1], 0, 0]], np.int32)
     weights = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], np.float32)
-    got = score_choices(model, params, padded, np.array([5, 2], np.int32), rows, weights)
+    got = score_choices(model, params, Prompts(padded, np.array([5, 2], np.int32)), rows, weights)
     for b, c in np.ndindex(2, 2):
         tokens = jnp.asarray([prompts[b] + choices[c]])
         batch = {"tokens": tokens, "segment_ids": jnp.ones_like(tokens), "positions": jnp.arange(tokens.size)[None]}
-        z = losses.logits(backbone(model, params["backbone"], batch), unembedding(params), model.logit_softcap)
+        z = losses.logits(forward(model, params["backbone"], batch), unembedding(params), model.logit_softcap)
         first = len(prompts[b])
         own = jax.nn.log_softmax(z[0, first - 1 : -1])[jnp.arange(len(choices[c])), jnp.asarray(choices[c])]
         np.testing.assert_allclose(got[b, c], own.mean(), rtol=1e-5, atol=1e-5)
@@ -131,12 +132,12 @@ def test_a_text_in_parts_is_the_text_in_one():
     params = init(language_model(model))
     prompt, lengths = np.array([[1, 5, 9]], np.int32), np.array([3], np.int32)
     sampling = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.3)
-    arguments = (model, params, prompt, lengths, jax.random.key(3), sampling)
-    whole = generate(*arguments, max_new_tokens=8, eos_id=-1)
+    arguments = (model, params, Prompts(prompt, lengths), jax.random.key(3), sampling)
+    at_once, _ = advance(model, params, prefill(*arguments, max_new_tokens=8), sampling, steps=8, eos_id=-1)
     state = prefill(*arguments, max_new_tokens=8)
     first, state = advance(model, params, state, sampling, steps=3, eos_id=-1)
     second, _ = advance(model, params, state, sampling, steps=5, eos_id=-1)
-    np.testing.assert_array_equal(whole, np.concatenate([first, second], axis=1))
+    np.testing.assert_array_equal(at_once, np.concatenate([first, second], axis=1))
 
 
 def drawn(probabilities, seen=(), **how):
@@ -171,7 +172,7 @@ def test_what_was_said_is_said_again_less():
 
 
 @pytest.mark.parametrize(
-    ("how", "message"), [({"top_p": 0.0}, "top_p is 0.0; legal: above 0"), ({"temperature": -1}, "at least 0")]
+    ("how", "message"), [({"top_p": 0.0}, "top_p=0.0 must be above 0"), ({"temperature": -1}, "at least 0")]
 )
 def test_impossible_sampling_is_an_error(how, message):
     with pytest.raises(UserError, match=message):

@@ -11,7 +11,7 @@ from conftest import init, tiny_model
 from model import losses
 from model.heads import language_model, parameter_count, unembedding
 from model.layers import rope_frequencies, rotate
-from model.transformer import backbone
+from model.transformer import forward
 
 VARIANTS = {
     "default": {},
@@ -32,7 +32,7 @@ def logits_of(model, params, tokens, segments=None, positions=None):
         "segment_ids": ones if segments is None else jnp.asarray(segments),
         "positions": jnp.cumsum(ones, 1) - 1 if positions is None else jnp.asarray(positions),
     }
-    x = backbone(model, params["backbone"], batch)
+    x = forward(model, params["backbone"], batch)
     return losses.logits(x, unembedding(params), model.logit_softcap)
 
 

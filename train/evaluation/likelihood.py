@@ -15,7 +15,7 @@ from data.examples import Segment, pack
 from model import losses
 from model.config import ModelConfig
 from model.heads import language_model, unembedding
-from model.transformer import Batch, Params, backbone
+from model.transformer import Batch, Params, forward
 from train.evaluation.scoring import head_outputs
 
 _TOKENS_AT_ONCE = 8192
@@ -82,7 +82,7 @@ def _scorer(model: ModelConfig, chunk: int) -> Callable[[Params, Batch], jax.Arr
     """Returns (params, batch) -> `losses.token_scores`: the same function each time, so that it compiles once."""
 
     def score(params: Params, batch: Batch) -> jax.Array:
-        x_BTD = backbone(model, params["backbone"], batch)
+        x_BTD = forward(model, params["backbone"], batch)
         return losses.token_scores(
             x_BTD, unembedding(params), batch["targets"], softcap=model.logit_softcap, chunk=chunk
         )

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
-from model.sampling import score_choices
+from model.sampling import Prompts, score_choices
 from model.transformer import Params
 from train.distributed.placement import replicate, to_host
 from train.generation.decode import prompt_batches
@@ -52,5 +52,6 @@ def choose(
     scores = np.zeros((len(prompts), len(choices)), np.float32)
     for numbers, prompts_BP, lengths_B in prompt_batches(prompts, tokenizer.pad_id, mesh):
         arrays = replicate((prompts_BP, lengths_B, choices_CM, weights_CM), mesh)
-        scores[numbers] = to_host(score_choices(config, params, *arrays), mesh)[: len(numbers)]
+        scores_BC = score_choices(config, params, Prompts(*arrays[:2]), *arrays[2:])
+        scores[numbers] = to_host(scores_BC, mesh)[: len(numbers)]
     return scores

@@ -12,7 +12,7 @@ from configs import default
 from configs.errors import UserError
 from data.labelled import Example, draw
 from data.tokenizer import Tokenizer
-from model.config import training_flops_per_token
+from model.flops import training_flops_per_token
 from model.heads import Objective
 from model.transformer import Params
 from train.console import results_console

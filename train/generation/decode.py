@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
-from model.sampling import Sampling, advance, prefill
+from model.sampling import Prompts, Sampling, advance, prefill
 from model.transformer import Params
 from train.distributed.placement import replicate, row_parts, to_host
 from train.distributed.watchdog import tick
@@ -57,8 +57,8 @@ def complete(
     texts: dict[int, str] = {}
     for batch, (numbers, prompts_BP, lengths_B) in enumerate(prompt_batches(prompts, tokenizer.pad_id, mesh)):
         rng = jax.random.fold_in(jax.random.key(seed), batch)
-        arrays = replicate((prompts_BP, lengths_B), mesh)
-        state = prefill(config, params, *arrays, rng, sampling, max_new_tokens=max_new_tokens)
+        placed = Prompts(*replicate((prompts_BP, lengths_B), mesh))
+        state = prefill(config, params, placed, rng, sampling, max_new_tokens=max_new_tokens)
         written: list[list[int]] = [[] for _ in numbers]
         left = max_new_tokens
         while left:

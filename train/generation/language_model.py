@@ -11,7 +11,7 @@ from configs.errors import UserError
 from data.templates import Message, render
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
-from model.sampling import Sampling, advance, prefill
+from model.sampling import Prompts, Sampling, advance, prefill
 from model.transformer import Params
 from train.distributed.placement import replicate
 from train.generation.decode import complete, prompt_batches
@@ -78,9 +78,9 @@ class Writer:
     def stream(self, prompt: list[int], max_new_tokens: int, sampling: Sampling, seed: int) -> Iterator[str]:
         """Yields what follows a prompt in parts, as it is written."""
         _, rows, lengths = next(prompt_batches([prompt], self.tokenizer.pad_id, self.mesh))
-        placed = replicate((rows, lengths), self.mesh)
+        placed = Prompts(*replicate((rows, lengths), self.mesh))
         steps = -(-max_new_tokens // _STEPS) * _STEPS
-        state = prefill(self.model, self.params, *placed, jax.random.key(seed), sampling, max_new_tokens=steps)
+        state = prefill(self.model, self.params, placed, jax.random.key(seed), sampling, max_new_tokens=steps)
         written: list[int] = []
         shown = ""
         while len(written) < max_new_tokens and not bool(state.done_B[0]):

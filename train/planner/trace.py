@@ -9,7 +9,8 @@ from flax import linen as nn
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from model.attention import SCOPE
-from model.config import ModelConfig, visible_pairs
+from model.config import ModelConfig
+from model.flops import visible_fraction
 from model.heads import language_model
 from train.settings import Settings
 from train.step import abstract_batch, summed_gradients
@@ -41,7 +42,7 @@ def trace(settings: Settings, model: ModelConfig) -> Trace:
     params = nn.meta.unbox(boxed_params(objective))
     T = settings.sequence_length
     jaxpr = jax.make_jaxpr(lambda p, b: summed_gradients(objective, p, b, 1))(params, abstract_batch(1, T)).jaxpr
-    share = visible_pairs(model, T)
+    share = visible_fraction(model, T)
     flops = jaxpr_flops(jaxpr, lambda eqn: share if SCOPE in str(eqn.source_info.name_stack) else 1.0)
     saved = {True: 0.0, False: 0.0}
     for leaf in _saved_by_layers(jaxpr, model.num_layers // len(model.window_period)):

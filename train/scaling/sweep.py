@@ -11,7 +11,8 @@ from typing import Any
 from configs.errors import UserError
 from data.sources import read_rows
 from data.store import open_store
-from model.config import ModelConfig, model_config, training_flops_per_token
+from model.config import ModelConfig, model_config
+from model.flops import training_flops_per_token
 from model.heads import language_model, parameter_count
 from train.console import say
 from train.distributed.processes import is_process_zero, run_on_process_zero

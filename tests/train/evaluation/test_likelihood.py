@@ -11,7 +11,7 @@ from data.tokenizer import train_tokenizer
 from model.heads import language_model, unembedding
 from model.losses import logits
 from model.sharding import parameter_shardings
-from model.transformer import backbone
+from model.transformer import forward
 from train.distributed.mesh import single_device_mesh
 from train.evaluation.likelihood import likelihoods
 from train.evaluation.perplexity import perplexity, summary
@@ -30,7 +30,7 @@ def log_probabilities(params, tokens):
     """(T - 1, V) of the tokens after the first, each from all before it."""
     row = np.array(tokens, np.int32)[None]
     batch = {"tokens": row, "segment_ids": row * 0 + 1, "positions": np.arange(row.shape[1], dtype=np.int32)[None]}
-    x = backbone(MODEL, params["backbone"], batch)
+    x = forward(MODEL, params["backbone"], batch)
     return np.asarray(jax.nn.log_softmax(logits(x, unembedding(params), MODEL.logit_softcap)))[0, :-1]
 
 

@@ -9,7 +9,7 @@ from data.tokenizer import train_tokenizer
 from model.heads import language_model, unembedding
 from model.losses import logits
 from model.sharding import parameter_shardings
-from model.transformer import backbone
+from model.transformer import forward
 from train.distributed.mesh import single_device_mesh
 from train.evaluation.zero_shot import choose
 from train.generation.decode import complete
@@ -54,7 +54,7 @@ def greedy(model, params, prompt, count):
     """Token by token, everything computed anew."""
     tokens = list(prompt)
     for _ in range(count):
-        x = backbone(model, params["backbone"], row_of(tokens))
+        x = forward(model, params["backbone"], row_of(tokens))
         tokens.append(int(logits(x[:, -1:], unembedding(params), model.logit_softcap)[0, 0].argmax()))
         if tokens[-1] == BYTES.eos_id:
             break

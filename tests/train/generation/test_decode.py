@@ -30,7 +30,7 @@ def written(monkeypatch):
             part[state.done_B] = eos_id
             return jnp.asarray(part), state._replace(done_B=state.done_B | (part == eos_id).any(1))
 
-        start = Decoding(None, None, None, None, None, jnp.asarray(np.zeros(32, bool)), None)
+        start = Decoding(None, None, None, jnp.asarray(np.zeros(32, bool)), None)
         monkeypatch.setattr(decode, "prefill", lambda *_, **__: start)
         monkeypatch.setattr(decode, "advance", advance)
         return asked

@@ -26,7 +26,7 @@ from model.config import model_config
 from model.heads import unembedding
 from model.huggingface_config import architecture_of
 from model.losses import logits
-from model.transformer import backbone
+from model.transformer import forward
 from tests.damage import flip_a_bit
 from train.distributed.mesh import single_device_mesh
 from train.finetuning.run import finetune
@@ -56,7 +56,7 @@ def imported(directory, output):
 
 def logits_of(model, params, tokens, segments, positions):
     batch = {"tokens": tokens, "segment_ids": segments, "positions": positions}
-    return np.asarray(logits(backbone(model, params["backbone"], batch), unembedding(params), model.logit_softcap))
+    return np.asarray(logits(forward(model, params["backbone"], batch), unembedding(params), model.logit_softcap))
 
 
 def check(directory, tmp_path):

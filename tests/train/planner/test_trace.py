@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs.pretrain import llm
-from model.config import training_flops_per_token
+from model.flops import training_flops_per_token
 from train.planner.trace import jaxpr_flops, trace
 from train.settings import from_config, planned_model
 

@@ -6,7 +6,8 @@ from configs import default
 from configs.errors import UserError
 from configs.models import architecture
 from configs.pretrain import books, tiny
-from model.config import matmul_parameters, model_config
+from model.config import model_config
+from model.flops import matmul_parameters
 from train.scaling.sizes import ladder, overrides, scaled, size_for
 from train.settings import from_config
 

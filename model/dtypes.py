@@ -1,0 +1,25 @@
+"""The platform that is compiled for and the dtypes that follow from it."""
+
+import jax
+import jax.numpy as jnp
+
+from model.config import ModelConfig
+
+
+def platform() -> str:
+    """Returns "cpu", "gpu" or "tpu": the platform of the current mesh, whose devices need not be attached."""
+    mesh = jax.sharding.get_abstract_mesh()
+    name = jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+    return "gpu" if name == "cuda" else name
+
+
+def compute_dtype(config: ModelConfig) -> jnp.dtype:
+    """Returns the dtype of matrix products; "auto" means bfloat16 on accelerators and float32 on CPU."""
+    if config.compute_dtype == "auto":
+        return jnp.dtype(jnp.float32 if platform() == "cpu" else jnp.bfloat16)
+    return jnp.dtype(config.compute_dtype)
+
+
+def cache_dtype(config: ModelConfig) -> jnp.dtype:
+    """Returns the dtype of the KV cache; "auto" means the compute dtype."""
+    return compute_dtype(config) if config.cache_dtype == "auto" else jnp.dtype(config.cache_dtype)

@@ -1,0 +1,31 @@
+"""Model FLOPs per token, for MFU and scaling laws; counted from the config, without tracing the model."""
+
+from model.config import ModelConfig
+
+
+def matmul_parameters(config: ModelConfig) -> int:
+    """Returns the number of weights that multiply every token's activations, the output table included."""
+    attention = config.embed_dim * config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads)
+    mlp = config.embed_dim * config.mlp_dim * (3 if config.gated else 2)
+    return config.num_layers * (attention + mlp) + config.vocab_size * config.embed_dim
+
+
+def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+    """Returns the model FLOPs per token of a training step: forward and backward, without rematerialization.
+
+    6 per matmul weight, plus 12 * layers * heads * head_dim * keys for QK^T and AV, where keys is the mean number of
+    keys that a causal query attends to within its window (PaLM, arXiv:2204.02311, appendix B).
+    """
+    keys = visible_fraction(config, sequence_length) * config.num_layers * sequence_length
+    return 6 * matmul_parameters(config) + 12 * config.num_heads * config.head_dim * keys
+
+
+def visible_fraction(config: ModelConfig, sequence_length: int) -> float:
+    """Returns the fraction of a row's (query, key) pairs inside the causal windows, averaged over the layers."""
+    keys = sum(_mean_keys(window, sequence_length) for window in config.windows)
+    return keys / (config.num_layers * sequence_length)
+
+
+def _mean_keys(window: int, length: int) -> float:
+    reach = min(window or length, length)
+    return (reach * (reach + 1) / 2 + (length - reach) * reach) / length
