@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
 
 
 def model() -> ConfigDict:
-    """Returns `config.model`: Llama-like, about 6 million parameters with an 8,192-token vocabulary."""
+    """Returns `config.model`: Llama-like, 6.9 million parameters with an 8,192-token vocabulary."""
     m = ConfigDict()
     m.vocab_size = 0  # 0: the tokenizer's, rounded up to a multiple of 64 so that meshes divide it
     m.embed_dim = 256

@@ -1,6 +1,6 @@
-"""Published architectures by name: numbers only, each family as its difference from Llama.
+"""Published architectures by name; each family is written as its differences from Llama 2.
 
-`config.model.update(architecture("gpt2"))` turns any config into that model. Weights are not read here.
+`config.model.update(architecture("gpt2"))` turns any config into that architecture. No weights are loaded.
 """
 
 from configs.errors import UserError, did_you_mean
@@ -9,7 +9,7 @@ Fields = dict[str, object]
 
 
 def _shape(embed_dim: int, num_layers: int, num_heads: int, num_kv_heads: int, mlp_dim: int) -> Fields:
-    """Returns the five numbers in which the sizes of one family differ."""
+    """Returns the five sizes that differ between the models of a family."""
     return {
         "embed_dim": embed_dim,
         "num_layers": num_layers,
@@ -20,7 +20,7 @@ def _shape(embed_dim: int, num_layers: int, num_heads: int, num_kv_heads: int, m
 
 
 # Llama 2: arXiv:2307.09288, table 1; config.json of meta-llama/Llama-2-{7b,13b,70b}-hf.
-# Every field that changes what the network computes stands here, so that no other default shines through.
+# Sets every field that changes what the network computes, so that no default of the caller's config remains.
 _LLAMA: Fields = {
     "vocab_size": 32000,
     "head_dim": 128,
@@ -74,8 +74,8 @@ _GPT2: Fields = _LLAMA | {
     "tie_embeddings": True,
 }
 
-# GPT-3: arXiv:2005.14165, table 2.1. Every other layer of theirs is banded, with a width that was not
-# published; all layers are global here, and the parameters the same.
+# GPT-3: arXiv:2005.14165, table 2.1. In the original, every other layer uses banded attention of an unpublished width;
+# here all layers use full attention, with the same parameters.
 _GPT3: Fields = _GPT2 | {"head_dim": 128, "context_length": 2048}
 
 # Mistral 7B v0.1: arXiv:2310.06825, table 1; config.json of mistralai/Mistral-7B-v0.1.
@@ -156,45 +156,17 @@ _ARCHITECTURES: dict[str, Fields] = {
     "gemma2_9b": _GEMMA2 | _shape(3584, 42, 16, 8, 14336),
 }
 
-# Unique parameters of the published weights: a tied unembedding counts once, learned positions count.
-# GPT-3's exact number follows from its table; the paper's appendix D rounds it to 174,600 million.
-PUBLISHED_PARAMETERS: dict[str, int] = {
-    "gpt2": 124_439_808,
-    "gpt2_medium": 354_823_168,
-    "gpt2_large": 774_030_080,
-    "gpt2_xl": 1_557_611_200,
-    "gpt3_175b": 174_604_259_328,
-    "llama2_7b": 6_738_415_616,
-    "llama2_13b": 13_015_864_320,
-    "llama2_70b": 68_976_648_192,
-    "llama3_8b": 8_030_261_248,
-    "llama3_70b": 70_553_706_496,
-    "llama3_2_1b": 1_235_814_400,
-    "mistral_7b": 7_241_732_096,
-    "qwen2_0_5b": 494_032_768,
-    "qwen2_7b": 7_615_616_512,
-    "qwen3_0_6b": 596_049_920,
-    "qwen3_8b": 8_190_735_360,
-    "smollm2_135m": 134_515_008,
-    "smollm2_360m": 361_821_120,
-    "smollm2_1_7b": 1_711_376_384,
-    "olmo2_1b": 1_484_916_736,
-    "olmo2_7b": 7_298_617_344,
-    "gemma2_2b": 2_614_341_888,
-    "gemma2_9b": 9_241_705_984,
-}
-
 
 def architecture(name: str) -> dict[str, object]:
-    """Returns every field of `config.model` that a published architecture decides, as a new dict.
+    """Returns the fields of `config.model` that define a published architecture, as a new dict.
 
     Args:
-        name: e.g. "gpt2", "llama3_8b"; the keys of `PUBLISHED_PARAMETERS`.
+        name: a key of `_ARCHITECTURES`, e.g. "gpt2" or "llama3_8b".
 
     Raises:
-        UserError: the name is not in the table.
+        UserError: the architecture is unknown.
     """
     if name not in _ARCHITECTURES:
         hint = did_you_mean(name, _ARCHITECTURES)
-        raise UserError(f"unknown architecture {name!r}{hint}; legal: {', '.join(_ARCHITECTURES)}")
+        raise UserError(f"unknown architecture {name!r}{hint}; expected one of {', '.join(_ARCHITECTURES)}")
     return dict(_ARCHITECTURES[name])

@@ -1,8 +1,8 @@
-"""Which parameters train: all, the head, the last layers, or low-rank factors beside the backbone's matrices (LoRA).
+"""Parameter-efficient fine-tuning: train all parameters, the head, the last layers, or low-rank factors (LoRA).
 
-What is added to a backbone is a group of parameters of its own, "adapter", which mirrors the backbone's paths. A group
-that does not train has no gradient, no optimizer state and no place in the run's checkpoints.
-r rank, L layers.
+The parameters that a method adds form their own group, "adapter", with the same paths as the backbone. A frozen group
+has no gradient and no optimizer state, and is not saved in the run's checkpoints.
+r rank, L layers, I inputs and O outputs of a projection.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ class Adaptation:
 
     Attributes:
         method: "full", "head", "last" or "lora".
-        last_layers: "last": how many layers train.
-        rank: "lora": r.
-        alpha: "lora": the product of the factors is multiplied by alpha / r.
-        targets: "lora": names of the projections that get factors.
+        last_layers: number of layers that "last" trains.
+        rank: r of "lora".
+        alpha: "lora" multiplies the product of its factors by alpha / r.
+        targets: names of the projections that "lora" adds factors to.
     """
 
     method: Literal["full", "head", "last", "lora"]
@@ -41,10 +41,10 @@ class Adaptation:
 
 
 def adapt(objective: Objective, adaptation: Adaptation) -> Objective:
-    """Returns the objective of which only what `adaptation` names trains.
+    """Returns the objective that trains only the parameters `adaptation` selects.
 
     Raises:
-        UserError: nothing would train, a target that no projection is named, or more layers than there are.
+        UserError: nothing would be trained, a target matches no projection, or there are fewer layers than requested.
     """
     method = adaptation.method
     if method == "full":
@@ -53,7 +53,8 @@ def adapt(objective: Objective, adaptation: Adaptation) -> Objective:
     if method == "head":
         if not jax.tree.leaves(boxed["head"]):
             raise UserError(
-                "config.adapt.method is 'head', but this model's output table is its embedding; legal: full, last, lora"
+                "config.adapt.method='head' needs a head with its own parameters, but this model's output table is its "
+                "embedding; use 'full', 'last' or 'lora'"
             )
         return objective._replace(trained=("head",))
     make_adapter = _last_layers if method == "last" else _factors
@@ -81,7 +82,7 @@ def adapt(objective: Objective, adaptation: Adaptation) -> Objective:
 
 
 def merge(params: Params, adaptation: Adaptation) -> Params:
-    """Returns `{"backbone", "head"}` with the adapter added into the backbone; equal to what was trained."""
+    """Returns `{"backbone", "head"}` with the adapter added into the backbone; its predictions are the same."""
     if "adapter" not in params:
         return params
 
@@ -98,13 +99,13 @@ def merge(params: Params, adaptation: Adaptation) -> Params:
 
 
 def _flat(factors: dict[str, jax.Array]) -> dict[str, tuple[int, int, int]]:
-    """Returns the shapes of the factors as matrices: all input and all output axes as one each."""
+    """Returns the shapes of the factors as matrices, with all input axes and all output axes flattened."""
     layers, rank = factors[_B].shape[:2]
     return {_A: (layers, -1, rank), _B: (layers, rank, -1)}
 
 
 def _joined(base: Params, adapter: Params) -> Params:
-    """Returns the base with the adapter's leaves beside its own."""
+    """Returns the base tree with the adapter's leaves inserted."""
     return base | {
         name: _joined(base.get(name, {}), part) if isinstance(part, dict) else part for name, part in adapter.items()
     }
@@ -115,12 +116,12 @@ def _is_box(leaf: object) -> bool:
 
 
 def _last_layers(backbone: Params, adaptation: Adaptation, rng: jax.Array) -> Params:
-    """Returns differences to the last layers, which start at zero; weight decay pulls them back to the foundation."""
+    """Returns differences to the last layers, initialized to zero; weight decay pulls towards the pre-trained model."""
     count = adaptation.last_layers
 
     def difference(box: nn.Partitioned) -> nn.Partitioned:
         if not 1 <= count <= len(box.value):
-            raise UserError(f"config.adapt.last_layers is {count}; legal: 1 to {len(box.value)}")
+            raise UserError(f"config.adapt.last_layers={count} must be from 1 to {len(box.value)}")
         return box.replace_boxed(jnp.zeros((count, *box.value.shape[1:]), box.value.dtype))
 
     return {"layers": jax.tree.map(difference, backbone["layers"], is_leaf=_is_box)}
@@ -130,11 +131,11 @@ def _factors(backbone: Params, adaptation: Adaptation, rng: jax.Array) -> Params
     """Returns A (Gaussian) and B (zero) of each target (LoRA: arXiv:2106.09685, section 4.1).
 
     Raises:
-        UserError: a target that matches no projection.
+        UserError: a target matches no projection.
     """
     found: set[str] = set()
     if adaptation.rank < 1:
-        raise UserError(f"config.adapt.rank is {adaptation.rank}; legal: at least 1")
+        raise UserError(f"config.adapt.rank={adaptation.rank} must be at least 1")
 
     def walk(tree: Params, name: str, rng: jax.Array) -> Params:
         if "kernel" in tree:
@@ -151,16 +152,18 @@ def _factors(backbone: Params, adaptation: Adaptation, rng: jax.Array) -> Params
     unknown = [name for name in adaptation.targets if name not in found]
     if unknown or not adaptation.targets:
         raise UserError(
-            f"config.adapt.targets: {unknown[0]!r} matches no parameter; legal: {', '.join(sorted(found))}"
+            f"config.adapt.targets contains {unknown[0]!r}, which is not a projection; "
+            f"expected some of {', '.join(sorted(found))}"
             if unknown
-            else f"config.adapt.targets is empty; legal: some of {', '.join(sorted(found))}"
+            else f"config.adapt.targets is empty; expected some of {', '.join(sorted(found))}"
         )
     return adapter
 
 
 def _pair(kernel: nn.Partitioned, rank: int, rng: jax.Array) -> Params:
+    """Returns the boxed factors A and B of one projection's kernel, stacked over the layers."""
     names, shape = kernel.names[1:], kernel.value.shape
-    # A projection reads the residual stream by its first axis, or writes it by its last.
+    # A projection's first axis reads the residual stream, or its last axis writes to it.
     inputs = 1 if names[0] == "embed" else len(names) - 1
     a_shape = (*shape[: 1 + inputs], rank)
     a = jax.random.normal(rng, a_shape, jnp.float32) / math.sqrt(math.prod(shape[1 : 1 + inputs]))

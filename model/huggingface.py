@@ -1,6 +1,7 @@
-"""Weights and configs of Hugging Face's format: one table an architecture, read in both directions.
+"""Hugging Face weights <-> our parameters: one table per architecture, used for import and export alike.
 
-A row of a table says which tensors of theirs a leaf of ours is made of. Ours are stacked over the layers.
+A row of a table maps one of our leaves, stacked over the layers, to the Hugging Face tensors ("theirs") that it
+consists of.
 L layers, D embed, N heads, K kv heads, H head dim, F mlp, V vocabulary.
 """
 
@@ -18,14 +19,15 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One leaf of ours and the tensors it is made of.
+    """One of our leaves and the tensors that it consists of.
 
     Attributes:
         leaf: our path, without the group, e.g. "layers/attention/query/kernel".
-        key: their name; {i} is the layer.
-        inputs: how many of a kernel's leading axes (after L) are read; 0: no kernel, the tensor is the leaf flattened.
-        transposed: theirs is (outputs, inputs), as of a Linear; False: (inputs, outputs), as of GPT-2's Conv1D.
-        part: (which, of how many) equal parts of their last axis, where several leaves are one tensor.
+        key: their tensor name; {i} is the layer.
+        inputs: number of leading axes of the kernel (after L) that are inputs; 0: not a kernel, the tensor is the
+            flattened leaf.
+        transposed: their tensor is (outputs, inputs), as in a Linear; False: (inputs, outputs), as in GPT-2's Conv1D.
+        part: (index, count) of this leaf's equal part of their last axis, where several leaves share a tensor.
     """
 
     leaf: str
@@ -36,34 +38,34 @@ class Row:
 
     @property
     def stacked(self) -> bool:
-        """Whether there is one tensor a layer."""
+        """Whether there is one tensor per layer."""
         return "{i}" in self.key
 
     @property
     def last(self) -> bool:
-        """Whether no other leaf adds to its tensor after this one."""
+        """Whether this row completes its tensor."""
         return self.part[0] == self.part[1] - 1
 
     def keys(self, num_layers: int) -> list[str]:
-        """Returns their names, in the order of the layers."""
+        """Returns the names of their tensors, in the order of the layers."""
         return [self.key.format(i=i) for i in range(num_layers)] if self.stacked else [self.key]
 
     def to_ours(self, theirs: np.ndarray, shape: Shape) -> np.ndarray:
-        """Returns a layer of our leaf, of this shape, from their tensor."""
-        which, count = self.part
+        """Returns one layer of our leaf, in this shape, from their tensor."""
+        index, count = self.part
         size = theirs.shape[-1] // count
-        piece = theirs[..., which * size : (which + 1) * size] if count > 1 else theirs
+        piece = theirs[..., index * size : (index + 1) * size] if count > 1 else theirs
         return (piece.T if self.inputs and self.transposed else piece).reshape(shape)
 
     def to_theirs(self, ours: np.ndarray) -> np.ndarray:
-        """Returns their tensor, or this row's part of it, from a layer of our leaf."""
+        """Returns their tensor, or this row's part of it, from one layer of our leaf."""
         if not self.inputs:
             return ours if self.leaf.endswith("table") or self.leaf.endswith("positions") else ours.reshape(-1)
         matrix = ours.reshape(int(np.prod(ours.shape[: self.inputs])), -1)
         return matrix.T if self.transposed else matrix
 
     def their_shape(self, shape: Shape) -> Shape:
-        """Returns the shape of their tensor, from that of a layer of our leaf."""
+        """Returns the shape of their tensor, from the shape of one layer of our leaf."""
         if not self.inputs:
             flat = shape if self.leaf.endswith(("table", "positions")) else (int(np.prod(shape)),)
             return (*flat[:-1], flat[-1] * self.part[1])
@@ -77,7 +79,7 @@ def _linear(leaf: str, key: str, inputs: int = 1, bias: bool = False) -> list[Ro
 
 
 def _llama_like(norms: Mapping[str, str], c: ModelConfig) -> list[Row]:
-    """Returns the table of Llama and of what is built like it; `norms`: our norm -> theirs."""
+    """Returns the table of Llama and architectures like it; `norms` maps our norms to theirs."""
     attention, mlp = "model.layers.{i}.self_attn", "model.layers.{i}.mlp"
     rows = [Row("embedding/table", "model.embed_tokens.weight"), Row("final_norm/scale", "model.norm.weight")]
     for name, theirs in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
@@ -131,23 +133,23 @@ _TABLES: dict[str, Callable[[ModelConfig], list[Row]]] = {
     "olmo2": lambda c: _llama_like(_POST, c),
 }
 ARCHITECTURES = tuple(_TABLES)
-# What older files hold beside the weights: buffers that follow from the config.
+# Buffers in older files that are not weights; they follow from the config.
 IGNORED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
 
 def table(architecture: str, config: ModelConfig) -> list[Row]:
-    """Returns the rows of a language model's weights, its output table included where that is one of its own."""
+    """Returns the rows of a language model's weights, with its output table unless that is tied to the embedding."""
     rows = _TABLES[architecture](config)
     return rows if config.tie_embeddings else [*rows, Row("table", "lm_head.weight")]
 
 
 def group_of(row: Row) -> str:
-    """Returns "head" for the output table and "backbone" for all else."""
+    """Returns the parameter group of a row: "head" for the output table, else "backbone"."""
     return "head" if row.leaf == "table" else "backbone"
 
 
 def leaves(params: Mapping[str, Any], rows: list[Row]) -> Iterator[tuple[Row, Any]]:
-    """Yields each row with our leaf (an array or its shape)."""
+    """Yields each row with its leaf (an array or a shape)."""
     for row in rows:
         leaf: Any = params[group_of(row)]
         for name in row.leaf.split("/"):
@@ -156,7 +158,7 @@ def leaves(params: Mapping[str, Any], rows: list[Row]) -> Iterator[tuple[Row, An
 
 
 def expected_shapes(params: Mapping[str, Any], rows: list[Row]) -> dict[str, Shape]:
-    """Returns {their name: its shape} of a model whose abstract parameters are `params`."""
+    """Returns {tensor name: shape} of the files of a model with these (abstract) parameters."""
     shapes: dict[str, Shape] = {}
     for row, leaf in leaves(params, rows):
         shape = leaf.shape[1:] if row.stacked else leaf.shape
@@ -165,14 +167,14 @@ def expected_shapes(params: Mapping[str, Any], rows: list[Row]) -> dict[str, Sha
 
 
 def compare_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: str) -> None:
-    """Raises UserError listing tensors that are missing, surplus or of another shape."""
-    faults = [f"missing: {name}" for name in expected if name not in found]
-    faults += [f"surplus: {name}" for name in found if name not in expected]
-    faults += [
-        f"{name} is {list(found[name])}, the config says {list(shape)}"
+    """Raises UserError listing tensors that are missing, unexpected or of a different shape."""
+    errors = [f"missing: {name}" for name in expected if name not in found]
+    errors += [f"unexpected: {name}" for name in found if name not in expected]
+    errors += [
+        f"{name} has shape {list(found[name])}, expected {list(shape)}"
         for name, shape in expected.items()
         if name in found and tuple(found[name]) != tuple(shape)
     ]
-    if faults:
-        shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
-        raise UserError(f"{where} does not hold the weights of its config.json: {shown}")
+    if errors:
+        shown = "; ".join(errors[:8]) + (f"; and {len(errors) - 8} more" if len(errors) > 8 else "")
+        raise UserError(f"{where} does not contain the weights that its config.json describes: {shown}")

@@ -1,4 +1,4 @@
-"""Hugging Face's config.json <-> `config.model`: what an architecture's fields are called there, and what they mean."""
+"""Hugging Face's config.json <-> `config.model`: the names and meanings of each architecture's fields."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ _CLASS_NAMES = {
     "gpt2": "GPT2", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma2": "Gemma2",
     "olmo2": "Olmo2",
 }  # fmt: skip
-# A published model of each architecture, whose choices are those of the code that reads config.json.
+# A published model of each architecture: gives the choices that are in the code of `transformers`, not in config.json.
 _FAMILY = {
     "gpt2": "gpt2",
     "llama": "llama2_7b",
@@ -29,24 +29,28 @@ def to_section(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, An
     """Returns (architecture, `config.model`) of a config.json.
 
     Raises:
-        UserError: an unknown architecture, a missing field, or a choice that our transformer does not have.
+        UserError: an unknown architecture, a missing field, or a choice that `ModelConfig` does not support.
     """
     architecture = config.get("model_type")
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
-        raise UserError(f"{where}: model_type is {architecture!r}; legal: {', '.join(ARCHITECTURES)}")
+        raise UserError(
+            f"{where}: model_type={architecture!r} is not supported; expected one of {', '.join(ARCHITECTURES)}"
+        )
     section = default.model().to_dict() | models.architecture(_FAMILY[architecture])
     try:
         section |= _gpt2_section(config) if architecture == "gpt2" else _llama_section(architecture, config)
     except KeyError as missing:
-        raise UserError(f"{where}: no {missing.args[0]!r}; legal: a config.json of {architecture}") from None
+        raise UserError(f"{where}: {missing.args[0]!r} is missing; expected a config.json of {architecture}") from None
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(
-            f"{where}: a field of the wrong kind ({error}); legal: a config.json of {architecture}"
+            f"{where}: a field has the wrong type ({error}); expected a config.json of {architecture}"
         ) from None
     name = config.get("hidden_activation") or config.get("hidden_act") or config.get("activation_function") or "silu"
     activation = _ACTIVATIONS.get(name) if isinstance(name, str) else None
     if activation is None or (activation == "silu") != section["mlp"].startswith("silu"):
-        raise UserError(f"{where}: the activation is {name!r}; legal for {architecture}: {_activation_of(section)}")
+        raise UserError(
+            f"{where}: the activation {name!r} is not supported; expected {_activation_of(section)} for {architecture}"
+        )
     return architecture, section
 
 
@@ -115,7 +119,7 @@ def _windows(architecture: str, config: Mapping[str, Any], layers: int) -> tuple
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    # Since transformers 5 both stand in one place.
+    # transformers 5 moved rope_theta and rope_scaling into rope_parameters.
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     found: dict[str, Any] = {"rope_theta": float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)}
@@ -128,15 +132,15 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
             "rope_original_context": scaling["original_max_position_embeddings"],
         }
     if kind != "default":
-        raise UserError(f"config.json: rope_type is {kind!r}; legal: default, llama3")
+        raise UserError(f"config.json: rope_type={kind!r} is not supported; expected default or llama3")
     return found | {"rope_scaling": "none"}
 
 
 def architecture_of(config: ModelConfig) -> str:
-    """Returns the architecture whose code computes what `config` says.
+    """Returns the Hugging Face architecture that computes the same function as `config`.
 
     Raises:
-        UserError: there is none.
+        UserError: no architecture does.
     """
     sections = {name: models.architecture(_FAMILY[name]) for name in ARCHITECTURES}
     choices = (
@@ -180,8 +184,8 @@ def architecture_of(config: ModelConfig) -> str:
             return name
         closest = min(closest, (len(wrong), name, wrong))
     raise UserError(
-        f"no architecture of Hugging Face computes this model: {closest[1]} comes closest, which has not "
-        f"{', '.join(closest[2])}; legal: {', '.join(ARCHITECTURES)}"
+        f"no Hugging Face architecture can express this model; the closest, {closest[1]}, does not support "
+        f"{', '.join(closest[2])}; expected a model of {', '.join(ARCHITECTURES)}"
     )
 
 
@@ -210,7 +214,7 @@ def to_config(architecture: str, c: ModelConfig, bos_id: int, eos_id: int, pad_i
 
 
 def class_prefix(architecture: str) -> str:
-    """Returns how the classes of `transformers` begin, e.g. "Llama"."""
+    """Returns the prefix of the class names in `transformers`, e.g. "Llama"."""
     return _CLASS_NAMES[architecture]
 
 

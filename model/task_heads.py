@@ -1,6 +1,6 @@
-"""Heads beyond classes and next tokens: a value, a span, and which of two answers is better.
+"""More objectives: regression, span extraction, reward modeling and direct preference optimization.
 
-Answers that are compared are neighbouring segments of a row: 2k - 1 the chosen, 2k the rejected one.
+The two answers of a comparison are neighboring segments of a row: 2k - 1 is the chosen one, 2k the rejected one.
 B batch, T length, G segments of a row, D embed.
 """
 
@@ -19,7 +19,7 @@ CANDIDATE, START, END = 1, 2, 4
 
 
 def segment_sum(x_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-    """Returns x_BG, the sum over each segment's tokens; column 0 is what lies outside of segments.
+    """Returns x_BG, the sum over each segment's tokens; column 0 sums the padding.
 
     A row of T tokens has at most T segments, so G = T + 1.
     """
@@ -28,7 +28,7 @@ def segment_sum(x_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
 
 
 def segment_log_softmax(scores_BT: jax.Array, among_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-    """Returns log_p_BT, each segment's softmax among some of its tokens; 0 at the others."""
+    """Returns log_p_BT, the log-softmax over each segment's tokens that `among_BT` selects; 0 at the other tokens."""
     lowest = jnp.finfo(scores_BT.dtype).min
     scores_BT = jnp.where(among_BT, scores_BT, lowest)
     lowest_BG = jnp.full((len(scores_BT), scores_BT.shape[1] + 1), lowest, scores_BT.dtype)
@@ -40,25 +40,25 @@ def segment_log_softmax(scores_BT: jax.Array, among_BT: jax.Array, segments_BT: 
 
 
 def pairs_of(x_BT: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns (of the chosen, of the rejected, whether both are there), each (B, pairs), of the sums over segments."""
+    """Returns (chosen, rejected, valid), each (B, pairs): sums of `x_BT` over segments, and whether both exist."""
     segments_BT = batch["segment_ids"]
     sums_BG = segment_sum(x_BT, segments_BT)[:, 1:]
-    there_BG = segment_sum((segments_BT > 0).astype(jnp.float32), segments_BT)[:, 1:] > 0
+    present_BG = segment_sum((segments_BT > 0).astype(jnp.float32), segments_BT)[:, 1:] > 0
     even = sums_BG.shape[1] // 2 * 2
     chosen, rejected = sums_BG[:, 0:even:2], sums_BG[:, 1:even:2]
-    # A row that fills a batch up has weights of 0.
-    weight = segment_sum(batch["weights"], segments_BT)[:, 1:] > 0
-    there = there_BG & weight
-    return chosen, rejected, there[:, 0:even:2] & there[:, 1:even:2]
+    # Rows that only fill up a batch have weights of 0.
+    weighted_BG = segment_sum(batch["weights"], segments_BT)[:, 1:] > 0
+    valid_BG = present_BG & weighted_BG
+    return chosen, rejected, valid_BG[:, 0:even:2] & valid_BG[:, 1:even:2]
 
 
-def _pair_loss(margin: jax.Array, there: jax.Array) -> losses.LossSums:
-    nll = (jax.nn.softplus(-margin) * there).sum()
-    return losses.LossSums(nll, jax.lax.stop_gradient(nll), there.sum().astype(jnp.float32))
+def _pair_loss(margin: jax.Array, valid: jax.Array) -> losses.LossSums:
+    nll = (jax.nn.softplus(-margin) * valid).sum()
+    return losses.LossSums(nll, jax.lax.stop_gradient(nll), valid.sum().astype(jnp.float32))
 
 
 def regressor(config: ModelConfig, pooling: Literal["last", "mean"]) -> Objective:
-    """Returns the `Objective` of one value an example: a linear output, squared error; float targets."""
+    """Returns the `Objective` of regression: one linear output per example, squared error; targets are floats."""
 
     def predict(params: Params, batch: Batch) -> jax.Array:
         return losses.logits(pooled(config, params, batch, pooling), params["head"]["table"])[..., 0]
@@ -73,8 +73,8 @@ def regressor(config: ModelConfig, pooling: Literal["last", "mean"]) -> Objectiv
 def span(config: ModelConfig) -> Objective:
     """Returns the `Objective` of extractive question answering: each token's scores as the start and end of the answer.
 
-    Targets are flags: `CANDIDATE` tokens compete within their segment, `START` and `END` are the right ones; weights
-    are 0.5 for each of the two. Predictions are (B, T, 2), of all tokens (BERT: arXiv:1810.04805, section 4.2).
+    Targets are bit flags: the softmax runs over a segment's `CANDIDATE` tokens, `START` and `END` mark the answer;
+    the weight is 0.5 at each of these two. Predictions are (B, T, 2), for all tokens (BERT: arXiv:1810.04805, 4.2).
     """
 
     def predict(params: Params, batch: Batch) -> jax.Array:
@@ -86,8 +86,8 @@ def span(config: ModelConfig) -> Objective:
         nll = jnp.zeros(())
         for column, flag in enumerate((START, END)):
             log_p_BT = segment_log_softmax(scores_BT2[..., column], candidate_BT, segments_BT)
-            right_BT = (flags_BT & flag > 0) & (batch["weights"] > 0)
-            nll -= 0.5 * jnp.where(right_BT, log_p_BT, 0.0).sum()
+            answer_BT = (flags_BT & flag > 0) & (batch["weights"] > 0)
+            nll -= 0.5 * jnp.where(answer_BT, log_p_BT, 0.0).sum()
         return losses.LossSums(nll, jax.lax.stop_gradient(nll), batch["weights"].sum())
 
     return Objective(lambda rng: init_linear_head(config, rng, 2), partial(in_compute_dtype, config), loss, predict)
@@ -96,30 +96,30 @@ def span(config: ModelConfig) -> Objective:
 def reward(config: ModelConfig) -> Objective:
     """Returns the `Objective` of a reward model: -log sigmoid(r_chosen - r_rejected) (arXiv:2203.02155, eq. 1).
 
-    The score of an answer is read at its last token, where its weight is 1.
+    An answer's score is the output at its last token, whose weight is 1.
     """
 
     def predict(params: Params, batch: Batch) -> jax.Array:
         return losses.logits(forward(config, params["backbone"], batch), params["head"]["table"])[..., 0]
 
     def loss(params: Params, batch: Batch) -> losses.LossSums:
-        chosen, rejected, there = pairs_of(predict(params, batch) * batch["weights"], batch)
-        return _pair_loss(chosen - rejected, there)
+        chosen, rejected, valid = pairs_of(predict(params, batch) * batch["weights"], batch)
+        return _pair_loss(chosen - rejected, valid)
 
     return Objective(lambda rng: init_linear_head(config, rng, 1), partial(in_compute_dtype, config), loss, predict)
 
 
 def preference(config: ModelConfig, beta: float, chunk: int = 0) -> Objective:
-    """Returns the `Objective` of direct preference optimisation on a language model (arXiv:2305.18290, equation 7).
+    """Returns the `Objective` of direct preference optimization of a language model (arXiv:2305.18290, equation 7).
 
-    The batch has "reference": at each segment's last token the log-probability that the model it started from gives
-    the segment's targets, 0 elsewhere.
+    The batch also has "reference": at each segment's last token the log-probability of the segment's targets under the
+    initial model, 0 elsewhere.
     """
     model = language_model(config, chunk=chunk)
 
     def loss(params: Params, batch: Batch) -> losses.LossSums:
         log_p_BT = -model.predict(params, batch) * batch["weights"]
-        chosen, rejected, there = pairs_of(log_p_BT - batch["reference"], batch)
-        return _pair_loss(beta * (chosen - rejected), there)
+        chosen, rejected, valid = pairs_of(log_p_BT - batch["reference"], batch)
+        return _pair_loss(beta * (chosen - rejected), valid)
 
     return model._replace(loss=loss)

@@ -1,4 +1,4 @@
-"""What trains, and nothing else: LoRA merged equals LoRA applied, meshes agree, targets are checked."""
+"""LoRA and last-layer adapters: merged equals applied, meshes agree, invalid settings are errors."""
 
 import dataclasses
 
@@ -51,7 +51,7 @@ def test_merged_equals_applied(method, changes):
     assert np.abs(np.asarray(applied - plain.predict({k: params[k] for k in ("backbone", "head")}, batch))).max() > 1e-2
 
 
-def test_an_adapter_starts_as_the_foundation():
+def test_new_adapter_does_not_change_the_predictions():
     plain = language_model(tiny_model())
     for method in ("lora", "last"):
         adapted = adapt(plain, adaptation(method))
@@ -60,7 +60,7 @@ def test_an_adapter_starts_as_the_foundation():
         np.testing.assert_array_equal(adapted.predict(params, batch_of()), plain.predict(base, batch_of()))
 
 
-def test_lora_trains_less_than_two_per_cent_of_a_real_model():
+def test_lora_trains_less_than_two_percent_of_a_published_model():
     section = default.model()
     section.update({"qk_norm": False} | models.architecture("smollm2_135m"))
     objective = adapt(classifier(model_config(section), 77, "last"), adaptation("lora"))
@@ -69,7 +69,7 @@ def test_lora_trains_less_than_two_per_cent_of_a_real_model():
     assert objective.trained == ("adapter", "head") and 0 < trained < 0.02 * parameter_count(boxed)
 
 
-def test_a_mesh_gives_the_same_adapted_loss_and_gradient():
+def test_mesh_does_not_change_the_adapted_loss_and_gradient():
     objective = adapt(classifier(tiny_model(), 3, "last"), adaptation("lora", rank=2))
     params, batch = init(objective), batch_of()
     expected = jax.jit(jax.value_and_grad(lambda p, b: objective.loss(p, b)[0]))(params, batch)
@@ -84,13 +84,16 @@ def test_a_mesh_gives_the_same_adapted_loss_and_gradient():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "lora", "targets": ("querry",)}, "'querry' matches no parameter; legal: down, gate, key, output"),
-        ({"method": "lora", "targets": ()}, "targets is empty; legal: some of down"),
-        ({"method": "lora", "rank": 0}, "config.adapt.rank is 0; legal: at least 1"),
-        ({"method": "last", "last_layers": 3}, "config.adapt.last_layers is 3; legal: 1 to 2"),
-        ({"method": "head"}, "output table is its embedding; legal: full, last, lora"),
+        (
+            {"method": "lora", "targets": ("querry",)},
+            "'querry', which is not a projection; expected some of down, gate",
+        ),
+        ({"method": "lora", "targets": ()}, "targets is empty; expected some of down"),
+        ({"method": "lora", "rank": 0}, "config.adapt.rank=0 must be at least 1"),
+        ({"method": "last", "last_layers": 3}, "config.adapt.last_layers=3 must be from 1 to 2"),
+        ({"method": "head"}, "output table is its embedding; use 'full', 'last' or 'lora'"),
     ],
 )
-def test_faults_name_what_is_legal(changes, message):
+def test_invalid_adaptation_is_an_error_with_the_valid_values(changes, message):
     with pytest.raises(UserError, match=message):
         adapt(language_model(tiny_model()), adaptation(**changes))

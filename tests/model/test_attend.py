@@ -1,4 +1,4 @@
-"""Every attention implementation against the definition, values and gradients: packed rows, windows, heads, meshes."""
+"""Each attention backend against the definition, values and gradients: packed rows, windows, heads, meshes."""
 
 import functools
 import json
@@ -32,7 +32,7 @@ MESHES = {
 
 
 def packed(length):
-    """Segment ids and positions of two rows: three documents and padding; two documents and none."""
+    """Segment ids and positions of two rows: three documents with padding; two documents without."""
     rows = []
     for parts in ((0.35, 0.15, 0.3), (0.8, 0.2)):
         row = [(i, p) for i, part in enumerate(parts, 1) for p in range(round(length * part))]
@@ -48,7 +48,7 @@ def inputs(model, length):
 
 
 def value_and_gradients(model, length, mesh):
-    """o_BTNH where there is no padding, and the gradients of a random projection of it."""
+    """o_BTNH, zero at padding, and the gradients of a random projection of it."""
     *qkv, direction = inputs(model, length)
     segments, positions = packed(length)
     real = (segments > 0)[..., None, None]
@@ -65,7 +65,7 @@ def value_and_gradients(model, length, mesh):
 
 
 def by_definition(model, q, k, v, segments):
-    """softmax(q k^T) v in float64, a query at a time, over the keys that a loop says it may see."""
+    """softmax(q k^T) v in float64, one query at a time, over a list of its visible keys."""
     out = np.zeros(q.shape)
     group = model.num_heads // model.num_kv_heads
     scale = model.query_scale or model.head_dim**-0.5
@@ -100,24 +100,25 @@ def test_xla_equals_the_definition(name):
     np.testing.assert_allclose(reference(name, 384)[0], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["one kv head", "all at once", "window of a block, all heads"])
 def test_splash_equals_xla(name):
-    """Interpreted; three blocks of 128 a side, so that some are skipped, some whole and some cut by the window."""
+    """Interpreted; three blocks of 128 per side, so that the mask skips some, covers some and cuts through some."""
     assert_close(
         value_and_gradients(tiny_model(**CASES[name], attention="splash"), 384, mesh_of()), reference(name, 384)
     )
 
 
-@pytest.mark.parametrize("sizes", list(MESHES.values())[1:], ids=list(MESHES)[1:])
-@pytest.mark.parametrize("name", ["grouped heads", "all at once"])
-def test_splash_equals_xla_on_meshes(sizes, name):
+@pytest.mark.parametrize(
+    ("mesh", "name"), [("context 4", "all at once"), ("fsdp 2 x tensor 2 x context 2", "grouped heads")]
+)
+def test_splash_equals_xla_on_meshes(mesh, name):
     model = tiny_model(**CASES[name], attention="splash")
-    assert_close(value_and_gradients(model, 512, mesh_of(**sizes)), reference(name, 512))
+    assert_close(value_and_gradients(model, 512, mesh_of(**MESHES[mesh])), reference(name, 512))
 
 
 @pytest.mark.parametrize("scan_layers", [True, False], ids=["scanned", "unrolled"])
-def test_windows_that_differ_by_layer_reach_their_layer(scan_layers):
-    """A window shapes Splash's kernel, so layers that differ have kernels of their own; the gradient says if so."""
+def test_each_layer_uses_its_own_window(scan_layers):
+    """Each window needs its own Splash kernel; a layer with the wrong one has a wrong gradient."""
     changes = {"num_layers": 3, "sliding_window": (30, 0, 7), "context_length": 128, "scan_layers": scan_layers}
     rng = np.random.default_rng(1)
     segments, positions = packed(128)
@@ -138,29 +139,29 @@ def test_windows_that_differ_by_layer_reach_their_layer(scan_layers):
 
 @pytest.fixture
 def hopper(monkeypatch):
-    """This machine taken for one with an NVIDIA H100."""
+    """Makes this machine look like one with an NVIDIA H100."""
     monkeypatch.setattr(attend, "platform", lambda: "gpu")
     monkeypatch.setattr(attend, "cuda_capability", lambda: "9.0")
 
 
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
 @pytest.mark.parametrize("name", ["grouped heads", "no softcap"])
-def test_what_cudnn_is_asked_for_equals_xla(sizes, name, hopper, monkeypatch):
-    """The very call, answered by JAX's own XLA implementation of the same function."""
-    original, asked = jax.nn.dot_product_attention, []
+def test_cudnn_call_equals_xla(sizes, name, hopper, monkeypatch):
+    """Replaces cuDNN by JAX's XLA implementation of the same function, called with the same arguments."""
+    original, implementations = jax.nn.dot_product_attention, []
 
     def answer(*args, implementation, **kwargs):
-        asked.append(implementation)
+        implementations.append(implementation)
         return original(*args, implementation="xla", **kwargs)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", answer)
     model = tiny_model(**CASES[name], attention="cudnn", compute_dtype="bfloat16")
     assert_close(value_and_gradients(model, 64, mesh_of(**sizes)), reference(name, 64))
-    assert set(asked) == {"cudnn"}
+    assert set(implementations) == {"cudnn"}
 
 
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
-def test_cudnn_is_lowered_to_its_fused_kernels_on_each_device(sizes, hopper, monkeypatch):
+def test_cudnn_lowers_to_its_fused_kernels_on_each_device(sizes, hopper, monkeypatch):
     from jax._src.cudnn import fused_attention_stablehlo
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91002)
@@ -179,14 +180,14 @@ def test_cudnn_is_lowered_to_its_fused_kernels_on_each_device(sizes, hopper, mon
     assert [name for name, _ in calls] == ["__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward"]
     size = dict.fromkeys(("fsdp", "tensor", "context"), 1) | sizes
     for _, config in calls:
-        asked = json.loads(config.replace(r"\22", '"'))["cudnn_fmha_backend_config"]
-        here = [2 // size["fsdp"], 4 // size["tensor"], 64 // size["context"], 64]
-        assert [int(n) for n in asked["intermediate_tensor_shape"]["dimensions"]] == here
-        # A device with a later part of the row must not take its first query for the row's.
-        assert asked["mask_type"] == ("CAUSAL" if size["context"] == 1 else "NO_MASK")
+        backend_config = json.loads(config.replace(r"\22", '"'))["cudnn_fmha_backend_config"]
+        local = [2 // size["fsdp"], 4 // size["tensor"], 64 // size["context"], 64]
+        assert [int(n) for n in backend_config["intermediate_tensor_shape"]["dimensions"]] == local
+        # With a context axis, a device's first query is not the first of the row, so the mask alone is causal.
+        assert backend_config["mask_type"] == ("CAUSAL" if size["context"] == 1 else "NO_MASK")
 
 
-REFUSALS = {
+UNSUPPORTED = {
     "gpu, splash": ("gpu", "8.0", "splash", {}, 128, "a TPU"),
     "odd length, splash": ("tpu", None, "splash", {}, 192, r"128 x config.mesh.context = 128 tokens, got 192"),
     "cpu, cudnn": ("cpu", None, "cudnn", {}, 128, "an NVIDIA GPU in this machine"),
@@ -199,9 +200,9 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
-def test_what_cannot_run_is_one_line_when_asked_for_and_xla_when_not(refusal, monkeypatch):
-    platform, capability, attention, changes, length, message = refusal
+@pytest.mark.parametrize("case", UNSUPPORTED.values(), ids=UNSUPPORTED)
+def test_unsupported_backend_is_a_one_line_error_and_auto_uses_xla(case, monkeypatch):
+    platform, capability, attention, changes, length, message = case
     monkeypatch.setattr(attend, "platform", lambda: platform)
     monkeypatch.setattr(attend, "cuda_capability", lambda: capability)
     changes = {"compute_dtype": "bfloat16"} | changes
@@ -214,7 +215,7 @@ def test_what_cannot_run_is_one_line_when_asked_for_and_xla_when_not(refusal, mo
 
 
 @pytest.mark.parametrize(("platform", "fastest"), [("cpu", "xla"), ("gpu", "cudnn"), ("tpu", "splash")])
-def test_auto_takes_the_fastest_of_the_platform(platform, fastest, monkeypatch):
+def test_auto_selects_the_fastest_backend_of_the_platform(platform, fastest, monkeypatch):
     monkeypatch.setattr(attend, "platform", lambda: platform)
     monkeypatch.setattr(attend, "cuda_capability", lambda: "9.0")
     model = tiny_model(attention="auto", compute_dtype="bfloat16", head_dim=256)

@@ -1,4 +1,4 @@
-"""The classifier reads the states that its pooling names, packed or alone, and learns from its targets only."""
+"""Classifiers read the states that their pooling selects, in packed rows as in single ones."""
 
 import jax
 import numpy as np
@@ -14,16 +14,16 @@ def row(*examples, length=16):
     batch["weights"] = np.zeros((1, length), np.float32)
     start = 0
     for segment, (tokens, target) in enumerate(examples, 1):
-        place = slice(start, start + len(tokens))
-        batch["tokens"][0, place], batch["segment_ids"][0, place] = tokens, segment
-        batch["positions"][0, place] = np.arange(len(tokens))
-        batch["targets"][0, place.stop - 1], batch["weights"][0, place.stop - 1] = target, 1
-        start = place.stop
+        span = slice(start, start + len(tokens))
+        batch["tokens"][0, span], batch["segment_ids"][0, span] = tokens, segment
+        batch["positions"][0, span] = np.arange(len(tokens))
+        batch["targets"][0, span.stop - 1], batch["weights"][0, span.stop - 1] = target, 1
+        start = span.stop
     return batch
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_packed_examples_score_as_they_do_alone(pooling):
+def test_packed_examples_have_the_same_scores_as_alone(pooling):
     objective = classifier(tiny_model(), 3, pooling)
     params = init(objective)
     first, second = ([1, 8, 9, 2], 0), ([1, 30, 31, 32, 33, 2], 2)
@@ -48,13 +48,13 @@ def test_pooling_reads_the_last_token_or_the_mean():
     np.testing.assert_allclose(mean, x[:4].mean(0) @ table.T, atol=1e-5)
 
 
-def test_the_running_mean_stays_in_its_segment():
+def test_running_mean_stays_within_its_segment():
     x = np.arange(6, dtype=np.float32).reshape(1, 6, 1)
     segments = np.array([[1, 1, 2, 2, 2, 0]])
     np.testing.assert_allclose(running_mean(x, segments)[0, :, 0], [0, 0.5, 2, 2.5, 3, 5])
 
 
-def test_the_first_prediction_is_uniform():
+def test_new_classifier_predicts_uniformly():
     objective = classifier(tiny_model(), 5, "mean")
     params = jax.tree.map(
         lambda box: box.value, objective.init(jax.random.key(0)), is_leaf=lambda x: hasattr(x, "names")

@@ -1,4 +1,4 @@
-"""The chunked cross-entropy against Optax's, value and gradient."""
+"""Values and gradients of the chunked cross-entropy against Optax."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def test_value_and_gradient_equal_optax(inputs, chunk, softcap, z_loss):
     np.testing.assert_allclose(ours(x, table), expected[0], rtol=1e-6)
 
 
-def test_smoothing_is_cross_entropy_with_smoothed_labels(inputs):
+def test_smoothing_equals_cross_entropy_with_smoothed_labels(inputs):
     x, table, targets, weights = inputs
 
     def smoothed(x, table):
@@ -62,9 +62,9 @@ def test_smoothing_is_cross_entropy_with_smoothed_labels(inputs):
     assert float(nll) == pytest.approx(float(reference(x, table, targets, weights, 0.0, 0.0)), rel=1e-6)
 
 
-@pytest.mark.parametrize("vocabulary", [16, 1024], ids=["the table is gathered", "the tokens are gathered"])
+@pytest.mark.parametrize("vocabulary", [16, 1024], ids=["gathers the table", "gathers the tokens"])
 @pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "context": 2}], ids=str)
-def test_a_mesh_changes_neither_value_nor_gradient(sizes, vocabulary):
+def test_mesh_does_not_change_value_and_gradient(sizes, vocabulary):
     rng = np.random.default_rng(1)
     x, table = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 32, 8), (vocabulary, 8)))
     targets = rng.integers(0, vocabulary, (4, 32))
@@ -90,7 +90,7 @@ def test_masked_tokens_get_exactly_zero_gradient(inputs):
     assert (np.abs(np.asarray(gradient)[np.asarray(weights) == 1]).max(-1) > 0).all()
 
 
-def test_token_nll_is_the_loss_taken_apart(inputs):
+def test_token_nll_sums_to_the_loss(inputs):
     x, table, targets, weights = inputs
     nll = losses.token_nll(x, table, targets, softcap=5.0, chunk=4)
     sums = losses.cross_entropy(x, table, targets, weights, LossOptions(softcap=5.0, z_loss=0.3))
@@ -98,8 +98,8 @@ def test_token_nll_is_the_loss_taken_apart(inputs):
     assert float(sums.weight) == float(weights.sum()) and float(sums.objective) > float(sums.nll)
 
 
-def test_logits_of_the_whole_row_never_exist(inputs):
-    """The largest array of the compiled gradient is one chunk's logits, not the row's."""
+def test_logits_exist_only_one_chunk_at_a_time(inputs):
+    """The compiled gradient needs memory for one chunk's logits, not for the whole row's."""
     x, table = jnp.ones((2, 64, 8)), jnp.ones((1024, 8))
     targets, weights = jnp.zeros((2, 64), jnp.int32), jnp.ones((2, 64))
 

@@ -1,4 +1,4 @@
-"""Decoding with the cache gives the tokens of the uncached model, for batches of unequal prompts."""
+"""Generation with the KV cache equals the model without a cache, for batches of prompts of different lengths."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def greedy_without_cache(model, params, prompt, count):
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_cached_tokens_equal_uncached_ones(variant):
+def test_cached_tokens_equal_uncached_tokens(variant):
     model = tiny_model(**variant)
     params = init(language_model(model))
     prompts = [[1, 5, 9, 30, 7], [1, 44], [1, 12, 13, 50, 51, 52, 8]]
@@ -54,7 +54,7 @@ def test_cached_tokens_equal_uncached_ones(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_cached_logits_equal_uncached_ones(variant):
+def test_cached_logits_equal_uncached_logits(variant):
     model = tiny_model(**variant)
     params = init(language_model(model))
     prompts = [[1, 5, 9, 30, 7], [1, 44]]
@@ -74,21 +74,21 @@ def test_cached_logits_equal_uncached_ones(variant):
 
 
 def decoded(model, params, count):
-    """The logits before each of `count` tokens of two unequal prompts, and the state at the end."""
+    """The logits before each of `count` tokens after two prompts of different lengths, and the final state."""
     padded = np.array([[1, 5, 9, 30, 7], [0, 0, 0, 1, 44]], np.int32)
     lengths = np.array([5, 2], np.int32)
     state = prefill(model, params, Prompts(padded, lengths), jax.random.key(0), Sampling(), max_new_tokens=count)
     logits = []
     for token in range(count):
         logits.append(state.logits_BV)
-        # What follows is given, so that two caches are asked the same.
+        # The next tokens are fixed, so that different cache dtypes are compared on the same texts.
         state = state._replace(logits_BV=jax.nn.one_hot(jnp.array([token + 3, token + 20]), model.vocab_size))
         _, state = advance(model, params, state, Sampling(), steps=1, eos_id=-1)
     return np.stack(logits), state
 
 
 @pytest.mark.parametrize("prompt", [5, 2])
-def test_a_window_s_cache_is_no_longer_than_the_window(prompt):
+def test_sliding_window_cache_is_as_long_as_the_window(prompt):
     model = tiny_model(sliding_window=(3, 0))
     params = init(language_model(model))
     tokens, lengths = np.ones((2, prompt), np.int32), np.full(2, prompt, np.int32)
@@ -98,19 +98,19 @@ def test_a_window_s_cache_is_no_longer_than_the_window(prompt):
 
 @pytest.mark.parametrize(("cache_dtype", "error"), [("bfloat16", 0.01), ("int8", 0.02)])
 @pytest.mark.parametrize("variant", [{}, {"sliding_window": (3, 0)}], ids=["global", "sliding window"])
-def test_a_smaller_cache_changes_logits_little(variant, cache_dtype, error):
+def test_bfloat16_or_int8_cache_changes_logits_little(variant, cache_dtype, error):
     model = tiny_model(**variant)
     params = init(language_model(model))
-    expected, whole = decoded(model, params, 8)
+    expected, large = decoded(model, params, 8)
     got, small = decoded(dataclasses.replace(model, cache_dtype=cache_dtype), params, 8)
     assert 0 < np.abs(got - expected)[1:].max() < error * np.abs(expected).max()
-    size = [sum(leaf.nbytes for leaf in jax.tree.leaves(state.cache.stacks)) for state in (whole, small)]
-    # Of a head of 8 numbers and one scale; the scale is a smaller part of the usual 64 or 128.
+    size = [sum(leaf.nbytes for leaf in jax.tree.leaves(state.cache.stacks)) for state in (large, small)]
+    # Heads of 8 values have one float32 scale; with the usual 64 or 128 values, the scale matters less.
     assert size[1] / size[0] == {"bfloat16": 1 / 2, "int8": (8 + 4) / 32}[cache_dtype]
 
 
 @pytest.mark.parametrize("variant", [{}, {"sliding_window": (3, 0)}, {"sliding_window": (2,)}])
-def test_choices_are_scored_as_whole_texts_are(variant):
+def test_choice_scores_equal_full_text_scores(variant):
     model = tiny_model(**variant)
     params = init(language_model(model))
     prompts, choices = [[1, 5, 9, 30, 7], [1, 44]], [[6, 7, 8, 9], [11, 12]]
@@ -127,7 +127,7 @@ def test_choices_are_scored_as_whole_texts_are(variant):
         np.testing.assert_allclose(got[b, c], own.mean(), rtol=1e-5, atol=1e-5)
 
 
-def test_a_text_in_parts_is_the_text_in_one():
+def test_generation_in_parts_equals_generation_at_once():
     model = tiny_model()
     params = init(language_model(model))
     prompt, lengths = np.array([[1, 5, 9]], np.int32), np.array([3], np.int32)
@@ -160,11 +160,11 @@ def drawn(probabilities, seen=(), **how):
         ({}, [1, 0, 0, 0]),
     ],
 )
-def test_each_filter_leaves_what_it_should(how, expected):
+def test_each_filter_keeps_the_right_tokens(how, expected):
     np.testing.assert_allclose(drawn([0.5, 0.3, 0.15, 0.05], **how), expected, atol=0.04)
 
 
-def test_what_was_said_is_said_again_less():
+def test_repetition_penalty_makes_seen_tokens_less_likely():
     # log 0.5 * 3 = log 0.125
     found = drawn([0.5, 0.5], seen=(0,), temperature=1.0, repetition_penalty=3.0)
     np.testing.assert_allclose(found, [0.2, 0.8], atol=0.04)
@@ -174,6 +174,6 @@ def test_what_was_said_is_said_again_less():
 @pytest.mark.parametrize(
     ("how", "message"), [({"top_p": 0.0}, "top_p=0.0 must be above 0"), ({"temperature": -1}, "at least 0")]
 )
-def test_impossible_sampling_is_an_error(how, message):
+def test_invalid_sampling_is_an_error(how, message):
     with pytest.raises(UserError, match=message):
         Sampling(**how)

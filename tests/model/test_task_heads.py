@@ -1,4 +1,4 @@
-"""Each head: packed equals alone, what is masked moves nothing, a separable set is learnt, meshes agree."""
+"""Each head: packed rows equal examples alone, masks hold, a separable set is learned, meshes agree."""
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +105,7 @@ def gradient(objective, params, batch):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_packed_rows_count_like_the_examples_alone(name):
+def test_packed_rows_have_the_same_loss_as_examples_alone(name):
     objective, make = HEADS[name]
     params = init(objective)
     (packed_rows, packed), (rows, alone) = batch_of(make, 12, 0), batch_of(make, 12, 0, packed=False)
@@ -120,13 +120,13 @@ def test_packed_rows_count_like_the_examples_alone(name):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_what_is_masked_moves_nothing(name):
-    """An example whose weights are 0 gives no loss and no gradient, not even to its tokens' embeddings."""
+def test_masked_examples_have_no_loss_and_no_gradient(name):
+    """An example whose weights are 0 has no loss and no gradient, not even for its tokens' embeddings."""
     objective, make = HEADS[name]
     params = init(objective)
     rng = np.random.default_rng(1)
     seen, masked = make(rng), make(rng)
-    # Only the masked example has this token.
+    # This token occurs only in the masked example.
     only = 9
     for segment in masked:
         segment["tokens"][1] = only
@@ -138,15 +138,15 @@ def test_what_is_masked_moves_nothing(name):
     alone = rows.rows(np.arange(1))
     assert value == pytest.approx(float(gradient(objective, params, alone)[0]), rel=1e-5)
     rows_of = grads["backbone"]["embedding"]["table"]
-    if name != "preference":  # whose output table, tied, sees every symbol
+    if name != "preference":  # its tied output table has a gradient for every symbol
         assert not rows_of[only].any() and rows_of[seen[0]["tokens"]].any()
     nothing = batch | {"weights": np.zeros_like(batch["weights"])}
     value, grads = gradient(objective, params, nothing)
     assert value == 0 and not any(leaf.any() for leaf in jax.tree.leaves(grads))
 
 
-def judge(name, outputs, rows, reference=None):
-    """The figure of each head that must reach 0.95."""
+def metric_of(name, outputs, rows, reference=None):
+    """The metric of each head that must reach 0.95: accuracy, or R^2 of the regression."""
     hits, errors, values = [], [], []
     for row in range(len(rows)):
         for example, places in rows.places(row):
@@ -169,12 +169,12 @@ def judge(name, outputs, rows, reference=None):
                 hits.append(out[0][-1] > out[1][-1])
             else:
                 log_p = [-(nll * s["weights"]).sum() for nll, s in zip(out, segments, strict=True)]
-                hits.append(log_p[0] - log_p[1] > 5.0)  # the reference's margin is -1
+                hits.append(log_p[0] - log_p[1] > 5.0)  # the margin of the reference is -1
     return 1 - np.mean(errors) / np.var(values) if name == "value" else np.mean(hits)
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_a_separable_set_is_learnt(name):
+def test_each_head_learns_a_separable_set(name):
     objective, make = HEADS[name]
     params = init(objective, seed=3)
     optimizer = optax.adam(optax.cosine_decay_schedule(4e-3, 300))
@@ -195,11 +195,11 @@ def test_a_separable_set_is_learnt(name):
     for _ in range(300):
         params, state, _ = step(params, state, rows.rows(order.integers(0, len(rows), 16)))
     held_out, batch = batch_of(make, 100, 6)
-    assert judge(name, np.asarray(jax.jit(objective.predict)(params, batch)), held_out) >= 0.95
+    assert metric_of(name, np.asarray(jax.jit(objective.predict)(params, batch)), held_out) >= 0.95
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_a_mesh_gives_the_same_loss_and_gradient(name):
+def test_mesh_does_not_change_loss_and_gradient(name):
     objective, make = HEADS[name]
     params = init(objective)
     _, batch = batch_of(make, 40, 7)
@@ -214,7 +214,7 @@ def test_a_mesh_gives_the_same_loss_and_gradient(name):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_dpo_is_what_its_equation_says():
+def test_dpo_loss_follows_its_equation():
     objective, make = HEADS["preference"]
     params = init(objective)
     rows, batch = batch_of(make, 6, 8)

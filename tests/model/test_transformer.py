@@ -1,6 +1,7 @@
-"""Properties that any decoder must have, for each variant of its parts."""
+"""Properties of every decoder, tested on variants that together use all its parts."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from conftest import init, tiny_model
 
+from configs import default
 from model import losses
+from model.config import model_config
 from model.heads import language_model, parameter_count, unembedding
 from model.layers import rope_frequencies, rotate
 from model.transformer import forward
@@ -42,7 +45,7 @@ def case(request):
     return model, init(language_model(model))
 
 
-def test_no_token_sees_a_later_one(case):
+def test_attention_is_causal(case):
     model, params = case
     tokens = np.random.default_rng(0).integers(3, 64, (1, 16))
     changed = tokens.copy()
@@ -52,7 +55,7 @@ def test_no_token_sees_a_later_one(case):
     assert np.abs(a[:, 9] - b[:, 9]).max() > 1e-3
 
 
-def test_packed_documents_equal_documents_alone(case):
+def test_packed_documents_have_the_same_logits_as_alone(case):
     model, params = case
     rng = np.random.default_rng(1)
     first, second = rng.integers(3, 64, (1, 7)), rng.integers(3, 64, (1, 9))
@@ -67,7 +70,7 @@ def test_packed_documents_equal_documents_alone(case):
     np.testing.assert_allclose(packed[:, 7:], logits_of(model, params, second), atol=2e-5)
 
 
-def test_scan_and_remat_change_no_gradient(case):
+def test_scan_and_remat_do_not_change_the_gradient(case):
     model, params = case
     tokens = np.random.default_rng(2).integers(3, 64, (2, 16))
     batch = {
@@ -85,7 +88,7 @@ def test_scan_and_remat_change_no_gradient(case):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), plain, gradient(**execution))
 
 
-def test_parameters_have_one_layout_however_the_layers_run(case):
+def test_scan_layers_does_not_change_the_parameter_layout(case):
     model, params = case
     layout = jax.tree.map(lambda x: (x.shape, x.dtype), params)
     tokens = np.random.default_rng(7).integers(3, 64, (2, 16))
@@ -97,7 +100,7 @@ def test_parameters_have_one_layout_however_the_layers_run(case):
     np.testing.assert_allclose(logits[True], logits[False], rtol=1e-6, atol=1e-6)
 
 
-def test_sliding_window_hides_what_lies_behind_it():
+def test_sliding_window_limits_how_far_back_a_token_attends():
     model = tiny_model(sliding_window=(4,), num_layers=1)
     params = init(language_model(model))
     tokens = np.random.default_rng(3).integers(3, 64, (1, 12))
@@ -108,21 +111,21 @@ def test_sliding_window_hides_what_lies_behind_it():
     assert np.abs(a[:, 5] - b[:, 5]).max() > 1e-4
 
 
-def test_rotary_products_depend_on_distance_alone():
+def test_rotary_products_depend_only_on_distance():
     model = tiny_model()
     rng = np.random.default_rng(4)
     q, k = (jnp.asarray(rng.standard_normal((1, 1, 1, model.head_dim)), jnp.float32) for _ in range(2))
 
     def product(i, j):
-        def at(x, place):
-            angles = jnp.full((1, 1, 1), float(place)) * rope_frequencies(model)
+        def at(x, position):
+            angles = jnp.full((1, 1, 1), float(position)) * rope_frequencies(model)
             return rotate(x, jnp.sin(angles), jnp.cos(angles))
 
         return float((at(q, i) * at(k, j)).sum())
 
     assert product(11, 4) == pytest.approx(product(27, 20), abs=1e-4)
     assert abs(product(11, 4) - product(11, 9)) > 1e-3
-    # One radian a position for the first pair, by equation 15 of RoFormer.
+    # Equation 15 of RoFormer: one radian per position for the first pair.
     assert float(rope_frequencies(model)[0]) == 1.0
 
 
@@ -138,7 +141,7 @@ def test_llama3_scaling_stretches_only_long_wavelengths():
     assert ratio[0] == pytest.approx(1.0) and ratio[-1] == pytest.approx(8.0)
 
 
-def test_normed_queries_and_keys_forget_their_size():
+def test_qk_norm_is_scale_invariant():
     model = tiny_model(norm_epsilon=1e-12)
     params = init(language_model(model))
     tokens = np.random.default_rng(8).integers(3, 64, (1, 10))
@@ -177,8 +180,9 @@ def test_bfloat16_compute_keeps_float32_parameters_and_loss():
     assert low != high and low == pytest.approx(float(high), rel=2e-2)
 
 
-def test_parameter_count_of_the_default_is_what_its_docstring_says():
-    model = tiny_model(vocab_size=8192, embed_dim=256, num_layers=6, num_heads=4, num_kv_heads=4, mlp_dim=704)
-    assert parameter_count(jax.eval_shape(language_model(model).init, jax.random.key(0))) == pytest.approx(
-        6.9e6, rel=0.02
-    )
+def test_docstring_of_the_default_model_has_its_parameter_count():
+    stated = float(re.search(r"([\d.]+) million parameters", default.model.__doc__)[1])
+    vocab_size = int(re.search(r"([\d,]+)-token vocabulary", default.model.__doc__)[1].replace(",", ""))
+    model = model_config(default.model().to_dict() | {"vocab_size": vocab_size, "context_length": 256})
+    params = jax.eval_shape(language_model(model).init, jax.random.key(0))
+    assert parameter_count(params) == pytest.approx(stated * 1e6, rel=0.02)

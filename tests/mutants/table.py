@@ -41,16 +41,16 @@ _HUGGINGFACE = (
 _MODEL = (
     Mutant(
         "the causal mask is dropped", "model/context.py", " & (k <= q)", "",
-        f"{_TRANSFORMER}test_no_token_sees_a_later_one[default]",
+        f"{_TRANSFORMER}test_attention_is_causal[default]",
     ),
     Mutant(
         "segment ids are ignored", "model/context.py",
         "(context.segments_BT[:, :, None] == context.key_segments_BS[:, None, :]) & ", "",
-        f"{_TRANSFORMER}test_packed_documents_equal_documents_alone[default]",
+        f"{_TRANSFORMER}test_packed_documents_have_the_same_logits_as_alone[default]",
     ),
     Mutant(
         "the sliding window is a token too wide", "model/context.py", "(q - k < window)", "(q - k <= window)",
-        f"{_TRANSFORMER}test_sliding_window_hides_what_lies_behind_it",
+        f"{_TRANSFORMER}test_sliding_window_limits_how_far_back_a_token_attends",
     ),
     Mutant(
         "the base of the rotary positions is wrong", "model/layers.py", "config.rope_theta **", "10_000.0 **",
@@ -58,11 +58,11 @@ _MODEL = (
     ),
     Mutant(
         "rotary positions mirror instead of turning", "model/layers.py", "a * cos - b * sin", "a * cos + b * sin",
-        f"{_TRANSFORMER}test_rotary_products_depend_on_distance_alone",
+        f"{_TRANSFORMER}test_rotary_products_depend_only_on_distance",
     ),
     Mutant(
         "queries are not normed", "model/attention.py", 'self._normed("query_norm", q_BTNH)', "q_BTNH",
-        f"{_TRANSFORMER}test_normed_queries_and_keys_forget_their_size",
+        f"{_TRANSFORMER}test_qk_norm_is_scale_invariant",
     ),
     Mutant(
         "grouped heads are repeated in the wrong order", "model/attend.py",
@@ -85,28 +85,30 @@ _MODEL = (
         f"{_LOSSES}test_value_and_gradient_equal_optax[5.0-0.0-0]",
     ),
     Mutant(
-        "the softcap has no gradient", "model/losses.py", "1.0 - jnp.square(logits_PRV / softcap)", "1.0",
+        "the softcap has no gradient", "model/losses.py", "1.0 - jnp.square(logits_PRV / options.softcap)", "1.0",
         f"{_LOSSES}test_value_and_gradient_equal_optax[5.0-0.0-3]",
     ),
     Mutant(
-        "the z-loss has the wrong sign", "model/losses.py", "nll_PR + z_loss *", "nll_PR - z_loss *",
+        "the z-loss has the wrong sign", "model/losses.py", "nll_PR + options.z_loss *", "nll_PR - options.z_loss *",
         f"{_LOSSES}test_value_and_gradient_equal_optax[0.0-0.1-0]",
     ),
     Mutant(
-        "the z-loss has half its gradient", "model/losses.py", "1.0 + 2.0 * z_loss", "1.0 + z_loss",
+        "the z-loss has half its gradient", "model/losses.py", "1.0 + 2.0 * options.z_loss", "1.0 + options.z_loss",
         f"{_LOSSES}test_value_and_gradient_equal_optax[0.0-0.1-3]",
     ),
     Mutant(
-        "label smoothing adds to the target's weight", "model/losses.py", "(1.0 - smoothing) * hit + ", "hit + ",
-        f"{_LOSSES}test_smoothing_is_cross_entropy_with_smoothed_labels",
+        "label smoothing adds to the target's weight", "model/losses.py",
+        "(1.0 - options.smoothing) * labels_PRV + ", "labels_PRV + ",
+        f"{_LOSSES}test_smoothing_equals_cross_entropy_with_smoothed_labels",
     ),
     Mutant(
-        "masked tokens count in the loss", "model/losses.py", "- hit) * weights_PR[..., None]", "- hit)",
+        "masked tokens count in the loss", "model/losses.py",
+        "terms.log_z, options) * weights_PR[..., None]", "terms.log_z, options)",
         f"{_LOSSES}test_masked_tokens_get_exactly_zero_gradient",
     ),
     Mutant(
         "the table's gradient is that of one device", "model/losses.py", "grad_PVD.sum(0)", "grad_PVD[0]",
-        f"{_LOSSES}test_a_mesh_changes_neither_value_nor_gradient",
+        f"{_LOSSES}test_mesh_does_not_change_value_and_gradient",
     ),
     Mutant(
         "a classifier reads the token before the last", "model/heads.py", 'if pooling == "mean" else x_BTD',
@@ -115,15 +117,15 @@ _MODEL = (
     ),
     Mutant(
         "a mean runs over the whole row", "model/heads.py", "jnp.tril(same_BTS)", "jnp.tril(jnp.ones_like(same_BTS))",
-        f"{_HEADS}test_the_running_mean_stays_in_its_segment",
+        f"{_HEADS}test_running_mean_stays_within_its_segment",
     ),
     Mutant(
         "DPO prefers the rejected answer", "model/task_heads.py", "beta * (chosen - rejected)",
-        "beta * (rejected - chosen)", f"{_TASK_HEADS}test_dpo_is_what_its_equation_says",
+        "beta * (rejected - chosen)", f"{_TASK_HEADS}test_dpo_loss_follows_its_equation",
     ),
     Mutant(
         "DPO forgets the reference", "model/task_heads.py", 'log_p_BT - batch["reference"]', "log_p_BT",
-        f"{_TASK_HEADS}test_dpo_is_what_its_equation_says",
+        f"{_TASK_HEADS}test_dpo_loss_follows_its_equation",
     ),
     Mutant(
         "LoRA is scaled by alpha alone", "model/adapt.py", "x * (adaptation.alpha / adaptation.rank)",
@@ -131,30 +133,30 @@ _MODEL = (
     ),
     Mutant(
         "top-p keeps one token too few", "model/sampling.py", ", axis=-1) - jax.nn.softmax(ordered_BV)", ", axis=-1)",
-        f"{_SAMPLING}test_each_filter_leaves_what_it_should[how2-expected2]",
+        f"{_SAMPLING}test_each_filter_keeps_the_right_tokens[how2-expected2]",
     ),
     Mutant(
         "a repeated token gets likelier", "model/sampling.py", "logits_BV / p, logits_BV * p",
         "logits_BV * p, logits_BV / p",
-        f"{_SAMPLING}test_what_was_said_is_said_again_less",
+        f"{_SAMPLING}test_repetition_penalty_makes_seen_tokens_less_likely",
     ),
     Mutant(
-        "the cache is written a column late", "model/sampling.py", "return Decoding(jnp.asarray(P),",
-        "return Decoding(jnp.asarray(P + 1),", f"{_SAMPLING}test_cached_logits_equal_uncached_ones[grouped heads]",
+        "the cache is written a column late", "model/transformer.py", "jnp.asarray(prompts_BP.shape[1])",
+        "jnp.asarray(prompts_BP.shape[1] + 1)", f"{_SAMPLING}test_cached_logits_equal_uncached_logits[grouped heads]",
     ),
     Mutant(
-        "a shorter prompt begins at its padding", "model/sampling.py",
-        "places_BP = jnp.arange(prompts_BP.shape[1]) - padding_B[:, None]",
-        "places_BP = jnp.arange(prompts_BP.shape[1]) - 0 * padding_B[:, None]",
-        f"{_SAMPLING}test_cached_logits_equal_uncached_ones[learned positions]",
+        "a shorter prompt begins at its padding", "model/transformer.py",
+        "jnp.arange(prompts_BP.shape[1]) - padding_B[:, None]",
+        "jnp.arange(prompts_BP.shape[1]) - 0 * padding_B[:, None]",
+        f"{_SAMPLING}test_cached_logits_equal_uncached_logits[learned positions]",
     ),
     Mutant(
         "a ring forgets a token too early", "model/cache.py", "window + self.chunk - 1", "window + self.chunk - 2",
-        f"{_SAMPLING}test_cached_logits_equal_uncached_ones[sliding window]",
+        f"{_SAMPLING}test_cached_logits_equal_uncached_logits[sliding window]",
     ),
     Mutant(
-        "a ring is read as if it were a line", "model/cache.py", "column_R = last - (last - jnp.arange(kept)) % kept",
-        "column_R = jnp.arange(kept)", f"{_SAMPLING}test_cached_logits_equal_uncached_ones[sliding window]",
+        "a ring is read as if it were a line", "model/cache.py", "column_R = last - (last - jnp.arange(size)) % size",
+        "column_R = jnp.arange(size)", f"{_SAMPLING}test_cached_logits_equal_uncached_logits[sliding window]",
     ),
     Mutant(
         "a checkpoint is kept or deleted by its count alone", "train/checkpoint/manager.py",

@@ -208,7 +208,7 @@ def test_without_its_foundation_an_adapter_says_so(adapters, foundation, tmp_pat
         ({"task.input": "{text"}, "config.task.input is '{text'"),
         ({"task.input": "{text!r}"}, "names alone in braces"),
         ({"task.target": "text", "task.name": "generation", "task.template": "tokenizer"}, "has no chat_template"),
-        ({"adapt.method": "lora", "adapt.targets": ("querry",)}, "'querry' matches no parameter; legal: down"),
+        ({"adapt.method": "lora", "adapt.targets": ("querry",)}, "'querry', which is not a projection"),
         ({"evaluation.metric": "acuracy"}, "'acuracy'; legal here: loss, accuracy"),
         ({"task.validation_fraction": 0.0}, "0 validation"),
         ({"task.target": "text", "task.name": "generation", "task.max_new_tokens": 64}, "max_new_tokens is 64"),
