@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from configs.errors import UserError
 from model.heads import Objective
+from model.sharding import is_partitioned
 from model.transformer import Params
 
 _A, _B = "lora_a", "lora_b"
@@ -111,10 +112,6 @@ def _joined(base: Params, adapter: Params) -> Params:
     }
 
 
-def _is_box(leaf: object) -> bool:
-    return isinstance(leaf, nn.Partitioned)
-
-
 def _last_layers(backbone: Params, adaptation: Adaptation, rng: jax.Array) -> Params:
     """Returns differences to the last layers, initialized to zero; weight decay pulls towards the pre-trained model."""
     count = adaptation.last_layers
@@ -124,7 +121,7 @@ def _last_layers(backbone: Params, adaptation: Adaptation, rng: jax.Array) -> Pa
             raise UserError(f"config.adapt.last_layers={count} must be from 1 to {len(box.value)}")
         return box.replace_boxed(jnp.zeros((count, *box.value.shape[1:]), box.value.dtype))
 
-    return {"layers": jax.tree.map(difference, backbone["layers"], is_leaf=_is_box)}
+    return {"layers": jax.tree.map(difference, backbone["layers"], is_leaf=is_partitioned)}
 
 
 def _factors(backbone: Params, adaptation: Adaptation, rng: jax.Array) -> Params:

@@ -24,6 +24,12 @@ _FAMILY = {
     "olmo2": "olmo2_7b",
 }
 
+# Fields that `transformers` fixes per architecture, so that a model with another value cannot be exported as it.
+_FIXED_CHOICES = (
+    "norm", "norm_position", "norm_unit_offset", "position", "mlp", "qk_norm", "qk_norm_joint", "scale_embeddings",
+    "qkv_bias", "output_bias", "mlp_bias",
+)  # fmt: skip
+
 
 def to_section(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     """Returns (architecture, `config.model`) of a config.json.
@@ -143,24 +149,11 @@ def architecture_of(config: ModelConfig) -> str:
         UserError: no architecture does.
     """
     sections = {name: models.architecture(_FAMILY[name]) for name in ARCHITECTURES}
-    choices = (
-        *(
-            "norm",
-            "norm_position",
-            "norm_unit_offset",
-            "position",
-            "mlp",
-            "qk_norm",
-            "qk_norm_joint",
-            "scale_embeddings",
-        ),
-        *("qkv_bias", "output_bias", "mlp_bias"),
-    )
     closest: tuple[int, str, list[str]] = (99, "", [])
-    for name in ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "olmo2"):
+    for name in ARCHITECTURES:
         wrong = [
             f"{field}={getattr(config, field)!r}"
-            for field in choices
+            for field in _FIXED_CHOICES
             if getattr(config, field) != sections[name][field]
             and not (name == "llama" and field == "mlp_bias")
             and not (

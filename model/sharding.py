@@ -71,6 +71,11 @@ def with_axes(init: Callable[..., jax.Array], *names: str) -> Callable[..., Any]
     return nn.with_logical_partitioning(init, names)
 
 
+def is_partitioned(leaf: object) -> bool:
+    """Returns whether a tree node is a parameter boxed with its axes: the `is_leaf` of `jax.tree.map`."""
+    return isinstance(leaf, nn.Partitioned)
+
+
 def spec(axes: Sequence[str], rules: dict[str, tuple[str, ...]]) -> PartitionSpec:
     """Returns the `PartitionSpec` of logical `axes`.
 
@@ -117,7 +122,7 @@ def parameter_shardings(boxed: Any, mesh: AnyMesh) -> Any:  # noqa: ANN401 - a p
                 errors[f"{product}={parts} must divide the {axis} axis of {size}; nearest sizes: {near}"] = None
         return NamedSharding(mesh, spec(names, PARAMETER_RULES))
 
-    shardings = jax.tree.map(leaf, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
+    shardings = jax.tree.map(leaf, boxed, is_leaf=is_partitioned)
     if errors:
         raise UserError("; ".join(errors))
     return shardings

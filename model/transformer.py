@@ -5,13 +5,13 @@
     prefill_layers(config, params, prompts_BP, padding_B, size)   generation: reads the prompts, fills a KV cache
     decode_layers(config, params, tokens_BT, cache)               generation: adds tokens to the cache
 
-All three return the hidden states after the final norm; `heads.py` makes task outputs of them. Features, each chosen
-by a field of `ModelConfig`:
+All three return the hidden states after the final norm; `heads.py` turns them into task outputs. Features, each
+selected by a field of `ModelConfig`:
 
 - pre-, post- or sandwich norm; RMSNorm or LayerNorm, optionally with a unit offset (Gemma)
 - rotary positions, with Llama 3 scaling, or learned ones
-- grouped-query attention; QK-norm per head or over all heads; logit softcap; own query scale
-- sliding windows in any per-layer pattern
+- grouped-query attention; QK-norm per head or over all heads; logit softcap; custom query scale
+- sliding windows, in any pattern over the layers
 - MLP: gated SiLU or GELU, GELU, squared ReLU
 - tied or untied output table; optional biases; scaled embeddings
 - attention by XLA, cuDNN (GPU) or Splash (TPU); KV cache in the compute dtype, bfloat16 or int8
@@ -39,7 +39,7 @@ from model.config import ModelConfig
 from model.context import Context, make_context
 from model.dtypes import compute_dtype
 from model.layers import MLP, Norm
-from model.sharding import constrain, with_axes
+from model.sharding import constrain, is_partitioned, with_axes
 
 Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]
@@ -121,7 +121,7 @@ def init_backbone(config: ModelConfig, rng: jax.Array) -> Params:
     stacked = jax.tree.map(
         lambda box: box.add_axis(0, {nn.PARTITION_NAME: "layers"}),
         layers,
-        is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned),
+        is_leaf=is_partitioned,
     )
     return {
         "embedding": Embedding(config).init(embed_rng, tokens_BT, tokens_BT)["params"],

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from model.sharding import is_partitioned
 from train.settings import OptimizerSettings
 
 
@@ -44,7 +45,7 @@ def make_optimizer(settings: OptimizerSettings, num_steps: int, boxed: Any) -> o
         num_steps: of the run; the schedules end there.
         boxed: the (abstract) parameters with their logical axes.
     """
-    matrices = jax.tree.map(is_matrix, boxed, is_leaf=_is_box)
+    matrices = jax.tree.map(is_matrix, boxed, is_leaf=is_partitioned)
     schedule = make_schedule(settings, settings.learning_rate, num_steps)
     if settings.name == "adamw":
         main = optax.adamw(
@@ -66,7 +67,7 @@ def make_optimizer(settings: OptimizerSettings, num_steps: int, boxed: Any) -> o
             adam_b1=settings.beta1,
             adam_b2=settings.beta2,
             adam_learning_rate=schedule,
-            muon_weight_dimension_numbers=jax.tree.map(_muon_dimensions, boxed, is_leaf=_is_box),
+            muon_weight_dimension_numbers=jax.tree.map(_muon_dimensions, boxed, is_leaf=is_partitioned),
         )
     parts = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
     parts += [main] if settings.layer_decay == 1.0 else [main, _scale_by_layer(boxed, settings.layer_decay)]
@@ -82,7 +83,7 @@ def _scale_by_layer(boxed: Any, decay: float) -> optax.GradientTransformation:  
     def layers(box: nn.Partitioned) -> int:
         return box.value.shape[0] if box.names[0] == "layers" else 0
 
-    depth = max(map(layers, jax.tree.leaves(boxed, is_leaf=_is_box)))
+    depth = max(map(layers, jax.tree.leaves(boxed, is_leaf=is_partitioned)))
 
     def factor(path: tuple[Any, ...], box: nn.Partitioned) -> Any:  # noqa: ANN401 - a scalar or an array
         count = layers(box)
@@ -90,12 +91,8 @@ def _scale_by_layer(boxed: Any, decay: float) -> optax.GradientTransformation:  
             return decay ** np.arange(count, dtype=np.float32)[::-1].reshape(-1, *(1 for _ in box.value.shape[1:]))
         return decay**depth if any(part.key == "embedding" for part in path) else 1.0
 
-    factors = jax.tree_util.tree_map_with_path(factor, boxed, is_leaf=_is_box)
+    factors = jax.tree_util.tree_map_with_path(factor, boxed, is_leaf=is_partitioned)
     return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
-
-
-def _is_box(leaf: object) -> bool:
-    return isinstance(leaf, nn.Partitioned)
 
 
 def _muon_dimensions(box: nn.Partitioned) -> optax.contrib.MuonDimensionNumbers | None:

@@ -11,7 +11,7 @@ from configs.errors import UserError
 from model.adapt import Adaptation, adapt
 from model.config import ModelConfig
 from model.heads import Objective, classifier, language_model, parameter_count
-from model.sharding import PARAMETER_RULES
+from model.sharding import PARAMETER_RULES, is_partitioned
 from train.planner.estimate import tree_bytes
 from train.planner.pricing import objective_of
 from train.settings import Settings
@@ -78,4 +78,4 @@ def _leaves(tree: Any, is_leaf: Any = None) -> list[tuple[str, Any]]:  # noqa: A
 
 
 def _boxes(objective: Objective) -> list[tuple[str, Any]]:
-    return _leaves(boxed_params(objective), lambda x: isinstance(x, nn.Partitioned))
+    return _leaves(boxed_params(objective), is_partitioned)
