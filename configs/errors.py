@@ -8,7 +8,12 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """A wrong input: names the field or file, what was found and what is legal, in one line."""
+    """A wrong input: names the field or file, what was found and what is expected, in one line."""
+
+
+def one_line(error: Exception, limit: int = 200) -> str:
+    """Returns the message of an exception on one line of at most `limit` characters, or its type if it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 def did_you_mean(name: str, legal: Iterable[str]) -> str:

@@ -76,7 +76,7 @@ def pack(examples: list[tuple[Segment, ...]], sequence_length: int, pad_id: int,
     return ExampleRows(examples, pack_examples(lengths, sequence_length, seed), sequence_length, pad_id)
 
 
-def labelled_segment(tokens: list[int], targets: dict[int, float], weights: dict[int, float], dtype: type) -> Segment:
+def labeled_segment(tokens: list[int], targets: dict[int, float], weights: dict[int, float], dtype: type) -> Segment:
     """Returns a segment with targets and weights at some of its places, 0 elsewhere.
 
     Args:

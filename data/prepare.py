@@ -19,7 +19,8 @@ from typing import IO, Any, TypeVar
 from configs.errors import UserError
 from data import sources
 from data.store import is_store, new_store, open_store, read_manifest, token_dtype, write_manifest, write_split
-from data.tokenizer import Tokenizer, get_tokenizer, is_trainable
+from data.tokenizer import Tokenizer
+from data.tokenizer_training import get_tokenizer, is_trainable
 
 T = TypeVar("T")
 

@@ -1,47 +1,45 @@
-"""Trains, loads and saves tokenizers: one class and one format, Hugging Face's `tokenizer.json`."""
+"""Text <-> token ids: one `Tokenizer` class and one file format, Hugging Face's `tokenizer.json`."""
 
 import dataclasses
 import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import processors
 
-from configs.errors import UserError
+from configs.errors import UserError, one_line
 
 PAD, BOS, EOS, UNKNOWN = "<|pad|>", "<|bos|>", "<|eos|>", "<|unk|>"
-LEGAL_SPECS = "bpe:N (N of at least 259), bytes, chars, or the path of a tokenizer.json or its directory"
+ANY_CHARACTER = r"[\s\S]"
+# GPT-2's pattern never merges a letter with the space after it, so a cut there does not change the tokens.
+BETWEEN_WORDS = re.compile(r"(?<=[a-zA-Z]) (?=[a-zA-Z])")
 
 _WELL_KNOWN = {
     "bos": (BOS, "<s>", "<|begin_of_text|>", "<bos>", "[BOS]", "<|startoftext|>", "<|endoftext|>"),
     "eos": (EOS, "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|endoftext|>"),
     "pad": (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>"),
 }
-_SMALLEST_BPE = 259  # 256 bytes and three special tokens
 _PIECE_CHARACTERS = 1 << 16
-_ANY_CHARACTER = r"[\s\S]"
 _EVERYWHERE = re.compile(r"(?=[\s\S])")
-# GPT-2's pattern never joins a letter with the space after it, so a cut there leaves the tokens as they are.
-_BETWEEN_WORDS = re.compile(r"(?<=[a-zA-Z]) (?=[a-zA-Z])")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Text <-> token ids. Two tokenizers are equal when their files and special ids are; pickles as its file.
+    """Text <-> token ids; equal when the files and special ids are equal; pickles as the content of its file.
 
     Attributes:
         serialized: the content of `tokenizer.json`, as the tokenizers library writes it.
-        bos_id: starts a document.
-        eos_id: ends a document.
-        pad_id: fills rows; never trained on.
-        chat_template: Jinja, as Hugging Face writes it (see `data.templates`); "": none.
+        bos_id: the token that starts a document.
+        eos_id: the token that ends a document.
+        pad_id: the token that pads rows; never in the loss.
+        chat_template: the Jinja chat template (see `data.templates`), or "" if the tokenizer has none.
     """
 
     serialized: str = dataclasses.field(repr=False)
@@ -56,14 +54,14 @@ class Tokenizer:
     @functools.cached_property
     def _backend(self) -> tokenizers.Tokenizer:
         backend = tokenizers.Tokenizer.from_str(self.serialized)
-        # Not part of the file. Without it "<|eos|>" in a text would become the token that ends documents.
+        # Not stored in the file. Without it, "<|eos|>" in a text would become the token that ends documents.
         backend.encode_special_tokens = True
         return backend
 
     @functools.cached_property
     def _matching(self) -> tokenizers.Tokenizer:
         backend = tokenizers.Tokenizer.from_str(self.serialized)
-        # Some files leave them out of the list of tokens that are matched as a whole.
+        # Some files do not list them among the tokens that are matched as a whole.
         backend.add_special_tokens([self.token_name(index) for index in (self.bos_id, self.eos_id, self.pad_id)])
         return backend
 
@@ -73,90 +71,91 @@ class Tokenizer:
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """The highest token id + 1, special tokens included."""
+        """The highest token id plus one, special tokens included."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Names what a text's tokens are: the hash of `serialized`, whatever the chat template."""
+        """The SHA-256 of `serialized`; the chat template does not change it."""
         return hashlib.sha256(self.serialized.encode()).hexdigest()
 
     @functools.cached_property
     def _cut(self) -> re.Pattern[str] | None:
-        """Where a long text may be cut without changing a token; None: nowhere that is known."""
+        """A pattern of positions where a long text can be cut without changing a token; None if none is known."""
         splitters = _parts(self._layout["pre_tokenizer"])
         if self._layout["normalizer"] or any(not token["special"] for token in self._layout["added_tokens"]):
             return None
         if [part["type"] for part in splitters] == ["ByteLevel"] and not splitters[0]["add_prefix_space"]:
-            return _BETWEEN_WORDS if splitters[0]["use_regex"] else None
-        if len(splitters) == 1 and splitters[0].get("pattern") == {"Regex": _ANY_CHARACTER}:
+            return BETWEEN_WORDS if splitters[0]["use_regex"] else None
+        if len(splitters) == 1 and splitters[0].get("pattern") == {"Regex": ANY_CHARACTER}:
             return _EVERYWHERE
         return None
 
     def encode(self, text: str) -> list[int]:
-        """Returns the tokens of `text`; none is special, even where a special token's name stands in the text."""
+        """Returns the tokens of `text`, none of them special: the name of a special token in the text stays text."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Returns `encode` of each text, several at once and long ones in pieces."""
-        pieces = [_pieces(text, self._cut) for text in texts]
+        """Returns `encode` of each text; texts are encoded in parallel, and long ones in pieces."""
+        pieces = [split_text(text, self._cut) for text in texts]
         flat = [piece for parts in pieces for piece in parts]
         encoded = iter(self._backend.encode_batch_fast(flat, add_special_tokens=False))
         return [[token for _ in parts for token in next(encoded).ids] for parts in pieces]
 
     @functools.cached_property
     def special_tokens(self) -> dict[str, int]:
-        """Name -> id of the tokens that no text has: those that the file calls special, and bos, eos and pad."""
+        """Name -> id of the tokens that `encode` never returns: those marked special in the file, bos, eos and pad."""
         added = self._matching.get_added_tokens_decoder()
         return {token.content: index for index, token in added.items() if token.special}
 
     @functools.cached_property
     def added_tokens(self) -> dict[str, int]:
-        """Name -> id of the tokens that `encode_with_specials` matches as a whole: special ones and a few others."""
+        """Name -> id of the tokens that `encode_with_specials` matches by name: special tokens and other added ones."""
         return {token.content: index for index, token in self._matching.get_added_tokens_decoder().items()}
 
     def token_name(self, index: int) -> str:
-        """Returns a token as the vocabulary spells it."""
+        """Returns the vocabulary entry of a token id."""
         name = self._backend.id_to_token(index)
         assert name is not None, f"no token has the id {index}"
         return name
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Returns the tokens of `encode` and the place of each, (first character, last + 1)."""
+        """Returns the tokens of `encode` and the span of each, (first character, last character + 1)."""
         encoding = self._backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def encode_with_specials(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Returns the tokens of a text in which a special token's name is that token, and their places.
+        """Returns the tokens of a text, where names of special tokens become those tokens, and the span of each.
 
-        A place is (first character, last + 1) in `text`; tokens that are parts of one character share theirs.
+        A span is (first character, last character + 1) in `text`; tokens that are parts of one character share a span.
         """
         encoding = self._matching.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Iterable[int], specials: bool = False) -> str:
-        """Returns the text of the tokens, special ones skipped, or their names in it with `specials`."""
+        """Returns the text of the tokens; special tokens are dropped, or written by name if `specials` is set."""
         return self._backend.decode(list(ids), skip_special_tokens=not specials)
 
     @functools.cached_property
     def starts_with_bos(self) -> bool:
-        """Whether a text by itself begins with bos: as the file says; our own, which say nothing, do."""
+        """Whether a prompt starts with bos: as the file's post-processor does; without one, if bos is `BOS`."""
         if self._layout["post_processor"] is None:
             return self.token_name(self.bos_id) == BOS
         return self._backend.encode("a", add_special_tokens=True).ids[0] == self.bos_id
 
-    def encode_alone(self, text: str) -> list[int]:
-        """Returns the tokens of a text that nothing stands before, as a model reads it: with bos where it is due."""
+    def encode_prompt(self, text: str) -> list[int]:
+        """Returns the tokens of a text at the start of the context: `encode`, after bos if `starts_with_bos`."""
         return [self.bos_id] * self.starts_with_bos + self.encode(text)
 
     def token_bytes(self, size: int | None = None) -> np.ndarray:
-        """Returns int32[size]: the UTF-8 bytes of text each token stands for, 0 for special tokens.
+        """Returns int32[size]: the number of UTF-8 bytes of text per token, 0 for special tokens.
 
-        Exact for byte-level BPE, bytes and chars, where the sum over a text's tokens is the text's length in bytes.
-        For vocabularies that mark word starts, the mark counts as a space: one too many where a text gets one in front.
+        Exact for byte-level BPE, bytes and chars: the sum over the tokens of a text is its length in bytes. In
+        vocabularies that mark word starts, the mark counts as a space, which is one byte too many where the tokenizer
+        adds a mark at the start of a text.
 
         Args:
-            size: entries, at least `vocab_size`, which it is by default; those beyond the vocabulary are 0.
+            size: length of the array, at least `vocab_size` (the default); entries beyond the vocabulary are 0.
         """
         counts = np.zeros(size or self.vocab_size, np.int32)
         added = {token["id"]: token for token in self._layout["added_tokens"]}
@@ -174,10 +173,10 @@ class Tokenizer:
                 counts[index] = len(token.encode())
         return counts
 
-    def with_frame(self, eos: bool) -> "Tokenizer":
-        """Returns the tokenizer whose file says that a text begins with bos and, with `eos`, ends with eos.
+    def with_post_processor(self, eos: bool) -> "Tokenizer":
+        """Returns a tokenizer whose file has a post-processor that adds bos before a text and, if `eos`, eos after it.
 
-        `encode` adds neither; other readers of the file do as it says.
+        `encode` adds neither; other libraries that load the file do.
         """
         backend = tokenizers.Tokenizer.from_str(self.serialized)
         names = {index: self.token_name(index) for index in (self.bos_id, self.eos_id)}
@@ -188,7 +187,7 @@ class Tokenizer:
         return dataclasses.replace(self, serialized=backend.to_str())
 
     def save(self, directory: str | Path) -> None:
-        """Writes `tokenizer.json` and `tokenizer_config.json`: the names of bos, eos and pad, and the chat template."""
+        """Writes `tokenizer.json` and, with the names of bos, eos and pad and the chat template, `tokenizer_config.json`."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "tokenizer.json").write_text(self.serialized, encoding="utf-8")
@@ -199,7 +198,7 @@ class Tokenizer:
 
 
 def _parts(section: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Returns the components of a section of `tokenizer.json`, sequences flattened."""
+    """Returns the components of a section of `tokenizer.json`, with sequences flattened."""
     if section is None:
         return []
     for name in ("pretokenizers", "decoders"):
@@ -208,8 +207,8 @@ def _parts(section: dict[str, Any] | None) -> list[dict[str, Any]]:
     return [section]
 
 
-def _pieces(text: str, cut: re.Pattern[str] | None) -> list[str]:
-    """Returns `text` cut at matches of `cut` into pieces of about `_PIECE_CHARACTERS`."""
+def split_text(text: str, cut: re.Pattern[str] | None) -> list[str]:
+    """Returns `text` cut at matches of `cut` into pieces of about 65,536 characters, or whole if `cut` is None."""
     pieces, start = [], 0
     while cut is not None and len(text) - start > _PIECE_CHARACTERS:
         match = cut.search(text, start + _PIECE_CHARACTERS)
@@ -220,103 +219,27 @@ def _pieces(text: str, cut: re.Pattern[str] | None) -> list[str]:
     return [*pieces, text[start:]]
 
 
-def is_trainable(spec: str) -> bool:
-    """Returns whether `spec` asks for a tokenizer to be trained ("bpe:N", "bytes", "chars"), not for a saved one."""
-    return spec in ("bytes", "chars") or _bpe_size(spec) is not None
-
-
-def planned_vocab_size(spec: str) -> int | None:
-    """Returns how many tokens the tokenizer of `spec` will have at most; None where only the text can tell ("chars").
-
-    Raises:
-        UserError: see `get_tokenizer`.
-    """
-    if spec == "chars":
-        return None
-    return _SMALLEST_BPE if spec == "bytes" else _bpe_size(spec) or get_tokenizer(spec, list).vocab_size
-
-
-def _bpe_size(spec: str) -> int | None:
-    match = re.fullmatch(r"bpe:([0-9]{1,9})", spec)
-    return int(match[1]) if match and int(match[1]) >= _SMALLEST_BPE else None
-
-
-def train_tokenizer(spec: str, texts: Iterable[str]) -> Tokenizer:
-    """Returns a new tokenizer; `decode(encode(x)) == x` for every text ("chars": of characters seen in `texts`).
-
-    Args:
-        spec: "bpe:N", byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) with at most N tokens in all, "bytes",
-            one token a byte, or "chars", one token a character.
-        texts: what BPE counts pairs on and "chars" takes its characters from; "bytes" doesn't read it.
-
-    Raises:
-        UserError: `spec` is none of these.
-    """
-    if spec == "bytes":
-        backend = _byte_level(models.BPE({name: i for i, name in enumerate((PAD, BOS, EOS, *_byte_symbols()))}, []))
-    elif spec == "chars":
-        characters = sorted(set().union(*texts))
-        vocabulary = {name: i for i, name in enumerate((PAD, BOS, EOS, UNKNOWN, *characters))}
-        backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-        backend.pre_tokenizer = pre_tokenizers.Split(Regex(_ANY_CHARACTER), "isolated")
-        backend.decoder = decoders.Fuse()
-        backend.add_special_tokens([UNKNOWN])
-    else:
-        size = _bpe_size(spec)
-        if size is None:
-            raise UserError(f"tokenizer {spec!r} is unknown; legal: {LEGAL_SPECS}")
-        backend = _byte_level(models.BPE())
-        trainer = trainers.BpeTrainer(
-            vocab_size=size,
-            special_tokens=[PAD, BOS, EOS],
-            initial_alphabet=_byte_symbols(),
-            show_progress=False,
-        )
-        backend.train_from_iterator(_training_pieces(texts), trainer)
-    backend.add_special_tokens([PAD, BOS, EOS])
-    return Tokenizer(backend.to_str(), bos_id=1, eos_id=2, pad_id=0)
-
-
-def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def _byte_symbols() -> list[str]:
-    """Returns the character that stands for each byte: itself where it is visible, else the next one from 256 on."""
-    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
-    beyond = iter(sorted(symbol for symbol in alphabet if ord(symbol) > 255))
-    return [chr(byte) if chr(byte) in alphabet else next(beyond) for byte in range(256)]
-
-
-def _training_pieces(texts: Iterable[str]) -> Iterator[str]:
-    for text in texts:
-        yield from _pieces(text, _BETWEEN_WORDS)
-
-
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Returns a saved tokenizer, of this codebase or any other that writes Hugging Face's format.
+    """Returns a tokenizer saved by this codebase or by any library that writes Hugging Face's format.
 
-    bos, eos and pad are those of `tokenizer_config.json` beside it, else those with well-known names. Without a bos,
-    eos serves as bos; without a pad, eos serves as pad. The chat template is that of `chat_template.jinja` beside it,
-    else that of `tokenizer_config.json`: of several, the one named "default".
+    bos, eos and pad are read from `tokenizer_config.json` in the same directory, else found by their usual names. If
+    bos or pad is missing, eos is used for it. The chat template is read from `chat_template.jinja`, else from
+    `tokenizer_config.json`; if that lists several, the one named "default" is used.
 
     Args:
-        path: a `tokenizer.json`, or a directory that holds one.
+        path: a `tokenizer.json`, or a directory that contains one.
 
     Raises:
-        UserError: missing or broken files, no eos, or a special token that the vocabulary lacks.
+        UserError: a file is missing or invalid, there is no eos, or a special token is not in the vocabulary.
     """
     file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise UserError(f"{path}: no tokenizer there; legal: a tokenizer.json or a directory that holds one")
+        raise UserError(f"{path}: tokenizer.json is missing; expected a tokenizer.json or its directory")
     try:
         backend = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises bare `Exception`
-        raise UserError(f"{file} is not a tokenizer.json: {_one_line(error)}") from None
-    # A cut or filled-up text would be a silent change of the data.
+        raise UserError(f"{file} is not a tokenizer.json: {one_line(error)}") from None
+    # Truncated or padded texts would silently change the data.
     backend.no_truncation()
     backend.no_padding()
     config = _read_config(file.with_name("tokenizer_config.json"))
@@ -324,8 +247,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     eos = ids["eos"]
     if eos is None:
         raise UserError(
-            f"{file}: no end-of-sequence token; legal: eos_token in tokenizer_config.json beside it, or a token named "
-            f"{', '.join(_WELL_KNOWN['eos'])}"
+            f"{file} has no end-of-sequence token; expected eos_token in the tokenizer_config.json next to it, or a "
+            f"token named one of {', '.join(_WELL_KNOWN['eos'])}"
         )
     bos, pad = ids["bos"], ids["pad"]
     chat = _chat_template(config, file)
@@ -333,15 +256,15 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Returns `tokenizer_config.json`, or an empty dict where there is none."""
+    """Returns `tokenizer_config.json`, or an empty dict if it is missing."""
     if not path.is_file():
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not a JSON object: {_one_line(error)}") from None
+        raise UserError(f"{path} is not a JSON object: {one_line(error)}") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path} is not a JSON object: it holds {config!r:.80}")
+        raise UserError(f"{path} is not a JSON object: got {config!r:.80}")
     return config
 
 
@@ -351,7 +274,7 @@ def _special_id(role: str, config: dict[str, Any], file: Path, backend: tokenize
     if name is not None:
         if not isinstance(name, str) or backend.token_to_id(name) is None:
             path = file.with_name("tokenizer_config.json")
-            raise UserError(f"{path}: {role}_token is {name!r}; legal: a token of {file.name}")
+            raise UserError(f"{path}: {role}_token={name!r}; expected a token of {file.name}")
         return backend.token_to_id(name)
     found = (backend.token_to_id(name) for name in _WELL_KNOWN[role])
     return next((index for index in found if index is not None), None)
@@ -367,22 +290,5 @@ def _chat_template(config: dict[str, Any], file: Path) -> str:
         value = named.get("default")
     if value is not None and not isinstance(value, str):
         path = file.with_name("tokenizer_config.json")
-        raise UserError(f"{path}: chat_template is {value!r:.80}; legal: a text, or a list of names and templates")
+        raise UserError(f"{path}: chat_template={value!r:.80}; expected a string, or a list of names and templates")
     return value or ""
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def get_tokenizer(spec: str, texts_factory: Callable[[], Iterable[str]]) -> Tokenizer:
-    """Returns the tokenizer that `spec` names: trained on what `texts_factory()` yields, or loaded from a path.
-
-    Raises:
-        UserError: `spec` is no legal form, or see `load_tokenizer`.
-    """
-    if is_trainable(spec):
-        return train_tokenizer(spec, texts_factory() if spec != "bytes" else ())
-    if not Path(spec).exists():
-        raise UserError(f"tokenizer {spec!r} is unknown, and no such path exists; legal: {LEGAL_SPECS}")
-    return load_tokenizer(spec)

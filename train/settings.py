@@ -9,7 +9,7 @@ from typing import Any, Literal
 from configs.errors import UserError
 from configs.schema import build
 from data.store import is_store
-from data.tokenizer import planned_vocab_size
+from data.tokenizer_training import planned_vocab_size
 from model.adapt import Adaptation
 from model.config import ModelConfig, model_config
 

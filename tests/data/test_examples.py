@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data.examples import labelled_segment, pack, text_segment
+from data.examples import labeled_segment, pack, text_segment
 
 
 def examples(count, pair=False):
@@ -12,7 +12,7 @@ def examples(count, pair=False):
         segments = []
         for _ in range(2 if pair else 1):
             tokens = rng.integers(3, 60, rng.integers(2, 9)).tolist()
-            segments.append(labelled_segment(tokens, {len(tokens) - 1: i}, {len(tokens) - 1: 1.0}, np.int32))
+            segments.append(labeled_segment(tokens, {len(tokens) - 1: i}, {len(tokens) - 1: 1.0}, np.int32))
         made.append(tuple(segments))
     return made
 
@@ -43,7 +43,7 @@ def test_every_segment_stands_once_with_its_arrays():
 
 
 def test_targets_may_have_an_axis_of_their_own():
-    segment = labelled_segment([5, 6, 7], {}, {2: 1.0}, np.float32)
+    segment = labeled_segment([5, 6, 7], {}, {2: 1.0}, np.float32)
     segment["targets"] = np.array([[0, 0], [0, 0], [1, 1]], np.float32)
     batch = pack([(segment,), (segment,)], 8, pad_id=9, seed=0).rows(np.array([0]))
     assert batch["targets"].shape == (1, 8, 2) and batch["targets"].sum() == 4

@@ -8,7 +8,8 @@ from configs.errors import UserError
 from data import prepare as preparation
 from data.prepare import clean, prepare
 from data.store import open_store, verify_store
-from data.tokenizer import load_tokenizer, train_tokenizer
+from data.tokenizer import load_tokenizer
+from data.tokenizer_training import train_tokenizer
 
 TEXTS = [f"Document {i} of the set says that {i} times {i} is {i * i}." for i in range(200)]
 

@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 
 from configs.errors import UserError
-from data.sources import LONGEST_LINE_BYTES, differences, fingerprint, inventory, read_documents, read_rows
+from data.readers import LONGEST_LINE_BYTES, read_documents, read_rows
+from data.sources import differences, fingerprint, inventory
 
 ROWS = [{"text": "first\nline", "label": "a"}, {"text": "zweite Zeile ü", "label": "b"}]
 

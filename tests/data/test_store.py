@@ -14,7 +14,7 @@ from data.store import (
     write_manifest,
     write_split,
 )
-from data.tokenizer import train_tokenizer
+from data.tokenizer_training import train_tokenizer
 
 DOCUMENTS = [[1, 5, 6, 2], [1, 2], [1, 7, 258, 9, 2]]
 

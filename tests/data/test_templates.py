@@ -9,7 +9,8 @@ from tokenizers import AddedToken
 
 from configs.errors import UserError
 from data.templates import NAMES, render
-from data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer_training import train_tokenizer
 
 BUILT_IN = NAMES[:-1]
 MARKERS = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>")

@@ -9,7 +9,8 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from configs.errors import UserError
 from data import tokenizer as tokenizer_module
-from data.tokenizer import get_tokenizer, load_tokenizer, train_tokenizer
+from data.tokenizer import load_tokenizer, split_text
+from data.tokenizer_training import get_tokenizer, train_tokenizer
 
 TEXTS = [
     "The quick brown fox jumps over   the lazy dog. " * 20,
@@ -24,7 +25,7 @@ def trained():
 
 
 def any_unicode(number):
-    """Texts of characters from every plane, controls and unassigned ones included, halves of surrogate pairs not."""
+    """Random texts of every Unicode plane, with control and unassigned characters but without lone surrogates."""
     draw = random.Random(0)
     ranges = [(0, 0x20), (0x20, 0x7F), (0x7F, 0x300), (0x300, 0xD800), (0xE000, 0x110000)]
     for _ in range(number):
@@ -51,7 +52,7 @@ def test_chars_round_trip_known_characters(trained):
     assert tokenizer.encode("Ω") == [3]
 
 
-def test_sizes_and_special_ids(trained):
+def test_vocabulary_sizes_and_special_ids(trained):
     assert trained["bytes"].vocab_size == 259
     assert trained["bytes"].encode("\x00A\xff") == [3, 3 + 65, 3 + 0xC3, 3 + 0xBF]
     assert trained["bpe:300"].vocab_size == 300
@@ -62,7 +63,7 @@ def test_sizes_and_special_ids(trained):
 
 
 @pytest.mark.parametrize("spec", ["bpe:300", "bytes"])
-def test_special_names_in_text_are_text(trained, spec, tmp_path):
+def test_special_token_names_in_text_stay_text(trained, spec, tmp_path):
     text = "a<|eos|>b<|bos|><|pad|>"
     trained[spec].save(tmp_path)
     for tokenizer in (trained[spec], load_tokenizer(tmp_path), pickle.loads(pickle.dumps(trained[spec]))):
@@ -71,13 +72,13 @@ def test_special_names_in_text_are_text(trained, spec, tmp_path):
         assert tokenizer.decode(ids) == text
 
 
-def test_training_is_deterministic_and_merges(trained):
+def test_training_is_deterministic(trained):
     assert train_tokenizer("bpe:300", iter(TEXTS)).sha256 == trained["bpe:300"].sha256
     assert train_tokenizer("chars", reversed(TEXTS)).sha256 == trained["chars"].sha256
     assert len(trained["bpe:300"].encode(TEXTS[0])) < len(TEXTS[0]) / 2
 
 
-def test_save_load_pickle_keep_everything(trained, tmp_path):
+def test_save_load_and_pickle_round_trip(trained, tmp_path):
     for spec, tokenizer in trained.items():
         directory = tmp_path / spec.replace(":", "")
         tokenizer.save(directory)
@@ -90,16 +91,16 @@ def test_save_load_pickle_keep_everything(trained, tmp_path):
 
 
 @pytest.mark.parametrize("spec", ["bpe:300", "bytes", "chars"])
-def test_pieces_of_long_texts_change_no_token(trained, spec, monkeypatch):
+def test_splitting_long_texts_does_not_change_tokens(trained, spec, monkeypatch):
     text = ("The fox, it's 12 o'clock;  two blanks,   three    four\n\n and\ta tab. " * 40) + "日本語" * 50
     whole = trained[spec].encode(text)
     for size in range(1, 12):
         monkeypatch.setattr(tokenizer_module, "_PIECE_CHARACTERS", size)
-        assert len(tokenizer_module._pieces(text, trained[spec]._cut)) > 40
+        assert len(split_text(text, trained[spec]._cut)) > 40
         assert trained[spec].encode(text) == whole
 
 
-def test_token_bytes_are_padded(trained):
+def test_token_bytes_are_padded_to_the_requested_size(trained):
     counts = trained["bytes"].token_bytes(320)
     assert counts.dtype == np.int32 and counts.shape == (320,)
     assert counts[:3].sum() == 0 and counts[259:].sum() == 0 and counts[3:259].tolist() == [1] * 256
@@ -115,17 +116,17 @@ def _sentencepiece_like(directory, specials):
     backend.save(str(directory / "tokenizer.json"))
 
 
-def test_foreign_vocabulary(tmp_path):
+def test_sentencepiece_vocabulary_loads(tmp_path):
     _sentencepiece_like(tmp_path, ["<unk>", "<s>", "</s>"])
     tokenizer = load_tokenizer(tmp_path)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, 2)
     text = "a ab\né a"
     ids = tokenizer.encode(text)
-    assert tokenizer.decode(ids) == text  # the file's truncation to 2 tokens is off
+    assert tokenizer.decode(ids) == text  # the truncation to 2 tokens in the file is turned off
     assert tokenizer.token_bytes()[ids].sum() == len(text.encode())
 
 
-def test_foreign_special_tokens(tmp_path):
+def test_special_tokens_of_tokenizer_config_json(tmp_path):
     _sentencepiece_like(tmp_path, ["<unk>", "<|endoftext|>", "<stop>"])
     assert (load_tokenizer(tmp_path).bos_id, load_tokenizer(tmp_path).eos_id) == (1, 1)
     config = tmp_path / "tokenizer_config.json"
@@ -135,41 +136,41 @@ def test_foreign_special_tokens(tmp_path):
     tokenizer.save(tmp_path / "copy")
     assert load_tokenizer(tmp_path / "copy") == tokenizer
     config.write_text(json.dumps({"eos_token": "<gone>"}))
-    with pytest.raises(UserError, match=r"tokenizer_config.json: eos_token is '<gone>'; legal: a token of"):
+    with pytest.raises(UserError, match=r"tokenizer_config.json: eos_token='<gone>'; expected a token of"):
         load_tokenizer(tmp_path)
     config.write_text("[]")
     with pytest.raises(UserError, match="is not a JSON object"):
         load_tokenizer(tmp_path)
 
 
-def test_load_errors(tmp_path):
-    with pytest.raises(UserError, match=r"no tokenizer there; legal: a tokenizer\.json"):
+def test_missing_or_invalid_tokenizer_file_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing; expected a tokenizer\.json"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer.json is not a tokenizer.json: "):
         load_tokenizer(tmp_path)
     _sentencepiece_like(tmp_path, ["<unk>"])
-    with pytest.raises(UserError, match=r"no end-of-sequence token; legal: eos_token in tokenizer_config\.json"):
+    with pytest.raises(UserError, match=r"has no end-of-sequence token; expected eos_token in tokenizer_config\.json"):
         load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("spec", ["bpe", "bpe:258", "bpe:x", "words", ""])
-def test_unknown_spec(spec):
-    with pytest.raises(UserError, match="legal: bpe:N"):
+def test_unknown_spec_is_an_error(spec):
+    with pytest.raises(UserError, match="expected bpe:N"):
         train_tokenizer(spec, [])
     if spec:
-        with pytest.raises(UserError, match=f"tokenizer '{spec}' is unknown.*legal: bpe:N"):
+        with pytest.raises(UserError, match=f"tokenizer '{spec}' is unknown.*expected bpe:N"):
             get_tokenizer(spec, lambda: [])
 
 
 def test_get_tokenizer_trains_or_loads(trained, tmp_path):
     trained["bytes"].save(tmp_path)
-    assert get_tokenizer(str(tmp_path), lambda: pytest.fail("texts are not needed")) == trained["bytes"]
-    assert get_tokenizer("bytes", lambda: pytest.fail("texts are not needed")) == trained["bytes"]
+    assert get_tokenizer(str(tmp_path), lambda: pytest.fail("the texts must not be read")) == trained["bytes"]
+    assert get_tokenizer("bytes", lambda: pytest.fail("the texts must not be read")) == trained["bytes"]
     assert get_tokenizer("chars", lambda: TEXTS) == trained["chars"]
 
 
-def test_errors_of_the_source_pass_through_training():
+def test_user_errors_while_reading_texts_are_not_changed_by_training():
     def texts():
         yield "a"
         raise UserError("line 2 is broken")

@@ -10,7 +10,7 @@ import numpy as np
 
 from configs.errors import UserError
 from configs.pretrain import tiny
-from data.labelled import Example, read_splits
+from data.labeled import Example, read_splits
 from data.loader import BatchFunction
 from data.packing import PackedRows
 from data.prepare import prepare, skipped_rows

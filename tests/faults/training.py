@@ -14,7 +14,8 @@ import numpy as np
 
 from configs import default
 from configs.errors import UserError
-from data.tokenizer import Tokenizer, train_tokenizer
+from data.tokenizer import Tokenizer
+from data.tokenizer_training import train_tokenizer
 from tests.conftest import tiny_model
 from tests.faults.contract import Fault, Outcome
 from tests.faults.tiny_run import STEPS, nan, same, settings_of, spike, spoilt, steps_over, train

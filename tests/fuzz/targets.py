@@ -19,9 +19,10 @@ from configs.errors import UserError
 from data.jinja import render_jinja
 from data.packing import PackedRows
 from data.prepare import prepare
-from data.sources import read_documents, read_rows
+from data.readers import read_documents, read_rows
 from data.store import open_store, verify_store
-from data.tokenizer import load_tokenizer, train_tokenizer
+from data.tokenizer import load_tokenizer
+from data.tokenizer_training import train_tokenizer
 from model.config import model_config
 from model.huggingface_config import to_section
 from train import cli

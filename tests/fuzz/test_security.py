@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from configs.errors import UserError
 from data.jinja import render_jinja
-from data.sources import read_documents, read_rows
+from data.readers import read_documents, read_rows
 from data.store import open_store
 from tests.faults.tiny_run import settings_of, train
 from tests.fuzz.targets import make_store

@@ -16,7 +16,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from data.tokenizer import train_tokenizer
+from data.tokenizer_training import train_tokenizer
 
 GOLDEN = Path(__file__).resolve().parent
 TASKS = ["golden_choice", "golden_text", "golden_written"]
@@ -35,7 +35,7 @@ def scores(name: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / name
         shutil.copytree(GOLDEN / "huggingface" / name, directory)
-        train_tokenizer("bytes", []).with_frame(eos=False).save(directory)
+        train_tokenizer("bytes", []).with_post_processor(eos=False).save(directory)
         model = HFLM(pretrained=str(directory), device="cpu", batch_size=1, dtype="float32")
         until = {"until": ["t"], "max_gen_toks": 16}
         found = {

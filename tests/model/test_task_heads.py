@@ -7,7 +7,7 @@ import optax
 import pytest
 from conftest import VOCAB, init, mesh_of, tiny_model
 
-from data.examples import labelled_segment, pack, text_segment
+from data.examples import labeled_segment, pack, text_segment
 from model.heads import classifier, language_model
 from model.sharding import parameter_shardings
 from model.task_heads import CANDIDATE, END, START, preference, regressor, reward, span
@@ -26,13 +26,13 @@ def words(rng, low=3, high=9):
 def classified(rng):
     kind = int(rng.integers(3))
     tokens = [1, *words(rng), MARKS[kind], *words(rng), 2]
-    return (labelled_segment(tokens, {len(tokens) - 1: kind}, {len(tokens) - 1: 1.0}, np.int32),)
+    return (labeled_segment(tokens, {len(tokens) - 1: kind}, {len(tokens) - 1: 1.0}, np.int32),)
 
 
 def labelled(rng):
     has = rng.random(3) < 0.5
     tokens = [1, *words(rng), *(m for m, there in zip(MARKS, has, strict=True) if there), *words(rng), 2]
-    segment = labelled_segment(tokens, {}, {len(tokens) - 1: 1.0}, np.float32)
+    segment = labeled_segment(tokens, {}, {len(tokens) - 1: 1.0}, np.float32)
     targets = np.zeros((len(tokens), 3), np.float32)
     targets[-1] = has
     return (segment | {"targets": targets},)
@@ -41,13 +41,13 @@ def labelled(rng):
 def tagged(rng):
     tokens = [1, *rng.choice([*WORDS[:4], *MARKS], 8).tolist(), 2]
     targets = {i: MARKS.index(t) + 1 if t in MARKS else 0 for i, t in enumerate(tokens[:-1]) if i}
-    return (labelled_segment(tokens, targets, dict.fromkeys(targets, 1.0), np.int32),)
+    return (labeled_segment(tokens, targets, dict.fromkeys(targets, 1.0), np.int32),)
 
 
 def valued(rng):
     count = int(rng.integers(5))
     tokens = [1, *rng.permutation([*words(rng, 2, 6), *[MARKS[0]] * count]).tolist(), 2]
-    return (labelled_segment(tokens, {len(tokens) - 1: count - 2.0}, {len(tokens) - 1: 1.0}, np.float32),)
+    return (labeled_segment(tokens, {len(tokens) - 1: count - 2.0}, {len(tokens) - 1: 1.0}, np.float32),)
 
 
 def answered(rng):
@@ -61,7 +61,7 @@ def answered(rng):
     flags[end] |= END
     weights = {start: 0.5}
     weights[end] = weights.get(end, 0.0) + 0.5
-    return (labelled_segment(tokens, flags, weights, np.int32),)
+    return (labeled_segment(tokens, flags, weights, np.int32),)
 
 
 def compared(rng, score):
@@ -70,7 +70,7 @@ def compared(rng, score):
     for mark in MARKS[:2]:
         tokens = [1, *prompt, mark, *words(rng, 1, 3), 2]
         if score:
-            segments.append(labelled_segment(tokens, {}, {len(tokens) - 1: 1.0}, np.int32))
+            segments.append(labeled_segment(tokens, {}, {len(tokens) - 1: 1.0}, np.int32))
         else:
             segment = text_segment(tokens, [i > len(prompt) for i in range(len(tokens))])
             segments.append(segment | {"reference": np.zeros(len(tokens) - 1, np.float32)})

@@ -205,13 +205,13 @@ _DATA = (
         "tests/data/test_templates.py::test_a_content_never_becomes_a_special_token[chatml]",
     ),
     Mutant(
-        "validation rows are trained on", "data/labelled.py", "if _place(example) >= end",
+        "validation rows are trained on", "data/labeled.py", "if _place(example) >= end",
         "if _place(example) >= test_fraction",
-        "tests/data/test_labelled.py::test_no_text_stands_on_two_sides_and_duplicates_are_counted",
+        "tests/data/test_labeled.py::test_no_text_stands_on_two_sides_and_duplicates_are_counted",
     ),
     Mutant(
-        "rows like a held-out one are trained on", "data/labelled.py", "if fold(e.content) not in held_out and ", "if ",
-        "tests/data/test_labelled.py::test_training_rows_that_repeat_a_held_out_one_or_its_group_are_dropped",
+        "rows like a held-out one are trained on", "data/labeled.py", "if fold(e.content) not in held_out and ", "if ",
+        "tests/data/test_labeled.py::test_training_rows_that_repeat_a_held_out_one_or_its_group_are_dropped",
     ),
     Mutant(
         "held-out documents are trained on", "data/prepare.py", "if place[number] >= bound", "if place[number] >= 0",

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from rich.table import Table
 
 from configs.errors import UserError
-from data.labelled import read_examples
+from data.labeled import read_examples
 from data.tokenizer import load_tokenizer
 from model.heads import Objective
 from model.transformer import Params

@@ -11,7 +11,7 @@ import jax
 from absl import flags
 
 from configs.errors import UserError
-from data.sources import read_rows
+from data.readers import read_rows
 from train.commands.sampling_flags import define_sampling_flags, sampling_of
 from train.generation.language_model import continuations
 from train.run.language_model import open_writer

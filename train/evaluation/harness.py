@@ -22,7 +22,7 @@ from lm_eval.tasks import TaskManager
 
 from configs.errors import UserError, did_you_mean
 from data.examples import Segment, sliding_windows, text_segment
-from data.sources import read_rows
+from data.readers import read_rows
 from data.templates import render
 from model.sampling import Sampling
 from train.evaluation.likelihood import likelihoods

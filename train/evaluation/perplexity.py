@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from configs.errors import UserError
 from data.examples import Segment, sliding_windows
-from data.sources import read_documents, split_sources
+from data.readers import read_documents
+from data.sources import split_sources
 from train.console import say
 from train.evaluation.likelihood import likelihoods
 from train.generation.language_model import Writer

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from configs import default
 from configs.errors import UserError
-from data.labelled import Example, draw
+from data.labeled import Example, draw
 from data.tokenizer import Tokenizer
 from model.flops import training_flops_per_token
 from model.heads import Objective

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from configs.errors import UserError
 from data.examples import ExampleRows, Rendered, Segment, pack
-from data.labelled import Example, Splits, read_splits
+from data.labeled import Example, Splits, read_splits
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import language_model

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from configs.errors import UserError
-from data.labelled import Splits
+from data.labeled import Splits
 from data.tokenizer import load_tokenizer
 from model.config import ModelConfig
 from train.console import say, say_skipped

@@ -50,7 +50,7 @@ class Writer:
         if self.template:
             tokens = render(messages, self.template, self.tokenizer, prompt=True).tokens
         else:
-            tokens = self.tokenizer.encode_alone(messages[-1]["content"])
+            tokens = self.tokenizer.encode_prompt(messages[-1]["content"])
         if len(tokens) > room:
             raise UserError(
                 f"the prompt has {len(tokens)} tokens; legal: at most {max(room, 0)}, the model's context of "

@@ -49,7 +49,7 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
         (temporary / "config.json").write_text(json.dumps(config, indent=2))
         # A tokenizer that came from elsewhere frames language models' texts as it always did; ours says how.
         framed = classes or (tokenizer.starts_with_bos and not json.loads(tokenizer.serialized)["post_processor"])
-        (tokenizer.with_frame(eos=bool(classes)) if framed else tokenizer).save(temporary)
+        (tokenizer.with_post_processor(eos=bool(classes)) if framed else tokenizer).save(temporary)
         if output.exists():
             output.rmdir()
         temporary.rename(output)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from data.sources import read_rows
+from data.readers import read_rows
 from data.store import open_store
 from model.config import ModelConfig, model_config
 from model.flops import training_flops_per_token

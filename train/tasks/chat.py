@@ -6,8 +6,8 @@ import numpy as np
 
 from configs.errors import UserError
 from data.examples import Rendered, text_segment
-from data.labelled import Example, fill
-from data.sources import Row
+from data.labeled import Example, fill
+from data.readers import Row
 from data.templates import render as render_messages
 from data.tokenizer import Tokenizer
 from train.evaluation.interval import Interval, bootstrap, mean_interval

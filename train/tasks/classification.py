@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 
 from configs.errors import UserError
-from data.examples import Rendered, labelled_segment
-from data.labelled import Example, column, fill
-from data.sources import Row
+from data.examples import Rendered, labeled_segment
+from data.labeled import Example, column, fill
+from data.readers import Row
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, classifier
@@ -73,9 +73,9 @@ def render(example: Example, facts: Facts, tokenizer: Tokenizer, length: int) ->
     last = len(tokens) - 1
     if not facts["multi_label"]:
         place = index[labels[0]]
-        segment = labelled_segment(tokens, {last: place}, {last: facts["weights"][place]}, np.int32)
+        segment = labeled_segment(tokens, {last: place}, {last: facts["weights"][place]}, np.int32)
         return Rendered((segment,), len(ids) > length - 2)
-    segment = labelled_segment(tokens, {}, {last: 1.0}, np.float32)
+    segment = labeled_segment(tokens, {}, {last: 1.0}, np.float32)
     targets = np.zeros((len(tokens), len(index)), np.float32)
     targets[last, [index[label] for label in labels]] = 1.0
     return Rendered((segment | {"targets": targets},), len(ids) > length - 2)

@@ -3,8 +3,8 @@
 import numpy as np
 
 from data.examples import Rendered, text_segment
-from data.labelled import Example, column, fill
-from data.sources import Row
+from data.labeled import Example, column, fill
+from data.readers import Row
 from data.templates import render as render_messages
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig

@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 from configs.errors import UserError
-from data.examples import Rendered, labelled_segment
-from data.labelled import Example, column, fill
-from data.sources import Row
+from data.examples import Rendered, labeled_segment
+from data.labeled import Example, column, fill
+from data.readers import Row
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective
@@ -50,7 +50,7 @@ def render(example: Example, facts: Facts, tokenizer: Tokenizer, length: int) ->
     tokens = [tokenizer.bos_id, *ids[: length - 2], tokenizer.eos_id]
     target = (example.fields["value"] - facts["mean"]) / facts["std"]
     last = len(tokens) - 1
-    return Rendered((labelled_segment(tokens, {last: target}, {last: 1.0}, np.float32),), len(ids) > length - 2)
+    return Rendered((labeled_segment(tokens, {last: target}, {last: 1.0}, np.float32),), len(ids) > length - 2)
 
 
 def objective(model: ModelConfig, facts: Facts, loss: LossSettings) -> Objective:

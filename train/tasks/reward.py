@@ -3,7 +3,7 @@
 import numpy as np
 
 from data.examples import Rendered
-from data.labelled import Example
+from data.labeled import Example
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from configs.errors import UserError
-from data.examples import Rendered, labelled_segment
-from data.labelled import Example, column, fill
-from data.sources import Row
+from data.examples import Rendered, labeled_segment
+from data.labeled import Example, column, fill
+from data.readers import Row
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective
@@ -72,7 +72,7 @@ def render(example: Example, facts: Facts, tokenizer: Tokenizer, length: int) ->
     weights[first + end] = weights.get(first + end, 0.0) + 0.5
     flags[first + start] |= START
     flags[first + end] |= END
-    return Rendered((labelled_segment(tokens, dict(flags), weights, np.int32),), len(ids) > room)
+    return Rendered((labeled_segment(tokens, dict(flags), weights, np.int32),), len(ids) > room)
 
 
 def _places(answers: list[dict[str, Any]], offsets: list[tuple[int, int]]) -> tuple[int, int] | None:

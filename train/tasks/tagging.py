@@ -3,9 +3,9 @@
 import numpy as np
 
 from configs.errors import UserError
-from data.examples import Rendered, labelled_segment
-from data.labelled import Example, column, fill
-from data.sources import Row
+from data.examples import Rendered, labeled_segment
+from data.labeled import Example, column, fill
+from data.readers import Row
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, classifier
@@ -66,7 +66,7 @@ def render(example: Example, facts: Facts, tokenizer: Tokenizer, length: int) ->
         tokens += ids
         targets[len(tokens) - 1] = index[tag]
     weights = dict.fromkeys(targets, 1.0)
-    segment = labelled_segment([*tokens, tokenizer.eos_id], dict(targets), weights, np.int32)
+    segment = labeled_segment([*tokens, tokenizer.eos_id], dict(targets), weights, np.int32)
     return Rendered((segment,), len(targets) < len(words))
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from configs.errors import UserError, did_you_mean
 from data.examples import Rendered
-from data.labelled import Example
-from data.sources import Row
+from data.labeled import Example
+from data.readers import Row
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective

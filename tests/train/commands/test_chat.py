@@ -5,7 +5,7 @@ import pytest
 from conftest import init, tiny_model
 
 from configs.errors import UserError
-from data.tokenizer import train_tokenizer
+from data.tokenizer_training import train_tokenizer
 from model.heads import language_model
 from model.sampling import Sampling
 from train.commands.chat import Answering, talk

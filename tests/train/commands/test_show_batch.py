@@ -10,7 +10,8 @@ from rich.text import Text
 from tokenizers import decoders, models
 
 from configs.errors import UserError
-from data.tokenizer import Tokenizer, train_tokenizer
+from data.tokenizer import Tokenizer
+from data.tokenizer_training import train_tokenizer
 from train.cli import main, parse
 from train.commands import show_batch
 from train.commands.show_batch import Shown, _texts, show

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from data.tokenizer import train_tokenizer
+from data.tokenizer_training import train_tokenizer
 from train.huggingface.importing import import_hf
 from train.run.language_model import open_writer
 
@@ -26,7 +26,7 @@ TASKS = ["golden_choice", "golden_text", "golden_written"]
 
 def imported(name, folder):
     directory = shutil.copytree(GOLDEN / "huggingface" / name, folder / name)
-    train_tokenizer("bytes", []).with_frame(eos=False).save(directory)
+    train_tokenizer("bytes", []).with_post_processor(eos=False).save(directory)
     import_hf(str(directory), folder / "run")
     return folder / "run"
 

@@ -7,7 +7,7 @@ from conftest import init, mesh_of, tiny_model
 
 from configs.errors import UserError
 from data.examples import sliding_windows, text_segment
-from data.tokenizer import train_tokenizer
+from data.tokenizer_training import train_tokenizer
 from model.heads import language_model, unembedding
 from model.losses import logits
 from model.sharding import parameter_shardings

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import init, mesh_of, tiny_model
 
-from data.tokenizer import train_tokenizer
+from data.tokenizer_training import train_tokenizer
 from model.heads import language_model, unembedding
 from model.losses import logits
 from model.sharding import parameter_shardings

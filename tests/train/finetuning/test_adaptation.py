@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from configs import default
 from configs.errors import UserError
-from data.examples import labelled_segment, pack
+from data.examples import labeled_segment, pack
 from model.adapt import adapt
 from model.heads import classifier, language_model
 from model.sharding import parameter_shardings
@@ -48,7 +48,7 @@ def rows_of(count=64, seed=0):
     for _ in range(count):
         label = int(rng.integers(3))
         tokens = [1, *rng.integers(10, 60, 6).tolist(), 4 + label, 2]
-        examples.append((labelled_segment(tokens, {8: label}, {8: 1.0}, np.int32),))
+        examples.append((labeled_segment(tokens, {8: label}, {8: 1.0}, np.int32),))
     return pack(examples, 32, 0, seed)
 
 

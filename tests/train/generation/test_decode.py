@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import tiny_model
 
-from data.tokenizer import train_tokenizer
+from data.tokenizer_training import train_tokenizer
 from model.sampling import Decoding
 from train.distributed.mesh import single_device_mesh
 from train.generation import decode

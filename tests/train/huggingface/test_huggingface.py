@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from configs import default
 from configs.errors import UserError
 from configs.finetune import email_spam
-from data.tokenizer import train_tokenizer
+from data.tokenizer_training import train_tokenizer
 from model.config import model_config
 from model.heads import unembedding
 from model.huggingface_config import architecture_of
@@ -234,7 +234,7 @@ NORM = "model.norm.weight"
             lambda p: (p / "model.safetensors").rename(p / "pytorch_model.bin"),
             "is a pickle, read with --allow_pickle alone",
         ),
-        (lambda p: (p / "tokenizer.json").unlink(), "no tokenizer there"),
+        (lambda p: (p / "tokenizer.json").unlink(), "tokenizer.json is missing"),
         (lambda p: change(p, vocab_size=200), "the tokenizer has 259 tokens, the embedding 200 rows"),
     ],
 )  # fmt: skip

@@ -8,7 +8,7 @@ from conftest import tiny_model
 
 from configs import default
 from configs.errors import UserError
-from data.tokenizer import train_tokenizer
+from data.tokenizer_training import train_tokenizer
 from train.run.lock import claim
 from train.run.record import RunRecord, config_changes, read_record, start
 

@@ -8,7 +8,7 @@ import pytest
 from configs import default
 from configs.errors import UserError
 from configs.schema import build
-from data.tokenizer import train_tokenizer
+from data.tokenizer_training import train_tokenizer
 from train.settings import TaskSettings
 from train.tasks.task import load
 

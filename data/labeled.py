@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from configs.errors import UserError
-from data.sources import Inventory, Row, inventory, read_rows
+from data.readers import Row, read_rows
+from data.sources import Inventory, inventory
 
 
 @dataclasses.dataclass(frozen=True)

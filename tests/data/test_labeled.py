@@ -5,7 +5,7 @@ import json
 import pytest
 
 from configs.errors import UserError
-from data.labelled import Example, column, draw, fill, fold, read_splits
+from data.labeled import Example, column, draw, fill, fold, read_splits
 
 
 def write(path, rows):
