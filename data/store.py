@@ -1,8 +1,9 @@
-"""The token store: documents as one memory-mapped file of tokens and one of offsets, with a manifest that names both.
+"""The token store: per split one memory-mapped file of tokens and one of document offsets, and a manifest of both.
 
     manifest.json  tokenizer.json  tokenizer_config.json  SPLIT/tokens.bin  SPLIT/offsets.npy
 
-A document is stored as bos, its tokens, eos. The whole store appears at once: what has a manifest is complete.
+A document is stored as bos, its tokens, eos. A store is written to a temporary directory and renamed, so a directory
+with a manifest is complete.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, one_line
 
 FORMAT, VERSION = "token store", 1
 SPLITS = ("train", "validation")
@@ -28,7 +29,7 @@ _READ_BYTES = 1 << 22
 
 @dataclasses.dataclass(frozen=True)
 class TokenStore:
-    """One split of a store; opened lazily, and pickled as its path, so that workers map the same pages."""
+    """One split of a store; files are opened lazily, and it pickles as its path, so workers map the same pages."""
 
     path: Path
     split: str
@@ -42,73 +43,65 @@ class TokenStore:
 
     @functools.cached_property
     def tokens(self) -> np.ndarray:
-        """All documents' tokens, one after the other: a read-only map of `tokens.bin`."""
+        """The tokens of all documents, concatenated: a read-only memory map of `tokens.bin`."""
         return np.memmap(self.path / self.split / _TOKENS, self._manifest["dtype"], mode="r")
 
     @functools.cached_property
     def offsets(self) -> np.ndarray:
-        """int64[documents + 1]: where each document starts in `tokens`, and the end of the last."""
+        """int64[documents + 1]: the start of each document in `tokens`, and the end of the last; a memory map."""
         return np.load(self.path / self.split / _OFFSETS, mmap_mode="r", allow_pickle=False)
 
     @property
-    def num_documents(self) -> int:
-        """Documents of the split."""
-        return self._manifest["splits"][self.split]["documents"]
-
-    @property
     def num_tokens(self) -> int:
-        """Tokens of the split, bos and eos included."""
+        """The number of tokens in the split, including bos and eos."""
         return self._manifest["splits"][self.split]["tokens"]
 
     @property
     def fingerprint(self) -> str:
-        """A SHA-256 that names the split's content and its tokenizer."""
+        """A SHA-256 of the checksums of the split and its tokenizer."""
         named = [self._manifest["tokenizer_sha256"], self._manifest["splits"][self.split]["sha256"]]
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryStore:
-    """Documents in memory, with the interface of `TokenStore`."""
+    """Documents in memory, with the interface of a `TokenStore`."""
 
     tokens: np.ndarray
     offsets: np.ndarray
 
     @property
-    def num_documents(self) -> int:
-        """Documents."""
-        return len(self.offsets) - 1
-
-    @property
     def num_tokens(self) -> int:
-        """Tokens."""
+        """The number of tokens, including bos and eos."""
         return len(self.tokens)
 
     @property
     def fingerprint(self) -> str:
-        """A SHA-256 that names the content."""
-        return hashlib.sha256(self.tokens.tobytes() + self.offsets.tobytes()).hexdigest()
+        """A SHA-256 of the content."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.tokens))
+        digest.update(np.ascontiguousarray(self.offsets))
+        return digest.hexdigest()
 
 
 def store_from_documents(documents: Sequence[Sequence[int]]) -> MemoryStore:
-    """Returns documents, each with its bos and eos, as a store in memory.
+    """Returns documents, each including its bos and eos, as a store in memory.
 
     Raises:
-        UserError: there are none.
+        UserError: `documents` is empty.
     """
     if not documents:
-        raise UserError("no documents; legal: at least one")
+        raise UserError("no documents; expected at least one")
     offsets = np.cumsum([0, *map(len, documents)], dtype=np.int64)
     return MemoryStore(np.concatenate([np.asarray(ids, np.uint32) for ids in documents]), offsets)
 
 
 def token_dtype(vocab_size: int) -> str:
-    """Returns the smallest type that holds every token id: "uint16" or "uint32"."""
+    """Returns the smallest dtype that can represent every token id: "uint16" or "uint32"."""
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
 def is_store(path: Path) -> bool:
-    """Returns whether a directory holds a store, finished, of any version."""
+    """Returns whether a directory contains a complete store of any version."""
     return (path / "manifest.json").is_file()
 
 
@@ -116,45 +109,47 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """Returns the manifest of a store.
 
     Raises:
-        UserError: not a store, a damaged manifest, or one of another version.
+        UserError: not a store, or the manifest is damaged or of another version.
     """
     if not is_store(path):
-        raise UserError(f"{path} is not a token store: it holds no manifest.json; make one with: rootstock prepare")
+        raise UserError(f"{path} is not a token store: manifest.json is missing; make a store with: rootstock prepare")
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         found, version = manifest["format"], manifest["version"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        fault = " ".join(repr(error).split())
-        raise UserError(f"{path}/manifest.json is not that of a token store: {fault}") from None
+        cause = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{path}/manifest.json is not the manifest of a token store: {cause}") from None
     if found != FORMAT:
-        raise UserError(f"{path}/manifest.json is of a {found}; legal: a {FORMAT}")
+        raise UserError(f"{path}/manifest.json has format={found!r}; expected {FORMAT!r}")
     if version != VERSION:
-        raise UserError(f"{path} is a token store of version {version}; legal: {VERSION}; prepare it again")
-    if fault := _manifest_fault(manifest):
-        raise UserError(f"{path}/manifest.json is damaged: {fault}; prepare the store again")
+        raise UserError(f"{path} is a token store of version {version}; expected version {VERSION}; prepare it again")
+    if damage := _manifest_error(manifest):
+        raise UserError(f"{path}/manifest.json is damaged: {damage}; prepare the store again")
     return manifest
 
 
-def _manifest_fault(manifest: dict[str, Any]) -> str:
-    """Returns the first field that is missing or of the wrong kind, or ""; splits and files have no other names."""
+def _manifest_error(manifest: dict[str, Any]) -> str:
+    """Returns what is wrong with a manifest, or ""; only the known names of splits and files are accepted."""
     if not isinstance(manifest.get("tokenizer_sha256"), str) or not isinstance(manifest.get("splits"), dict):
         return "'tokenizer_sha256' or 'splits' is missing"
     if manifest.get("dtype") not in ("uint16", "uint32"):
-        return "'dtype' is neither uint16 nor uint32"
+        return "'dtype' is not uint16 or uint32"
     if not manifest["splits"] or not set(manifest["splits"]) <= set(SPLITS):
-        return f"'splits' are not of {', '.join(SPLITS)}"
+        return f"'splits' has other names than {', '.join(SPLITS)}"
     for name, split in manifest["splits"].items():
         counts = isinstance(split, dict) and all(isinstance(split.get(n), int) for n in ("tokens", "documents"))
         if not counts or not isinstance(split.get("sha256"), dict) or set(split["sha256"]) != {_TOKENS, _OFFSETS}:
-            return f"the split {name!r} has not its counts and checksums"
+            return f"split {name!r} lacks its counts or checksums"
     return ""
 
 
 def open_store(path: str | Path, split: str) -> TokenStore:
-    """Returns a split of a store, after comparing the sizes of its files with the manifest.
+    """Returns a split of a store, after checking that its files have the sizes in the manifest and the offsets rise.
+
+    Reads all offsets once, a chunk of 8 MiB at a time: time is linear in the number of documents, memory is constant.
 
     Raises:
-        UserError: not a store, no such split, or a file that is missing, cut off or of the wrong size.
+        UserError: not a store, no such split, or a file is missing, truncated or of the wrong size.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -167,34 +162,33 @@ def open_store(path: str | Path, split: str) -> TokenStore:
             raise UserError(f"{path}/{split}/{name} is missing; prepare the store again")
     found = (path / split / _TOKENS).stat().st_size
     if found != expected:
-        raise UserError(f"{path}/{split}/{_TOKENS} has {found} bytes, the manifest says {expected}: prepare it again")
+        raise UserError(f"{path}/{split}/{_TOKENS} has {found} bytes, expected {expected}; prepare the store again")
     try:
         offsets = store.offsets
-    # The header is Python's text for a dict, of which numpy's parser raises what Python's raises.
+    # The header is a Python literal, and numpy passes on whatever Python's parser raises.
     except Exception as error:
-        fault = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}/{split}/{_OFFSETS} is damaged: {fault}; prepare the store again") from None
+        raise UserError(f"{path}/{split}/{_OFFSETS} is damaged: {one_line(error)}; prepare the store again") from None
     if (
         offsets.shape != (counts["documents"] + 1,)
         or offsets.dtype != np.int64
         or not _rising(offsets, counts["tokens"])
     ):
-        raise UserError(f"{path}/{split}/{_OFFSETS} does not fit the manifest; prepare the store again")
+        raise UserError(f"{path}/{split}/{_OFFSETS} does not match the manifest; prepare the store again")
     return store
 
 
 def _rising(offsets: np.ndarray, tokens: int) -> bool:
-    """Returns whether offsets go from 0 to `tokens` by at least 2, a bos and an eos, each time."""
+    """Returns whether offsets rise from 0 to `tokens` in steps of at least 2, a bos and an eos."""
     ends = len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == tokens
     step = 1 << 20
     return bool(ends) and all((np.diff(offsets[i : i + step + 1]) >= 2).all() for i in range(0, len(offsets) - 1, step))
 
 
 def verify_store(path: str | Path) -> None:
-    """Reads every file of a store and compares its SHA-256 with the manifest.
+    """Checks the SHA-256 of every file of a store against the manifest; reads the whole store.
 
     Raises:
-        UserError: names the files that differ or are missing.
+        UserError: not a store, or files differ or are missing; names them.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -215,14 +209,14 @@ def _sha256(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def new_store(path: Path) -> Iterator[Path]:
-    """Yields a directory to write a store to, which becomes `path` when the block ends, or is removed if it fails.
+    """Yields a temporary directory that is renamed to `path` when the block ends, or removed if it raises.
 
     Raises:
-        UserError: `path` is not free, or cannot be written.
+        UserError: `path` exists and is not an empty directory, or cannot be written.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path} exists and is not empty; legal: a new directory")
-    # A sibling, because a rename is atomic only within a file system.
+        raise UserError(f"{path} exists and is not empty; expected a new directory")
+    # Next to `path`, because a rename is atomic only within one file system.
     temporary = path.absolute().with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -237,18 +231,20 @@ def new_store(path: Path) -> Iterator[Path]:
 
 
 def write_split(directory: Path, documents: Iterable[tuple[bytes, Sequence[int]]], dtype: str) -> dict[str, Any]:
-    """Writes a split as a stream and returns its {"documents", "tokens", "sha256": {file: digest}}.
+    """Writes the documents of a split and returns {"documents", "tokens", "sha256": {file: digest}} for the manifest.
+
+    Memory: the key and the length of each document; the tokens are streamed to a temporary file.
 
     Args:
-        directory: of the split; made.
-        documents: (key, tokens) of each, bos and eos included. They are stored in the order of the keys.
+        directory: directory of the split; it must not exist.
+        documents: (key, tokens including bos and eos) of each document; they are stored in the order of the keys.
         dtype: see `token_dtype`.
     """
     directory.mkdir(parents=True)
-    arrived = directory / "arrived.bin"
+    unsorted = directory / "unsorted.bin"
     keys: list[bytes] = []
     ends = [0]
-    with arrived.open("wb") as file:
+    with unsorted.open("wb") as file:
         for key, ids in documents:
             np.asarray(ids, dtype).tofile(file)
             keys.append(key)
@@ -256,10 +252,10 @@ def write_split(directory: Path, documents: Iterable[tuple[bytes, Sequence[int]]
     starts = np.array(ends, np.int64)
     order = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
     if keys:
-        _copy_in_order(np.memmap(arrived, dtype, mode="r"), starts, order, directory / _TOKENS)
+        _copy_in_order(np.memmap(unsorted, dtype, mode="r"), starts, order, directory / _TOKENS)
     else:
         (directory / _TOKENS).touch()
-    arrived.unlink()
+    unsorted.unlink()
     np.save(directory / _OFFSETS, np.concatenate([[0], np.cumsum(np.diff(starts)[order])]).astype(np.int64))
     digests = {name: _sha256(directory / name) for name in (_TOKENS, _OFFSETS)}
     return {"documents": len(keys), "tokens": int(starts[-1]), "sha256": digests}
@@ -272,6 +268,14 @@ def _copy_in_order(tokens: np.ndarray, starts: np.ndarray, order: np.ndarray, pa
 
 
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
-    """Writes the manifest of this version of stores; the last file of a store."""
+    """Writes or replaces the manifest of a store, atomically; it is the last file of a new store."""
     text = json.dumps({"format": FORMAT, "version": VERSION, **manifest}, indent=1, ensure_ascii=False)
-    (directory / "manifest.json").write_text(text, encoding="utf-8")
+    temporary = directory / f".manifest.json.partial-{os.getpid()}"
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, directory / "manifest.json")
+    finally:
+        temporary.unlink(missing_ok=True)

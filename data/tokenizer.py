@@ -187,7 +187,7 @@ class Tokenizer:
         return dataclasses.replace(self, serialized=backend.to_str())
 
     def save(self, directory: str | Path) -> None:
-        """Writes `tokenizer.json` and, with the names of bos, eos and pad and the chat template, `tokenizer_config.json`."""
+        """Writes `tokenizer.json` and `tokenizer_config.json` (names of bos, eos and pad, and the chat template)."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "tokenizer.json").write_text(self.serialized, encoding="utf-8")

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from configs.errors import UserError
 from data.loader import Rows
 from data.packing import PackedRows
-from data.prepare import DataChanged, prepare, skipped_rows
+from data.prepare import DataChanged, StoreOptions, prepare, skipped_rows
 from data.store import is_store, open_store, read_manifest
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig
@@ -120,22 +120,18 @@ def _store(settings: Settings, workdir: Path, parent: Path | None, accept_change
         )
     if not data.validation_fraction:
         raise UserError("config.data.validation_fraction is 0; legal: above 0, pretrain evaluates on what it holds out")
-    spec = str(parent / "tokenizer") if parent else settings.tokenizer
+    options = StoreOptions(
+        tokenizer=str(parent / "tokenizer") if parent else settings.tokenizer,
+        text_field=data.text_field,
+        validation_fraction=data.validation_fraction,
+        validation_split=data.validation_split,
+        seed=settings.seed,
+        strict=data.strict,
+    )
 
     def made(tokenizer: Tokenizer | None) -> dict[str, Any]:
         with step_progress() as progress:
-            return prepare(
-                data.path,
-                workdir / "store",
-                spec,
-                text_field=data.text_field,
-                validation_fraction=data.validation_fraction,
-                validation_split=data.validation_split,
-                seed=settings.seed,
-                strict=data.strict,
-                tokenizer=tokenizer,
-                progress=progress,
-            )
+            return prepare(data.path, workdir / "store", options, tokenizer, progress)
 
     begun = (workdir / "run.json").exists()
     try:

@@ -150,7 +150,9 @@ def test_missing_or_invalid_tokenizer_file_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"tokenizer.json is not a tokenizer.json: "):
         load_tokenizer(tmp_path)
     _sentencepiece_like(tmp_path, ["<unk>"])
-    with pytest.raises(UserError, match=r"has no end-of-sequence token; expected eos_token in tokenizer_config\.json"):
+    with pytest.raises(
+        UserError, match=r"has no end-of-sequence token; expected eos_token in the tokenizer_config\.json"
+    ):
         load_tokenizer(tmp_path)
 
 

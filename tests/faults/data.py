@@ -4,7 +4,6 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from configs.pretrain import tiny
 from data.labeled import Example, read_splits
 from data.loader import BatchFunction
 from data.packing import PackedRows
-from data.prepare import prepare, skipped_rows
+from data.prepare import StoreOptions, prepare, skipped_rows
 from data.store import open_store
 from tests.faults.contract import Fault, Outcome
 from train.pretraining import pretrain
@@ -56,16 +55,16 @@ def _bad_rows(directory: Path, short: bool) -> Outcome:
     good = _rows(120)
     (directory / "good.jsonl").write_bytes(b"\n".join(good))
     (directory / "bad.jsonl").write_bytes(b"\n".join(_strewn(good)))
-    options: dict[str, Any] = {"validation_fraction": 0.1, "strict": False}
-    prepare(str(directory / "good.jsonl"), directory / "good", "bytes", **options)
-    manifest = prepare(str(directory / "bad.jsonl"), directory / "bad", "bytes", **options)
+    options = StoreOptions("bytes", validation_fraction=0.1, strict=False)
+    prepare(str(directory / "good.jsonl"), directory / "good", options)
+    manifest = prepare(str(directory / "bad.jsonl"), directory / "bad", options)
     expected: dict[str, int] = {}
     for kind, _ in _BAD.values():
         expected[kind] = expected.get(kind, 0) + 1
     counted = skipped_rows(manifest) == expected
     pairs = zip(_batches(directory / "good"), _batches(directory / "bad"), strict=True)
     same = all(np.array_equal(a, b) for a, b in pairs)
-    said = _line_of(lambda: prepare(str(directory / "bad.jsonl"), directory / "strict", "bytes"))
+    said = _line_of(lambda: prepare(str(directory / "bad.jsonl"), directory / "strict", StoreOptions("bytes")))
     strict = "bad.jsonl:4: broken JSON" in said and not (directory / "strict").exists()
 
     def parse(row: dict[str, object]) -> Example:

@@ -18,7 +18,7 @@ from configs import default
 from configs.errors import UserError
 from data.jinja import render_jinja
 from data.packing import PackedRows
-from data.prepare import prepare
+from data.prepare import StoreOptions, prepare
 from data.readers import read_documents, read_rows
 from data.store import open_store, verify_store
 from data.tokenizer import load_tokenizer
@@ -79,7 +79,7 @@ _STORE_TEXT = b"\n".join(json.dumps({"text": f"text {i}"}).encode() for i in ran
 def make_store(directory: Path) -> Path:
     """Makes a token store."""
     (directory / "in.jsonl").write_bytes(_STORE_TEXT)
-    prepare(str(directory / "in.jsonl"), directory / "store", "bytes", validation_fraction=0.2)
+    prepare(str(directory / "in.jsonl"), directory / "store", StoreOptions("bytes", validation_fraction=0.2))
     return directory / "store"
 
 

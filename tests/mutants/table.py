@@ -219,7 +219,7 @@ _DATA = (
     ),
     Mutant(
         "a damaged store passes", "data/store.py", "if _sha256(path / name) != digest", "if not digest",
-        "tests/data/test_store.py::test_corruption_is_found",
+        "tests/data/test_store.py::test_verify_store_detects_corruption",
     ),
 )  # fmt: skip
 _TRAIN = (

@@ -1,0 +1,249 @@
+"""Reads documents and rows from text, JSONL, CSV, Parquet and Hugging Face datasets.
+
+An error in a file ends the reading with one line that names the file and the row; with `strict=False` the row is
+skipped and counted instead.
+"""
+
+import csv
+import dataclasses
+import gzip
+import json
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from configs.errors import UserError, one_line
+from data.sources import (
+    CHUNK_BYTES,
+    ROW_SUFFIXES,
+    TEXT_SUFFIXES,
+    HuggingFaceDataset,
+    import_optional,
+    load_dataset,
+    match_sources,
+    suffix_of,
+)
+
+# A longer row is taken for a file without line feeds; the whole Bible as one row is half as long.
+LONGEST_LINE_BYTES = 1 << 23
+
+Row = dict[str, object]
+
+
+@dataclasses.dataclass(frozen=True)
+class _BadInput:
+    """Raises the first error in the input (strict), or counts the errors by kind."""
+
+    strict: bool
+    skipped: Counter[str]
+
+    def add(self, kind: str, message: str) -> None:
+        if self.strict:
+            raise UserError(message)
+        self.skipped[kind] += 1
+
+
+def read_documents(
+    pattern: str, text_field: str = "text", strict: bool = True, skipped: Counter[str] | None = None
+) -> Iterator[str]:
+    """Yields documents, in the same order every time.
+
+    Args:
+        pattern: a file, a glob (`**` too), a directory, several of these separated by commas, or "hf:NAME[:SPLIT]".
+            A .txt, .md or .rst file is one document; .jsonl, .json (one object per line), .csv, .tsv and .parquet
+            files and datasets have one document per row.
+        text_field: the column that contains the text of a row.
+        strict: raise at the first error; otherwise skip the row or file.
+        skipped: counts the skipped rows and files by kind of error.
+
+    Raises:
+        UserError: nothing matches, a suffix is unknown or, if strict, a file or row is bad: empty, not UTF-8, invalid
+            JSON or CSV, a line of more than 8 MiB, a missing field, a value that is not a string.
+    """
+    bad = _BadInput(strict, Counter() if skipped is None else skipped)
+    for source in match_sources(pattern):
+        if isinstance(source, Path) and suffix_of(source) in TEXT_SUFFIXES:
+            yield from _read_text(source, bad)
+            continue
+        for place, row in _read_source(source, bad):
+            text = row.get(text_field)
+            if isinstance(text, str):
+                yield text
+            elif text_field in row:
+                kind = type(text).__name__
+                bad.add("not text", f"{place}: {text_field!r} is of type {kind}; expected a string")
+            else:
+                fields = ", ".join(map(str, row))
+                bad.add("missing field", f"{place}: field {text_field!r} is missing; the row has: {fields}")
+
+
+def read_rows(pattern: str, strict: bool = True, skipped: Counter[str] | None = None) -> Iterator[Row]:
+    """Yields rows as dicts, in the same order every time; see `read_documents` for arguments and errors.
+
+    Values are strings in .csv and .tsv, and keep their types elsewhere.
+    """
+    bad = _BadInput(strict, Counter() if skipped is None else skipped)
+    for source in match_sources(pattern):
+        if isinstance(source, Path) and suffix_of(source) in TEXT_SUFFIXES:
+            raise UserError(f"{source} has no rows; expected {' '.join(ROW_SUFFIXES)}, or hf:NAME")
+        for _, row in _read_source(source, bad):
+            yield row
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    """Yields the decompressed bytes of a file in chunks."""
+    compression = path.suffix
+    zstandard = import_optional("zstandard", str(path)) if compression == ".zst" else None
+    damage: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
+    if zstandard is not None:
+        damage += (zstandard.ZstdError,)
+    try:
+        with path.open("rb") as raw:
+            if zstandard is not None:
+                yield from _zst_chunks(raw, zstandard.ZstdDecompressor())
+                return
+            with gzip.open(raw) if compression == ".gz" else raw as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    yield chunk
+    except damage as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _zst_chunks(raw: IO[bytes], decompressor: Any) -> Iterator[bytes]:  # noqa: ANN401 - a type of an extra
+    """Yields the content of one or more frames; unlike the library's reader, raises if the last frame is truncated."""
+    stream = None
+    while data := raw.read(CHUNK_BYTES):
+        while data:
+            stream = stream or decompressor.decompressobj()
+            yield stream.decompress(data)
+            data = stream.unused_data
+            stream = None if stream.eof else stream
+    if stream is not None:
+        raise EOFError("the file ends in the middle of the compressed data")
+
+
+def _read_text(path: Path, bad: _BadInput) -> Iterator[str]:
+    data = b"".join(_chunks(path))
+    if not data.strip():
+        bad.add("empty file", f"{path} is empty")
+        return
+    try:
+        yield data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        bad.add("not UTF-8", _not_utf8(path, error.start, data[error.start]))
+
+
+def _not_utf8(path: Path, offset: int, byte: int) -> str:
+    return f"{path} is not UTF-8: byte 0x{byte:02x} at offset {offset}"
+
+
+def _lines(path: Path, bad: _BadInput) -> Iterator[tuple[int, str]]:
+    """Yields (number, line with its line feed) of each line that is valid UTF-8; numbers count from 1."""
+    offset = 0
+    for number, (line, size) in enumerate(_split_lines(_chunks(path)), 1):
+        if size > LONGEST_LINE_BYTES:
+            expected = f"at most {LONGEST_LINE_BYTES:,}; put a longer document into a text file of its own"
+            bad.add("too long", f"{path}:{number}: a line of {size:,} bytes; expected {expected}")
+            offset += size
+            continue
+        try:
+            text = line.decode("utf-8")
+            yield number, text.removeprefix("\ufeff") if number == 1 else text
+        except UnicodeDecodeError as error:
+            bad.add("not UTF-8", _not_utf8(path, offset + error.start, line[error.start]))
+        offset += size
+
+
+def _split_lines(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Yields (line, number of bytes); a line that is too long is yielded without most of its content to save memory."""
+    parts: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        *whole, rest = chunk.split(b"\n")
+        for line in whole:
+            yield b"".join([*parts, line, b"\n"]), size + len(line) + 1
+            parts, size = [], 0
+        parts.append(rest)
+        size += len(rest)
+        if size > LONGEST_LINE_BYTES:
+            parts = []
+    if size:
+        yield b"".join(parts), size
+
+
+def _read_source(source: Path | HuggingFaceDataset, bad: _BadInput) -> Iterator[tuple[str, Row]]:
+    """Yields (place, row), where the place (file and row number) is named in errors about the row."""
+    rows: Iterator[tuple[str, Row]]
+    if isinstance(source, HuggingFaceDataset):
+        rows = ((f"{source}: row {number}", row) for number, row in enumerate(load_dataset(source), 1))
+    elif suffix_of(source) == ".parquet":
+        rows = _read_parquet(source)
+    elif suffix_of(source) in (".csv", ".tsv"):
+        rows = _read_csv(source, "\t" if suffix_of(source) == ".tsv" else ",", bad)
+    else:
+        rows = _read_json_lines(source, bad)
+    before, empty = bad.skipped.total(), True
+    for item in rows:
+        empty = False
+        yield item
+    if empty and bad.skipped.total() == before:
+        bad.add("empty file", f"{source} is empty: it has no rows")
+
+
+def _read_json_lines(path: Path, bad: _BadInput) -> Iterator[tuple[str, Row]]:
+    for number, line in _lines(path, bad):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+            if "\\ud" in line.lower():
+                json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            bad.add("not Unicode", f"{place}: a \\ud... escape without its other half is not a character")
+            continue
+        except (ValueError, RecursionError) as error:
+            bad.add("broken JSON", f"{place}: broken JSON: {error}; expected one JSON object per line")
+            continue
+        if isinstance(row, dict):
+            yield place, row
+        else:
+            bad.add("broken JSON", f"{place}: a JSON {type(row).__name__}; expected one JSON object per line")
+
+
+def _read_csv(path: Path, delimiter: str, bad: _BadInput) -> Iterator[tuple[str, Row]]:
+    # The default limit of 128 KiB per field is too small, and the limit can be set only for the whole process.
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader((line for _, line in _lines(path, bad)), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            bad.add("broken CSV", f"{path}:{reader.line_num}: broken CSV: {error}")
+            continue
+        if values is None:
+            return
+        if header is None:
+            header = values
+        elif values and len(values) != len(header):
+            message = f"{path}:{reader.line_num}: {len(values)} columns; the header has {len(header)}: {header}"
+            bad.add("broken CSV", message)
+        elif values:
+            yield f"{path}:{reader.line_num}", dict(zip(header, values, strict=True))
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
+    parquet = import_optional("pyarrow.parquet", str(path))
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}: row {number}", row
+    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
+        raise UserError(f"{path} cannot be read after row {number}: {one_line(error)}") from None

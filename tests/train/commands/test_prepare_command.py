@@ -1,0 +1,35 @@
+"""`rootstock prepare` and `rootstock prepare --verify`, called in this process."""
+
+import pytest
+
+from configs.errors import UserError
+from train import cli
+from train.commands import prepare
+
+
+@pytest.fixture
+def store(tmp_path):
+    (tmp_path / "a.txt").write_text("some text")
+    run(f"--input={tmp_path}/a.txt", f"--output={tmp_path}/store", "--tokenizer=bytes", "--validation_fraction=0")
+    return tmp_path / "store"
+
+
+def run(*arguments):
+    prepare.run(cli.parse("prepare", prepare, list(arguments)))
+
+
+def test_verify_accepts_a_sound_store(store, capsys):
+    run(f"--output={store}", "--verify")
+    assert capsys.readouterr().out.endswith("store: every file matches the manifest\n")
+
+
+def test_verify_names_the_damaged_files(store):
+    tokens = store / "train" / "tokens.bin"
+    tokens.write_bytes(tokens.read_bytes()[::-1])
+    with pytest.raises(UserError, match=r"is damaged: train/tokens\.bin differ"):
+        run(f"--output={store}", "--verify")
+
+
+def test_prepare_without_input_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="--input is missing; expected a file"):
+        run(f"--output={tmp_path}/store")
