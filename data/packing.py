@@ -1,8 +1,8 @@
-"""Documents -> rows of fixed length, as arithmetic on offsets: row r is a pure function of the store.
+"""Packs documents into rows of fixed length by arithmetic on their offsets: row r is a pure function of the store.
 
-The documents' (input, target) pairs are laid end to end and cut every `sequence_length` pairs, so each token is a
-target exactly once an epoch and nothing is discarded. A document that a cut divides goes on in the next row as a new
-segment. Nothing is stored but the documents' offsets.
+The (input, target) pairs of all documents are concatenated and cut every `sequence_length` pairs, so each token is a
+target exactly once per epoch and nothing is discarded. A document that is cut continues in the next row as a new
+segment. Only the offsets of the documents are stored; they are never copied into memory.
 """
 
 import dataclasses
@@ -10,29 +10,31 @@ from typing import Protocol
 
 import numpy as np
 
+_OPEN_ROWS = 32  # rows that first fit considers; bounds the time to examples x _OPEN_ROWS
+
 
 class Documents(Protocol):
-    """What packing reads: flat tokens and the documents' offsets; a document starts with bos and ends with eos."""
+    """What packing reads: flat tokens and document offsets; a document starts with bos and ends with eos."""
 
     @property
     def tokens(self) -> np.ndarray:
-        """All documents' tokens, one after the other."""
+        """The tokens of all documents, concatenated."""
 
     @property
     def offsets(self) -> np.ndarray:
-        """Where each document starts, and the end of the last."""
+        """The start of each document in `tokens`, and the end of the last."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedRows:
-    """The rows of a split; `rows(indices)` makes any of them in time independent of the size of the split."""
+    """The rows of a split; `rows(indices)` builds any of them in time logarithmic in the number of documents."""
 
     documents: Documents
     sequence_length: int
 
     @property
     def num_pairs(self) -> int:
-        """The number of targets: a document of n tokens has n - 1."""
+        """The number of (input, target) pairs: n - 1 for a document of n tokens."""
         offsets = self.documents.offsets
         return int(offsets[-1]) - (len(offsets) - 1)
 
@@ -40,25 +42,41 @@ class PackedRows:
         return -(-self.num_pairs // self.sequence_length)
 
     def first_document(self, row: int) -> int:
-        """Returns the number of the document that a row begins in; segment s of the row is the (s - 1)-th after it."""
-        return int(np.searchsorted(self._ends, row * self.sequence_length, side="right"))
+        """Returns the index of the first document in a row; segment s of the row is document `first + s - 1`."""
+        return int(self._documents_of(np.array([row * self.sequence_length]))[0])
 
-    @property
-    def _ends(self) -> np.ndarray:
-        """The number of the pair that follows each document; each before it gave one pair fewer than it has tokens."""
+    def _documents_of(self, pairs: np.ndarray) -> np.ndarray:
+        """Returns the document of each pair, by bisection on offsets that are read one element per pair and round.
+
+        The pairs of document d end before pair `offsets[d + 1] - (d + 1)`, because each document up to it has one pair
+        fewer than tokens. These ends are not computed for all documents, of which there may be 10^9.
+        """
         offsets = self.documents.offsets
-        return offsets[1:] - np.arange(1, len(offsets))
+        low = np.zeros(len(pairs), np.int64)
+        high = np.full(len(pairs), len(offsets) - 1)
+        for _ in range((len(offsets) - 1).bit_length()):
+            # Where the search has ended, low == high may be the number of documents.
+            middle = np.minimum((low + high) // 2, len(offsets) - 2)
+            before = (offsets[middle + 1] - (middle + 1) <= pairs) & (low < high)
+            low, high = np.where(before, middle + 1, low), np.where(before, high, np.maximum(middle, low))
+        return low
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Returns tokens, targets, segment_ids, positions (int32) and weights (float32) of shape (rows, T).
 
-        Segment ids count from 1 in each row and are 0 after the last pair of the split, where the weight is 0 too.
+        Segment ids count from 1 in each row; after the last pair of the split, segment ids and weights are 0. Reads
+        O(log(documents) + T) offsets per row.
         """
         T, offsets, tokens = self.sequence_length, self.documents.offsets, self.documents.tokens
         first = np.asarray(indices, np.int64)[:, None] * T
         pair = np.minimum(first + np.arange(T), self.num_pairs - 1)
-        document = np.searchsorted(self._ends, pair, side="right")
-        # Each document before this one gave one pair fewer than it has tokens.
+        # A row's documents are consecutive, so only its first and last pair need a search over all documents.
+        bounds = self._documents_of(pair[:, [0, -1]].ravel()).reshape(-1, 2)
+        document = np.empty_like(pair)
+        for row, (low, high) in enumerate(bounds.tolist()):
+            ends = offsets[low + 1 : high + 1] - np.arange(low + 1, high + 1)
+            document[row] = low + np.searchsorted(ends, pair[row], side="right")
+        # Each document before this one has one pair fewer than tokens.
         token = pair + document
         start = np.maximum(offsets[document] - document, first)
         real = first + np.arange(T) < self.num_pairs
@@ -71,25 +89,24 @@ class PackedRows:
         }
 
 
-def pack_examples(lengths: np.ndarray, sequence_length: int, seed: int, open_rows: int = 32) -> list[list[int]]:
-    """Returns rows of example numbers whose lengths fit `sequence_length`: first fit over a shuffled order.
+def pack_examples(lengths: np.ndarray, sequence_length: int, seed: int) -> list[list[int]]:
+    """Returns rows of example indices whose lengths sum to at most `sequence_length`: first fit in shuffled order.
 
     Args:
-        lengths: tokens of each example, at most `sequence_length`.
-        sequence_length: tokens a row.
-        seed: of the order.
-        open_rows: rows that are looked at for room; bounds the time to examples x open_rows.
+        lengths: number of tokens of each example, at most `sequence_length`.
+        sequence_length: tokens per row.
+        seed: seed of the order.
     """
     rows: list[list[int]] = []
-    room: list[int] = []
+    free: list[int] = []
     for example in np.random.default_rng(seed).permutation(len(lengths)).tolist():
         length = int(lengths[example])
-        first = max(len(rows) - open_rows, 0)
-        fits = next((row for row in range(first, len(rows)) if room[row] >= length), None)
+        first = max(len(rows) - _OPEN_ROWS, 0)
+        fits = next((row for row in range(first, len(rows)) if free[row] >= length), None)
         if fits is None:
             rows.append([])
-            room.append(sequence_length)
+            free.append(sequence_length)
             fits = len(rows) - 1
         rows[fits].append(example)
-        room[fits] -= length
+        free[fits] -= length
     return rows

@@ -78,8 +78,8 @@ class MemoryStore:
     @property
     def fingerprint(self) -> str:
         """A SHA-256 of the content."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.tokens))
-        digest.update(np.ascontiguousarray(self.offsets))
+        digest = hashlib.sha256(np.ascontiguousarray(self.tokens).data)
+        digest.update(np.ascontiguousarray(self.offsets).data)
         return digest.hexdigest()
 
 

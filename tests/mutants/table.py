@@ -171,25 +171,25 @@ _MODEL = (
 _DATA = (
     Mutant(
         "targets are not shifted", "data/packing.py", "tokens[token + 1]", "tokens[token]",
-        f"{_PACKING}test_every_target_stands_exactly_once_with_its_own_input",
+        f"{_PACKING}test_every_target_appears_once_with_its_input",
     ),
     Mutant(
         "positions do not start anew with a document", "data/packing.py", "pair - start", "pair - first",
-        f"{_PACKING}test_segments_and_positions_follow_the_documents",
+        f"{_PACKING}test_segments_and_positions_match_the_documents",
     ),
     Mutant(
         "the row of a batch is the next one", "data/loader.py", "order[first + place]",
         "order[first + place + 1]",
-        f"{_PACKING}test_an_epoch_visits_every_row_once_and_the_next_in_another_order",
+        f"{_PACKING}test_epochs_visit_every_row_once_in_different_orders",
     ),
     Mutant(
         "a resumed run reads from the first batch", "data/loader.py", "range(start, stop)", "range(stop - start)",
-        f"{_PACKING}test_reading_ahead_and_starting_midway_change_no_batch[0]",
+        f"{_PACKING}test_batches_do_not_depend_on_prefetching_or_the_first_step[0]",
     ),
     Mutant(
         "evaluation counts the rows that fill a batch", "data/loader.py", '("weights", "segment_ids"):',
         '("segment_ids",):',
-        f"{_PACKING}test_evaluation_counts_each_target_once_and_fills_up_with_weight_0",
+        f"{_PACKING}test_evaluation_counts_each_target_once_and_pads_with_weight_0",
     ),
     Mutant(
         "the mask of a chat is not shifted", "data/examples.py", "mask[1:]", "mask[:-1]",
