@@ -1,1 +1,1 @@
-"""Text and labelled rows in, fixed-shape NumPy batches out; knows neither `model` nor `train`."""
+"""Turns text and labeled rows into fixed-shape NumPy batches; imports neither `model` nor `train`."""

@@ -1,4 +1,4 @@
-"""Labelled rows: read, cleaned of duplicates and split by content, so that nothing held out was trained on."""
+"""Labeled rows: read, deduplicated and split by content, so that no held-out text is trained on."""
 
 import dataclasses
 import hashlib
@@ -15,13 +15,13 @@ from data.sources import Inventory, inventory
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A labelled row as its task reads it.
+    """A labeled row, parsed by its task.
 
     Attributes:
-        content: rows of the same content, case and white space aside, are duplicates; the first one stays.
-        group: rows of one group stay on one side of every split.
-        fields: what the task's functions read; JSON values.
-        row: its number among the rows that could be read, from 1; 0: it was not read from rows.
+        content: rows with the same content, up to case and white space, are duplicates; the first one is kept.
+        group: rows with the same group are never split between training, validation and test.
+        fields: the values that the task reads; JSON values.
+        row: number of the row in its source, counted from 1 over the readable rows; 0: not read from a source.
     """
 
     content: str
@@ -32,15 +32,15 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """Examples that share neither content nor group between the parts.
+    """Training, validation and test examples that share neither content nor group.
 
     Attributes:
-        train: what is trained on.
-        validation: what is looked at while training, to stop early or to keep the best checkpoint.
-        test: what the proof is given on; nothing is chosen by it.
-        duplicates: rows that repeated another and were dropped.
-        skipped: bad rows that were passed over, by kind.
-        files: what was read.
+        train: the examples to train on.
+        validation: evaluated during training, for early stopping and the best checkpoint.
+        test: held out for the final report; nothing is selected by it.
+        duplicates: number of rows that were dropped because they repeated another.
+        skipped: number of bad rows that were skipped, by kind of error.
+        files: the inventory of the training source.
     """
 
     train: list[Example]
@@ -52,55 +52,77 @@ class Splits:
 
     @property
     def fingerprint(self) -> str:
-        """Names the training examples, in order."""
+        """A SHA-256 of the training examples, in order."""
         digest = hashlib.sha256()
         for example in self.train:
             digest.update(json.dumps([example.content, example.fields], sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
 
+@dataclasses.dataclass(frozen=True)
+class SplitOptions:
+    """How rows are held out.
+
+    Attributes:
+        validation_fraction: fraction of the rows that are not test rows.
+        test_fraction: fraction of all rows; not used with `test_path`.
+        test_path: a source of test rows; rows of the training source that share content or group with one are dropped.
+        test_rows: use at most this many test rows, selected by hash; 0: all.
+    """
+
+    validation_fraction: float
+    test_fraction: float
+    test_path: str = ""
+    test_rows: int = 0
+
+
 def fill(pattern: str, row: Row, option: str) -> str:
-    """Returns `pattern` with the columns that stand in braces filled in; `option` is the config field it comes from.
+    """Returns `pattern` with each {column} replaced by the row's value.
+
+    Args:
+        pattern: text with column names in braces.
+        row: the row.
+        option: the config field that contains the pattern, for the error message.
 
     Raises:
-        UserError: the row lacks a column, names those found; or all columns are empty.
+        UserError: a column is missing (names those found), or all columns of the pattern are empty.
     """
     parts = list(string.Formatter().parse(pattern))
     values = [str(column(row, name, option)) for _, name, _, _ in parts if name is not None]
     if values and not "".join(values).strip():
-        raise UserError(f"{', '.join(repr(name) for _, name, _, _ in parts if name)} is empty; legal: a text")
-    rest = iter(values)
-    return "".join(text + (next(rest) if name is not None else "") for text, name, _, _ in parts)
+        raise UserError(f"{', '.join(repr(name) for _, name, _, _ in parts if name)} is empty; expected text")
+    remaining = iter(values)
+    return "".join(text + (next(remaining) if name is not None else "") for text, name, _, _ in parts)
 
 
 def column(row: Row, name: str, option: str) -> Any:  # noqa: ANN401 - whatever the row holds
-    """Returns a row's value; see `fill` for `option` and errors."""
+    """Returns a row's value in a column; see `fill` for `option` and errors."""
     if row.get(name) is None:
         raise UserError(f"no {name!r}; columns found: {', '.join(map(str, row))}; set {option}")
     return row[name]
 
 
 def fold(text: str) -> str:
-    """Returns the text as duplicates are compared: lower case, white space folded."""
+    """Returns the text in lower case with white space collapsed, the form in which duplicates are compared."""
     return " ".join(text.lower().split())
 
 
 def read_examples(
-    path: str, parse: Callable[[Row], Example], strict: bool = True, report: Counter[str] | None = None
+    path: str, parse: Callable[[Row], Example], strict: bool = True, skipped: Counter[str] | None = None
 ) -> list[Example]:
-    """Returns the examples of JSONL, CSV, Parquet or a Hugging Face dataset.
+    """Returns the examples in JSONL, CSV or Parquet files or a Hugging Face dataset.
 
     Args:
         path: see `read_rows`.
-        parse: row -> example.
+        parse: row -> example; raises UserError for an invalid row.
         strict: raise at the first bad row; otherwise skip it.
-        report: counts what was skipped, by kind of fault.
+        skipped: counts the skipped rows by kind of error.
 
     Raises:
-        UserError: no rows; if strict, a fault of the file, or what `parse` says of a row, with the row's number.
+        UserError: there are no rows; or, if strict, a file cannot be read or a row is invalid (names the row).
     """
     examples = []
-    skipped: Counter[str] = Counter() if report is None else report
+    skipped = Counter() if skipped is None else skipped
     for number, row in enumerate(read_rows(path, strict, skipped), 1):
         try:
             examples.append(dataclasses.replace(parse(row), row=number))
@@ -116,23 +138,13 @@ def read_examples(
     return examples
 
 
-def read_splits(
-    path: str,
-    test_path: str,
-    parse: Callable[[Row], Example],
-    validation_fraction: float,
-    test_fraction: float,
-    test_rows: int = 0,
-    strict: bool = True,
-) -> Splits:
-    """Returns the rows of `path`, duplicates removed, split by the hash of their groups: a new row moves no other.
-
-    With `test_path` its rows are held out, and rows of `path` that share content or group with one are dropped. Of more
-    than `test_rows` held-out rows, if that is not 0, so many are drawn.
+def read_splits(path: str, parse: Callable[[Row], Example], options: SplitOptions, strict: bool = True) -> Splits:
+    """Returns the rows of `path`, deduplicated and split by the hash of their groups: a new row never moves another.
 
     Raises:
-        UserError: see `read_examples`; or a part that came out empty.
+        UserError: see `read_examples`; or a split is empty.
     """
+    test_path, test_fraction = options.test_path, options.test_fraction
     skipped: Counter[str] = Counter()
     read = read_examples(path, parse, strict, skipped)
     rest = _unique(read)
@@ -142,12 +154,12 @@ def read_splits(
         rest = [e for e in rest if fold(e.content) not in held_out and fold(e.group) not in held_out]
         test_fraction = 0.0
     else:
-        test = [example for example in rest if _place(example) < test_fraction]
-    end = test_fraction + validation_fraction * (1.0 - test_fraction)
+        test = [example for example in rest if _fraction(example) < test_fraction]
+    end = test_fraction + options.validation_fraction * (1.0 - test_fraction)
     splits = Splits(
-        train=[example for example in rest if _place(example) >= end],
-        validation=[example for example in rest if test_fraction <= _place(example) < end],
-        test=draw(test, test_rows or len(test)),
+        train=[example for example in rest if _fraction(example) >= end],
+        validation=[example for example in rest if test_fraction <= _fraction(example) < end],
+        test=draw(test, options.test_rows or len(test)),
         duplicates=len(read) - len(rest),
         skipped=dict(skipped),
         files=inventory(path),
@@ -156,14 +168,14 @@ def read_splits(
     if not all(counts.values()):
         found = ", ".join(f"{count} {name}" for name, count in counts.items())
         raise UserError(
-            f"{path}: {found} rows; legal: at least one each (config.task.validation_fraction, "
+            f"{path}: {found} rows; expected at least one each (config.task.validation_fraction, "
             "config.task.test_fraction or config.task.test_path)"
         )
     return splits
 
 
 def draw(examples: list[Example], count: int) -> list[Example]:
-    """Returns `count` of the examples, or all, drawn by the hash of their content, in the order in which they stood."""
+    """Returns `count` examples (or all, if fewer), selected by the hash of their content, in their original order."""
     if count >= len(examples):
         return examples
     order = sorted(examples, key=lambda e: hashlib.sha256(e.content.encode()).digest())
@@ -176,6 +188,6 @@ def _unique(examples: list[Example]) -> list[Example]:
     return list({fold(example.content): example for example in reversed(examples)}.values())[::-1]
 
 
-def _place(example: Example) -> float:
-    """Returns where in [0, 1) the example's group falls."""
+def _fraction(example: Example) -> float:
+    """Returns the hash of the example's group as a number in [0, 1)."""
     return int.from_bytes(hashlib.sha256(fold(example.group).encode()).digest()[:6], "big") / 2**48

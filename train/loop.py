@@ -91,7 +91,7 @@ def _train(
     if start >= settings.num_steps or selection.stops:
         return state
     function = BatchFunction(job.rows, settings.batch_size, settings.seed, None, skipped_batches(workdir))
-    own = dataclasses.replace(function, places=local_places(mesh, settings.batch_size))
+    own = dataclasses.replace(function, row_indices=local_places(mesh, settings.batch_size))
     batches = train_batches(own, start, settings.num_steps, settings.data.num_workers, settings.data.prefetch)
     placed = spent.timed("data", (put_batch(batch, mesh) for batch in batches))
     if is_process_zero():

@@ -75,7 +75,7 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
         _check_one_version(record, start, step)
         skipped = skipped_batches(workdir)
         function = BatchFunction(job.rows, settings.batch_size, settings.seed, None, skipped)
-        own = dataclasses.replace(function, places=local_places(mesh, settings.batch_size))
+        own = dataclasses.replace(function, row_indices=local_places(mesh, settings.batch_size))
         batches = train_batches(own, start, step, 0, settings.data.prefetch)
         bar = stack.enter_context(progress(f"replay from step {start}", step - start))
         for t, batch in enumerate(batches, start):

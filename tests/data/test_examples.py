@@ -1,4 +1,4 @@
-"""Examples packed into rows: every segment whole and once, pairs side by side, arrays of any width."""
+"""Examples packed into rows: every segment appears once and uncut, pairs are adjacent, arrays have any width."""
 
 import numpy as np
 
@@ -17,17 +17,17 @@ def examples(count, pair=False):
     return made
 
 
-def test_every_segment_stands_once_with_its_arrays():
+def test_every_segment_appears_once_with_its_arrays():
     for pair in (False, True):
         made = examples(50, pair)
         rows = pack(made, 20, pad_id=0, seed=0)
         batch = rows.rows(np.arange(len(rows)))
         seen = []
         for row in range(len(rows)):
-            for example, places in rows.places(row):
+            for example, places in rows.segment_slices(row):
                 seen.append(example)
                 ids = [batch["segment_ids"][row, place] for place in places]
-                # Of a pair, the first has an odd number and the second the even one after it.
+                # The segments of a pair have consecutive ids, the first one odd.
                 assert [len(set(i.tolist())) for i in ids] == [1] * len(places)
                 if pair:
                     assert ids[0][0] % 2 == 1 and ids[1][0] == ids[0][0] + 1
@@ -42,7 +42,7 @@ def test_every_segment_stands_once_with_its_arrays():
         assert (batch["weights"][batch["segment_ids"] == 0] == 0).all()
 
 
-def test_targets_may_have_an_axis_of_their_own():
+def test_targets_may_have_an_extra_axis():
     segment = labeled_segment([5, 6, 7], {}, {2: 1.0}, np.float32)
     segment["targets"] = np.array([[0, 0], [0, 0], [1, 1]], np.float32)
     batch = pack([(segment,), (segment,)], 8, pad_id=9, seed=0).rows(np.array([0]))
@@ -50,7 +50,7 @@ def test_targets_may_have_an_axis_of_their_own():
     assert batch["tokens"].tolist() == [[5, 6, 7, 5, 6, 7, 9, 9]]
 
 
-def test_text_is_shifted_by_one():
+def test_text_targets_are_shifted_by_one():
     segment = text_segment([1, 10, 11, 12, 2], [False, False, True, False, True])
     assert segment["tokens"].tolist() == [1, 10, 11, 12] and segment["targets"].tolist() == [10, 11, 12, 2]
     assert segment["weights"].tolist() == [0, 1, 0, 1]

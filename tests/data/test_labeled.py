@@ -1,11 +1,11 @@
-"""Labelled rows: nothing on both sides of a split, adding rows moves none, faults in one line with the row's number."""
+"""Labeled rows: splits share nothing, adding a row never moves another, errors are one line with the row's number."""
 
 import json
 
 import pytest
 
 from configs.errors import UserError
-from data.labeled import Example, column, draw, fill, fold, read_splits
+from data.labeled import Example, SplitOptions, column, draw, fill, fold, read_splits
 
 
 def write(path, rows):
@@ -20,7 +20,7 @@ def parse(row):
 
 
 def split(path, test="", fraction=0.3, rows=0):
-    return read_splits(path, test, parse, 0.2, fraction, rows)
+    return read_splits(path, parse, SplitOptions(0.2, fraction, test, rows))
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def contents(examples):
     return {fold(example.content) for example in examples}
 
 
-def test_no_text_stands_on_two_sides_and_duplicates_are_counted(tmp_path, rows):
+def test_splits_share_no_text_and_duplicates_are_counted(tmp_path, rows):
     repeated = rows + [{"text": row["text"].upper() + "  ", "label": row["label"]} for row in rows]
     data = split(write(tmp_path / "all.jsonl", repeated))
     train, validation, test = map(contents, (data.train, data.validation, data.test))
@@ -41,7 +41,7 @@ def test_no_text_stands_on_two_sides_and_duplicates_are_counted(tmp_path, rows):
     assert 10 < len(test) < 40 and 3 < len(validation) < 25
 
 
-def test_a_group_stays_together(tmp_path, rows):
+def test_groups_are_never_split(tmp_path, rows):
     grouped = [row | {"group": f"contract {i % 12}"} for i, row in enumerate(rows)]
     data = split(write(tmp_path / "all.jsonl", grouped))
     train, validation, test = ({e.group for e in part} for part in (data.train, data.validation, data.test))
@@ -49,14 +49,14 @@ def test_a_group_stays_together(tmp_path, rows):
     assert len(train | validation | test) == 12
 
 
-def test_adding_a_row_moves_no_other(tmp_path, rows):
+def test_adding_a_row_never_moves_another(tmp_path, rows):
     before = split(write(tmp_path / "a.jsonl", rows))
     after = split(write(tmp_path / "b.jsonl", [{"text": "a new one", "label": "a"}, *rows]))
     for part in ("train", "validation", "test"):
         assert contents(getattr(before, part)) <= contents(getattr(after, part))
 
 
-def test_training_rows_that_repeat_a_held_out_one_or_its_group_are_dropped(tmp_path, rows):
+def test_training_rows_that_share_text_or_group_with_test_rows_are_dropped(tmp_path, rows):
     data = split(write(tmp_path / "train.jsonl", rows), write(tmp_path / "test.jsonl", rows[:10]))
     assert len(data.train) + len(data.validation) == 70 and len(data.test) == 10
     shared = [row | {"group": f"g{i % 8}"} for i, row in enumerate(rows)]
@@ -70,7 +70,7 @@ def test_training_rows_that_repeat_a_held_out_one_or_its_group_are_dropped(tmp_p
     assert not contents(data.train + data.validation) & contents(data.test)
 
 
-def test_held_out_rows_are_drawn_by_their_content_not_their_place(tmp_path, rows):
+def test_test_rows_are_selected_by_content_not_by_order(tmp_path, rows):
     test = write(tmp_path / "test.jsonl", rows[:40])
     turned = write(tmp_path / "turned.jsonl", rows[:40][::-1])
     train = write(tmp_path / "train.jsonl", rows[40:])
@@ -79,13 +79,13 @@ def test_held_out_rows_are_drawn_by_their_content_not_their_place(tmp_path, rows
     assert draw(few, 100) == few
 
 
-def test_the_fingerprint_names_what_is_trained_on(tmp_path, rows):
+def test_fingerprint_depends_on_the_training_examples(tmp_path, rows):
     one = split(write(tmp_path / "a.jsonl", rows)).fingerprint
     assert one == split(write(tmp_path / "b.jsonl", rows)).fingerprint
     assert one != split(write(tmp_path / "c.jsonl", [row | {"label": "b"} for row in rows])).fingerprint
 
 
-def test_patterns_take_columns_as_they_are_named():
+def test_pattern_columns_may_contain_dots_and_are_not_expanded_twice():
     row = {"a": 1, "b.c": "two", "d": "{a}"}
     assert fill("{a} and {b.c}: {d} {{x}}", row, "config.task.input") == "1 and two: {a} {x}"
 
@@ -95,11 +95,11 @@ def test_patterns_take_columns_as_they_are_named():
     [
         (lambda rows: [{"txt": "x", "label": "a"}], "row 1: no 'text'; columns found: txt, label; set config"),
         (lambda rows: [*rows, {"text": "x", "class": "a"}], "row 81: no 'label'; columns found: text, class"),
-        (lambda rows: [{"text": " ", "label": "a"}], "row 1: 'text' is empty; legal: a text"),
-        (lambda rows: rows[:1], "legal: at least one each"),
+        (lambda rows: [{"text": " ", "label": "a"}], "row 1: 'text' is empty; expected text"),
+        (lambda rows: rows[:1], "expected at least one each"),
     ],
 )  # fmt: skip
-def test_faults_are_one_line(tmp_path, rows, change, message):
+def test_bad_rows_are_one_line_errors(tmp_path, rows, change, message):
     with pytest.raises(UserError, match=message) as caught:
         split(write(tmp_path / "bad.jsonl", change(rows)))
     assert "\n" not in str(caught.value)

@@ -139,7 +139,7 @@ def test_offsets_read_per_batch_do_not_grow_with_the_number_of_documents():
 def test_hosts_read_the_batch_of_a_single_host(rows, num_hosts):
     for t in (0, 3, 1_000_000):
         whole = BatchFunction(rows, 8, seed=7)(t)
-        parts = [BatchFunction(rows, 8, 7, places)(t) for places in np.arange(8).reshape(num_hosts, -1)]
+        parts = [BatchFunction(rows, 8, 7, part)(t) for part in np.arange(8).reshape(num_hosts, -1)]
         for name in whole:
             np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
 
@@ -169,7 +169,7 @@ def test_evaluation_counts_each_target_once_and_pads_with_weight_0(rows):
     assert {b["tokens"].shape for b in batches} == {(8, 16)}
     assert sum(b["weights"].sum() for b in batches) == rows.num_pairs
     assert sum((b["segment_ids"] > 0).sum() for b in batches) == rows.num_pairs
-    halves = [list(evaluation_batches(rows, 8, 0, places)) for places in np.arange(8).reshape(2, 4)]
+    halves = [list(evaluation_batches(rows, 8, 0, part)) for part in np.arange(8).reshape(2, 4)]
     for whole, a, b in zip(batches, *halves, strict=True):
         np.testing.assert_array_equal(np.concatenate([a["weights"], b["weights"]]), whole["weights"])
     assert len(list(evaluation_batches(rows, 8, limit=1))) == 1

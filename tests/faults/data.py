@@ -9,7 +9,7 @@ import numpy as np
 
 from configs.errors import UserError
 from configs.pretrain import tiny
-from data.labeled import Example, read_splits
+from data.labeled import Example, SplitOptions, read_splits
 from data.loader import BatchFunction
 from data.packing import PackedRows
 from data.prepare import StoreOptions, prepare, skipped_rows
@@ -72,7 +72,9 @@ def _bad_rows(directory: Path, short: bool) -> Outcome:
             raise UserError("no text")
         return Example(str(row["text"]), str(row["text"]), {"labels": [row.get("label")]})
 
-    splits = [read_splits(str(directory / f"{n}.jsonl"), "", parse, 0.2, 0.2, strict=False) for n in ("good", "bad")]
+    splits = [
+        read_splits(str(directory / f"{n}.jsonl"), parse, SplitOptions(0.2, 0.2), strict=False) for n in ("good", "bad")
+    ]
     labelled = splits[0].fingerprint == splits[1].fingerprint and splits[1].skipped["not a row of the task"] == 2
     seen = f"counted {skipped_rows(manifest)}; batches of text and labelled rows as without them: {same and labelled}"
     return Outcome(f"{len(_BAD)} bad rows among 120", counted and same and strict and labelled, 0, seen)

@@ -149,7 +149,7 @@ def metric_of(name, outputs, rows, reference=None):
     """The metric of each head that must reach 0.95: accuracy, or R^2 of the regression."""
     hits, errors, values = [], [], []
     for row in range(len(rows)):
-        for example, places in rows.places(row):
+        for example, places in rows.segment_slices(row):
             segments = rows.examples[example]
             out = [np.asarray(outputs[row, place]) for place in places]
             y, w = segments[0]["targets"], segments[0]["weights"]
@@ -221,7 +221,7 @@ def test_dpo_loss_follows_its_equation():
     nll = np.asarray(language_model(MODEL).predict(params, batch))
     expected = 0.0
     for row in range(len(rows)):
-        for example, places in rows.places(row):
+        for example, places in rows.segment_slices(row):
             margin = 0.0
             for sign, place, segment in zip((1, -1), places, rows.examples[example], strict=True):
                 log_p = -(nll[row, place] * segment["weights"]).sum()

@@ -178,8 +178,8 @@ _DATA = (
         f"{_PACKING}test_segments_and_positions_match_the_documents",
     ),
     Mutant(
-        "the row of a batch is the next one", "data/loader.py", "order[first + place]",
-        "order[first + place + 1]",
+        "the row of a batch is the next one", "data/loader.py", "order[first + index]",
+        "order[first + index + 1]",
         f"{_PACKING}test_epochs_visit_every_row_once_in_different_orders",
     ),
     Mutant(
@@ -193,7 +193,7 @@ _DATA = (
     ),
     Mutant(
         "the mask of a chat is not shifted", "data/examples.py", "mask[1:]", "mask[:-1]",
-        "tests/data/test_examples.py::test_text_is_shifted_by_one",
+        "tests/data/test_examples.py::test_text_targets_are_shifted_by_one",
     ),
     Mutant(
         "the user's turn is trained on", "data/templates.py", "(text + opening, False), (", "(text + opening, True), (",
@@ -205,13 +205,13 @@ _DATA = (
         "tests/data/test_templates.py::test_a_content_never_becomes_a_special_token[chatml]",
     ),
     Mutant(
-        "validation rows are trained on", "data/labeled.py", "if _place(example) >= end",
-        "if _place(example) >= test_fraction",
-        "tests/data/test_labeled.py::test_no_text_stands_on_two_sides_and_duplicates_are_counted",
+        "validation rows are trained on", "data/labeled.py", "if _fraction(example) >= end",
+        "if _fraction(example) >= test_fraction",
+        "tests/data/test_labeled.py::test_splits_share_no_text_and_duplicates_are_counted",
     ),
     Mutant(
         "rows like a held-out one are trained on", "data/labeled.py", "if fold(e.content) not in held_out and ", "if ",
-        "tests/data/test_labeled.py::test_training_rows_that_repeat_a_held_out_one_or_its_group_are_dropped",
+        "tests/data/test_labeled.py::test_training_rows_that_share_text_or_group_with_test_rows_are_dropped",
     ),
     Mutant(
         "held-out documents are trained on", "data/prepare.py", "if place[number] >= bound", "if place[number] >= 0",

@@ -52,8 +52,8 @@ def run(values: flags.FlagValues) -> None:
     ):
         out.print(f"sample: {' '.join((prompt + text).split())}\n", highlight=False, markup=False)
     config = finetune_config.get_config()
-    config.data.path = str(corpus / "labelled_train.jsonl")
-    config.task.test_path = str(corpus / "labelled_test.jsonl")
+    config.data.path = str(corpus / "labeled_train.jsonl")
+    config.task.test_path = str(corpus / "labeled_test.jsonl")
     config.num_steps = max(int(config.num_steps * values.scale), 2)
     finetune(config.to_dict(), foundation, workdir / "classifier")
     say(f"demo: {time.perf_counter() - started:.0f} s in all; results in {workdir}")
@@ -61,7 +61,7 @@ def run(values: flags.FlagValues) -> None:
 
 def _pretrain(corpus: Path, workdir: Path, scale: float) -> Path:
     config = pretrain_config.get_config()
-    config.data.path = str(corpus / "unlabelled.jsonl")
+    config.data.path = str(corpus / "unlabeled.jsonl")
     config.num_steps = max(int(config.num_steps * scale), 2)
     pretrain(config.to_dict(), workdir)
     return workdir

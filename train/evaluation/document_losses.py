@@ -90,7 +90,7 @@ def _documents(function: BatchFunction, batch: Batch, numbers: np.ndarray) -> It
     for row, number in enumerate(numbers.tolist()):
         if isinstance(source, ExampleRows):
             # Two answers that are compared are one example.
-            yield from ((row, example, places) for example, places in source.places(number))
+            yield from ((row, example, places) for example, places in source.segment_slices(number))
             continue
         assert isinstance(source, PackedRows)
         first = source.first_document(number)

@@ -67,7 +67,7 @@ def head_outputs(
         outputs = np.asarray(compiled(params, put_batch(batch, mesh)))
         tick("a batch of evaluation")
         for row, output in zip(range(t * batch_size, len(rows)), outputs, strict=False):
-            for example, places in rows.places(row):
+            for example, places in rows.segment_slices(row):
                 yield example, tuple(output[place] for place in places)
 
 

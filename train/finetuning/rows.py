@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from configs.errors import UserError
 from data.examples import ExampleRows, Rendered, Segment, pack
-from data.labeled import Example, Splits, read_splits
+from data.labeled import Example, SplitOptions, Splits, read_splits
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import language_model
@@ -50,10 +50,8 @@ def read_task(settings: Settings) -> tuple[Task, Splits, Facts]:
         raise UserError("config.data.path is empty; legal: labelled rows as .jsonl, .csv, .parquet or hf:NAME")
     s = settings.task
     task = load(s.name)
-    fractions = (s.validation_fraction, s.test_fraction)
-    splits = read_splits(
-        settings.data.path, s.test_path, lambda row: task.parse(row, s), *fractions, s.test_rows, settings.data.strict
-    )
+    options = SplitOptions(s.validation_fraction, s.test_fraction, s.test_path, s.test_rows)
+    splits = read_splits(settings.data.path, lambda row: task.parse(row, s), options, settings.data.strict)
     return task, splits, {"name": s.name, **task.facts(splits.train, s)}
 
 
