@@ -17,8 +17,7 @@ import numpy as np
 
 from model.sampling import Prompts, Sampling, advance, prefill
 from train.distributed.mesh import single_device_mesh
-from train.run.parameters import load_merged_params
-from train.run.record import read_record
+from train.run.record import open_run
 
 PROMPT, NEW = 16, 64
 # Reads one batch size per line and prints the seconds of one call; the first call of each size is a warm-up.
@@ -52,8 +51,8 @@ def main() -> None:
     ) as peer:
         if peer.stdout is None or peer.stdin is None or peer.stdout.readline() != "ready\n":
             sys.exit(f"{arguments.peer_python} cannot load {arguments.model}")
-        model = read_record(Path(arguments.run)).model
-        params = load_merged_params(Path(arguments.run), model, single_device_mesh(), ("backbone", "head"))
+        run = open_run(Path(arguments.run))
+        model, params = run.model, run.load_merged(single_device_mesh(), ("backbone", "head"))
 
         def theirs(batch: int) -> float:
             peer.stdin.write(f"{batch}\n")

@@ -15,8 +15,7 @@ from train.checkpoint.manager import open_to_read
 from train.checkpoint.read import inspect
 from train.distributed.mesh import single_device_mesh
 from train.pretraining import pretrain
-from train.run.parameters import load_params, objective_of
-from train.run.record import read_record
+from train.run.record import open_run
 
 LOSSES = Path(__file__).parent / "golden" / "losses"
 TOLERANCE = 1e-6
@@ -86,20 +85,19 @@ def stored(tmp_path_factory):
 def test_golden_runs_are_still_read(stored):
     """A change of the format of run.json, manifest, checkpoint or tokenizer must keep reading what exists."""
     mesh = single_device_mesh()
-    foundation, adapter = (read_record(stored / name) for name in ("foundation", "adapter"))
-    assert (foundation.stage, adapter.stage) == ("pretrain", "finetune")
-    assert adapter.task["classes"] == ["even", "odd"]
-    for name, record in (("foundation", foundation), ("adapter", adapter)):
-        objective = objective_of(record, record.model)
-        assert set(load_params(stored / name, objective, mesh)) >= set(objective.trained)
-        with open_to_read(stored / name) as manager:
+    foundation, adapter = (open_run(stored / name) for name in ("foundation", "adapter"))
+    assert (foundation.record.stage, adapter.record.stage) == ("pretrain", "finetune")
+    assert adapter.record.task["classes"] == ["even", "odd"]
+    for run in (foundation, adapter):
+        assert set(run.load(mesh)) >= set(run.objective().trained)
+        with open_to_read(run.directory) as manager:
             assert inspect(manager, 2).damage == ""
     assert load_tokenizer(stored / "adapter" / "tokenizer").decode([1, 102, 100, 119]) == "cat"
 
 
 def test_golden_store_is_still_read(stored):
     store = open_store(stored / "foundation" / "store", "train")
-    assert store.fingerprint == read_record(stored / "foundation").data_fingerprint
+    assert store.fingerprint == open_run(stored / "foundation").record.data_fingerprint
     rows = PackedRows(store, 64).rows(np.arange(2))
     text = load_tokenizer(stored / "foundation" / "store").decode(rows["tokens"][0].tolist())
     assert text.startswith("away far mat on saw mat")
@@ -109,7 +107,7 @@ def test_golden_run_resumes(stored, data):
     """Steps 3 and 4 after the golden checkpoint of step 2 give the losses that the golden run logged."""
     workdir = stored / "foundation"
     expected = recipes.losses(workdir)[2:]
-    config = read_record(workdir).config
+    config = open_run(workdir).record.config
     config["data"]["path"] = str(data / "text.txt")
     pretrain(config, workdir)
     found = recipes.losses(workdir)[2:]

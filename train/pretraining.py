@@ -1,11 +1,11 @@
-"""Pre-training as a function: settings and text or a token store -> a run directory."""
+"""Pre-training: a config and text or a token store -> a run directory."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from configs.errors import UserError
 from data.loader import Rows
@@ -15,8 +15,9 @@ from data.store import is_store, open_store, read_manifest
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig
 from model.flops import training_flops_per_token
-from model.heads import Objective, language_model, parameter_count
+from model.heads import parameter_count
 from model.sharding import MESH_AXES
+from model.transformer import Params
 from train.console import say, say_skipped, step_progress
 from train.distributed.mesh import apply_xla_flags, check_batch, make_mesh
 from train.distributed.processes import is_process_zero, run_on_process_zero
@@ -24,21 +25,29 @@ from train.evaluation.scoring import language_model_evaluator
 from train.job import Evaluate, Job
 from train.loop import fit
 from train.run.lock import claim
-from train.run.parameters import load_merged_params
-from train.run.record import RunRecord, lineage_entry, read_record, with_execution
+from train.run.record import Run, RunRecord, open_run
 from train.run.record import start as start_run
 from train.run.results import NAME, add_results, training_summary
 from train.settings import Settings, complete_model, from_config
+from train.step import objective_of
 from train.trees import boxed_params
+
+LoadGroups = Callable[[tuple[str, ...]], Params]
 
 
 def pretrain(
     config: dict[str, Any], workdir: Path, parent: Path | None = None, accept_changed_data: bool = False
 ) -> None:
-    """Pre-trains as `config` says; see the command.
+    """Trains a language model and writes checkpoints, metrics and results to `workdir`; resumes if it has a checkpoint.
+
+    Args:
+        config: the complete config.
+        workdir: the run directory.
+        parent: a run whose parameters are the initial ones (continued pre-training); None: random initialization.
+        accept_changed_data: resume even if the text changed.
 
     Raises:
-        UserError: a fault in the config, the data, the mesh or the checkpoint.
+        UserError: the config, the data, the mesh or the checkpoint is invalid.
     """
     settings = from_config(config)
     apply_xla_flags(settings)
@@ -47,7 +56,8 @@ def pretrain(
     with claim(workdir):
         store = token_store(settings, workdir, parent, accept_changed_data)
         tokenizer = load_tokenizer(store)
-        model, lineage = _architecture(settings, tokenizer, parent)
+        source = None if parent is None else open_run(parent).with_execution(settings.model)
+        model, lineage = _architecture(settings, tokenizer, source)
         train = open_store(store, "train")
         rows = PackedRows(train, settings.sequence_length)
         objective = objective_of(settings, model)
@@ -69,28 +79,31 @@ def pretrain(
                 settings.evaluation.batches,
                 mesh,
             )
-            fit(job_of(settings, model, rows, parent, mesh, evaluate), settings, mesh, workdir)
+            load_initial = None if source is None else lambda groups: source.load_merged(mesh, groups)
+            fit(job_of(settings, model, rows, load_initial, evaluate), settings, mesh, workdir)
         if is_process_zero():
             add_results(workdir / NAME, lambda held: held.update(training=training_summary(workdir)))
-    say(f"pretrain: done; {workdir} holds the foundation model")
-
-
-def objective_of(settings: Settings, model: ModelConfig) -> Objective:
-    """Returns the `Objective` that a run trains."""
-    loss = settings.loss
-    return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing)
+    say(f"pretrain: done; the model is in {workdir}")
 
 
 def job_of(
-    settings: Settings, model: ModelConfig, rows: Rows, parent: Path | None, mesh: Mesh, evaluate: Evaluate
+    settings: Settings, model: ModelConfig, rows: Rows, load_initial: LoadGroups | None, evaluate: Evaluate
 ) -> Job:
-    """Returns what the loop runs; `parent` is the run that its parameters come from."""
+    """Returns the `Job` of a pre-training run.
+
+    Args:
+        settings: the config.
+        model: the architecture.
+        rows: training rows.
+        load_initial: (names of groups) -> initial parameters from another run; None: random initialization.
+        evaluate: see `Job`.
+    """
     return Job(
         title="pretrain",
         objective=objective_of(settings, model),
         rows=rows,
         evaluate=evaluate,
-        graft=None if parent is None else lambda groups: load_merged_params(parent, model, mesh, groups),
+        graft=load_initial,
         grafted=("backbone", "head"),
         flops_per_step=settings.batch_size
         * settings.sequence_length
@@ -99,27 +112,27 @@ def job_of(
 
 
 def token_store(settings: Settings, workdir: Path, parent: Path | None, accept_changed_data: bool = False) -> Path:
-    """Returns the store at `config.data.path`, or one made in `workdir` of the text there, made once.
+    """Returns the token store at `config.data.path`; text there is tokenized into `workdir/store` on the first start.
 
-    With `accept_changed_data` it is made anew where the text changed, by the tokenizer that the run has.
+    With `accept_changed_data`, text that changed is tokenized again with the run's tokenizer.
 
     Raises:
-        UserError: there is no text, a fault in it, or it changed.
+        UserError: the text is missing, invalid, or changed since the store was written.
     """
     return Path(run_on_process_zero(lambda: _store(settings, workdir, parent, accept_changed_data)))
 
 
 def _store(settings: Settings, workdir: Path, parent: Path | None, accept_changed_data: bool) -> str:
-    """Returns the token store at `config.data.path`, or the one made inside the run of the text there."""
+    """Process 0's part of `token_store`."""
     data = settings.data
     if data.path and is_store(Path(data.path)):
         return data.path
     if not data.path:
         raise UserError(
-            "config.data.path is empty; legal: a token store (rootstock prepare), a file, a glob or hf:NAME"
+            "config.data.path is empty; expected a token store (rootstock prepare), a file, a glob or hf:NAME"
         )
     if not data.validation_fraction:
-        raise UserError("config.data.validation_fraction is 0; legal: above 0, pretrain evaluates on what it holds out")
+        raise UserError("config.data.validation_fraction=0 leaves no text to evaluate on; expected a fraction above 0")
     options = StoreOptions(
         tokenizer=str(parent / "tokenizer") if parent else settings.tokenizer,
         text_field=data.text_field,
@@ -135,7 +148,7 @@ def _store(settings: Settings, workdir: Path, parent: Path | None, accept_change
 
     begun = (workdir / "run.json").exists()
     try:
-        # A store that a kill kept from being made anew is made by the run's tokenizer too.
+        # If a kill interrupted tokenizing changed text again, the run's own tokenizer must still be used.
         manifest = made(load_tokenizer(workdir / "tokenizer") if begun else None)
     except DataChanged as error:
         if not accept_changed_data or not begun:
@@ -147,16 +160,16 @@ def _store(settings: Settings, workdir: Path, parent: Path | None, accept_change
 
 
 def _architecture(
-    settings: Settings, tokenizer: Tokenizer, parent: Path | None
+    settings: Settings, tokenizer: Tokenizer, parent: Run | None
 ) -> tuple[ModelConfig, list[dict[str, str]]]:
-    """Returns (the model, its lineage): the config's own, or the parent run's, which must have the same tokenizer."""
+    """Returns (model, lineage): the config's model, or the parent run's, which must have the same tokenizer."""
     if parent is not None:
-        record = read_record(parent)
-        theirs = load_tokenizer(parent / "tokenizer")
-        if theirs.sha256 != tokenizer.sha256:
+        expected = parent.tokenizer()
+        if expected.sha256 != tokenizer.sha256:
             raise UserError(
-                f"{settings.data.path} was tokenized with a vocabulary of {tokenizer.vocab_size} tokens that is not "
-                f"that of {parent} ({theirs.vocab_size} tokens): run prepare --tokenizer={parent}/tokenizer"
+                f"{settings.data.path} was tokenized with another tokenizer ({tokenizer.vocab_size} tokens) than "
+                f"{parent.directory} ({expected.vocab_size} tokens); "
+                f"run rootstock prepare --tokenizer={parent.directory}/tokenizer"
             )
-        return with_execution(record.model, settings.model), lineage_entry(parent, record)
+        return parent.model, parent.lineage_entry()
     return complete_model(settings, tokenizer.vocab_size), []

@@ -1,9 +1,7 @@
-"""A step of a run once more, bit for bit, and the documents that its loss came from: the answer to every loss spike.
+"""Re-runs one training step bit for bit and ranks the documents in its batch by loss; use it to explain a loss spike.
 
-Batch t is a function of (seed, t) alone, so the step is done again from the checkpoint before it. The run is only read,
-and may be training meanwhile.
-
-  rootstock replay --workdir=runs/tiny --step=48
+Batch t depends only on (seed, t), so the step is repeated from the last checkpoint before it. The run directory is only
+read, so the run may still be training.
 """
 
 import contextlib
@@ -21,8 +19,9 @@ from configs.errors import UserError
 from data.loader import BatchFunction, batch_number, train_batches
 from data.packing import PackedRows
 from data.store import is_store, open_store
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer import Tokenizer
 from model.sharding import MESH_AXES
+from model.transformer import Params
 from train.checkpoint.manager import open_to_read, saved_steps
 from train.checkpoint.restore import restore_before
 from train.console import progress
@@ -34,41 +33,42 @@ from train.finetuning.run import make_graft
 from train.job import Job, first_state
 from train.pretraining import job_of
 from train.run.history import read_records
-from train.run.parameters import objective_of
-from train.run.record import RunRecord, read_record, with_execution
+from train.run.record import Run, RunRecord, open_run
 from train.run.rollback import skipped_batches
 from train.settings import MeshSettings, Settings, from_config
 from train.step import make_program
-from train.tasks.task import load
+from train.tasks.task import load as load_task
 from train.trees import boxed_params
 
 
 def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
-    """Returns what a step was and is: its numbers, its loss, the logged one, and its documents, the worst first.
+    """Returns the repeated step's loss and gradient norm, the logged loss, and its documents sorted by descending loss.
 
-    `equal` is None where the run logged no loss of that step, `saved_on` where no checkpoint tells which mesh did it.
+    `equal` (same loss as logged) is None if the run did not log that step; `saved_on` (the mesh that ran the step) is
+    None if no later checkpoint exists.
 
     Args:
-        workdir: of the run.
-        step: counted from 1.
-        data: instead of `config.data.path`.
+        workdir: the run directory.
+        step: the training step, counted from 1.
+        data: replaces `config.data.path`.
 
     Raises:
-        UserError: no run, no such step, or what it was made from is gone or changed.
+        UserError: not a run, a step that the run has not reached, or data or a checkpoint that is missing or changed.
     """
-    record = read_record(workdir)
+    run = open_run(workdir)
+    record = run.record
     settings = from_config(record.config)
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=data or settings.data.path))
     records = read_records(workdir)
     done = max((r["step"] for r in records), default=0)
     if not 1 <= step <= done:
-        raise UserError(f"--step={step}; legal: 1 to {done}, the steps that {workdir / 'metrics.jsonl'} tells of")
+        raise UserError(f"--step={step}; expected 1 to {done}, the steps in {workdir / 'metrics.jsonl'}")
     apply_xla_flags(settings)
     saved_on = _saved_on(workdir, step)
-    mesh = _mesh(record, settings, saved_on)
+    mesh = _mesh(run, settings, saved_on)
     check_batch(settings, mesh)
     with contextlib.ExitStack() as stack, jax.set_mesh(mesh):
-        job, tokenizer, by_token, source_of = _job(workdir, record, settings, mesh, step)
+        job, tokenizer, by_token, source_of = _job(run, settings, mesh, step)
         program = make_program(job.objective, settings, mesh)
         state = first_state(job, settings, program, restore_before(workdir, step - 1, program.state, mesh))
         start = int(state.step)
@@ -80,13 +80,13 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
         bar = stack.enter_context(progress(f"replay from step {start}", step - start))
         for t, batch in enumerate(batches, start):
             if t == step - 1:
-                # Before the step, which takes the state's memory.
+                # Before the step, which donates the state.
                 at_once = settings.batch_size // settings.microbatches
                 documents = document_losses(
                     job.objective, state.all_params, function, t, tokenizer, source_of, mesh, by_token, at_once
                 )
             state, metrics = program.step(state, put_batch(batch, mesh))
-            # Steps that are queued each hold a batch, and on CPU so many can wait for one another for ever.
+            # Queued steps each hold a batch in memory, and on CPU many queued steps can deadlock.
             jax.block_until_ready(metrics)
             bar(t + 1 - start)
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -109,86 +109,86 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
 
 
 def _saved_on(workdir: Path, step: int) -> dict[str, int] | None:
-    """Returns {axis: devices} of the mesh that saved the first sound checkpoint of at least `step` steps, or None."""
+    """Returns {axis: devices} of the mesh that saved the first readable checkpoint after `step`, or None."""
     later = run_on_process_zero(lambda: sorted(saved for saved in saved_steps(workdir) if saved >= step))
     if not later:
         return None
     with open_to_read(workdir) as manager:
         for saved in later:
-            # Orbax raises a dozen types for a damaged file.
+            # Orbax raises many exception types for damaged files.
             with contextlib.suppress(Exception):
                 sharding = jax.tree.leaves(manager.item_metadata(saved)["params"].tree)[0].sharding
                 return {axis: int(size) for axis, size in zip(sharding.axis_names, sharding.shape, strict=True)}
     return None
 
 
-def _mesh(record: RunRecord, settings: Settings, saved_on: dict[str, int] | None) -> Mesh:
-    """Returns the mesh that did the step, or, on another number of devices, the config's or what the devices can be."""
+def _mesh(run: Run, settings: Settings, saved_on: dict[str, int] | None) -> Mesh:
+    """Returns the mesh that ran the step; with another number of devices the config's mesh, or one that fits them."""
     if saved_on is not None and math.prod(saved_on.values()) == jax.device_count() and set(saved_on) == set(MESH_AXES):
         return make_mesh(MeshSettings(**saved_on))
     try:
         return make_mesh(settings.mesh)
     except UserError:
-        return spread_mesh(boxed_params(objective_of(record, record.model)))
+        return spread_mesh(boxed_params(run.objective()))
 
 
-def _elsewhere(found: dict[str, Any]) -> bool:
-    """Returns whether a mesh of another size did the step."""
+def ran_on_another_mesh_size(found: dict[str, Any]) -> bool:
+    """Returns whether the run used another number of devices for the step than this replay."""
     return found["saved_on"] is not None and math.prod(found["saved_on"].values()) != math.prod(found["mesh"].values())
 
 
-def _job(
-    workdir: Path, record: RunRecord, settings: Settings, mesh: Mesh, step: int
-) -> tuple[Job, Tokenizer, bool, Callable[[int], str]]:
-    """Returns (what the run trains, its tokenizer, whether each token has a loss of its own, number -> its source)."""
+def _job(run: Run, settings: Settings, mesh: Mesh, step: int) -> tuple[Job, Tokenizer, bool, Callable[[int], str]]:
+    """Returns (the run's `Job`, its tokenizer, whether the loss is per token, document number -> its source)."""
+    workdir, record = run.directory, run.record
     parent = Path(record.lineage[-1]["directory"]) if record.lineage else None
 
-    def evaluate(_: Any) -> dict[str, float]:  # noqa: ANN401 - parameters
-        raise AssertionError("a replay evaluates nothing")
+    def evaluate(_: Params) -> dict[str, float]:
+        raise AssertionError("replay must not evaluate")
 
     if record.stage == "pretrain":
         path = Path(settings.data.path)
         path = path if is_store(path) else workdir / "store"
         if not is_store(path):
-            raise UserError(f"{settings.data.path}, the data of {workdir}, is no token store; legal: --data=STORE")
+            raise UserError(f"{settings.data.path}, the data of {workdir}, is not a token store; expected --data=STORE")
         store = open_store(path, "train")
         _check_data(workdir, record, store.fingerprint, step)
-        model = with_execution(record.model, settings.model)
+        model = run.with_execution(settings.model).model
         rows = PackedRows(store, settings.sequence_length)
-        tokenizer = load_tokenizer(workdir / "tokenizer")
-        return (
-            job_of(settings, model, rows, parent, mesh, evaluate),
-            tokenizer,
-            True,
-            lambda n: f"document {n} of {path}/train",
-        )
+
+        def load_initial(groups: tuple[str, ...]) -> Params:
+            # Only opened if no checkpoint is left before the step: the parent may have been deleted.
+            assert parent is not None
+            return open_run(parent).with_model(model).load_merged(mesh, groups)
+
+        job = job_of(settings, model, rows, None if parent is None else load_initial, evaluate)
+        return job, run.tokenizer(), True, lambda n: f"document {n} of {path}/train"
     assert parent is not None
     graft, _ = make_graft(record.config, settings, parent, workdir, mesh)
     _check_data(workdir, record, graft.record.data_fingerprint, step)
     graft = graft.referenced()
-    task = load(record.task["name"])
-    job = graft.job("replay", objective_of(graft.record, graft.record.model), parent, evaluate)
+    task = load_task(record.task["name"])
+    job = graft.job("replay", Run(workdir, graft.record).objective(), graft.foundation, evaluate)
     examples = graft.parts["train"].examples
     by_token = task.language and not task.reference
     return job, graft.tokenizer, by_token, lambda n: f"row {examples[n].row} of {settings.data.path}"
 
 
 def _check_data(workdir: Path, record: RunRecord, fingerprint: str, step: int) -> None:
-    """Raises UserError where the data are not those that the step read."""
+    """Raises UserError if the data differ from those that the step was trained on."""
     accepted = (change["before"] for change in record.data_changes if step <= change["step"])
     then = next(accepted, record.data_fingerprint)
     if then != fingerprint:
         raise UserError(
-            f"the data of {workdir} changed ({then[:16]} at step {step}, {fingerprint[:16]} now): "
-            "its batches cannot be made again"
+            f"the data of {workdir} changed ({then[:16]} at step {step}, {fingerprint[:16]} now); "
+            "the batch of that step cannot be rebuilt"
         )
 
 
 def _check_one_version(record: RunRecord, start: int, step: int) -> None:
-    """Raises UserError where the data changed amid the steps that are done again."""
+    """Raises UserError if the data changed between the checkpoint and the step."""
     for change in record.data_changes:
         if start < change["step"] < step:
             raise UserError(
-                f"the data changed after step {change['step']}, whose checkpoint is gone: from step {start} on, "
-                f"step {step} cannot be done again"
+                f"the data changed after step {change['step']}, whose checkpoint is missing; "
+                f"step {step} cannot be replayed from step {start}"
             )

@@ -12,7 +12,8 @@ import optax
 from flax import linen as nn
 from jax.sharding import NamedSharding
 
-from model.heads import Objective
+from model.config import ModelConfig
+from model.heads import Objective, language_model
 from model.losses import LossSums
 from model.sharding import AnyMesh, parameter_shardings
 from model.transformer import Batch, Params
@@ -43,6 +44,12 @@ class TrainState(NamedTuple):
     def all_params(self) -> Params:
         """What the objective's functions take."""
         return {**self.frozen, **self.params}
+
+
+def objective_of(settings: Settings, model: ModelConfig) -> Objective:
+    """Returns the pre-training objective of a config; pre-training and every part of the planner use this one."""
+    loss = settings.loss
+    return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing)
 
 
 def init_state(objective: Objective, optimizer: optax.GradientTransformation, rng: jax.Array) -> TrainState:

@@ -17,7 +17,7 @@ from data.store import open_store
 from tests.faults.contract import Fault, Outcome
 from train.pretraining import pretrain
 from train.run.history import read_records
-from train.run.record import read_record
+from train.run.record import open_run
 
 _WORDS = "the cat sat on a mat and saw dog run far away home again".split()
 _BAD: dict[str, tuple[str, bytes]] = {
@@ -99,13 +99,13 @@ def _changed_data(directory: Path, short: bool) -> Outcome:
     config.mesh.data = -1
     config.logging.every = 1
     pretrain(config.to_dict(), run)
-    before = read_record(run)
+    before = open_run(run).record
     path.write_bytes(b"\n".join(_rows(130)))
     said = _line_of(lambda: pretrain(config.to_dict(), run))
     refused = "text.jsonl: 9" in said and " -> " in said and "--accept_changed_data" in said and "\n" not in said
-    untouched = read_record(run) == before
+    untouched = open_run(run).record == before
     pretrain(config.to_dict(), run, accept_changed_data=True)
-    now = read_record(run)
+    now = open_run(run).record
     noted = [(c["step"], c["after"]) for c in now.data_changes] == [(4, now.data_fingerprint)]
     # And it is no other data from then on.
     again = _line_of(lambda: pretrain(config.to_dict(), run)) == ""

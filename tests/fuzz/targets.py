@@ -32,7 +32,7 @@ from train.commands import plan
 from train.huggingface.importing import _read_config
 from train.huggingface.safetensors_files import find_weights
 from train.run.history import read_records
-from train.run.record import RunRecord, read_record
+from train.run.record import RunRecord, open_run
 from train.run.rollback import skipped_batches
 from train.settings import from_config
 
@@ -130,7 +130,7 @@ def _tokenizer(directory: Path, data: bytes) -> None:
 
 def _run(directory: Path, data: bytes) -> None:
     (directory / "run.json").write_bytes(data)
-    read_record(directory)
+    open_run(directory)
 
 
 def _skipped(directory: Path, data: bytes) -> None:

@@ -29,7 +29,7 @@ from train.replay import replay
 from train.reporter import Diverged
 from train.run.history import read_records
 from train.run.lock import claim
-from train.run.record import read_record
+from train.run.record import open_run
 from train.run.rollback import roll_back
 
 WORDS = "the cat sat on a mat and saw dog run far away home again".split()
@@ -168,7 +168,7 @@ def test_a_step_of_a_task_is_the_same_to_the_bit(name, foundation, tmp_path):
 
 
 def test_a_skipped_step_after_a_roll_back_has_its_own_batch(foundation, tmp_path):
-    config = read_record(foundation).config
+    config = open_run(foundation).record.config
     config["faults"]["max_grad_norm"] = 1e-9
     (tmp_path / "run").mkdir()
     roll_back(tmp_path / "run", 0, 2)
@@ -181,7 +181,7 @@ def test_a_skipped_step_after_a_roll_back_has_its_own_batch(foundation, tmp_path
 
 
 def test_continued_pre_training_begins_from_the_other_run(foundation, tmp_path):
-    config = read_record(foundation).config | {"num_steps": 3, "tokenizer": ""}
+    config = open_run(foundation).record.config | {"num_steps": 3, "tokenizer": ""}
     pretrain(config, tmp_path / "run", foundation)
     shutil.rmtree(tmp_path / "run" / CHECKPOINTS_DIR)
     found = replay(tmp_path / "run", 2)
@@ -217,7 +217,7 @@ def test_what_cannot_be_replayed_is_one_line(foundation, tmp_path):
     for step in (0, 17):
         with pytest.raises(UserError, match=f"--step={step}; legal: 1 to 16, the steps that"):
             replay(foundation, step)
-    with pytest.raises(UserError, match="is not a run of rootstock"):
+    with pytest.raises(UserError, match="is not a run directory"):
         replay(tmp_path, 1)
     shutil.copytree(foundation, tmp_path / "run")
     record = tmp_path / "run" / "run.json"

@@ -15,14 +15,13 @@ import jax
 from absl import flags
 
 from data.templates import NAMES, render
-from data.tokenizer import load_tokenizer
 from model.sampling import Sampling
 from train.commands.sampling_flags import define_sampling_flags, sampling_of
 from train.console import say
 from train.generation.decode import before
 from train.generation.language_model import Writer
 from train.run.language_model import open_writer
-from train.run.record import read_record
+from train.run.record import open_run
 
 REQUIRED = ("checkpoint",)
 
@@ -59,9 +58,10 @@ def run(values: flags.FlagValues) -> None:
 
 def _template(directory: Path) -> str:
     """Returns the template of a run that has none of its own."""
-    if read_record(directory).stage == "finetune":
+    run = open_run(directory)
+    if run.record.stage == "finetune":
         return ""
-    return "tokenizer" if load_tokenizer(directory / "tokenizer").chat_template else "plain"
+    return "tokenizer" if run.tokenizer().chat_template else "plain"
 
 
 def _lines() -> Iterator[str]:

@@ -25,7 +25,7 @@ from train.checkpoint.read import Held, inspect
 from train.console import results_console
 from train.run.history import read_records
 from train.run.lock import claim
-from train.run.record import config_changes, read_record
+from train.run.record import config_changes, open_run
 
 POSITIONAL = ("action", "directory", "other")
 REQUIRED = ("action", "directory")
@@ -48,7 +48,7 @@ def run(values: flags.FlagValues) -> None:
         UserError: no run, no checkpoint, or a damaged one.
     """
     directory = Path(values.directory)
-    read_record(directory)
+    open_run(directory)
     if values.action == "ls":
         _list(directory)
     elif values.action == "verify":
@@ -127,7 +127,7 @@ def _diff(directory: Path, other: Path) -> None:
     same = sum(ours.checksums[path] == theirs.checksums.get(path) for path in ours.leaves)
     table.caption = f"{same} leaves are the same, bit for bit"
     results_console().print(table)
-    for change in config_changes(read_record(directory).config, read_record(other).config):
+    for change in config_changes(open_run(directory).record.config, open_run(other).record.config):
         results_console().print(change, markup=False)
 
 
@@ -135,7 +135,7 @@ def _prune(directory: Path, keep: int, dry_run: bool) -> None:
     with claim(directory):
         steps = saved_steps(directory, CHECKPOINTS_DIR)
         sound, _ = _newest(directory)
-        period = read_record(directory).config["checkpoint"]["keep_period"]
+        period = open_run(directory).record.config["checkpoint"]["keep_period"]
         gone = [step for step in steps[keep:] if step != sound and (not period or step % period)]
         for step in gone:
             if not dry_run:

@@ -19,7 +19,6 @@ from rich.table import Table
 
 from configs.errors import UserError
 from data.labeled import read_examples
-from data.tokenizer import load_tokenizer
 from model.heads import Objective
 from model.transformer import Params
 from train.console import results_console
@@ -31,8 +30,7 @@ from train.evaluation.perplexity import perplexity, summary
 from train.finetuning.predictor import Predictor
 from train.finetuning.rows import render_rows, with_reference
 from train.run.language_model import open_writer
-from train.run.parameters import load_merged_params, load_params, objective_of
-from train.run.record import RunRecord, read_record
+from train.run.record import Run, open_run
 from train.run.results import NAME, add_results
 from train.settings import from_config
 from train.tasks.task import load
@@ -71,15 +69,15 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> None:
     """Runs the command; prints and writes nats_per_token, bits_per_byte, tokens, or the metrics of a task."""
     directory = Path(values.checkpoint)
-    record = read_record(directory)
-    language = record.stage == "pretrain" or load(record.task["name"]).language
+    opened = open_run(directory)
+    record, language = opened.record, opened.is_language_model
     if values.text and not values.tasks and language:
-        name, figures = f"text {values.text}", _score_text(directory, record, values)
+        name, figures = f"text {values.text}", _score_text(opened, values)
     elif values.tasks and not values.text and language:
         name = f"tasks {','.join(values.tasks)}" + (f" of {values.data}" if values.data else "")
         figures = _score_tasks(directory, values)
     elif values.data and not values.text and not values.tasks and record.stage == "finetune":
-        name, figures = f"data {values.data}", _score_rows(directory, record, values.data)
+        name, figures = f"data {values.data}", _score_rows(opened, values.data)
     else:
         kind = "pretrain" if record.stage == "pretrain" else record.task["name"]
         legal = (["--text", "--tasks"] if language else []) + (["--data"] if record.stage == "finetune" else [])
@@ -126,10 +124,10 @@ def _text(value: Any) -> str:  # noqa: ANN401 - a figure
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _score_text(directory: Path, record: RunRecord, values: flags.FlagValues) -> dict[str, Any]:
-    writer = open_writer(directory, spread=True)
+def _score_text(opened: Run, values: flags.FlagValues) -> dict[str, Any]:
+    writer = open_writer(opened.directory, spread=True)
     window = values.window or min(writer.model.context_length, _WINDOW)
-    field = record.config["data"]["text_field"]
+    field = opened.record.config["data"]["text_field"]
     with jax.set_mesh(writer.mesh):
         return summary(perplexity(writer, values.text, field, window, values.stride or -(-window // 2)))
 
@@ -154,23 +152,24 @@ def _score_tasks(directory: Path, values: flags.FlagValues) -> dict[str, Any]:
     )
 
 
-def _score_rows(directory: Path, record: RunRecord, path: str) -> dict[str, Any]:
-    objective = objective_of(record, record.model)
+def _score_rows(opened: Run, path: str) -> dict[str, Any]:
+    objective = opened.objective()
     mesh = spread_mesh(boxed_params(objective))
     with jax.set_mesh(mesh):
-        return _score_rows_on(mesh, objective, directory, record, path)
+        return _score_rows_on(mesh, objective, opened, path)
 
 
-def _score_rows_on(mesh: Mesh, objective: Objective, directory: Path, record: RunRecord, path: str) -> dict[str, Any]:
+def _score_rows_on(mesh: Mesh, objective: Objective, opened: Run, path: str) -> dict[str, Any]:
     require()
+    record = opened.record
     settings = from_config(record.config)
     task, facts = load(record.task["name"]), record.task
-    tokenizer = load_tokenizer(directory / "tokenizer")
+    tokenizer = opened.tokenizer()
     examples = read_examples(path, lambda row: task.parse(row, settings.task))
     part = render_rows(task, facts, examples, tokenizer, settings.sequence_length, seed=0)
-    params = load_params(directory, objective, mesh)
+    params = opened.load(mesh)
     if task.reference:
-        part = with_reference(part, record.model, _foundation(record, mesh), _batch_size(mesh), mesh)
+        part = with_reference(part, record.model, _foundation(opened, mesh), _batch_size(mesh), mesh)
     predictor = Predictor(
         task,
         facts,
@@ -186,9 +185,10 @@ def _score_rows_on(mesh: Mesh, objective: Objective, directory: Path, record: Ru
     return {"rows": len(part.examples), **as_json(metrics)}
 
 
-def _foundation(record: RunRecord, mesh: Mesh) -> Params:
-    """Returns the language model that a run was grafted from."""
-    return load_merged_params(Path(record.lineage[-1]["directory"]), record.model, mesh, ("backbone", "head"))
+def _foundation(opened: Run, mesh: Mesh) -> Params:
+    """Returns the language model that a run was fine-tuned from."""
+    foundation = open_run(Path(opened.record.lineage[-1]["directory"])).with_model(opened.model)
+    return foundation.load_merged(mesh, ("backbone", "head"))
 
 
 def _batch_size(mesh: Mesh) -> int:

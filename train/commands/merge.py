@@ -11,14 +11,12 @@ import jax.numpy as jnp
 from absl import flags
 
 from configs.errors import UserError
-from data.tokenizer import load_tokenizer
 from train.checkpoint.manager import open_manager
 from train.checkpoint.save import save
 from train.console import say
 from train.distributed.mesh import single_device_mesh
 from train.run.lock import claim
-from train.run.parameters import adaptation_of, load_merged_params, objective_of
-from train.run.record import read_record
+from train.run.record import open_run
 from train.run.record import start as start_run
 from train.step import TrainState
 from train.trees import boxed_params
@@ -43,20 +41,20 @@ def merge(directory: Path, output: Path) -> None:
     Raises:
         UserError: not a run of which a part was frozen, its foundation is gone, or `output` is not free.
     """
-    record = read_record(directory)
-    if record.stage == "pretrain" or adaptation_of(record).method == "full":
+    adapter = open_run(directory)
+    record = adapter.record
+    if record.stage == "pretrain" or adapter.adaptation().method == "full":
         raise UserError(f"--checkpoint={directory} trained all of its parameters; there is nothing to merge")
     if output.exists() and any(output.iterdir()):
         raise UserError(f"--output={output} exists and is not empty; legal: a new directory")
     mesh = single_device_mesh()
-    objective = objective_of(record, record.model, adapted=False)
-    groups = tuple(boxed_params(objective))
+    groups = tuple(boxed_params(adapter.objective(adapted=False)))
     config = record.config | {"adapt": record.config["adapt"] | {"method": "full"}}
     # The parameters are the best ones already, where the run kept those.
     config |= {"checkpoint": config["checkpoint"] | {"best": False}}
     with claim(output), jax.set_mesh(mesh):
-        params = load_merged_params(directory, record.model, mesh, groups)
-        start_run(output, dataclasses.replace(record, config=config), load_tokenizer(directory / "tokenizer"))
+        params = adapter.load_merged(mesh, groups)
+        start_run(output, dataclasses.replace(record, config=config), adapter.tokenizer())
         step = jnp.asarray(record.config["num_steps"], jnp.int32)
         with open_manager(output, keep=1) as manager:
             save(manager, TrainState(step, params, None), mesh)

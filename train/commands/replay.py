@@ -14,7 +14,7 @@ from configs.errors import UserError
 from train.console import results_console, visible
 from train.distributed.processes import is_process_zero
 from train.evaluation.document_losses import Document
-from train.replay import _elsewhere, replay
+from train.replay import ran_on_another_mesh_size, replay
 from train.run.history import finite
 
 REQUIRED = ("workdir", "step")
@@ -45,7 +45,7 @@ def run(values: flags.FlagValues) -> None:
             print(json.dumps(jax.tree.map(finite, shown), ensure_ascii=False, indent=1))
         else:
             _show(found, values.documents)
-    if found["equal"] is False and not _elsewhere(found):
+    if found["equal"] is False and not ran_on_another_mesh_size(found):
         raise UserError(
             f"{values.workdir}: step {values.step} has the loss {found['loss']!r}, {found['logged_loss']!r} is logged; "
             "equal bits need the machine, the JAX and the config.mesh of the run"
@@ -63,7 +63,7 @@ def _show(found: dict[str, Any], count: int) -> None:
     out.print(
         f"step {found['step']}: loss {found['loss']!r}, {verdict[found['equal']]}; gradient norm "
         f"{found['grad_norm']:.4g}{skipped}\nbatch {found['batch']}, {len(documents)} documents; "
-        f"done again from step {found['from_step']}{where if _elsewhere(found) else ''}",
+        f"done again from step {found['from_step']}{where if ran_on_another_mesh_size(found) else ''}",
         highlight=False,
         markup=False,
     )

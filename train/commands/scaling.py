@@ -23,7 +23,7 @@ from configs.errors import UserError
 from train.console import say
 from train.distributed.processes import is_process_zero
 from train.run.lock import claim
-from train.run.record import read_record
+from train.run.record import open_run
 from train.scaling.law import Analysis, analyse, cautions
 from train.scaling.plot import draw
 from train.scaling.report import Results, print_tables, results
@@ -73,7 +73,7 @@ def run(values: flags.FlagValues) -> None:
         budgets = budgets or _next_decades(analysis)
         found = results(analysis, list(points), budgets)
         if config is not None:
-            trained = read_record(workdir / next(iter(points))).model
+            trained = open_run(workdir / next(iter(points))).model
             for budget in found["budgets"]:
                 budget["flags"] = _flags(config, trained, budget["parameters"]["value"], budget["flops"])
         found["cautions"] = [*warnings, *cautions(analysis, budgets)]

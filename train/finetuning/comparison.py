@@ -29,11 +29,10 @@ from train.generation.decode import complete
 from train.job import Evaluate, Job
 from train.loop import fit
 from train.run import goodput
-from train.run.parameters import load_merged_params, objective_of
-from train.run.record import RunRecord, config_changes, read_record
+from train.run.record import Run, RunRecord, config_changes
 from train.run.results import NAME, add_results, training_summary
 from train.settings import Settings
-from train.tasks.task import Prediction, Task, load
+from train.tasks.task import Prediction, Task
 
 _GUESS, _RANDOM, _TUNED = "no model: the most frequent answer", "head from random weights", "fine-tuned"
 _SAMPLES = 20
@@ -78,7 +77,7 @@ class Graft:
     task: Task
     tokenizer: Tokenizer
     parts: Mapping[str, TaskRows]
-    foundation: Path
+    foundation: Run
     workdir: Path
     mesh: Mesh
 
@@ -125,11 +124,11 @@ class Graft:
 
     def _foundation(self) -> Params | None:
         """Returns the language model that is grafted onto, if it is one and the task has a use for it as it is."""
-        parent = read_record(self.foundation)
-        speaks = parent.stage == "pretrain" or load(parent.task["name"]).language
+        speaks = self.foundation.is_language_model
         if self.task.language and not speaks:
             raise UserError(
-                f"--init_from={self.foundation} is a {parent.task['name']} model, whose head cannot write; "
+                f"--init_from={self.foundation.directory} is a {self.foundation.record.task['name']} model, "
+                "whose head cannot write; "
                 f"legal for config.task.name={self.settings.task.name!r}: a pre-training run or one that kept its head"
             )
         asked = self.settings.task.zero_shot_rows and (self.task.language or self.task.untrained is not None)
@@ -138,7 +137,7 @@ class Graft:
     def _as_it_is(self, foundation: Params) -> list[Scored]:
         """Returns the foundation's rows of a task that goes on training its head: zero-shot and after some examples."""
         part, facts = self.parts["test"], self.record.task
-        predictor = self._predictor(objective_of(self.record, self.record.model, adapted=False))
+        predictor = self._predictor(Run(self.workdir, self.record).objective(adapted=False))
         zero_shot = predictor(foundation, part)
         table = [self._scored("foundation, zero-shot", part.examples, zero_shot, zero_shot)]
         if self.settings.task.shots and not self.task.reference:
@@ -205,11 +204,11 @@ class Graft:
             self.mesh,
         )
 
-    def _trained(self, name: str, workdir: Path, foundation: Path | None, before: list[Prediction] | None) -> Scored:
+    def _trained(self, name: str, workdir: Path, foundation: Run | None, before: list[Prediction] | None) -> Scored:
         """Trains one model of the table and scores it on the held-out examples."""
         workdir.mkdir(parents=True, exist_ok=True)
         # What the pre-training was worth shows against a model in which all may train.
-        objective = objective_of(self.record, self.record.model, adapted=foundation is not None)
+        objective = Run(self.workdir, self.record).objective(adapted=foundation is not None)
         settings = self.settings
         predictor = self._predictor(objective)
         validation = self.parts["validation"]
@@ -226,7 +225,7 @@ class Graft:
         test = self.parts["test"]
         return self._scored(name, test.examples, predictor(params, test), before)
 
-    def job(self, title: str, objective: Objective, foundation: Path | None, evaluate: Evaluate) -> Job:
+    def job(self, title: str, objective: Objective, foundation: Run | None, evaluate: Evaluate) -> Job:
         """Returns what the loop runs: from `foundation`, or from random weights."""
         # A classifier's few outputs cost nothing beside a vocabulary.
         counted = self.record.model if self.task.language else dataclasses.replace(self.record.model, vocab_size=1)
@@ -242,7 +241,7 @@ class Graft:
         )
 
     def _grafted(self, groups: tuple[str, ...]) -> Params:
-        return load_merged_params(self.foundation, self.record.model, self.mesh, groups)
+        return self.foundation.load_merged(self.mesh, groups)
 
     def _publish(self, table: list[Scored]) -> dict[str, Any]:
         """Prints the table and writes the files, on process 0; returns what `results.json` holds."""

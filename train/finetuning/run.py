@@ -8,7 +8,6 @@ from jax.sharding import Mesh
 
 from configs.errors import UserError
 from data.labeled import Splits
-from data.tokenizer import load_tokenizer
 from model.config import ModelConfig
 from train.console import say, say_skipped
 from train.distributed.mesh import apply_xla_flags, check_batch, make_mesh
@@ -16,7 +15,7 @@ from train.evaluation.metrics import require
 from train.finetuning.comparison import Graft
 from train.finetuning.rows import read_task, render_rows
 from train.run.lock import claim
-from train.run.record import RunRecord, lineage_entry, read_record, with_execution
+from train.run.record import RunRecord, open_run
 from train.run.record import start as start_run
 from train.settings import Settings, from_config
 
@@ -55,18 +54,17 @@ def make_graft(
     Raises:
         UserError: a fault in the rows or the foundation.
     """
-    parent = read_record(foundation)
-    model = with_execution(parent.model, settings.model)
-    _check_length(settings, model, foundation)
-    tokenizer = load_tokenizer(foundation / "tokenizer")
+    parent = open_run(foundation).with_execution(settings.model)
+    _check_length(settings, parent.model, foundation)
+    tokenizer = parent.tokenizer()
     task, splits, facts = read_task(settings)
     parts = {
         name: render_rows(task, facts, examples, tokenizer, settings.sequence_length, settings.seed)
         for name, examples in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
     }
-    lineage = lineage_entry(foundation, parent)
-    record = RunRecord("finetune", model, config, facts, splits.fingerprint, lineage, splits.files)
-    return Graft(record, settings, task, tokenizer, parts, foundation, workdir, mesh), splits
+    lineage = parent.lineage_entry()
+    record = RunRecord("finetune", parent.model, config, facts, splits.fingerprint, lineage, splits.files)
+    return Graft(record, settings, task, tokenizer, parts, parent, workdir, mesh), splits
 
 
 def _check_length(settings: Settings, model: ModelConfig, foundation: Path) -> None:

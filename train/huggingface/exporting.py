@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from configs.errors import UserError
-from data.tokenizer import load_tokenizer
 from model.huggingface import Row, expected_shapes, group_of, leaves, table
 from model.huggingface_config import architecture_of, class_prefix, to_config
 from model.transformer import Params
@@ -19,8 +18,7 @@ from train.console import say
 from train.distributed.mesh import single_device_mesh
 from train.huggingface.leaf_reader import Read, open_params
 from train.huggingface.safetensors_files import write_weights
-from train.run.record import RunRecord, read_record
-from train.tasks.task import load
+from train.run.record import Run, open_run
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -33,18 +31,18 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
     """
     if output.exists() and any(output.iterdir()):
         raise UserError(f"--output={output} exists and is not empty; legal: a new directory")
-    record = read_record(directory)
-    architecture = architecture_of(record.model)
-    rows, classes = _rows(directory, record, architecture)
-    tokenizer = load_tokenizer(directory / "tokenizer")
+    run = open_run(directory)
+    architecture = architecture_of(run.model)
+    rows, classes = _rows(run, architecture)
+    tokenizer = run.tokenizer()
     config = to_config(
-        architecture, record.model, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, dtype
+        architecture, run.model, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, dtype
     ) | _classification(architecture, classes)
     mesh = single_device_mesh()
     temporary = output.with_name(f".{output.name}.partial-{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
-        with jax.set_mesh(mesh), open_params(directory, record.model, mesh) as (params, read):
+        with jax.set_mesh(mesh), open_params(run, mesh) as (params, read):
             write_weights(temporary, _shapes(params, rows), dtype, _tensors(params, rows, read))
         (temporary / "config.json").write_text(json.dumps(config, indent=2))
         # A tokenizer that came from elsewhere frames language models' texts as it always did; ours says how.
@@ -58,18 +56,18 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
     say(f"export-hf: {config['architectures'][0]} in {output}")
 
 
-def _rows(directory: Path, record: RunRecord, architecture: str) -> tuple[list[Row], list[str]]:
+def _rows(run: Run, architecture: str) -> tuple[list[Row], list[str]]:
     """Returns the table of a run's model and its classes, which a language model has none of."""
-    if record.stage == "pretrain" or load(record.task["name"]).language:
-        return table(architecture, record.model), []
-    task = record.task
+    if run.is_language_model:
+        return table(architecture, run.model), []
+    task = run.record.task
     if task["name"] != "classification" or task["pooling"] != "last":
         raise UserError(
-            f"{directory} is a {task['name']} model"
+            f"{run.directory} is a {task['name']} model"
             + (f" of pooling {task['pooling']!r}" if "pooling" in task else "")
             + "; legal to export: language models, and classifiers trained with config.task.pooling=last"
         )
-    backbone = [row for row in table(architecture, record.model) if row.leaf != "table"]
+    backbone = [row for row in table(architecture, run.model) if row.leaf != "table"]
     return [*backbone, Row("table", "score.weight")], task["classes"]
 
 

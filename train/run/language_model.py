@@ -7,43 +7,39 @@ import jax
 
 from configs.errors import UserError
 from data.templates import end_of_turn
-from data.tokenizer import load_tokenizer
 from model.heads import language_model
 from model.sampling import for_inference
 from train.distributed.mesh import decoding_mesh, spread_mesh
 from train.generation.language_model import Writer
-from train.run.parameters import load_merged_params
-from train.run.record import read_record
-from train.tasks.task import load
+from train.run.record import open_run
 from train.trees import boxed_params
 
 
 def open_writer(directory: Path, template: str = "", spread: bool = False, cache_dtype: str = "") -> Writer:
-    """Returns a run's writer, on all devices that can share its parameters.
+    """Returns the language model of a run, on all devices that its parameters can be sharded over.
 
     Args:
-        directory: of the run.
-        template: instead of the one that the run was fine-tuned with; "": that one, or none of a foundation model.
-        cache_dtype: of the keys and values that are kept; "": the run's own `config.model.cache_dtype`.
-        spread: share rows and parameters out as scoring wants it, not writing.
+        directory: the run directory.
+        template: the chat template; "": the one the run was fine-tuned with, or none for a pre-trained run.
+        cache_dtype: dtype of the KV cache; "": the run's own `config.model.cache_dtype`.
+        spread: use the mesh for scoring (rows and parameters sharded) instead of the one for generation.
 
     Raises:
-        UserError: its head does not write, or see `runs.load_params`.
+        UserError: the run has no language-model head; or see `Run.load`.
     """
-    record = read_record(directory)
-    tuned = record.stage == "finetune"
-    if tuned and not load(record.task["name"]).language:
+    run = open_run(directory)
+    if not run.is_language_model:
         raise UserError(
-            f"--checkpoint={directory} is a {record.task['name']} model; "
-            "legal: a pre-training run, or one of generation, chat or preference"
+            f"--checkpoint={directory} is a {run.record.task['name']} model; "
+            "expected a pre-trained run, or one fine-tuned for generation, chat or preference"
         )
-    tokenizer = load_tokenizer(directory / "tokenizer")
-    template = template or (record.task["template"] if tuned else "")
+    tokenizer = run.tokenizer()
+    template = template or (run.record.task["template"] if run.record.stage == "finetune" else "")
     eos_id = end_of_turn(template, tokenizer) if template else tokenizer.eos_id
-    model = record.model
+    model = run.model
     if cache_dtype:
         model = dataclasses.replace(model, cache_dtype=cache_dtype)  # type: ignore[arg-type]
     mesh = (spread_mesh if spread else decoding_mesh)(boxed_params(language_model(model)))
     with jax.set_mesh(mesh):
-        params = for_inference(model, load_merged_params(directory, model, mesh, ("backbone", "head")))
+        params = for_inference(model, run.with_model(model).load_merged(mesh, ("backbone", "head")))
     return Writer(model, params, tokenizer, template, eos_id, mesh)

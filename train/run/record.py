@@ -1,4 +1,7 @@
-"""A run's directory describes itself: `run.json` holds the config, the architecture, the task and the lineage."""
+"""Run directories: `run.json` (config, architecture, task, lineage), the tokenizer and the parameters beside it.
+
+`open_run` reads a run that exists; `start` creates one or checks that a restart continues the same run.
+"""
 
 import dataclasses
 import json
@@ -6,16 +9,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from jax.sharding import Mesh
+
 from configs import default
 from configs.errors import UserError
 from configs.schema import build
 from data.sources import Inventory, differences
 from data.tokenizer import Tokenizer, load_tokenizer
+from model.adapt import Adaptation, adapt, merge
 from model.config import EXECUTION_FIELDS, ModelConfig, architecture_difference
-from train.checkpoint.manager import saved_steps
+from model.heads import Objective, language_model
+from model.transformer import Params
+from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR, saved_steps
+from train.checkpoint.restore import restore_params
 from train.console import warn
 from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.files import write_atomically
+from train.settings import LossSettings
+from train.tasks.task import load as load_task
+from train.trees import abstract_params
 
 _VERSION = 2
 # Version 1 had these names in its config.
@@ -25,7 +37,7 @@ _RENAMED_FIELDS = {
     ("data", "workers"): "num_workers",
     ("data", "read_ahead"): "prefetch",
 }
-# Config fields that a run may change when it goes on; any other change is refused.
+# Config fields that may differ when a run resumes; any other difference is an error.
 MAY_CHANGE = (
     *("mesh", "xla_flags", "evaluation", "checkpoint", "faults", "logging", "microbatches"),
     *("data.num_workers", "data.prefetch"),
@@ -35,17 +47,17 @@ MAY_CHANGE = (
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What a run's directory says of itself.
+    """The contents of `run.json`.
 
     Attributes:
         stage: "pretrain" or "finetune".
-        model: the architecture, complete.
-        config: the config the run was started with.
-        task: of a fine-tuned run: its name and the `Facts` of `train/tasks/task.py`; empty after pre-training.
-        data_fingerprint: names the rows it was trained on.
-        lineage: the runs this one was grafted from, oldest first: {"stage", "directory", "data_fingerprint"} each.
-        data_files: what the rows were read from (`data.sources.inventory`); empty where a prepared store was.
-        data_changes: {"step", "before", "after"} of each time that other data were accepted, fingerprints of them.
+        model: the complete architecture.
+        config: the config that the run was started with.
+        task: name and metadata of a fine-tuned run's task (`train/tasks/task.py`); empty after pre-training.
+        data_fingerprint: identifies the rows that the run trains on.
+        lineage: the runs that this one starts from, oldest first: {"stage", "directory", "data_fingerprint"} each.
+        data_files: the files that the rows were read from (`data.sources.inventory`); empty for a prepared store.
+        data_changes: {"step", "before", "after"} for each accepted change of data; both values are fingerprints.
     """
 
     stage: Literal["pretrain", "finetune"]
@@ -58,19 +70,126 @@ class RunRecord:
     data_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
-def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer, accept_changed_data: bool = False) -> None:
-    """Writes `run.json` and the tokenizer, or checks that they are those of the run that is going on.
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run directory, opened once: methods load what they return, but none reads this run's `run.json` again."""
 
-    Process 0 writes; the others check that theirs is the same run.
+    directory: Path
+    record: RunRecord
 
-    Args:
-        workdir: of the run.
-        record: what it is now.
-        tokenizer: of its data.
-        accept_changed_data: go on with other data than before, and note it in `run.json`.
+    @property
+    def model(self) -> ModelConfig:
+        """The architecture."""
+        return self.record.model
+
+    @property
+    def checkpoint_dir(self) -> str:
+        """The subdirectory whose checkpoints hold the parameters to use: the best ones if the run kept them."""
+        best = self.record.config["checkpoint"]["best"] and (self.directory / BEST_DIR).is_dir()
+        return BEST_DIR if best else CHECKPOINTS_DIR
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether the run has a language-model head, so that it can generate and score text."""
+        return self.record.stage == "pretrain" or load_task(self.record.task["name"]).language
+
+    def with_model(self, model: ModelConfig) -> "Run":
+        """Returns this run with another `ModelConfig` of the same architecture."""
+        return dataclasses.replace(self, record=dataclasses.replace(self.record, model=model))
+
+    def with_execution(self, section: Mapping[str, Any]) -> "Run":
+        """Returns this run with the execution options (dtype, scan, remat, ...) of a `config.model` section."""
+        stored = dataclasses.asdict(self.model)
+        options = {name: section[name] for name in EXECUTION_FIELDS}
+        return self.with_model(build(ModelConfig, stored | options, "config.model"))
+
+    def tokenizer(self) -> Tokenizer:
+        """Returns the run's tokenizer."""
+        return load_tokenizer(self.directory / "tokenizer")
+
+    def adaptation(self) -> Adaptation:
+        """Returns which parameters the run trains."""
+        return build(Adaptation, self.record.config["adapt"], "config.adapt")
+
+    def objective(self, adapted: bool = True) -> Objective:
+        """Returns the `Objective` to load and evaluate the run with; `adapted=False`: with all parameters trainable."""
+        if self.record.stage == "pretrain":
+            return language_model(self.model, chunk=self.record.config["loss"]["chunk"])
+        loss = build(LossSettings, self.record.config["loss"], "config.loss")
+        objective = load_task(self.record.task["name"]).objective(self.model, self.record.task, loss)
+        return adapt(objective, self.adaptation()) if adapted else objective
+
+    def load(self, mesh: Mesh, groups: tuple[str, ...] | None = None) -> Params:
+        """Returns groups of parameters (None: all) on `mesh`, from the best checkpoint if kept, else from the newest.
+
+        Groups that the run does not train are read from its base model.
+
+        Raises:
+            UserError: see `restore_params`; or the base model is missing or was replaced.
+        """
+        objective = self.objective()
+        abstract = abstract_params(objective, mesh)
+        groups = tuple(abstract) if groups is None else groups
+        own = tuple(group for group in groups if group in objective.trained)
+        other = tuple(group for group in groups if group not in own)
+        params = restore_params(self.directory, abstract, mesh, own, self.checkpoint_dir) if own else {}
+        return params | self._base().load_merged(mesh, other) if other else params
+
+    def load_merged(self, mesh: Mesh, groups: tuple[str, ...]) -> Params:
+        """Returns groups of parameters on `mesh`; a LoRA adapter is added to the backbone.
+
+        Raises:
+            UserError: see `load`.
+        """
+        if "adapter" not in self.objective().trained:
+            return self.load(mesh, groups)
+        merged = merge(self.load(mesh), self.adaptation())
+        return {group: merged[group] for group in groups}
+
+    def lineage_entry(self) -> list[dict[str, str]]:
+        """Returns the lineage of a run that starts from this one."""
+        own = {
+            "stage": self.record.stage,
+            "directory": str(self.directory.absolute()),
+            "data_fingerprint": self.record.data_fingerprint,
+        }
+        return [*self.record.lineage, own]
+
+    def _base(self) -> "Run":
+        """Returns the run that this one was fine-tuned from."""
+        parent = self.record.lineage[-1]
+        path = Path(parent["directory"])
+        run = open_run(path) if (path / "run.json").is_file() else None
+        if run is None or run.record.data_fingerprint != parent["data_fingerprint"]:
+            raise UserError(
+                f"{self.directory} is an adapter and its base model {path} is missing or was replaced; "
+                f"restore {path}, or use `rootstock merge` output"
+            )
+        return run.with_model(self.model)
+
+
+def open_run(directory: Path) -> Run:
+    """Returns the run in a directory.
 
     Raises:
-        UserError: the config, the data or the tokenizer changed in a way that would make it another run.
+        UserError: not a run directory, or `run.json` is corrupt or of an unknown version.
+    """
+    return Run(directory, read_record(directory))
+
+
+def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer, accept_changed_data: bool = False) -> None:
+    """Writes `run.json` and the tokenizer of a new run, or checks that an existing run is the same run.
+
+    Process 0 writes; the other processes check that they have the same run.
+
+    Args:
+        workdir: the run directory.
+        record: the run as its config and data describe it now.
+        tokenizer: the tokenizer of its data.
+        accept_changed_data: continue on different data and record the change in `run.json`.
+
+    Raises:
+        UserError: the config, the data or the tokenizer differs from the run's, in a field that must not change.
     """
     if run_on_process_zero(lambda: _write_if_new(workdir, record, tokenizer)) and is_process_zero():
         return
@@ -85,8 +204,8 @@ def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer, accept_changed
         changed.append("the tokenizer")
     if changed:
         raise UserError(
-            f"{workdir} holds a run with another config ({'; '.join(changed)}): "
-            "go on with the old values, or give a new --workdir; a run may change "
+            f"{workdir} contains a run with a different config ({'; '.join(changed)}): "
+            "use the old values, or a new --workdir; a run may change "
             + ", ".join(f"config.{name}" for name in (*MAY_CHANGE, "data.path"))
             + ", and its data with --accept_changed_data"
         )
@@ -95,7 +214,7 @@ def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer, accept_changed
 
 
 def _accept(workdir: Path, before: RunRecord, record: RunRecord) -> None:
-    """Writes other data into `run.json`, and says so."""
+    """Records a change of data in `run.json`, with a warning."""
     step = next(iter(saved_steps(workdir)), 0)
     change = {"step": step, "before": before.data_fingerprint, "after": record.data_fingerprint}
     now = dataclasses.replace(
@@ -105,12 +224,11 @@ def _accept(workdir: Path, before: RunRecord, record: RunRecord) -> None:
         data_changes=[*before.data_changes, change],
     )
     _write(workdir, now)
-    text = f"{workdir} goes on at step {step} with other data than before; run.json notes it"
-    warn(text)
+    warn(f"{workdir} resumes at step {step} with different data; the change is recorded in run.json")
 
 
 def _write_if_new(workdir: Path, record: RunRecord, tokenizer: Tokenizer) -> bool:
-    """Writes `run.json` and the tokenizer where there is no `run.json`, and returns whether that was so."""
+    """Writes `run.json` and the tokenizer and returns True; returns False if `run.json` exists."""
     if (workdir / "run.json").exists():
         return False
     tokenizer.save(workdir / "tokenizer")
@@ -124,9 +242,9 @@ def _write(workdir: Path, record: RunRecord) -> None:
 
 
 def config_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Returns "field: before -> now" for each field that a run may not change when it goes on (see `MAY_CHANGE`).
+    """Returns "field: before -> now" for each changed field that must not change on resume (see `MAY_CHANGE`).
 
-    A field that came after the run was started had its default then.
+    A field that is missing from `before`, because it was added to the config later, counts as its default.
     """
     old, new = _flatten(default.get_config().to_dict()) | _flatten(before), _flatten(now)
     return [
@@ -147,14 +265,14 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_record(directory: Path) -> RunRecord:
-    """Returns the `RunRecord` of a run's directory.
+    """Returns the contents of a directory's `run.json`.
 
     Raises:
-        UserError: it is none, or its `run.json` is damaged.
+        UserError: not a run directory, or `run.json` is corrupt or of an unknown version.
     """
     path = directory / "run.json"
     if not path.is_file():
-        raise UserError(f"{directory} is not a run of rootstock: it holds no run.json")
+        raise UserError(f"{directory} is not a run directory: run.json is missing")
     try:
         values = json.loads(path.read_text())
         version = values.pop("version")
@@ -162,13 +280,14 @@ def read_record(directory: Path) -> RunRecord:
             raise UserError(
                 f"{path} has version {version!r}; expected 1 to {_VERSION}: update rootstock to read this run"
             )
-        # What attends fastest there may not run here, and a field that came later had its default then.
+        # The attention backend that was used to train may not exist on this machine. Fields that were added to the
+        # config after the run was started get their defaults.
         stored = default.model().to_dict() | values.pop("model") | {"attention": "auto"}
         model = build(ModelConfig, stored, f"{path}: model")
         values["config"] = _filled(default.get_config().to_dict(), _upgraded(values["config"]))
         return RunRecord(model=model, **values)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is corrupt: {' '.join(str(error).split())}") from None
 
 
 def _upgraded(config: dict[str, Any]) -> dict[str, Any]:
@@ -181,22 +300,6 @@ def _upgraded(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _filled(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Returns `values` with the defaults of fields that came after them."""
+    """Returns `values` with the defaults of the fields that are missing."""
     filled = {n: _filled(defaults[n], v) if isinstance(defaults.get(n), dict) else v for n, v in values.items()}
     return defaults | filled
-
-
-def with_execution(model: ModelConfig, section: Mapping[str, Any]) -> ModelConfig:
-    """Returns a stored architecture that runs (dtype, scan, remat) as the `config.model` at hand says."""
-    stored = dataclasses.asdict(model)
-    return build(ModelConfig, stored | {name: section[name] for name in EXECUTION_FIELDS}, "config.model")
-
-
-def lineage_entry(directory: Path, record: RunRecord) -> list[dict[str, str]]:
-    """Returns the lineage of a run that is grafted from this one."""
-    own = {
-        "stage": record.stage,
-        "directory": str(directory.absolute()),
-        "data_fingerprint": record.data_fingerprint,
-    }
-    return [*record.lineage, own]

@@ -17,7 +17,7 @@ from model.heads import language_model, parameter_count
 from train.console import say
 from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.pretraining import pretrain, token_store
-from train.run.record import config_changes, read_record
+from train.run.record import config_changes, open_run
 from train.scaling.law import Analysis, Point
 from train.scaling.sizes import Config, ladder, overrides, scaled, size_for
 from train.settings import from_config
@@ -63,7 +63,7 @@ def _is_finished(directory: Path, config: Config, fingerprint: str) -> bool:
     def look() -> bool:
         if not (directory / "checkpoints" / str(config["num_steps"])).is_dir():
             return False
-        record = read_record(directory)
+        record = open_run(directory).record
         return record.data_fingerprint == fingerprint and not config_changes(record.config, config)
 
     return run_on_process_zero(look)
@@ -71,7 +71,7 @@ def _is_finished(directory: Path, config: Config, fingerprint: str) -> bool:
 
 def _figures(directory: Path, config: Config) -> Point:
     """Returns what a finished run adds to the fit."""
-    model, steps = read_record(directory).model, config["num_steps"]
+    model, steps = open_run(directory).model, config["num_steps"]
     tokens = steps * config["batch_size"] * config["sequence_length"]
     flops = tokens * training_flops_per_token(model, config["sequence_length"])
     return Point(_parameters(model), tokens, flops, run_on_process_zero(lambda: _final_loss(directory, steps)))

@@ -18,10 +18,8 @@ from train.distributed.mesh import single_device_mesh
 from train.finetuning.run import finetune
 from train.generation.language_model import continuations
 from train.pretraining import pretrain
-from train.run import parameters
 from train.run.language_model import open_writer
-from train.run.parameters import load_merged_params, load_params, objective_of
-from train.run.record import read_record
+from train.run.record import open_run
 
 WORDS = "the cat sat on a mat and saw dog run far away home again".split()
 
@@ -124,8 +122,7 @@ def test_a_task_goes_from_foundation_to_table(name, foundation, tmp_path):
     assert set(published["gain"]) == set(models) - {"fine-tuned"}
     assert "fine-tuned" in (tmp_path / "run" / "report.html").read_text()
     # Any rows with the same columns can be scored from the directory alone.
-    record = read_record(tmp_path / "run")
-    scored = _score_rows(tmp_path / "run", record, config["data"]["path"])
+    scored = _score_rows(open_run(tmp_path / "run"), config["data"]["path"])
     if name in ("summary", "chat", "preference"):
         writer = open_writer(tmp_path / "run")
         assert writer.template == "plain"
@@ -153,13 +150,12 @@ def test_a_merged_run_predicts_as_the_adapter_does_and_needs_no_foundation(adapt
     mesh = single_device_mesh()
     outputs = []
     with jax.set_mesh(mesh):
-        for run in (folder / "lora0", tmp_path / "merged"):
-            record = read_record(run)
-            objective = objective_of(record, record.model)
-            params = load_params(run, objective, mesh)
+        for directory in (folder / "lora0", tmp_path / "merged"):
+            run = open_run(directory)
+            params = run.load(mesh)
             tokens = np.arange(3, 35, dtype=np.int32)[None]
             batch = {"tokens": tokens, "segment_ids": tokens * 0 + 1, "positions": tokens - 3}
-            outputs.append(objective.predict(params, batch))
+            outputs.append(run.objective().predict(params, batch))
     np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-5)
     with pytest.raises(UserError, match="nothing to merge"):
         merge(tmp_path / "merged", tmp_path / "again")
@@ -168,21 +164,11 @@ def test_a_merged_run_predicts_as_the_adapter_does_and_needs_no_foundation(adapt
     # A merged run is a foundation like any other.
     config = small(intent.get_config(), path, **{"task.baseline": False, "num_steps": 2})
     finetune(config, tmp_path / "merged", tmp_path / "onto")
-    assert len(read_record(tmp_path / "onto").lineage) == 2
+    assert len(open_run(tmp_path / "onto").record.lineage) == 2
 
 
-def test_adapters_share_a_foundation_that_is_read_once(adapters, foundation, monkeypatch):
+def test_an_adapter_checkpoint_contains_no_base_parameters(adapters):
     folder, _ = adapters
-    mesh = single_device_mesh()
-    with jax.set_mesh(mesh):
-        record = read_record(folder / "lora0")
-        base = load_merged_params(foundation, record.model, mesh, ("backbone",))
-        monkeypatch.setattr(parameters, "_of_foundation", lambda *_: pytest.fail("the foundation was read again"))
-        heads = [
-            load_params(folder / f"lora{i}", objective_of(record, record.model), mesh, frozen=base) for i in (0, 1)
-        ]
-    assert all(head["backbone"] is base["backbone"] for head in heads)
-    assert not np.array_equal(heads[0]["head"]["table"], heads[1]["head"]["table"])
     manifest = json.loads(next((folder / "lora0" / "checkpoints").glob("*/manifest/metadata")).read_text())
     assert not any("kernel" in path or "embedding" in path for path in manifest["leaves"])
 
@@ -194,9 +180,11 @@ def test_without_its_foundation_an_adapter_says_so(adapters, foundation, tmp_pat
     record["lineage"][-1]["directory"] = str(tmp_path / "gone")
     (tmp_path / "moved" / "run.json").write_text(json.dumps(record))
     mesh = single_device_mesh()
-    with jax.set_mesh(mesh), pytest.raises(UserError, match="gone or another run"):
-        read = read_record(tmp_path / "moved")
-        load_params(tmp_path / "moved", objective_of(read, read.model), mesh)
+    with (
+        jax.set_mesh(mesh),
+        pytest.raises(UserError, match=r"is an adapter and its base model .* is missing or was replaced"),
+    ):
+        open_run(tmp_path / "moved").load(mesh)
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,7 @@ from train.distributed.mesh import single_device_mesh
 from train.finetuning.run import finetune
 from train.huggingface.exporting import export_hf
 from train.huggingface.importing import import_hf
-from train.run.parameters import load_merged_params
-from train.run.record import read_record
+from train.run.record import open_run
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 STORED = sorted(path.name for path in (GOLDEN / "huggingface").iterdir())
@@ -50,8 +49,8 @@ def source(name, folder):
 
 def imported(directory, output):
     import_hf(str(directory), output)
-    record = read_record(output)
-    return record.model, load_merged_params(output, record.model, single_device_mesh(), ("backbone", "head"))
+    run = open_run(output)
+    return run.model, run.load_merged(single_device_mesh(), ("backbone", "head"))
 
 
 def logits_of(model, params, tokens, segments, positions):
@@ -273,9 +272,7 @@ def test_a_pickle_is_read_where_a_flag_says_so_and_runs_no_code(tmp_path):
     (directory / "model.safetensors").unlink()
     torch.save(tensors, directory / "pytorch_model.bin")
     import_hf(str(directory), tmp_path / "pickled", allow_pickle=True)
-    got = load_merged_params(
-        tmp_path / "pickled", read_record(tmp_path / "pickled").model, single_device_mesh(), ("backbone", "head")
-    )
+    got = open_run(tmp_path / "pickled").load_merged(single_device_mesh(), ("backbone", "head"))
     jax.tree.map(np.testing.assert_array_equal, got, expected)
     torch.save(tensors | {NORM: Code(tmp_path / "ran")}, directory / "pytorch_model.bin")
     with pytest.raises(UserError, match="is damaged or holds more than tensors") as caught:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from conftest import tiny_model
@@ -9,15 +11,18 @@ from conftest import tiny_model
 from configs import default
 from configs.errors import UserError
 from data.tokenizer_training import train_tokenizer
+from tests.golden import recipes
 from train.run.lock import claim
-from train.run.record import RunRecord, config_changes, read_record, start
+from train.run.record import RunRecord, config_changes, open_run, start
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "runs"
 
 
 def test_the_attention_of_the_machine_that_trained_is_not_asked_of_this_one(tmp_path):
     model = tiny_model(attention="cudnn")
     record = RunRecord("pretrain", model, {}, {}, "fingerprint", [])
     (tmp_path / "run.json").write_text(json.dumps({"version": 1, **dataclasses.asdict(record)}))
-    assert read_record(tmp_path).model == dataclasses.replace(model, attention="auto")
+    assert open_run(tmp_path).model == dataclasses.replace(model, attention="auto")
 
 
 def test_a_run_from_before_a_field_came_had_its_default(tmp_path):
@@ -25,7 +30,7 @@ def test_a_run_from_before_a_field_came_had_its_default(tmp_path):
     record = dataclasses.asdict(RunRecord("pretrain", model, {}, {}, "fingerprint", []))
     del record["model"]["qk_norm_joint"]
     (tmp_path / "run.json").write_text(json.dumps({"version": 1, **record}))
-    assert read_record(tmp_path).model == dataclasses.replace(model, attention="auto")
+    assert open_run(tmp_path).model == dataclasses.replace(model, attention="auto")
     now = default.get_config().to_dict()
     before = default.get_config().to_dict()
     del before["adapt"]
@@ -63,7 +68,7 @@ def test_run_json_of_version_1_is_read_under_the_new_field_names(tmp_path):
     record = dataclasses.asdict(RunRecord("pretrain", tiny_model(), {}, {}, "fingerprint", []))
     record["config"] = {"faults": {"in_a_row": 3, "then": "roll_back"}, "data": {"workers": 2, "read_ahead": 5}}
     (tmp_path / "run.json").write_text(json.dumps({"version": 1, **record}))
-    config = read_record(tmp_path).config
+    config = open_run(tmp_path).record.config
     assert (config["faults"]["max_consecutive_skips"], config["faults"]["on_divergence"]) == (3, "roll_back")
     assert (config["data"]["num_workers"], config["data"]["prefetch"]) == (2, 5)
     assert "in_a_row" not in config["faults"] and "workers" not in config["data"]
@@ -73,4 +78,15 @@ def test_run_json_of_an_unknown_version_is_refused(tmp_path):
     record = dataclasses.asdict(RunRecord("pretrain", tiny_model(), {}, {}, "fingerprint", []))
     (tmp_path / "run.json").write_text(json.dumps({"version": 3, **record}))
     with pytest.raises(UserError, match="has version 3; expected 1 to 2: update rootstock to read this run"):
-        read_record(tmp_path)
+        open_run(tmp_path)
+
+
+def test_fine_tuning_reads_run_json_of_its_base_model_once(tmp_path, monkeypatch):
+    shutil.copytree(GOLDEN / "foundation", tmp_path / "base")
+    recipes.write_data(tmp_path)
+    opened = []
+    read_text = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, *a, **k: opened.append(path) or read_text(path, *a, **k))
+    changes = {"num_steps": 1, "evaluation.every": 1, "checkpoint.every": 1, "optimizer.warmup_steps": 1}
+    recipes.finetune_lora(tmp_path, tmp_path / "base", tmp_path / "run", **changes, **{"task.zero_shot_rows": 2})
+    assert opened.count(tmp_path / "base" / "run.json") == 1

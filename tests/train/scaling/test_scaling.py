@@ -94,7 +94,9 @@ def test_a_sweep_goes_on_where_it_stopped_and_ends_with_the_law(text, trained, t
     again = json.loads(capsys.readouterr().out)
     assert again["law"] == found["law"] and again["budgets"][0]["loss"] == budget["loss"]
 
-    with pytest.raises(UserError, match=r"width8-steps6 holds a run with another config \(config.optimizer.beta1"):
+    with pytest.raises(
+        UserError, match=r"width8-steps6 contains a run with a different config \(config.optimizer.beta1"
+    ):
         command(*arguments, "--config.optimizer.beta1=0.8")
 
 
