@@ -22,9 +22,8 @@ import numpy as np
 from configs import default
 from model.heads import parameter_count
 from train.distributed.mesh import single_device_mesh
-from train.pretraining import objective_of
 from train.settings import complete_model, from_config
-from train.step import make_program
+from train.step import make_program, objective_of
 
 # Reads a line per round and answers with the seconds of `steps` steps; the first round warms up.
 PEER = """

@@ -1,30 +1,26 @@
-"""What a chip can do: a table with the source of every figure, and the measured peak of a device not in it."""
+"""Published peak rates and memory of accelerator chips, with the source of every figure."""
 
 import dataclasses
-import functools
-import time
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 
 _GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One accelerator chip as its maker publishes it.
+    """One accelerator chip, as published by its maker.
 
     Attributes:
-        kind: how JAX's `device_kind` begins.
+        kind: prefix of JAX's `device_kind`.
         flops: dense matrix FLOP/s in bfloat16 (V100: float16).
-        hbm_bytes: memory.
-        hbm_bandwidth: bytes a second between chip and memory.
-        link_bandwidth: bytes a second out of the chip over all its fast links (ICI, NVLink), one way.
-        network_bandwidth: bytes a second out of the chip over the data-centre network, one way; 0 where not published.
-        group: chips that the fast links join: a TPU slice (0: all of them) or one GPU machine.
-        devices: JAX devices a chip.
-        source: where the figures stand.
+        hbm_bytes: memory of the chip.
+        hbm_bandwidth: bytes per second between chip and memory.
+        link_bandwidth: bytes per second sent by the chip over all its fast links (ICI, NVLink), one way.
+        network_bandwidth: bytes per second sent by the chip over the data-center network, one way; 0 if not published.
+        group: number of chips that the fast links connect: one GPU machine; 0: a whole TPU slice.
+        devices: JAX devices per chip.
+        source: where the figures were published.
     """
 
     kind: str
@@ -39,7 +35,7 @@ class Chip:
 
 
 _TPU_DOCS = "docs.cloud.google.com/tpu/docs/"
-# Google's pages give the links' bandwidth in both directions together; half of it leaves a chip.
+# Google publishes the bandwidth of the links as the sum of both directions; a chip sends half of it.
 CHIPS: dict[str, Chip] = {
     "v4": Chip(
         *("TPU v4", 275e12, 32 * _GIB, 1200e9, 300e9, 0, 0, 1),
@@ -47,12 +43,12 @@ CHIPS: dict[str, Chip] = {
     ),
     "v5e": Chip(
         *("TPU v5 lite", 197e12, 16 * _GIB, 819e9, 200e9, 3.125e9, 0, 1),
-        f"{_TPU_DOCS}v5e; network: 6.4 Tbit/s a pod of 256",
+        f"{_TPU_DOCS}v5e; network: 6.4 Tbit/s per pod of 256",
     ),
     "v5p": Chip("TPU v5", 459e12, 95 * _GIB, 2765e9, 600e9, 6.25e9, 0, 1, f"{_TPU_DOCS}v5p"),
     "v6e": Chip(
         *("TPU v6 lite", 918e12, 32 * _GIB, 1638e9, 400e9, 12.5e9, 0, 1),
-        f"{_TPU_DOCS}v6e; network: 25.6 Tbit/s a pod of 256",
+        f"{_TPU_DOCS}v6e; network: 25.6 Tbit/s per pod of 256",
     ),
     "tpu7x": Chip("TPU7x", 2307e12, 192 * _GIB, 7380e9, 600e9, 12.5e9, 0, 2, f"{_TPU_DOCS}tpu7x"),
     "v100": Chip(
@@ -78,30 +74,12 @@ CHIPS: dict[str, Chip] = {
 }
 
 
-@functools.cache
-def peak_flops() -> float:
-    """Returns FLOP/s of all devices together: from the table, or measured where a device is not in it (a CPU).
-
-    Virtual devices of one CPU share its cores, so a CPU is measured once, whole.
-    """
+def peak_flops() -> float | None:
+    """Returns the peak FLOP/s of all devices together, or None if the chip is not in `CHIPS` (a CPU)."""
     device = jax.local_devices()[0]
-    # "TPU v5" begins "TPU v5 lite" too: the longest name that fits is the chip's.
-    fitting = [chip for chip in CHIPS.values() if device.device_kind.startswith(chip.kind)]
-    if fitting:
-        chip = max(fitting, key=lambda chip: len(chip.kind))
-        return chip.flops / chip.devices * jax.device_count()
-    share = jax.process_count() if device.platform == "cpu" else jax.device_count()
-    return _measured_flops(device) * share
-
-
-def _measured_flops(device: jax.Device, size: int = 1024, repeats: int = 5) -> float:
-    seconds = []
-    with jax.set_mesh(Mesh([device], ("alone",))):
-        x = jnp.ones((size, size), jnp.float32)
-        product = jax.jit(lambda x: x @ x)
-        product(x).block_until_ready()
-        for _ in range(repeats):
-            start = time.perf_counter()
-            product(x).block_until_ready()
-            seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
+    # "TPU v5" is also a prefix of "TPU v5 lite": the longest matching name is the chip's.
+    matching = [chip for chip in CHIPS.values() if device.device_kind.startswith(chip.kind)]
+    if not matching:
+        return None
+    chip = max(matching, key=lambda chip: len(chip.kind))
+    return chip.flops / chip.devices * jax.device_count()

@@ -46,7 +46,6 @@ class Watch:
         self.every, self.last_step = settings.logging.every, settings.num_steps
         self.tokens_per_step = settings.batch_size * settings.sequence_length
         self.flops_per_step = flops_per_step
-        # Before the first step: a CPU is measured, and must not be busy then.
         self.peak_flops = peak_flops()
         self.start = start
         self.started = time.perf_counter()
@@ -134,7 +133,7 @@ class Watch:
         if steps:
             self.mark, self.marked_step, self.outside = now, step, 0.0
         rate = steps_per_second * self.tokens_per_step
-        mfu = steps_per_second * self.flops_per_step / self.peak_flops
+        mfu = steps_per_second * self.flops_per_step / self.peak_flops if self.peak_flops else None
         self.write(
             {
                 "step": step,
@@ -148,4 +147,5 @@ class Watch:
                 "grad_norm": values["grad_norm"],
             }
         )
-        self.bar(step, f"loss {values['loss']:.3f} · {rate:,.0f} tokens/s · MFU {mfu:.0%}")
+        shown_mfu = "" if mfu is None else f" · MFU {mfu:.0%}"
+        self.bar(step, f"loss {values['loss']:.3f} · {rate:,.0f} tokens/s{shown_mfu}")

@@ -15,13 +15,13 @@ import numpy as np
 from data.packing import PackedRows
 from data.store import store_from_documents
 from model.config import model_config
-from model.heads import Objective, language_model
+from model.heads import Objective
 from model.sharding import MESH_AXES
 from model.transformer import Params
 from train.distributed.mesh import make_mesh
 from train.distributed.placement import put_batch
 from train.settings import MeshSettings, Settings
-from train.step import make_program
+from train.step import make_program, objective_of
 from train.trees import leaf_paths
 
 TOLERANCE = 1e-5
@@ -168,7 +168,7 @@ def _train(
 
 def _objective(settings: Settings) -> Objective:
     """Returns the config's objective with noise on its initial parameters: a zero would hide what is behind it."""
-    objective = language_model(model_config(settings.model), settings.loss.z_loss, settings.loss.chunk)
+    objective = objective_of(settings, model_config(settings.model))
 
     def init(rng: jax.Array) -> Params:
         # Constants: random numbers are most of what there is to compile.

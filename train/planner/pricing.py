@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from configs.errors import UserError
 from model.config import ModelConfig
-from model.heads import Objective, language_model, parameter_count
+from model.heads import parameter_count
 from model.sharding import MESH_AXES, AnyMesh
 from train.distributed.mesh import check_batch, make_mesh, mesh_sizes
 from train.planner.compiled import Compiled, compile_step
@@ -18,7 +18,7 @@ from train.planner.hlo import Collective, by_kind
 from train.planner.topology import Topology
 from train.planner.trace import trace
 from train.settings import Settings, planned_model
-from train.step import Program, make_program
+from train.step import Program, make_program, objective_of
 
 _USABLE = 0.94  # of a GPU's memory; the rest is the runtime's
 
@@ -174,11 +174,6 @@ def abstract_mesh(settings: Settings, num_devices: int) -> AbstractMesh:
     """Returns the mesh of a config over devices that nobody has."""
     sizes = mesh_sizes(settings.mesh, num_devices)
     return AbstractMesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
-
-
-def objective_of(settings: Settings, model: ModelConfig) -> Objective:
-    """Returns the language model's objective."""
-    return language_model(model, settings.loss.z_loss, settings.loss.chunk)
 
 
 def usable_bytes(topology: Topology) -> float:

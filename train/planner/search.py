@@ -11,11 +11,11 @@ from configs.errors import UserError
 from model.transformer import REMAT_POLICIES
 from train.distributed.mesh import check_batch, layouts
 from train.planner.estimate import estimate
-from train.planner.pricing import Plan, abstract_mesh, make_plan, objective_of, roofline, usable_bytes
+from train.planner.pricing import Plan, abstract_mesh, make_plan, roofline, usable_bytes
 from train.planner.topology import Topology
 from train.planner.trace import trace
 from train.settings import Settings, planned_model
-from train.step import make_program
+from train.step import make_program, objective_of
 
 _ROWS = (1, 2, 4, 8, 16)  # a chip's share of the batch
 _COMPILED = 4  # of the ranked, where one of them fits

@@ -13,10 +13,9 @@ from model.config import ModelConfig
 from model.heads import Objective, classifier, language_model, parameter_count
 from model.sharding import PARAMETER_RULES, is_partitioned
 from train.planner.estimate import tree_bytes
-from train.planner.pricing import objective_of
 from train.settings import Settings
-from train.step import make_program
-from train.trees import boxed_params
+from train.step import make_program, objective_of
+from train.trees import boxed_params, leaf_paths
 
 
 def check_rules(model: ModelConfig) -> None:
@@ -50,7 +49,7 @@ def explain(settings: Settings, model: ModelConfig, mesh: AbstractMesh) -> dict[
     """
     objective = objective_of(settings, model)
     state = make_program(objective, settings, mesh).state
-    leaves = dict(_leaves(state.params))
+    leaves = leaf_paths(state.params)
     rows = []
     for path, box in _boxes(objective):
         leaf = leaves[path]
@@ -72,10 +71,7 @@ def explain(settings: Settings, model: ModelConfig, mesh: AbstractMesh) -> dict[
     return {"mesh": dict(mesh.shape), "parameters": rows, "totals": totals}
 
 
-def _leaves(tree: Any, is_leaf: Any = None) -> list[tuple[str, Any]]:  # noqa: ANN401 - any tree
-    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in found]
-
-
 def _boxes(objective: Objective) -> list[tuple[str, Any]]:
-    return _leaves(boxed_params(objective), is_partitioned)
+    """Returns (path, box) of each parameter; a leaf without a box stands for itself."""
+    found = jax.tree_util.tree_leaves_with_path(boxed_params(objective), is_leaf=is_partitioned)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), box) for path, box in found]

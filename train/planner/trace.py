@@ -11,9 +11,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from model.attention import SCOPE
 from model.config import ModelConfig
 from model.flops import visible_fraction
-from model.heads import language_model
 from train.settings import Settings
-from train.step import abstract_batch, summed_gradients
+from train.step import abstract_batch, objective_of, summed_gradients
 from train.trees import boxed_params
 
 
@@ -38,7 +37,7 @@ def trace(settings: Settings, model: ModelConfig) -> Trace:
     # A kernel has no jaxpr to walk.
     dtype = "bfloat16" if model.compute_dtype == "auto" else model.compute_dtype
     model = dataclasses.replace(model, attention="xla", compute_dtype=dtype)
-    objective = language_model(model, settings.loss.z_loss, settings.loss.chunk)
+    objective = objective_of(settings, model)
     params = nn.meta.unbox(boxed_params(objective))
     T = settings.sequence_length
     jaxpr = jax.make_jaxpr(lambda p, b: summed_gradients(objective, p, b, 1))(params, abstract_batch(1, T)).jaxpr
