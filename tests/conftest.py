@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_addoption(parser):
-    text = "write tests/fingerprints/ anew for this version of JAX"
+    text = "write the entries of tests/fingerprints/ for this minor version of JAX"
     parser.addoption("--update-fingerprints", action="store_true", help=text)
     text = "overwrite tests/golden/losses/; allowed only in a commit that says why losses change"
     parser.addoption("--update-goldens", action="store_true", help=text)

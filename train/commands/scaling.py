@@ -24,10 +24,10 @@ from train.console import say
 from train.distributed.processes import is_process_zero
 from train.run.lock import claim
 from train.run.record import open_run
-from train.scaling.law import Analysis, analyse, cautions
+from train.scaling.law import Analysis, analyze, cautions
 from train.scaling.plot import draw
 from train.scaling.report import Results, print_tables, results
-from train.scaling.sweep import _flags, _next_decades, _positive, read_points, sweep
+from train.scaling.sweep import flags_for_budget, next_decades, positive_number, read_points, sweep
 
 REQUIRED = ("workdir",)
 
@@ -69,13 +69,13 @@ def run(values: flags.FlagValues) -> None:
             points = read_points(values.points)
         else:
             points, warnings = sweep(config, workdir, sizes, lengths)
-        analysis = analyse(list(points.values()))
-        budgets = budgets or _next_decades(analysis)
+        analysis = analyze(list(points.values()))
+        budgets = budgets or next_decades(analysis)
         found = results(analysis, list(points), budgets)
         if config is not None:
             trained = open_run(workdir / next(iter(points))).model
             for budget in found["budgets"]:
-                budget["flags"] = _flags(config, trained, budget["parameters"]["value"], budget["flops"])
+                budget["flags"] = flags_for_budget(config, trained, budget["parameters"]["value"], budget["flops"])
         found["cautions"] = [*warnings, *cautions(analysis, budgets)]
         if is_process_zero():
             _publish(found, analysis, budgets, workdir, values.json)
@@ -97,7 +97,7 @@ def _publish(found: Results, analysis: Analysis, budgets: Sequence[float], workd
 
 def _numbers(flag: str, texts: Any) -> list[float]:  # noqa: ANN401 - absl's flags have no types
     """Returns the numbers of a comma-separated flag."""
-    numbers = [_positive(text) for text in texts]
+    numbers = [positive_number(text) for text in texts]
     for number, text in zip(numbers, texts, strict=True):
         if math.isnan(number):
             raise UserError(f"--{flag} has {text!r}; legal: numbers above 0, with commas")

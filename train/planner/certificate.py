@@ -152,7 +152,7 @@ def _train(
 ) -> list[_Snapshot]:
     """Returns a snapshot of the initial state and one after each step."""
     mesh = make_mesh(layout, devices)
-    program = make_program(_objective(settings), settings, mesh)
+    program = make_program(objective_with_noise(settings), settings, mesh)
     with jax.set_mesh(mesh):
         state = program.initialise(jax.random.key_data(jax.random.key(settings.seed)))
         snapshots = [_Snapshot(1.0, 1.0, _parts(leaf_paths(state.params)), {})]
@@ -166,7 +166,7 @@ def _train(
     return snapshots
 
 
-def _objective(settings: Settings) -> Objective:
+def objective_with_noise(settings: Settings) -> Objective:
     """Returns the config's objective with noise on its initial parameters: a zero would hide what is behind it."""
     objective = objective_of(settings, model_config(settings.model))
 

@@ -1,6 +1,6 @@
-"""The Chinchilla law L(N, D) = E + A / N^alpha + B / D^beta: its fit, its intervals and its compute-optimal point.
+"""Fits the Chinchilla law L(N, D) = E + A / N^alpha + B / D^beta, with intervals and compute-optimal points.
 
-Pure functions over runs that are done. N: parameters; D: training tokens; L: held-out loss, nats a token.
+Pure functions of finished runs. N: parameters; D: training tokens; L: held-out loss in nats per token.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 from configs.errors import UserError
 from train.evaluation.interval import Interval, interval
 
-# L-BFGS-B solves systems of a few unknowns; OpenBLAS wakes every thread for each, 30 times slower on busy cores.
+# L-BFGS-B solves tiny linear systems; OpenBLAS would use all threads for each, 30 times slower on busy cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from scipy.optimize import minimize, nnls
@@ -23,26 +23,27 @@ from scipy.optimize import minimize, nnls
 # Hoffmann et al. 2022 (arXiv:2203.15556), section 3.3.
 HUBER_DELTA = 1e-3
 RESAMPLES = 400
-# The law has five numbers, and three values of N (of D) are the fewest that show how the loss flattens.
+_SEED = 0  # of the resamples
+# The law has five parameters; with fewer than three values of N (or D) its curvature is undetermined.
 MIN_DISTINCT = 3
 _UNKNOWNS = 5
 _EXPONENTS = (0.01, 2.0)
 _STARTS = (0.1, 0.3, 0.7, 1.5)
-# Where a caution is due.
+# Thresholds for cautions.
 _FEW_POINTS = 10
 _LARGE_MISS = 0.02
 _FAR = 10.0
 _AT_BOUND_SHARE = 0.05
 _PARTS = {
-    "where the loss ends": ["E"],
-    "how the loss falls with parameters": ["A", "alpha"],
-    "how the loss falls with tokens": ["B", "beta"],
+    "the irreducible loss": ["E"],
+    "how the loss depends on parameters": ["A", "alpha"],
+    "how the loss depends on tokens": ["B", "beta"],
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One finished run: N parameters, D tokens, model FLOPs of its training, held-out loss (nats a token)."""
+    """One finished run: N parameters, D tokens, training FLOPs of the model, held-out loss (nats per token)."""
 
     parameters: float
     tokens: float
@@ -52,7 +53,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """L(N, D) = E + A / N^alpha + B / D^beta, in nats a token."""
+    """L(N, D) = E + A / N^alpha + B / D^beta, in nats per token."""
 
     E: float
     A: float
@@ -67,7 +68,7 @@ class Law:
 
 @dataclasses.dataclass(frozen=True)
 class Optimum:
-    """The best that a compute budget buys: N, D, and the loss that the law expects there."""
+    """The compute-optimal N and D for a budget, and the loss that the law predicts there."""
 
     parameters: float
     tokens: float
@@ -76,7 +77,7 @@ class Optimum:
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """The run of the largest compute, and the loss that the law fitted on all others expects of it."""
+    """The run with the largest compute, and its loss predicted by the law fitted on all other runs."""
 
     point: Point
     predicted: float
@@ -88,12 +89,12 @@ class HeldOut:
 
 
 def check_points(points: Sequence[Point]) -> None:
-    """Raises UserError where the points are too few to fit the law and to say how sure the fit is."""
+    """Raises UserError if there are too few points to fit the law and estimate its uncertainty."""
     sizes, lengths = _distinct(points)
     if not _determined(points) or len(set(points)) == _UNKNOWNS:
         raise UserError(
             f"{len(set(points))} runs of {sizes} model sizes and {lengths} numbers of tokens do not determine the law; "
-            f"legal: at least {_UNKNOWNS + 1} runs, {MIN_DISTINCT} sizes and {MIN_DISTINCT} numbers of tokens"
+            f"expected at least {_UNKNOWNS + 1} runs, {MIN_DISTINCT} sizes and {MIN_DISTINCT} numbers of tokens"
         )
 
 
@@ -106,21 +107,21 @@ def _determined(points: Sequence[Point]) -> bool:
 
 
 def fit(points: Sequence[Point]) -> Law:
-    """Returns the law that minimises the summed Huber loss of log L (arXiv:2203.15556, eq. 3) by L-BFGS.
+    """Returns the law that minimizes the summed Huber loss of log L (arXiv:2203.15556, eq. 3) by L-BFGS.
 
-    It starts from a grid over alpha and beta; E, A and B, in which the law is linear, are solved for at each of them
-    by non-negative least squares (variable projection, arXiv:2603.22339).
+    The starting points are a grid over alpha and beta; at each, E, A and B, in which the law is linear, are solved by
+    non-negative least squares (variable projection, arXiv:2603.22339).
     """
     problem = _Problem.of(points)
-    return problem.minimise(problem.grid())
+    return problem.minimize(problem.grid())
 
 
 @dataclasses.dataclass(frozen=True)
 class _Problem:
     """The objective over x = (log E, log A/n^alpha, alpha, log B/d^beta, beta), n and d geometric means of N and D.
 
-    Seen from the means the terms are of the size of the loss and alpha hardly moves A; log A itself follows alpha so
-    closely that the optimizer would crawl along a narrow valley.
+    Centering at the means makes the terms comparable to the loss and nearly decouples A from alpha; log A itself is so
+    strongly correlated with alpha that the optimizer would follow a narrow valley in tiny steps.
     """
 
     log_n: np.ndarray
@@ -143,7 +144,7 @@ class _Problem:
         return dataclasses.replace(self, log_n=self.log_n[rows], log_d=self.log_d[rows], log_loss=self.log_loss[rows])
 
     def objective(self, x: np.ndarray) -> tuple[float, np.ndarray]:
-        """Returns (the summed Huber loss over delta^2, its gradient)."""
+        """Returns (summed Huber loss divided by delta^2, its gradient)."""
         e, a, alpha, b, beta = x
         terms = np.stack([np.full_like(self.log_n, e), a - alpha * self.log_n, b - beta * self.log_d])
         total = np.logaddexp.reduce(terms)
@@ -155,11 +156,11 @@ class _Problem:
         slopes = [e_slope, a_slope, -a_slope * self.log_n, b_slope, -b_slope * self.log_d]
         return float(value), np.array([slope.sum() for slope in slopes])
 
-    def minimise(self, starts: Sequence[np.ndarray]) -> Law:
-        """Returns the best of L-BFGS from each start.
+    def minimize(self, starts: Sequence[np.ndarray]) -> Law:
+        """Returns the best L-BFGS result over all starting points.
 
-        The objective is a sum at the scale of delta, not a mean, and the tolerances are tight: a small objective is
-        what stopped the paper's optimizer early (Besiroglu et al. 2024, arXiv:2404.10102).
+        The objective is a sum in units of delta, not a mean, and the tolerances are tight: with a small objective the
+        paper's optimizer stopped too early (Besiroglu et al. 2024, arXiv:2404.10102).
         """
         results = [
             minimize(
@@ -196,48 +197,48 @@ class _Problem:
         return Law(math.exp(e), math.exp(a + alpha * self.center[0]), alpha, math.exp(b + beta * self.center[1]), beta)
 
     def at_bound(self, law: Law) -> dict[str, bool]:
-        """Returns, for each number of the law, whether it is at a bound of the fit."""
+        """Returns {parameter of the law: whether it is at a bound of the fit}."""
         x = self.vector(law)
         near = (x - self.bounds[:, 0] < 1e-6) | (self.bounds[:, 1] - x < 1e-6)
         return dict(zip(dataclasses.asdict(law), near.tolist(), strict=True))
 
 
 def optimum(law: Law, flops: float, flops_per_parameter: float = 6.0) -> Optimum:
-    """Returns the N and D of the least loss under flops = flops_per_parameter * N * D (arXiv:2203.15556, eq. 4).
+    """Returns the N and D with the lowest loss under flops = flops_per_parameter * N * D (arXiv:2203.15556, eq. 4).
 
     Args:
-        law: the fit.
-        flops: the budget, model FLOPs of the whole training.
-        flops_per_parameter: FLOPs of one token, a parameter; 6 where attention's own products are left out.
+        law: the fitted law.
+        flops: the budget in model FLOPs for the whole training.
+        flops_per_parameter: FLOPs per token and parameter; 6 if attention scores are not counted.
     """
     log_product = math.log(flops / flops_per_parameter)
     ratio = math.log(law.alpha * law.A / (law.beta * law.B))
     log_n = (ratio + law.beta * log_product) / (law.alpha + law.beta)
-    # Whatever a law that is at its bounds may say, there is no less than one parameter and one token.
+    # A law at its bounds may extrapolate to less than one parameter or one token.
     log_n = min(max(log_n, 0.0), log_product)
     parameters, tokens = math.exp(log_n), math.exp(log_product - log_n)
     return Optimum(parameters, tokens, law.loss(parameters, tokens))
 
 
-def resampled_laws(points: Sequence[Point], law: Law, count: int = RESAMPLES, seed: int = 0) -> list[Law]:
-    """Returns the laws of `count` resamples of the points, drawn with replacement; see `interval`.
+def resampled_laws(points: Sequence[Point], law: Law) -> list[Law]:
+    """Returns the laws fitted on `RESAMPLES` bootstrap resamples of the points; see `interval`.
 
-    A resample that does not determine the law is drawn again. Each fit starts from `law` alone: on resamples of
-    synthetic sweeps the grid of starts found nothing lower.
+    A resample that does not determine the law is redrawn. Each fit starts from `law` only: on resamples of synthetic
+    sweeps the grid of starting points found nothing lower.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_SEED)
     problem = _Problem.of(points)
     start = problem.vector(law)
     laws: list[Law] = []
-    while len(laws) < count:
+    while len(laws) < RESAMPLES:
         rows = rng.integers(0, len(points), len(points))
         if _determined([points[row] for row in rows]):
-            laws.append(problem.take(rows).minimise([start]))
+            laws.append(problem.take(rows).minimize([start]))
     return laws
 
 
 def hold_out_largest(points: Sequence[Point]) -> HeldOut | None:
-    """Returns the largest-compute run and what the others say of it; None where the others do not determine a law."""
+    """Returns the largest run with its predicted loss, or None if the other runs do not determine a law."""
     largest = max(points, key=lambda point: point.flops)
     others = [point for point in points if point is not largest]
     if not _determined(others):
@@ -252,14 +253,14 @@ def rms_residual(points: Sequence[Point], law: Law) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """What the runs say.
+    """The fitted law with its uncertainty and its check.
 
     Attributes:
         points: the runs.
-        law: fitted on all of them.
+        law: fitted on all runs.
         laws: fitted on resamples, for intervals.
-        held_out: the check on the largest run; None where it cannot be made.
-        flops_per_parameter: FLOPs of one token, a parameter, of the largest run: budgets are spent at this rate.
+        held_out: the check on the largest run; None if the other runs do not determine a law.
+        flops_per_parameter: FLOPs per token and parameter of the largest run; budgets are converted with it.
     """
 
     points: Sequence[Point]
@@ -269,7 +270,7 @@ class Analysis:
     flops_per_parameter: float
 
     def law_figures(self) -> dict[str, Interval]:
-        """Returns the law's five numbers with intervals."""
+        """Returns the five parameters of the law with intervals."""
         return {f.name: self._interval(attrgetter(f.name)) for f in dataclasses.fields(Law)}
 
     def budget_figures(self, flops: float) -> dict[str, Interval]:
@@ -287,8 +288,8 @@ class Analysis:
         return interval(figure(self.law), [figure(law) for law in self.laws])
 
 
-def analyse(points: Sequence[Point]) -> Analysis:
-    """Returns the `Analysis` of at least the runs that `check_points` asks for.
+def analyze(points: Sequence[Point]) -> Analysis:
+    """Returns the `Analysis` of finished runs.
 
     Raises:
         UserError: see `check_points`.
@@ -301,44 +302,40 @@ def analyse(points: Sequence[Point]) -> Analysis:
 
 
 def cautions(analysis: Analysis, budgets: Sequence[float]) -> list[str]:
-    """Returns what speaks against trusting the figures, a line each; empty where nothing does."""
+    """Returns the reasons not to trust the fit, one line each; empty if there are none."""
     points, law, held_out, lines = analysis.points, analysis.law, analysis.held_out, []
     if len(points) < _FEW_POINTS:
-        lines.append(
-            f"only {len(points)} runs for the {_UNKNOWNS} numbers of the law; {_FEW_POINTS} or more are better"
-        )
+        lines.append(f"only {len(points)} runs for the {_UNKNOWNS} parameters of the law; use at least {_FEW_POINTS}")
     lines += _undetermined(analysis)
     if held_out is None:
-        lines.append("no held-out check: without the largest run the others do not determine the law")
+        lines.append("no held-out check: the runs without the largest one do not determine the law")
     elif abs(held_out.relative_error) > _LARGE_MISS:
-        lines.append(
-            f"the fit of the others misses the largest run by {held_out.relative_error:+.1%}: expect more further out"
-        )
+        lines.append(f"the law fitted without the largest run misses it by {held_out.relative_error:+.1%}")
     for flops in budgets:
         best = optimum(law, flops, analysis.flops_per_parameter)
         reach = max(_outside(points, best.parameters, "parameters"), _outside(points, best.tokens, "tokens"))
         if reach > _FAR:
-            lines.append(f"the optimum of {flops:.3g} FLOPs is {reach:.3g} times beyond the runs' parameters or tokens")
+            lines.append(f"the optimum of {flops:.3g} FLOPs is {reach:.3g} times beyond the range of the runs")
     return lines
 
 
 def _undetermined(analysis: Analysis) -> list[str]:
-    """Returns a line for each part of the law that the fit, or many of its resamples, drives to a bound."""
+    """Returns one line for each term of the law that is at a bound of the fit, or of many resampled fits."""
     problem = _Problem.of(analysis.points)
     here, resampled = problem.at_bound(analysis.law), [problem.at_bound(law) for law in analysis.laws]
     lines = []
     for meaning, names in _PARTS.items():
         share = np.mean([any(at_bound[name] for name in names) for at_bound in resampled])
         if any(here[name] for name in names):
-            lines.append(f"{' or '.join(names)} is at a bound of the fit: the runs do not show {meaning}")
+            lines.append(f"{' or '.join(names)} is at a bound of the fit: the runs do not determine {meaning}")
         elif share > _AT_BOUND_SHARE:
             lines.append(
-                f"{' or '.join(names)} is at a bound in {share:.0%} of the resamples: the runs hardly show {meaning}"
+                f"{' or '.join(names)} is at a bound in {share:.0%} of the resamples: {meaning} is poorly determined"
             )
     return lines
 
 
 def _outside(points: Sequence[Point], value: float, name: str) -> float:
-    """Returns how many times a value lies outside of the points' range, 1 where inside."""
+    """Returns the factor by which a value is outside the range of the points; 1 if inside."""
     values = [getattr(point, name) for point in points]
     return max(min(values) / value, value / max(values), 1.0)

@@ -1,4 +1,4 @@
-"""The picture of a scaling law: loss against training compute, one line a model size, and the frontier."""
+"""Plots a scaling law: loss over training compute, one line per model size, and the compute-optimal frontier."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -12,20 +12,20 @@ from train.scaling.law import Analysis, Law, Point, optimum
 from train.scaling.report import human
 
 _GREY, _ACCENT = "#30343b", "#d1495b"
-# More model sizes than this are told apart by a colour bar.
+# With more model sizes than this a color bar replaces the legend.
 _LEGEND_SIZES = 8
 
 
 def draw(analysis: Analysis, budgets: Sequence[float], path: Path) -> None:
-    """Writes the picture as a PNG.
+    """Writes the plot as a PNG.
 
     Args:
-        analysis: of the runs.
-        budgets: FLOPs whose optimum is marked.
+        analysis: the fitted law and its runs.
+        budgets: FLOPs; the optimum of each is marked.
         path: the file.
 
     Raises:
-        UserError: matplotlib is missing.
+        UserError: matplotlib is not installed.
     """
     try:
         import matplotlib
@@ -33,7 +33,7 @@ def draw(analysis: Analysis, budgets: Sequence[float], path: Path) -> None:
         from matplotlib.colors import ListedColormap, LogNorm
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("the picture needs matplotlib: pip install 'rootstock[plots]'") from None
+        raise UserError("the plot needs matplotlib: pip install -e '.[plots]'") from None
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(7.2, 4.6), dpi=120, layout="constrained")
         axes = figure.add_subplot()
@@ -43,9 +43,9 @@ def draw(analysis: Analysis, budgets: Sequence[float], path: Path) -> None:
         axes.margins(x=0.04, y=0.12)
         _frontier(axes, analysis, budgets)
         sizes = [point.parameters for point in analysis.points]
-        # The palest part of the map cannot be seen on white.
-        colours = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.85, 0.05, 256)))
-        shade: Any = ScalarMappable(LogNorm(min(sizes), max(sizes)), colours)
+        # The palest colors of the map are invisible on white.
+        colors = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.85, 0.05, 256)))
+        shade: Any = ScalarMappable(LogNorm(min(sizes), max(sizes)), colors)
         named = len(set(sizes)) <= _LEGEND_SIZES
         _runs(axes, analysis, lambda parameters: shade.to_rgba(np.asarray(parameters)), named)
         if analysis.held_out is not None:
@@ -58,7 +58,7 @@ def draw(analysis: Analysis, budgets: Sequence[float], path: Path) -> None:
             figure.colorbar(shade, ax=axes, label="parameters", pad=0.01)
         _budgets(axes, analysis, budgets)
         axes.set_xlabel("training compute (model FLOPs)")
-        axes.set_ylabel("held-out loss (nats a token)")
+        axes.set_ylabel("held-out loss (nats per token)")
         axes.set_title(_formula(analysis.law), loc="left", fontsize=10)
         axes.legend(frameon=False, fontsize=8, loc="upper right")
         figure.savefig(path)
@@ -69,7 +69,7 @@ def _formula(law: Law) -> str:
 
 
 def _frontier(axes: Any, analysis: Analysis, budgets: Sequence[float]) -> None:  # noqa: ANN401 - matplotlib's Axes
-    """The least loss at each compute, with the 95 % band of the resamples."""
+    """Draws the lowest loss at each compute, with the 95 % band of the resamples."""
     flops = [point.flops for point in analysis.points]
     grid = np.geomspace(min(flops), max(*flops, *budgets) * 1.5, 100)
     rate = analysis.flops_per_parameter
@@ -80,18 +80,18 @@ def _frontier(axes: Any, analysis: Analysis, budgets: Sequence[float]) -> None: 
     axes.plot(grid, best, color=_GREY, linewidth=1.6, linestyle="--", label="compute-optimal, fitted (95 %)")
 
 
-def _runs(axes: Any, analysis: Analysis, colour_of: Callable[[float], Any], named: bool) -> None:  # noqa: ANN401
-    """One colour a model size: the runs as dots, the law through them as a line."""
+def _runs(axes: Any, analysis: Analysis, color_of: Callable[[float], Any], named: bool) -> None:  # noqa: ANN401
+    """Draws one color per model size: runs as dots, the law as a line."""
     by_size: dict[float, list[Point]] = defaultdict(list)
     for point in sorted(analysis.points, key=lambda point: (point.parameters, point.tokens)):
         by_size[point.parameters].append(point)
     for parameters, points in by_size.items():
-        colour = colour_of(parameters)
+        color = color_of(parameters)
         tokens = np.geomspace(points[0].tokens, points[-1].tokens, 50)
         flops = tokens * points[-1].flops / points[-1].tokens
         label = f"{human(parameters)} parameters" if named else None
-        axes.plot(flops, [analysis.law.loss(parameters, d) for d in tokens], color=colour, linewidth=1)
-        axes.plot([p.flops for p in points], [p.loss for p in points], "o", markersize=4.5, color=colour, label=label)
+        axes.plot(flops, [analysis.law.loss(parameters, d) for d in tokens], color=color, linewidth=1)
+        axes.plot([p.flops for p in points], [p.loss for p in points], "o", markersize=4.5, color=color, label=label)
 
 
 def _budgets(axes: Any, analysis: Analysis, budgets: Sequence[float]) -> None:  # noqa: ANN401 - matplotlib's Axes

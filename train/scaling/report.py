@@ -1,4 +1,4 @@
-"""What `rootstock scaling` says: an `Analysis` -> `scaling.json`, and the same as tables for a person."""
+"""The results of `rootstock scaling`: an `Analysis` -> `scaling.json` and printed tables."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,11 +14,11 @@ Results = dict[str, Any]
 
 
 def results(analysis: Analysis, names: Sequence[str], budgets: Sequence[float]) -> Results:
-    """Returns everything as plain numbers; an interval is {"value", "low", "high"}, 95 %.
+    """Returns all results as plain numbers; an interval is {"value", "low", "high"} (95 %).
 
     Args:
-        analysis: of the runs.
-        names: of the runs, in the order of the points.
+        analysis: the fitted law and its runs.
+        names: names of the runs, in the order of the points.
         budgets: model FLOPs.
     """
     largest = max(point.flops for point in analysis.points)
@@ -45,22 +45,22 @@ def results(analysis: Analysis, names: Sequence[str], budgets: Sequence[float]) 
 
 
 def print_tables(found: Results) -> None:
-    """Prints the runs, the law, the check on the largest run, the budgets and the cautions to stdout."""
+    """Prints runs, law, check on the largest run, budgets and cautions to stdout."""
     out = results_console()
     out.print(_run_table(found["runs"]))
     out.print(
-        "L(N, D) = E + A / N^alpha + B / D^beta, in nats a token; N: all parameters, D: tokens; "
+        "L(N, D) = E + A / N^alpha + B / D^beta, in nats per token; N: all parameters, D: tokens; "
         f"FLOPs = {found['flops_per_parameter_and_token']:.2f} N D; intervals: 95 %"
     )
     law = _table([*found["law"]])
     law.add_row(*(_interval(figure, _digits) for figure in found["law"].values()))
     out.print(law)
-    out.print(f"The fit is off by {found['rms_residual']:.2%} (root mean square).")
+    out.print(f"Root mean square error of the fit: {found['rms_residual']:.2%}.")
     if found["held_out"]:
         h = found["held_out"]
         out.print(
-            f"Held out, the largest run ({human(h['parameters'])} parameters, {human(h['tokens'])} tokens): predicted "
-            f"from the others {h['predicted_loss']:.4f}, measured {h['loss']:.4f} ({h['relative_error']:+.2%})."
+            f"Largest run, held out ({human(h['parameters'])} parameters, {human(h['tokens'])} tokens): predicted "
+            f"{h['predicted_loss']:.4f} from the other runs, measured {h['loss']:.4f} ({h['relative_error']:+.2%})."
         )
     out.print(_budget_table(found["budgets"]))
     for budget in found["budgets"]:
@@ -80,7 +80,7 @@ def _run_table(runs: Sequence[Results]) -> Table:
 
 def _budget_table(budgets: Sequence[Results]) -> Table:
     figures = {"parameters": human, "tokens": human, "tokens_per_parameter": _digits, "loss": _digits}
-    table = _table(["FLOPs", "x largest run", "parameters", "tokens", "tokens a parameter", "expected loss"])
+    table = _table(["FLOPs", "x largest run", "parameters", "tokens", "tokens per parameter", "predicted loss"])
     for b in budgets:
         shown = [_interval(b[name], show) for name, show in figures.items()]
         table.add_row(f"{b['flops']:.3g}", f"{b['times_the_largest_run']:.3g}", *shown)
@@ -95,7 +95,7 @@ def _table(columns: Sequence[str]) -> Table:
 
 
 def _interval(figure: dict[str, float], show: Callable[[float], str]) -> str:
-    """Two lines, so that five columns of intervals fit a screen."""
+    """Returns two lines, so that five columns of intervals fit on a screen."""
     return f"{show(figure['value'])}\n{show(figure['low'])} to {show(figure['high'])}"
 
 
@@ -104,7 +104,7 @@ def _digits(number: float) -> str:
 
 
 def human(number: float) -> str:
-    """Returns three digits and a unit: 126k, 2.16M, 73.2B, 1.31T."""
+    """Returns a number with three digits and a unit: 126k, 2.16M, 73.2B, 1.31T."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size * 0.9995:
             return f"{number / size:.3g}{unit}"

@@ -1,6 +1,6 @@
-"""A ladder of runs from one config: sizes are multiples of its width, lengths multiples of its steps.
+"""The configs of a scaling sweep: sizes are multiples of a config's width, lengths multiples of its steps.
 
-Pure functions over plain config dicts; the config itself is size 1, length 1.
+Pure functions of plain config dicts; the config itself has size 1 and length 1.
 """
 
 import copy
@@ -12,16 +12,16 @@ from configs.errors import UserError
 from train.scaling.law import MIN_DISTINCT
 
 Config = dict[str, Any]
-_MOST_HEADS = 4096
+_MAX_HEADS = 4096
 
 
 def scaled(config: Config, size: float, length: float) -> Config:
     """Returns the config with `size` times the width and `length` times the steps.
 
-    A head keeps its size, so width comes in whole heads; layers and MLP keep their ratio to the width. Warm-up keeps
-    its part of the run: every run has a schedule of its own that ends where the run ends (arXiv:2203.15556, section
-    3.1). AdamW's peak learning rate goes as 1 / width (arXiv:2203.03466); those of Muon stay, since its updates do not
-    grow with the width.
+    The head size is constant, so the width is a multiple of it; layers and MLP keep their ratio to the width. The
+    warmup is the same fraction of each run, and each run's schedule ends with the run (arXiv:2203.15556, section 3.1).
+    AdamW's peak learning rate scales as 1 / width (arXiv:2203.03466); Muon's learning rates are constant, because its
+    updates do not grow with the width.
     """
     config = copy.deepcopy(config)
     m, o = config["model"], config["optimizer"]
@@ -37,16 +37,16 @@ def scaled(config: Config, size: float, length: float) -> Config:
         o["learning_rate"] /= ratio
     o["warmup_steps"] = math.ceil(length * min(o["warmup_steps"], config["num_steps"]))
     config["num_steps"] = max(1, round(length * config["num_steps"]))
-    # The last step always evaluates, and only that loss is read.
+    # Only the loss of the final evaluation is used, and the last step always evaluates.
     config["evaluation"]["every"] = config["num_steps"]
     return config
 
 
-def ladder(config: Config, sizes: Sequence[float], lengths: Sequence[float]) -> dict[str, Config]:
-    """Returns {directory name: config} of every size with every length, the smallest models first.
+def sweep_configs(config: Config, sizes: Sequence[float], lengths: Sequence[float]) -> dict[str, Config]:
+    """Returns {directory name: config} for every combination of size and length, sorted by size.
 
     Raises:
-        UserError: fewer than three different models or numbers of steps, or two that are the same.
+        UserError: fewer than three different model sizes or numbers of steps, or duplicates.
     """
     heads = [scaled(config, size, 1)["model"]["num_heads"] for size in sizes]
     steps = [scaled(config, 1, length)["num_steps"] for length in lengths]
@@ -54,26 +54,26 @@ def ladder(config: Config, sizes: Sequence[float], lengths: Sequence[float]) -> 
         if len(set(found)) < max(len(found), MIN_DISTINCT):
             raise UserError(
                 f"--{flag}={','.join(f'{factor:g}' for factor in factors)} gives runs of {found} {unit}; "
-                f"legal: at least {MIN_DISTINCT} values, whose runs differ"
+                f"expected at least {MIN_DISTINCT} values that give different runs"
             )
     configs = [scaled(config, size, length) for size in sorted(sizes) for length in sorted(lengths)]
     return {f"width{one['model']['embed_dim']}-steps{one['num_steps']}": one for one in configs}
 
 
 def size_for(config: Config, parameters: float, count: Callable[[Config], int]) -> float:
-    """Returns the size, in whole heads up to 4096, whose model has the number of parameters nearest to `parameters`.
+    """Returns the size whose number of parameters is nearest to `parameters`, as a multiple of one head, up to 4096.
 
     Args:
-        config: size 1.
-        parameters: the number wanted.
-        count: config -> parameters of its model, which grow with the size.
+        config: the config of size 1.
+        parameters: the wanted number of parameters.
+        count: config -> number of parameters of its model; must increase with the size.
     """
 
     def sized(heads: int) -> int:
         return count(scaled(config, heads / config["model"]["num_heads"], 1))
 
     high = 1
-    while high < _MOST_HEADS and sized(high) < parameters:
+    while high < _MAX_HEADS and sized(high) < parameters:
         high *= 2
     low = max(high // 2, 1)
     while high - low > 1:
@@ -84,7 +84,7 @@ def size_for(config: Config, parameters: float, count: Callable[[Config], int]) 
 
 
 def overrides(config: Config, changed: Config) -> list[str]:
-    """Returns the command-line flags that turn one config into the other, but for evaluation."""
+    """Returns the command-line flags that turn `config` into `changed`, except for evaluation settings."""
     flags = [
         f"--config.{section}.{name}={f'{value:.3g}' if isinstance(value, float) else value}"
         for section in ("model", "optimizer")

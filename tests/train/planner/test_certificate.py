@@ -64,7 +64,7 @@ def test_a_mean_of_means_is_caught(monkeypatch):
 
 
 def test_a_replica_that_differs_is_caught(monkeypatch):
-    objective_of = certificate._objective
+    objective_of = certificate.objective_with_noise
 
     def with_stray_replica(settings):
         objective = objective_of(settings)
@@ -83,7 +83,7 @@ def test_a_replica_that_differs_is_caught(monkeypatch):
 
         return objective._replace(init=init)
 
-    monkeypatch.setattr(certificate, "_objective", with_stray_replica)
+    monkeypatch.setattr(certificate, "objective_with_noise", with_stray_replica)
     (found,) = verdict(config_of(), "data 2")
     assert "before the first step" in found.fault and found.leaf == "backbone/final_norm/scale"
 

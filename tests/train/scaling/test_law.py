@@ -8,7 +8,7 @@ import pytest
 
 from configs.errors import UserError
 from train.scaling import law as laws
-from train.scaling.law import Law, Point, analyse, cautions, check_points, fit, hold_out_largest, optimum
+from train.scaling.law import Law, Point, analyze, cautions, check_points, fit, hold_out_largest, optimum
 
 TRUE = Law(E=1.9, A=320.0, alpha=0.34, B=1100.0, beta=0.37)
 SIZES = np.geomspace(1e6, 1e8, 5)
@@ -32,7 +32,7 @@ def test_without_noise_the_law_comes_back():
 @pytest.mark.parametrize("seed", range(3))
 def test_with_half_a_percent_of_noise_it_comes_back_within_the_intervals(seed):
     points = sweep(noise=0.005, seed=seed)
-    found = analyse(points)
+    found = analyze(points)
     assert found.law.alpha == pytest.approx(TRUE.alpha, abs=0.03)
     assert found.law.beta == pytest.approx(TRUE.beta, abs=0.03)
     assert pytest.approx(TRUE.E, rel=0.05) == found.law.E
@@ -68,7 +68,7 @@ def test_starting_elsewhere_finds_nothing_lower():
     rng = np.random.default_rng(0)
     low, high = np.transpose(problem.bounds)
     for _ in range(30):
-        other = problem.minimise([rng.uniform(np.maximum(low, high - 5), high)])
+        other = problem.minimize([rng.uniform(np.maximum(low, high - 5), high)])
         assert found <= problem.objective(problem.vector(other))[0] * (1 + 1e-6)
 
 
@@ -109,16 +109,16 @@ def test_the_held_out_run_is_the_largest_and_is_not_fitted():
     assert held_out.point is points[-1]
     assert held_out.predicted == pytest.approx(TRUE.loss(SIZES[-1], TOKENS[-1]), rel=1e-3)
     assert held_out.relative_error == pytest.approx(1 / 1.05 - 1, rel=1e-2)
-    assert any("-4.8%" in line for line in cautions(analyse(points), []))
+    assert any("-4.8%" in line for line in cautions(analyze(points), []))
 
 
 def test_what_the_runs_do_not_determine_is_said():
     flat = [dataclasses.replace(p, loss=2 + 50 * p.tokens**-0.3) for p in sweep()]
-    assert any("how the loss falls with parameters" in line for line in cautions(analyse(flat), []))
+    assert any("how the loss falls with parameters" in line for line in cautions(analyze(flat), []))
     below_zero = dataclasses.replace(TRUE, E=-0.5)
     no_floor = sweep(law=below_zero, tokens=TOKENS[:3])
-    assert any(line.startswith("E is at a bound") for line in cautions(analyse(no_floor), []))
-    few = analyse(sweep(sizes=SIZES[:3], tokens=TOKENS[:3]))
+    assert any(line.startswith("E is at a bound") for line in cautions(analyze(no_floor), []))
+    few = analyze(sweep(sizes=SIZES[:3], tokens=TOKENS[:3]))
     assert any("only 9 runs" in line for line in cautions(few, []))
     # 300 times the compute: some 17 times the parameters.
     far = cautions(few, [300 * few.points[-1].flops])
