@@ -12,7 +12,7 @@ from data.packing import PackedRows
 from data.store import open_store
 from data.tokenizer import load_tokenizer
 from train.checkpoint.manager import open_to_read
-from train.checkpoint.read import inspect
+from train.checkpoint.read import read_contents
 from train.distributed.mesh import single_device_mesh
 from train.pretraining import pretrain
 from train.run.record import open_run
@@ -91,7 +91,7 @@ def test_golden_runs_are_still_read(stored):
     for run in (foundation, adapter):
         assert set(run.load(mesh)) >= set(run.objective().trained)
         with open_to_read(run.directory) as manager:
-            assert inspect(manager, 2).damage == ""
+            assert read_contents(manager, 2).damage == ""
     assert load_tokenizer(stored / "adapter" / "tokenizer").decode([1, 102, 100, 119]) == "cat"
 
 

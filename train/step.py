@@ -1,6 +1,6 @@
-"""The train step: (state, batch) -> (state, metrics), pure; and where each of its arrays lives.
+"""The train step, a pure function (state, batch) -> (state, metrics), and the sharding of its arrays.
 
-M microbatches, B batch, T length.
+Shape suffixes: M microbatches, B batch, T length.
 """
 
 from collections.abc import Callable
@@ -26,23 +26,23 @@ Metrics = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-    """What a step takes and gives back.
+    """The input and output of a train step.
 
     Attributes:
         step: the number of steps done.
-        params: what trains.
-        opt_state: of these.
-        frozen: the groups of parameters that do not train, as the products read them; passed through.
+        params: the trained groups of parameters, float32.
+        opt_state: the optimizer's state for `params`.
+        frozen: the groups that are not trained, in the compute dtype; passed through.
     """
 
     step: jax.Array
     params: Params
     opt_state: Any
-    frozen: Params = {}  # noqa: RUF012 - never written to
+    frozen: Params
 
     @property
     def all_params(self) -> Params:
-        """What the objective's functions take."""
+        """All groups of parameters, as the functions of an `Objective` take them."""
         return {**self.frozen, **self.params}
 
 
@@ -53,13 +53,13 @@ def objective_of(settings: Settings, model: ModelConfig) -> Objective:
 
 
 def init_state(objective: Objective, optimizer: optax.GradientTransformation, rng: jax.Array) -> TrainState:
-    """Returns the state before step 0, parameters unboxed."""
+    """Returns the random state before the first step, with unboxed parameters."""
     trained, frozen = split(objective, nn.meta.unbox(objective.init(rng)))
     return TrainState(jnp.zeros((), jnp.int32), trained, optimizer.init(trained), frozen)
 
 
 def split(objective: Objective, params: Params) -> tuple[Params, Params]:
-    """Returns the groups that train and those that do not, the latter in the compute dtype."""
+    """Returns (the groups that are trained, the frozen groups in the compute dtype)."""
     trained = {group: params[group] for group in objective.trained}
     if len(trained) == len(params):
         return trained, {}
@@ -68,14 +68,14 @@ def split(objective: Objective, params: Params) -> tuple[Params, Params]:
 
 
 def state_shardings(objective: Objective, optimizer: optax.GradientTransformation, mesh: AnyMesh) -> Any:  # noqa: ANN401
-    """Returns a `TrainState` of `NamedSharding`s: the optimizer's moments live where their parameter does."""
+    """Returns a `TrainState` of `NamedSharding`s; optimizer moments have the sharding of their parameter."""
     boxed = boxed_params(objective)
     shardings = parameter_shardings(boxed, mesh)
     params = {group: shardings[group] for group in objective.trained}
     frozen = {group: shardings[group] for group in boxed if group not in params}
     by_path = dict(jax.tree_util.tree_leaves_with_path(params))
 
-    # optax.tree.map_params does not see through contrib.muon's partition; a moment's path ends in its parameter's.
+    # optax.tree.map_params fails on contrib.muon's partition, but a moment's path ends with its parameter's path.
     def moment(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         tails = (path[i:] for i in range(len(path)))
         return next((by_path[tail] for tail in tails if leaf.ndim and tail in by_path), replicated(mesh))
@@ -88,17 +88,17 @@ def state_shardings(objective: Objective, optimizer: optax.GradientTransformatio
 
 
 class Program(NamedTuple):
-    """What a run compiles, for one mesh: training, the planner and the certificate all run this.
+    """The compiled functions of a run on one mesh; training, the planner and the certificate share them.
 
     Attributes:
         state: abstract `TrainState`: shapes, dtypes and shardings.
-        initialise: key data -> random `TrainState`, laid out; compiled once.
-        step: (state, batch) -> (state, metrics), compiled once; the state is donated.
-        batch: abstract batch, laid out.
+        initialize: key data -> random, sharded `TrainState`.
+        step: (state, batch) -> (state, metrics); donates the state.
+        batch: abstract, sharded batch.
     """
 
     state: TrainState
-    initialise: Callable[[jax.Array], TrainState]
+    initialize: Callable[[jax.Array], TrainState]
     step: jax.stages.Wrapped
     batch: Batch
 
@@ -107,7 +107,7 @@ def make_program(objective: Objective, settings: Settings, mesh: AnyMesh) -> Pro
     """Returns the `Program` of a run.
 
     Raises:
-        UserError: mesh axes that do not divide a parameter.
+        UserError: a mesh axis does not divide a parameter.
     """
     boxed = boxed_params(objective)
     optimizer = make_optimizer(
@@ -117,12 +117,12 @@ def make_program(objective: Objective, settings: Settings, mesh: AnyMesh) -> Pro
     shardings = state_shardings(objective, optimizer, mesh)
     shapes = jax.eval_shape(lambda rng: init_state(objective, optimizer, rng), jax.random.key(0))
 
-    def initialise(key_data: jax.Array) -> TrainState:
+    def initialize(key_data: jax.Array) -> TrainState:
         return init_state(objective, optimizer, jax.random.wrap_key_data(key_data))
 
     return Program(
         state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
-        initialise=jax.jit(initialise, out_shardings=shardings),
+        initialize=jax.jit(initialize, out_shardings=shardings),
         step=jax.jit(
             make_train_step(objective, optimizer, schedule, settings.microbatches, settings.faults.max_grad_norm),
             in_shardings=(shardings, batch_sharding(mesh)),
@@ -134,7 +134,7 @@ def make_program(objective: Objective, settings: Settings, mesh: AnyMesh) -> Pro
 
 
 def abstract_batch(rows: int, length: int, sharding: NamedSharding | None = None) -> Batch:
-    """Returns the shapes and types of a (rows, length) batch."""
+    """Returns the shapes and dtypes of a (rows, length) batch."""
     dtypes = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32) | {"weights": jnp.float32}
     return {k: jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding) for k, dtype in dtypes.items()}  # type: ignore[misc]
 
@@ -148,14 +148,14 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns train_step(state, batch) -> (state, metrics).
 
-    Metrics: loss (nats a target), grad_norm (before clipping), learning_rate, targets (sum of weights), skipped (0 or
-    1). A skipped step only counts itself in `state.step`: its loss or gradient is not finite, or its `grad_norm` is
-    above `max_grad_norm` (0: no bound).
+    Metrics: loss (nats per target), grad_norm (before clipping), learning_rate, targets (sum of weights), skipped (0
+    or 1). A step is skipped if its loss or gradient is not finite or its `grad_norm` exceeds `max_grad_norm` (0: no
+    limit); it then increments `state.step` and changes nothing else.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, sums = summed_gradients(objective, state.params, batch, microbatches, state.frozen)
-        # A batch without a single target moves nothing, rather than dividing by zero.
+        # Avoids 0 / 0 in a batch without targets, whose gradient is then zero.
         weight = jnp.maximum(sums.weight, 1e-9)
         grads = jax.tree.map(lambda g: g / weight, grads)
         loss, grad_norm = sums.nll / weight, optax.tree.norm(grads)
@@ -164,7 +164,7 @@ def make_train_step(
             sound &= grad_norm <= max_grad_norm
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # The update reads the old values anyway: compiled for a TPU, the choice takes no memory.
+        # The update reads the old values anyway: compiled for a TPU, this select needs no extra memory.
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(sound, new, old), (params, opt_state), (state.params, state.opt_state)
         )
@@ -183,9 +183,9 @@ def make_train_step(
 def summed_gradients(
     objective: Objective, params: Params, batch: Batch, microbatches: int, frozen: Params | None = None
 ) -> tuple[Params, LossSums]:
-    """Returns (the gradient of the summed objective by `params`, the sums) over all microbatches.
+    """Returns (the gradient of the summed objective with respect to `params`, the sums) over all microbatches.
 
-    Sums, not means, are accumulated, so rows of unequal weight count as they would in one batch.
+    Sums, not means, are accumulated, so rows of unequal weight count the same as in one large batch.
     """
 
     def loss(params: Params, part: Batch) -> tuple[jax.Array, LossSums]:
@@ -206,12 +206,12 @@ def summed_gradients(
     def body(total: tuple[Params, LossSums], part: Batch) -> tuple[tuple[Params, LossSums], None]:
         return jax.tree.map(jnp.add, total, gradient(part)), None
 
-    parts_MBT = jax.tree.map(lambda x: _deal(x, microbatches), dict(batch))
+    parts_MBT = jax.tree.map(lambda x: _split_rows(x, microbatches), dict(batch))
     shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts_MBT))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.scan(body, zeros, parts_MBT)[0]
 
 
-def _deal(x_BT: jax.Array, microbatches: int) -> jax.Array:
-    """Returns x_MBT with every M-th row in one part, so that each device keeps the rows it has."""
+def _split_rows(x_BT: jax.Array, microbatches: int) -> jax.Array:
+    """Returns x_MBT with every M-th row in the same microbatch, so that no row moves to another device."""
     return jnp.moveaxis(x_BT.reshape(-1, microbatches, *x_BT.shape[1:]), 1, 0)

@@ -15,7 +15,7 @@ from tests.damage import flip_a_bit, largest_file
 from tests.faults.contract import Fault, Outcome
 from tests.faults.tiny_run import EVERY, STEPS, same, settings_of, train
 from train.checkpoint.manager import CHECKPOINTS_DIR, open_manager, saved_steps
-from train.checkpoint.read import inspect
+from train.checkpoint.read import read_contents
 from train.console import console
 from train.run.history import read_records
 from train.run.lock import claim
@@ -32,15 +32,15 @@ def _delete(step: Path) -> None:
 
 
 def _damaged(damage: Callable[[Path], None], names_leaf: bool) -> Callable[[Path, bool], Outcome]:
-    """A fault in the newest checkpoint, which `inspect` must find and the run must pass over."""
+    """A fault in the newest checkpoint, which `read_contents` must find and the run must pass over."""
 
     def inject(directory: Path, short: bool) -> Outcome:
         settings = settings_of()
         expected = train(directory, settings)
         damage(directory / CHECKPOINTS_DIR / str(STEPS))
         with open_manager(directory, 100) as manager:
-            found = inspect(manager, STEPS).damage
-            before = inspect(manager, STEPS - EVERY).damage
+            found = read_contents(manager, STEPS).damage
+            before = read_contents(manager, STEPS - EVERY).damage
         with console.capture() as said:
             ended = train(directory, settings)
         told = f"checkpoint {STEPS} is damaged" in said.get() and f"resumed at step {STEPS - EVERY}" in said.get()
@@ -82,7 +82,7 @@ def _disk_full(directory: Path, short: bool) -> Outcome:
         said = str(error)
     kept = saved_steps(workdir)
     with open_manager(workdir, 100) as manager:
-        sound = [step for step in kept if not inspect(manager, step).damage]
+        sound = [step for step in kept if not read_contents(manager, step).damage]
     ended = train(workdir, settings)
     survived = (
         "cannot be written" in said

@@ -27,7 +27,7 @@ from model.config import model_config
 from model.huggingface_config import to_section
 from train import cli
 from train.checkpoint.manager import open_to_read
-from train.checkpoint.read import inspect
+from train.checkpoint.read import read_contents
 from train.commands import plan
 from train.huggingface.importing import _read_config
 from train.huggingface.safetensors_files import find_weights
@@ -168,7 +168,7 @@ def _checkpoint(made: Path, name: str) -> Callable[[Path, bytes], object]:
         (directory / "run" / name).write_bytes(data)
         with open_to_read(directory / "run") as manager:
             for step in manager.all_steps():
-                inspect(manager, step)
+                read_contents(manager, step)
 
     return read
 

@@ -18,7 +18,7 @@ from data.loader import BatchFunction
 from data.packing import PackedRows
 from data.store import open_store
 from data.tokenizer import load_tokenizer
-from train.checkpoint import restore
+from train.checkpoint import steps
 from train.checkpoint.manager import CHECKPOINTS_DIR
 from train.cli import parse
 from train.commands.replay import run
@@ -120,8 +120,9 @@ def test_a_checkpoint_that_the_run_deletes_meanwhile_is_not_called_damaged(found
 
     def deleted(manager, step):
         shutil.rmtree(tmp_path / "run" / CHECKPOINTS_DIR / str(step))
+        raise steps.DamagedCheckpoint("its manifest cannot be read")
 
-    monkeypatch.setattr(restore, "_manifest", deleted)
+    monkeypatch.setattr(steps, "read_manifest", deleted)
     found = replay(tmp_path / "run", 4)
     assert found["equal"] and found["from_step"] == 0
     assert "checkpoint 3 was deleted while it was read; trying the one before" in capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""Checkpoints: saved, verified, restored."""
+"""Checkpoints of a run: saving, verifying, restoring."""

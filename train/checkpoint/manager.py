@@ -1,19 +1,14 @@
-"""Orbax's checkpoint manager of a run directory: opening, listing, waiting."""
+"""Opens and lists the checkpoint directories of a run, and waits for asynchronous saves."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from configs.errors import UserError
 from train.checkpoint.orbax_handlers import registry
 from train.distributed.processes import run_on_process_zero
-
-_VERSION = 1
-
 
 CHECKPOINTS_DIR, BEST_DIR = "checkpoints", "best"
 
@@ -26,72 +21,74 @@ def open_manager(
 
     Args:
         directory: of the run.
-        keep: how many of the newest steps stay.
+        keep: the number of newest steps to keep.
         name: `CHECKPOINTS_DIR` or `BEST_DIR`.
-        keep_period: steps that it divides stay too; 0: none.
+        keep_period: also keep the steps that are multiples of this; 0: none.
     """
-    options = {"enable_async_checkpointing": True, "cleanup_tmp_directories": True}
-    manager = _manager(directory, name, True, max_to_keep=keep, keep_period=keep_period or None, **options)
+    options = ocp.CheckpointManagerOptions(
+        enable_async_checkpointing=True, cleanup_tmp_directories=True, max_to_keep=keep, keep_period=keep_period or None
+    )
+    manager = _manager(directory, name, True, options)
     try:
         yield manager
         wait(manager)
     finally:
-        # What went wrong in a save was told by then.
+        # Errors of a save were already raised by `wait`.
         with contextlib.suppress(OSError, ValueError):
             manager.close()
 
 
 @contextlib.contextmanager
 def open_to_read(directory: Path, name: str = CHECKPOINTS_DIR, once: bool = False) -> Iterator[ocp.CheckpointManager]:
-    """Yields a manager that changes nothing: the run may be training, and its next checkpoint half written.
+    """Yields a manager that changes nothing: the run may be training, with its next checkpoint half written.
 
     Args:
         directory: of the run.
         name: `CHECKPOINTS_DIR` or `BEST_DIR`.
-        once: nobody will read it again soon.
+        once: the files will not be read again soon, so bypass the page cache.
 
     Raises:
         UserError: there is no checkpoint.
     """
     if not run_on_process_zero((directory / name).is_dir):
-        raise UserError(f"{directory} holds no checkpoint")
-    manager = _manager(directory, name, once, read_only=True, create=False, save_interval_steps=0)
+        raise UserError(f"{directory} contains no checkpoint")
+    options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+    manager = _manager(directory, name, once, options)
     try:
         yield manager
     finally:
         manager.close()
 
 
-def _manager(directory: Path, name: str, once: bool, **options: Any) -> ocp.CheckpointManager:  # noqa: ANN401
+def _manager(directory: Path, name: str, once: bool, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
-        directory.absolute() / name,
-        options=ocp.CheckpointManagerOptions(**options),
-        handler_registry=registry(directory, once),
+        directory.absolute() / name, options=options, handler_registry=registry(directory, once)
     )
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
-    """Returns once what is being saved is on disk.
+    """Returns once every save that was started is on disk.
 
     Raises:
-        UserError: it could not be written; what was saved before is untouched.
+        UserError: it could not be written; earlier checkpoints are intact.
     """
-    with _saving(manager):
+    with write_errors(manager):
         manager.wait_until_finished()
 
 
 @contextlib.contextmanager
-def _saving(manager: ocp.CheckpointManager) -> Iterator[None]:
-    # A full disk, a quota or a directory that is read-only, through TensorStore or the file system itself.
+def write_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """A context that turns a failed write (disk full, quota, read-only directory) into a one-line UserError."""
     try:
         yield
+    # TensorStore raises ValueError and RuntimeError, the file system OSError.
     except (OSError, ValueError, RuntimeError) as error:
-        # TensorStore says first where, last what.
-        fault = " ".join(str(error).split())[-200:]
+        # The path comes first in TensorStore's messages and the reason last.
+        reason = " ".join(str(error).split())[-200:]
         kept = ", ".join(map(str, saved_steps(Path(manager.directory).parent, Path(manager.directory).name))) or "none"
         raise UserError(
-            f"{manager.directory}: a checkpoint cannot be written ({fault}); those of steps {kept} are whole: "
-            "make room, then run again to go on"
+            f"{manager.directory}: a checkpoint cannot be written ({reason}); intact checkpoints: {kept}; "
+            "free some space and run the same command again to resume"
         ) from None
 
 
@@ -102,36 +99,6 @@ def saved_steps(directory: Path, name: str = CHECKPOINTS_DIR) -> list[int]:
     return sorted(found, reverse=True)
 
 
-def _steps(manager: ocp.CheckpointManager) -> list[int]:
-    """Returns the steps that there are, newest first; process 0's list, since a network file system may lag."""
+def listed_steps(manager: ocp.CheckpointManager) -> list[int]:
+    """Returns a manager's steps, newest first: process 0's list on every process, since network file systems lag."""
     return run_on_process_zero(lambda: sorted(manager.all_steps(), reverse=True))
-
-
-def _manifest(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None:
-    read, _ = _restore(manager, step, {"manifest": ocp.args.JsonRestore()})
-    try:
-        manifest = read["manifest"]
-        whole = all(
-            isinstance(leaf["shape"], list) and isinstance(leaf["dtype"], str) and isinstance(leaf["checksum"], str)
-            for leaf in manifest["leaves"].values()
-        )
-        return manifest if whole and manifest["version"] == _VERSION and manifest["leaves"] else None
-    except (KeyError, TypeError, AttributeError):
-        return None
-
-
-def _restore(manager: ocp.CheckpointManager, step: int, arguments: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Returns (what Orbax reads, "") on every process, or ({}, what went wrong) on every process."""
-    try:
-        read = manager.restore(step, args=ocp.args.Composite(**arguments))
-        return {name: read[name] for name in arguments}, ""
-    # Orbax and TensorStore raise a dozen types for a truncated, missing or unreadable file.
-    except Exception as error:
-        fault = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    if "sync_global_devices name mismatch" in fault:
-        return {}, "another process cannot read it"
-    # Orbax's reading ends with a barrier. A process that failed before it meets the others there under another name,
-    # so that it fails on all of them.
-    with contextlib.suppress(AssertionError):
-        multihost_utils.sync_global_devices("rootstock: a checkpoint cannot be read")
-    return {}, fault

@@ -1,4 +1,4 @@
-"""How Orbax writes and reads what a checkpoint holds: groups of arrays, uncompressed, and the manifest as JSON."""
+"""The Orbax handlers of a checkpoint's items: two trees of uncompressed arrays, and the manifest as JSON."""
 
 import math
 import os
@@ -9,22 +9,23 @@ import jax
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-GROUPS = ("params", "opt_state")
-_LEAST_BYTES = 64e6  # read at once
-_AT_ONCE = 0.25  # of what is read: fewer leave the disk idle, and each byte of it is a second copy in memory
+ITEMS = ("params", "opt_state")
+MIN_CONCURRENT_BYTES = 64e6
+# Of the bytes to read: a smaller fraction leaves the disk idle; each byte in flight is a second copy in memory.
+_CONCURRENT_FRACTION = 0.25
 
 
 class _ReadDirectly(ocp.type_handlers.ArrayHandler):
-    """Orbax's own, reading past the page cache: a copy less, for what is read once. Orbax cannot write so."""
+    """Orbax's array handler with direct I/O, one copy fewer for files that are read once. Orbax cannot write so."""
 
-    async def deserialize(self, infos: Any, args: Any = None) -> Any:  # noqa: ANN401 - as Orbax has it
+    async def deserialize(self, infos: Any, args: Any = None) -> Any:  # noqa: ANN401 - Orbax's signature
         for info in infos:
             info.ts_context = ts.Context({"file_io_mode": {"mode": "direct"}}, info.ts_context)
         return await super().deserialize(infos, args)
 
 
-def _can_pass_cache(directory: Path) -> bool:
-    """Returns whether a local file system is known to read past the page cache; network file systems often do not."""
+def _supports_direct_io(directory: Path) -> bool:
+    """Returns whether the file system supports O_DIRECT; network file systems often do not."""
     try:
         os.close(os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_DIRECT))
     except (OSError, AttributeError):
@@ -33,12 +34,12 @@ def _can_pass_cache(directory: Path) -> bool:
 
 
 class Arrays(ocp.PyTreeCheckpointHandler):
-    """Orbax's own: a file a leaf, its bytes as they are, or OCDBT's of many processes; bounds what is read at once."""
+    """Orbax's PyTree handler: one uncompressed file per leaf (OCDBT on several processes); bounds concurrent reads."""
 
     def __init__(self, direct: bool, concurrent_bytes: float | None = None) -> None:
-        """Reads past the page cache or through it; bounds reading by bytes, or by Orbax's default of 96 GB."""
+        """Reads with direct I/O or through the page cache, at most `concurrent_bytes` at once (Orbax: 96 GB)."""
         concurrent: Any = concurrent_bytes and concurrent_bytes / 1e9
-        # OCDBT copies each leaf into a file of many. Without it, a pod's devices write a file a leaf and device.
+        # OCDBT copies every leaf into a shared file. Without it, a pod writes one file per leaf and device.
         ocdbt = jax.process_count() > 1
         handler = _ReadDirectly() if direct else ocp.type_handlers.ArrayHandler()
         super().__init__(
@@ -50,35 +51,35 @@ class Arrays(ocp.PyTreeCheckpointHandler):
         )
         self._direct, self._ocdbt, self._bounded = direct, ocdbt, concurrent_bytes is not None
 
-    def finalize(self, directory: Any) -> None:  # noqa: ANN401 - as Orbax has it
-        """Merges the processes' OCDBT files; Orbax warns where there are none."""
+    def finalize(self, directory: Any) -> None:  # noqa: ANN401 - Orbax's signature
+        """Merges the OCDBT files of the processes; Orbax would warn if there are none."""
         if self._ocdbt:
             super().finalize(directory)
 
-    def restore(self, directory: Any, args: Any) -> Any:  # noqa: ANN401 - as Orbax has it
-        """Reads a quarter of the arrays at once, or the largest: Orbax refuses one beyond its bound."""
+    def restore(self, directory: Any, args: Any) -> Any:  # noqa: ANN401 - Orbax's signature
+        """Reads a quarter of the bytes at once, or the largest array: Orbax refuses an array above its bound."""
         if self._bounded:
             return super().restore(directory, args=args)
         sizes = [
             leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
             for leaf in jax.tree.leaves(args.item)
         ]
-        bound = max(1.01 * max(sizes), _AT_ONCE * sum(sizes), _LEAST_BYTES)
+        bound = max(1.01 * max(sizes), _CONCURRENT_FRACTION * sum(sizes), MIN_CONCURRENT_BYTES)
         return Arrays(self._direct, bound).restore(directory, args)
 
 
 def registry(directory: Path, once: bool) -> ocp.handlers.DefaultCheckpointHandlerRegistry:
-    """Returns which handler saves and restores which item of a run's checkpoints.
+    """Returns the handlers that save and restore the items of a run's checkpoints.
 
     Args:
         directory: of the run.
-        once: what is read is not read again soon, so that the page cache has no use for it.
+        once: the files will not be read again soon, so bypass the page cache.
     """
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    handler = Arrays(once and _can_pass_cache(directory))
-    for group in GROUPS:
-        registry.add(group, ocp.args.PyTreeSave, handler)
-        registry.add(group, ocp.args.PyTreeRestore, handler)
+    handler = Arrays(once and _supports_direct_io(directory))
+    for item in ITEMS:
+        registry.add(item, ocp.args.PyTreeSave, handler)
+        registry.add(item, ocp.args.PyTreeRestore, handler)
     registry.add("manifest", ocp.args.JsonSave)
     registry.add("manifest", ocp.args.JsonRestore)
     return registry

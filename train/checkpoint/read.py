@@ -1,8 +1,7 @@
-"""Reads checkpoints without a train state: one leaf at a time, or all of it for inspection."""
+"""Reads checkpoints without building a train state: one parameter at a time, or everything for inspection."""
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,88 +9,80 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from configs.errors import UserError
 from model.transformer import Params
 from train.checkpoint.checksums import checksums
-from train.checkpoint.manager import _manifest, _steps, open_to_read
-from train.checkpoint.manifest import compare_leaves, describe
-from train.checkpoint.restore import _read, _warn
-from train.step import TrainState
+from train.checkpoint.manager import open_to_read
+from train.checkpoint.manifest import Leaves, compare_leaves, describe_leaves
+from train.checkpoint.steps import DamagedCheckpoint, read_arrays, read_manifest, sound_steps, verify
 from train.trees import leaf_paths
+
+ReadLeaf = Callable[[str], jax.Array]
 
 
 @contextlib.contextmanager
-def open_sound(directory: Path, abstract_params: Params, mesh: Mesh, name: str) -> Iterator[Callable[[str], jax.Array]]:
-    """Yields a function that reads a leaf of the newest checkpoint all of whose parameters are sound.
+def open_leaf_reader(directory: Path, abstract_params: Params, mesh: Mesh, name: str) -> Iterator[ReadLeaf]:
+    """Yields a function from a leaf's path to its array, read from the newest checkpoint whose parameters are sound.
 
     Args:
         directory: of the run.
-        abstract_params: shapes, dtypes and shardings of all that it trained.
+        abstract_params: shapes, dtypes and shardings of all parameters that the run trained.
         mesh: where a leaf goes.
         name: `CHECKPOINTS_DIR` or `BEST_DIR`.
 
     Raises:
         UserError: see `restore_params`.
     """
-    faults, wanted = [], leaf_paths(abstract_params)
+    wanted = leaf_paths(abstract_params)
     with open_to_read(directory, name) as manager:
-        for step in _steps(manager):
-            manifest = _manifest(manager, step)
-            damage = "its manifest cannot be read"
-            if manifest is not None:
-                theirs = {k: v for k, v in manifest["leaves"].items() if k.startswith("params/")}
-                compare_leaves(f"{manager.directory}/{step}", theirs, describe(TrainState(None, abstract_params, None)))  # type: ignore[arg-type]
-                read = partial(_read_leaf, manager, step, wanted)
-                damage = next(filter(None, (_leaf_damage(read, path, theirs, mesh) for path in wanted)), "")
-            if not damage:
-                yield lambda path: read(path)[0]  # noqa: B023 - the loop ends here
-                return
-            faults.append(_warn(manager, step, damage))
-    raise UserError("; ".join(faults) or f"{directory} holds no checkpoint")
+
+        def verified(step: int, leaves: Leaves) -> ReadLeaf:
+            stored = {path: leaf for path, leaf in leaves.items() if path.startswith("params/")}
+            compare_leaves(f"{manager.directory}/{step}", stored, describe_leaves({"params": abstract_params}))
+            for path in wanted:
+                verify({f"params/{path}": stored[f"params/{path}"]}, {"params": {path: read(step, path)}}, mesh)
+            return lambda path: read(step, path)
+
+        def read(step: int, path: str) -> jax.Array:
+            return _read_leaf(manager, step, path, wanted[path])
+
+        yield next(sound_steps(manager, verified))
 
 
-def _read_leaf(manager: ocp.CheckpointManager, step: int, wanted: dict[str, Any], path: str) -> tuple[Any, str]:
-    """Returns (a leaf, "") or (None, what went wrong)."""
-    item: Any = wanted[path]
+def _read_leaf(manager: ocp.CheckpointManager, step: int, path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    item: Any = leaf
     for key in reversed(path.split("/")):
         item = {key: item}
-    read, damage = _read(manager, step, {"params": item})
-    return (None if damage else jax.tree.leaves(read)[0]), damage
+    return jax.tree.leaves(read_arrays(manager, step, {"params": item}))[0]
 
 
-def _leaf_damage(read: Callable[[str], Any], path: str, theirs: dict[str, Any], mesh: Mesh) -> str:
-    leaf, damage = read(path)
-    if damage or checksums({path: leaf}, mesh)[path] == theirs[f"params/{path}"]["checksum"]:
-        return damage
-    return f"checksum differs: {path}"
-
-
-class Held(NamedTuple):
-    """What a checkpoint holds: {path: array}, {path: checksum} as found, and what is wrong with it, or ""."""
+class CheckpointContents(NamedTuple):
+    """What a checkpoint contains: {path: array}, {path: checksum of that array}, and what is damaged, or ""."""
 
     leaves: dict[str, jax.Array]
     checksums: dict[str, str]
     damage: str
 
 
-def inspect(manager: ocp.CheckpointManager, step: int) -> Held:
-    """Reads all of a checkpoint on the first device, as its own files describe it, and compares the checksums."""
-    manifest = _manifest(manager, step)
-    if manifest is None:
-        return Held({}, {}, "its manifest cannot be read")
-    groups = {path.partition("/")[0] for path in manifest["leaves"]}
-    one = SingleDeviceSharding(jax.devices()[0])
+def read_contents(manager: ocp.CheckpointManager, step: int) -> CheckpointContents:
+    """Reads a whole checkpoint onto the first device, as its own files describe it, and compares the checksums."""
+    try:
+        manifest = read_manifest(manager, step)
+        leaves = leaf_paths(read_arrays(manager, step, _abstract_items(manager, step, manifest)))
+    except DamagedCheckpoint as error:
+        return CheckpointContents({}, {}, str(error))
+    found = checksums(leaves, None)
+    expected = {path: leaf.checksum for path, leaf in manifest.items()}
+    wrong = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+    return CheckpointContents(leaves, found, f"checksum differs: {', '.join(wrong)}" if wrong else "")
+
+
+def _abstract_items(manager: ocp.CheckpointManager, step: int, manifest: Leaves) -> dict[str, Any]:
+    """Returns the abstract trees of the items that the manifest lists, from Orbax's metadata."""
+    names = {path.partition("/")[0] for path in manifest}
+    one_device = SingleDeviceSharding(jax.devices()[0])
     # Orbax and TensorStore raise a dozen types for a truncated, missing or unreadable file.
     try:
-        trees = {group: manager.item_metadata(step)[group].tree for group in groups}
-        items = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), trees)
+        trees = {name: manager.item_metadata(step)[name].tree for name in names}
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device), trees)
     except Exception as error:
-        return Held({}, {}, " ".join(str(error).split())[:200] or type(error).__name__)
-    read, damage = _read(manager, step, items)
-    if damage:
-        return Held({}, {}, damage)
-    leaves = leaf_paths(read)
-    found = checksums(leaves, None)
-    expected = {path: leaf["checksum"] for path, leaf in manifest["leaves"].items()}
-    wrong = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
-    return Held(leaves, found, f"checksum differs: {', '.join(wrong)}" if wrong else "")
+        raise DamagedCheckpoint(" ".join(str(error).split())[:200] or type(error).__name__) from None

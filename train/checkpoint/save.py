@@ -5,32 +5,32 @@ from jax.sharding import Mesh
 
 from configs.errors import UserError
 from train.checkpoint.checksums import checksums
-from train.checkpoint.manager import _VERSION, _saving
-from train.checkpoint.manifest import describe, leaves_of
-from train.checkpoint.orbax_handlers import GROUPS
+from train.checkpoint.manager import write_errors
+from train.checkpoint.manifest import describe_leaves, items_of, to_json
 from train.step import TrainState
+from train.trees import leaf_paths
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, mesh: Mesh) -> None:
     """Starts saving a state; returns once its arrays may be donated again.
 
     Raises:
-        UserError: Orbax refused, e.g. because a newer step is already there; or this or the last one cannot be
+        UserError: Orbax refused (for example because a newer step exists), or this save or the previous one cannot be
             written.
     """
-    step = int(state.step)
-    manifest = {"version": _VERSION, "step": step, "leaves": describe(state, checksums(leaves_of(state), mesh))}
-    arguments = {group: ocp.args.PyTreeSave(getattr(state, group)) for group in GROUPS if getattr(state, group)}
-    with _saving(manager):
+    step, items = int(state.step), items_of(state)
+    manifest = to_json(step, describe_leaves(items, checksums(leaf_paths(items), mesh)))
+    arguments = {name: ocp.args.PyTreeSave(item) for name, item in items.items() if item}
+    with write_errors(manager):
         saved = manager.save(step, args=ocp.args.Composite(**arguments, manifest=ocp.args.JsonSave(manifest)))
     if not saved:
-        raise UserError(f"{manager.directory}: checkpoint {step} was not saved; newest there: {manager.latest_step()}")
+        raise UserError(f"{manager.directory}: checkpoint {step} was not saved; the newest is {manager.latest_step()}")
 
 
 def save_best(manager: ocp.CheckpointManager, state: TrainState, mesh: Mesh) -> None:
-    """Saves the parameters of the best state so far, unless a run that was killed had come so far before.
+    """Saves the parameters of the best state so far, unless a killed start of the run already saved this step.
 
-    What it saved then is what this run will come to.
+    Training is deterministic, so what was saved then is what this state contains.
     """
     if int(state.step) > (manager.latest_step() or -1):
         save(manager, state._replace(opt_state=None), mesh)

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from configs.errors import UserError
 from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR, open_to_read, saved_steps
-from train.checkpoint.read import Held, inspect
+from train.checkpoint.read import CheckpointContents, read_contents
 from train.console import results_console
 from train.run.history import read_records
 from train.run.lock import claim
@@ -86,9 +86,9 @@ def _step(path: Path) -> int:
     return int(path.name.partition("-")[0])
 
 
-def _read(directory: Path, where: str, step: int) -> Held:
+def _read(directory: Path, where: str, step: int) -> CheckpointContents:
     with open_to_read(directory, where) as manager:
-        return inspect(manager, step)
+        return read_contents(manager, step)
 
 
 def _verify(directory: Path) -> None:
@@ -104,7 +104,7 @@ def _verify(directory: Path) -> None:
         raise UserError(f"{directory}: {'; '.join(damaged)}")
 
 
-def _newest(directory: Path) -> tuple[int, Held]:
+def _newest(directory: Path) -> tuple[int, CheckpointContents]:
     for step in saved_steps(directory, CHECKPOINTS_DIR):
         held = _read(directory, CHECKPOINTS_DIR, step)
         if not held.damage:

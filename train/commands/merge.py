@@ -57,5 +57,5 @@ def merge(directory: Path, output: Path) -> None:
         start_run(output, dataclasses.replace(record, config=config), adapter.tokenizer())
         step = jnp.asarray(record.config["num_steps"], jnp.int32)
         with open_manager(output, keep=1) as manager:
-            save(manager, TrainState(step, params, None), mesh)
+            save(manager, TrainState(step, params, None, {}), mesh)
     say(f"merge: {output} holds the whole model")

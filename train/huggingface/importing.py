@@ -60,7 +60,7 @@ def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
     with claim(output), jax.set_mesh(mesh):
         start_run(output, record, tokenizer)
         with open_manager(output, keep=1) as manager:
-            save(manager, TrainState(jnp.asarray(0, jnp.int32), params, None), mesh)
+            save(manager, TrainState(jnp.asarray(0, jnp.int32), params, None, {}), mesh)
     count = parameter_count(params)
     say(f"import-hf: {architecture}, {count:,} parameters; {output} holds the model")
 

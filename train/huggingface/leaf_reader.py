@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from model.transformer import Params
-from train.checkpoint.read import open_sound
+from train.checkpoint.read import open_leaf_reader
 from train.run.record import Run
 from train.trees import abstract_params, leaf_paths
 
@@ -29,5 +29,5 @@ def open_params(run: Run, mesh: Mesh) -> Iterator[tuple[Params, Read]]:
         yield params, leaf_paths(params).__getitem__
         return
     abstract = abstract_params(objective, mesh)
-    with open_sound(run.directory, abstract, mesh, run.checkpoint_dir) as read:
+    with open_leaf_reader(run.directory, abstract, mesh, run.checkpoint_dir) as read:
         yield abstract, read

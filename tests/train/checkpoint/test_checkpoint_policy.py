@@ -1,4 +1,4 @@
-"""Which steps are saved, and which of them stay."""
+"""Which steps are saved and which of them are kept."""
 
 import time
 
@@ -6,8 +6,8 @@ import pytest
 
 from configs.errors import UserError
 from tests.faults.tiny_run import settings_of, train
-from train import loop
 from train.checkpoint.manager import CHECKPOINTS_DIR, open_manager, open_to_read, saved_steps
+from train.loop import CheckpointSchedule
 
 
 @pytest.mark.parametrize(
@@ -19,32 +19,34 @@ from train.checkpoint.manager import CHECKPOINTS_DIR, open_manager, open_to_read
          [12, 10, 8, 5, 4]),
     ],
 )  # fmt: skip
-def test_what_is_saved_and_what_stays(changes, kept, tmp_path):
+def test_saved_and_kept_steps_follow_the_config(changes, kept, tmp_path):
     train(tmp_path, settings_of(**changes))
     assert saved_steps(tmp_path) == kept
 
 
-def test_the_time_counts_from_the_last_save(monkeypatch):
+def test_checkpoint_minutes_count_from_the_last_save(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    due = loop._Due(settings_of(**{"checkpoint.every": 10, "checkpoint.minutes": 1.0, "logging.every": 1}))
+    schedule = CheckpointSchedule(
+        settings_of(**{"checkpoint.every": 10, "checkpoint.minutes": 1.0, "logging.every": 1})
+    )
     saved = []
     for step in range(1, 31):
         now[0] += 15.0
-        if due(step):
+        if schedule.due(step):
             saved.append(step)
-    # Every fourth step a minute has passed; a save by steps starts the minute anew.
+    # A minute passes every four steps; a save by steps restarts the minute.
     assert saved == [4, 8, 10, 14, 18, 20, 24, 28, 30]
 
 
-def test_reading_leaves_a_save_that_is_under_way_alone(tmp_path):
+def test_open_to_read_does_not_delete_a_save_in_progress(tmp_path):
     settings = settings_of()
     train(tmp_path, settings)
     half = tmp_path / CHECKPOINTS_DIR / "16.orbax-checkpoint-tmp-0"
     half.mkdir()
     with open_to_read(tmp_path) as manager:
         assert manager.all_steps() and half.is_dir()
-    # The run itself clears away what a kill left, in the background.
+    # The run itself deletes, in the background, what a kill left.
     with open_manager(tmp_path, 5):
         deadline = time.monotonic() + 20
         while half.is_dir() and time.monotonic() < deadline:
@@ -53,11 +55,11 @@ def test_reading_leaves_a_save_that_is_under_way_alone(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["every", "minutes", "keep_period"])
-def test_less_than_nothing_is_no_policy(name):
+def test_negative_checkpoint_settings_are_errors(name):
     with pytest.raises(UserError, match=f"config.checkpoint.{name} is -1.*; legal: at least 0"):
         settings_of(**{f"checkpoint.{name}": -1})
 
 
-def test_no_checkpoint_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="holds no checkpoint"), open_to_read(tmp_path):
+def test_missing_checkpoint_is_a_one_line_error(tmp_path):
+    with pytest.raises(UserError, match="contains no checkpoint"), open_to_read(tmp_path):
         pass

@@ -1,4 +1,4 @@
-"""What is read back is what was saved, on any mesh, or it is not taken."""
+"""A checkpoint is restored bit for bit on any mesh, or refused."""
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,10 @@ from configs import default
 from configs.errors import UserError
 from model.heads import language_model
 from tests.damage import flip_a_bit
-from train.checkpoint import orbax_handlers as orbax_items
+from train.checkpoint import orbax_handlers
 from train.checkpoint import save as saving
 from train.checkpoint.checksums import checksums
 from train.checkpoint.manager import open_manager
-from train.checkpoint.manifest import leaves_of
 from train.checkpoint.restore import restore_newest, restore_params
 from train.distributed.placement import replicated
 from train.optimizer import make_optimizer
@@ -28,10 +27,10 @@ OPTIMIZER = make_optimizer(
 
 
 def state_on(mesh, step=3):
-    """A state of which no leaf is zero, laid out on a mesh."""
+    """A sharded state without zero leaves."""
     params = init(OBJECTIVE)
     filled = jax.tree.map(lambda x: x + jnp.asarray(step, x.dtype), OPTIMIZER.init(params))
-    state = TrainState(jnp.asarray(step, jnp.int32), params, filled)
+    state = TrainState(jnp.asarray(step, jnp.int32), params, filled, {})
     return jax.device_put(state, state_shardings(OBJECTIVE, OPTIMIZER, mesh))
 
 
@@ -54,7 +53,7 @@ def assert_same(found, expected):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(expected))
 
 
-def test_what_is_restored_is_what_was_saved(tmp_path):
+def test_restored_state_equals_the_saved_one(tmp_path):
     mesh = mesh_of()
     assert restore(tmp_path, state_on(mesh), mesh) is None
     state = state_on(mesh, 7)
@@ -64,10 +63,10 @@ def test_what_is_restored_is_what_was_saved(tmp_path):
     assert_same(found, state)
 
 
-def test_a_leaf_larger_than_what_is_read_at_once_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(orbax_items, "_LEAST_BYTES", 0.0)
+def test_leaf_above_the_concurrent_read_limit_is_restored(tmp_path, monkeypatch):
+    monkeypatch.setattr(orbax_handlers, "MIN_CONCURRENT_BYTES", 0.0)
     mesh = mesh_of()
-    state = TrainState(jnp.asarray(1, jnp.int32), {"backbone": {"w": jnp.arange(4096.0)}, "head": {}}, None)
+    state = TrainState(jnp.asarray(1, jnp.int32), {"backbone": {"w": jnp.arange(4096.0)}, "head": {}}, None, {})
     state = jax.device_put(state, replicated(mesh))
     save(tmp_path, state, mesh=mesh)
     found = restore_params(tmp_path, abstract(state).params, mesh, ("backbone",))
@@ -75,7 +74,7 @@ def test_a_leaf_larger_than_what_is_read_at_once_is_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("before", "after"), [({"fsdp": 8}, {"fsdp": 2, "tensor": 2}), ({}, {"fsdp": 4})], ids=str)
-def test_a_state_moves_to_another_mesh(before, after, tmp_path):
+def test_restore_on_another_mesh(before, after, tmp_path):
     old, new = mesh_of(**before), mesh_of(**after)
     saved, wanted = state_on(old), state_on(new)
     save(tmp_path, saved, mesh=old)
@@ -86,7 +85,7 @@ def test_a_state_moves_to_another_mesh(before, after, tmp_path):
     )
 
 
-def test_a_flipped_bit_is_found(tmp_path, capsys):
+def test_flipped_bit_is_detected(tmp_path, capsys):
     mesh = mesh_of()
     first = state_on(mesh)
     save(tmp_path, first, state_on(mesh, 5), mesh=mesh)
@@ -96,22 +95,20 @@ def test_a_flipped_bit_is_found(tmp_path, capsys):
     assert [path.name.split("-")[0] for path in (tmp_path / "damaged").iterdir()] == ["5"]
 
 
-def test_a_checksum_sees_every_change():
+def test_checksum_changes_with_any_value_or_order():
     mesh = mesh_of()
 
     def checksum(*values):
-        state = TrainState(None, {"x": jnp.asarray(values, jnp.float32)}, None)
-        return checksums(leaves_of(state), mesh)["params/x"]
+        return checksums({"x": jnp.asarray(values, jnp.float32)}, mesh)["x"]
 
     assert checksum(1, 2, 3, 4) == checksum(1, 2, 3, 4)
     others = {checksum(1, 2, 4, 3), checksum(1, 2, 3, 5), checksum(2, 1, 3, 4), checksum(1, 3, 2, 4)}
     assert len(others | {checksum(1, 2, 3, 4)}) == 5
     split = jax.device_put(jnp.arange(8.0), jax.sharding.NamedSharding(mesh_of(fsdp=8), jax.P("fsdp")))
-    state = TrainState(None, {"x": split}, None)
-    assert checksums(leaves_of(state), mesh_of(fsdp=8))["params/x"] == checksum(*range(8))
+    assert checksums({"x": split}, mesh_of(fsdp=8))["x"] == checksum(*range(8))
 
 
-def test_another_model_is_refused_by_the_leaf(tmp_path):
+def test_restore_into_another_model_names_the_leaf(tmp_path):
     mesh = mesh_of()
     state = state_on(mesh)
     save(tmp_path, state, mesh=mesh)
