@@ -121,7 +121,7 @@ def _speeds(model: ModelConfig, workdir: Path, rounds: int) -> None:
     mesh = single_device_mesh()
     with jax.set_mesh(mesh):
         program = make_program(language_model(model), _settings(10, 0.0), mesh)
-        state = program.initialise(jax.random.key_data(jax.random.key(0)))
+        state = program.initialize(jax.random.key_data(jax.random.key(0)))
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         chunks = round(size / _CHUNK)
         block = mmap.mmap(-1, _CHUNK)

@@ -1,4 +1,4 @@
-"""What a stage hands to the training loop, and the state that it begins with."""
+"""What a stage (pre-training, fine-tuning) hands to the training loop, and the state that training starts from."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,15 +17,15 @@ Evaluate = Callable[[Params], dict[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a stage hands to the loop.
+    """The inputs of the training loop that depend on the stage.
 
     Attributes:
-        title: beside the progress bar.
+        title: prefix of every message.
         objective: the model with its head.
-        rows: what to train on.
-        evaluate: parameters -> figures with a "loss", on held-out rows.
-        graft: names of groups of parameters -> these groups, read from another run; None: all are random.
-        grafted: the groups that it reads.
+        rows: the training rows.
+        evaluate: parameters -> metrics on held-out rows, among them "loss".
+        load_initial: names of parameter groups -> these groups of another run; None: random initialization.
+        initial_groups: the groups to load when training starts.
         flops_per_step: model FLOPs of one step, for MFU.
     """
 
@@ -33,45 +33,61 @@ class Job:
     objective: Objective
     rows: Rows
     evaluate: Evaluate
-    graft: Callable[[tuple[str, ...]], Params] | None
-    grafted: tuple[str, ...]
+    load_initial: Callable[[tuple[str, ...]], Params] | None
+    initial_groups: tuple[str, ...]
     flops_per_step: float
 
 
 def first_state(job: Job, settings: Settings, program: Program, restored: TrainState | None) -> TrainState:
-    """Returns the state to go on from: own checkpoint > another run's parameters > random.
+    """Returns the state that training starts from.
 
     Args:
         job: what is trained.
         settings: the config.
-        program: of both.
-        restored: what the run's checkpoint held, which is what trains; None: there is none.
+        program: the compiled functions of both.
+        restored: the trained groups and optimizer state of the run's newest checkpoint; None: there is none.
     """
-    frozen = tuple(program.state.frozen)
-    if restored is not None and not frozen:
-        return restored
-    if restored is not None and job.graft is not None:
-        return restored._replace(frozen=_as_frozen(job, program, job.graft(frozen)))
-    state = program.initialise(jax.random.key_data(jax.random.key(settings.seed)))
+    # Where the state comes from, first match wins:
+    # 1. this run's own newest checkpoint: resume
+    # 2. another run's parameters (--init_from): fine-tuning or continued pre-training
+    # 3. random initialization
     if restored is not None:
-        return restored._replace(frozen=state.frozen)
-    if job.graft is None:
-        return state
-    grafted = job.graft(job.grafted)
+        return restored._replace(frozen=_frozen_groups(job, settings, program))
+    state = _random_state(settings, program)
+    return state if job.load_initial is None else _load_into(state, job, program)
+
+
+def _random_state(settings: Settings, program: Program) -> TrainState:
+    return program.initialize(jax.random.key_data(jax.random.key(settings.seed)))
+
+
+def _load_into(state: TrainState, job: Job, program: Program) -> TrainState:
+    """Returns a random state with the job's initial groups replaced by another run's."""
+    assert job.load_initial is not None
+    loaded = job.load_initial(job.initial_groups)
     new = [
-        f"{group} ({len(jax.tree.leaves(tree))} leaves)" for group, tree in state.params.items() if group not in grafted
+        f"{group} ({len(jax.tree.leaves(tree))} leaves)" for group, tree in state.params.items() if group not in loaded
     ]
-    trained, kept = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.params, state.frozen))
+    trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.params, state.frozen))
     say(
-        f"{job.title}: loaded {len(jax.tree.leaves(grafted))} leaves; new: {', '.join(new) or 'none'}; "
-        f"{trained:,} of {trained + kept:,} parameters train ({trained / (trained + kept):.2%})"
+        f"{job.title}: loaded {len(jax.tree.leaves(loaded))} leaves; new: {', '.join(new) or 'none'}; "
+        f"{trained:,} of {trained + frozen:,} parameters are trained ({trained / (trained + frozen):.2%})"
     )
-    params = state.params | {group: tree for group, tree in grafted.items() if group in state.params}
-    return state._replace(params=params, frozen=state.frozen | _as_frozen(job, program, grafted))
+    params = state.params | {group: tree for group, tree in loaded.items() if group in state.params}
+    return state._replace(params=params, frozen=state.frozen | _as_frozen(job, program, loaded))
+
+
+def _frozen_groups(job: Job, settings: Settings, program: Program) -> Params:
+    """Returns the groups that are not trained and that checkpoints therefore do not contain."""
+    if not program.state.frozen:
+        return {}
+    if job.load_initial is None:
+        return _random_state(settings, program).frozen
+    return _as_frozen(job, program, job.load_initial(tuple(program.state.frozen)))
 
 
 def _as_frozen(job: Job, program: Program, groups: Params) -> Params:
-    """Returns the groups that do not train, as the step reads them."""
+    """Returns those of the groups that are not trained, in the compute dtype and sharding of the step."""
     frozen = program.state.frozen
     shardings = jax.tree.map(lambda leaf: leaf.sharding, frozen)
 

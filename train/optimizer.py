@@ -1,4 +1,4 @@
-"""Optax optimizers and schedules; which parameters decay, and which Muon turns, is read off their logical axes."""
+"""Optax optimizers and schedules; logical axes decide which parameters get weight decay and which get Muon."""
 
 from typing import Any
 
@@ -27,23 +27,23 @@ def make_schedule(settings: OptimizerSettings, peak: float, num_steps: int) -> o
         boundaries = [max(num_steps - decay, warmup)]
     if not warmup:
         return optax.join_schedules(after, boundaries)
-    # The first step already moves: it uses peak / warmup, not 0.
+    # The first step uses peak / warmup instead of 0, which would waste it.
     rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
     return optax.join_schedules([rise, *after], [warmup, *boundaries])
 
 
 def is_matrix(box: nn.Partitioned) -> bool:
-    """Returns whether a parameter is a layer's matrix: it reads or writes the residual stream by an "embed" axis."""
+    """Returns whether a parameter is a matrix, that is, has an "embed" axis: it reads or writes the residual stream."""
     return "embed" in box.names
 
 
 def make_optimizer(settings: OptimizerSettings, num_steps: int, boxed: Any) -> optax.GradientTransformation:  # noqa: ANN401
-    """Returns the optimizer: clipping, then AdamW, or Muon on the layers' matrices and AdamW on the rest.
+    """Returns the optimizer: gradient clipping, then AdamW, or Muon for the matrices of layers and AdamW otherwise.
 
     Args:
         settings: `config.optimizer`.
-        num_steps: of the run; the schedules end there.
-        boxed: the (abstract) parameters with their logical axes.
+        num_steps: length of the run and of its schedules.
+        boxed: the (abstract) parameters in boxes that name their logical axes.
     """
     matrices = jax.tree.map(is_matrix, boxed, is_leaf=is_partitioned)
     schedule = make_schedule(settings, settings.learning_rate, num_steps)
@@ -75,9 +75,9 @@ def make_optimizer(settings: OptimizerSettings, num_steps: int, boxed: Any) -> o
 
 
 def _scale_by_layer(boxed: Any, decay: float) -> optax.GradientTransformation:  # noqa: ANN401
-    """Returns the transformation that gives a layer `decay` times the rate of the one above it (ULMFiT: 1801.06146).
+    """Returns a transformation that gives each layer `decay` times the rate of the layer above it (arXiv:1801.06146).
 
-    The last layer, the final norm and the head keep theirs; the embedding lies below the first layer.
+    The last layer, the final norm and the head keep the full rate; the embedding counts as one layer below the first.
     """
 
     def layers(box: nn.Partitioned) -> int:
@@ -96,9 +96,10 @@ def _scale_by_layer(boxed: Any, decay: float) -> optax.GradientTransformation:  
 
 
 def _muon_dimensions(box: nn.Partitioned) -> optax.contrib.MuonDimensionNumbers | None:
-    """Which axes of a stacked matrix are its input and its output; None leaves the parameter to AdamW.
+    """Returns the input and output axes of a stacked matrix, or None for a parameter that AdamW updates.
 
-    Optax's own default takes every 2-D leaf for a matrix: wrong both ways when layers are stacked.
+    Optax's default treats every 2-D leaf as a matrix, which is wrong when layers are stacked: a stacked norm is 2-D and
+    a stacked kernel is not.
     """
     if not is_matrix(box):
         return None

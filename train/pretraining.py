@@ -103,8 +103,8 @@ def job_of(
         objective=objective_of(settings, model),
         rows=rows,
         evaluate=evaluate,
-        graft=load_initial,
-        grafted=("backbone", "head"),
+        load_initial=load_initial,
+        initial_groups=("backbone", "head"),
         flops_per_step=settings.batch_size
         * settings.sequence_length
         * training_flops_per_token(model, settings.sequence_length),

@@ -1,89 +1,87 @@
-"""Times the loop and reports it one step behind, so that reading a step's metrics never holds up the next step."""
+"""Reports the training loop one step behind, so that reading a step's metrics never delays the next step."""
 
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 from configs.errors import UserError
 from data.loader import BatchFunction, batch_number
-from train.console import Bar, say, warn
+from train.console import Bar, progress, say, warn
+from train.distributed.processes import is_process_zero
 from train.hardware import peak_flops
+from train.job import Job
 from train.run import goodput
 from train.run.goodput import Goodput
-from train.run.history import Writer
+from train.run.history import Writer, open_writer
 from train.settings import Settings
 from train.step import Metrics
 
 
 class Diverged(UserError):
-    """Too many steps, one after the other, were skipped; `step` is the last of them."""
+    """Too many consecutive steps were skipped; `step` is the last of them."""
 
     def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
         self.step = step
 
 
-class Watch:
-    """Turns device metrics into records and the progress bar; time spent outside steps is left out of throughput."""
+class Outputs(NamedTuple):
+    """Where a reporter writes: records of metrics.jsonl, a progress bar, and the wall time by part."""
 
-    def __init__(
-        self,
-        title: str,
-        settings: Settings,
-        flops_per_step: float,
-        write: Writer,
-        bar: Bar,
-        start: int,
-        batches: BatchFunction,
-        spent: Goodput,
-    ) -> None:
-        self.title, self.write, self.bar = title, write, bar
-        self.batches, self.spent = batches, spent
-        self.limit = min(settings.faults.max_consecutive_skips, max(settings.num_steps // 2, 1))
+    write: Writer
+    progress: Bar
+    goodput: Goodput
+
+
+class StepReporter:
+    """Turns device metrics into records and progress; time outside training steps does not count in throughput."""
+
+    def __init__(self, job: Job, settings: Settings, batches: BatchFunction, start: int, outputs: Outputs) -> None:
+        self.title, self.flops_per_step = job.title, job.flops_per_step
+        self.batches, self.start = batches, start
+        self.write, self.progress, self.goodput = outputs
+        self.max_consecutive_skips = min(settings.faults.max_consecutive_skips, max(settings.num_steps // 2, 1))
         self.consecutive_skips = 0
-        self.every, self.last_step = settings.logging.every, settings.num_steps
+        self.every, self.num_steps = settings.logging.every, settings.num_steps
         self.tokens_per_step = settings.batch_size * settings.sequence_length
-        self.flops_per_step = flops_per_step
         self.peak_flops = peak_flops()
-        self.start = start
         self.started = time.perf_counter()
-        # Throughput is counted from here: the first step, which compiles, moves it.
+        # Throughput is measured from here; after the first step, which compiles, it starts again.
         self.mark, self.marked_step, self.outside = self.started, start, 0.0
         self.pending: tuple[int, Metrics] | None = None
 
     def step_done(self, step: int, metrics: Metrics) -> None:
-        """Takes the metrics of a step that was dispatched and reports the one before.
+        """Takes the metrics of a step that was dispatched and reports the previous step.
 
         Raises:
-            Diverged: that one was skipped, and too many before it.
+            Diverged: the previous step was skipped, as were too many before it.
         """
         self._flush()
         self.pending = (step, metrics)
 
     @contextlib.contextmanager
     def outside_steps(self, part: str) -> Iterator[None]:
-        """A context whose time is `part`'s and no training time; the pending step is reported first."""
+        """A context whose time counts as `part` and not as training; the pending step is reported first."""
         self._flush()
         begin = time.perf_counter()
-        with self.spent.part(part):
+        with self.goodput.part(part):
             yield
         self.outside += time.perf_counter() - begin
 
-    def account(self, step: int) -> dict[str, float]:
-        """Writes, and returns, the seconds that each part of the run took by now, with `step` steps done."""
-        parts = self.spent.seconds()
+    def write_wall_time(self, step: int) -> None:
+        """Writes the seconds spent in each part of the run up to now, after `step` steps."""
         seconds = time.perf_counter() - self.started
-        self.write({"step": step, "phase": goodput.PHASE, "seconds": seconds, "parts": parts})
-        return parts
+        self.write({"step": step, "phase": goodput.PHASE, "seconds": seconds, "parts": self.goodput.seconds()})
 
-    def evaluated(self, step: int, figures: dict[str, float]) -> None:
-        """Writes the figures of an evaluation after `step` steps."""
-        place = {"step": step, "phase": "eval"}
-        spent = {"tokens": step * self.tokens_per_step, "seconds": time.perf_counter() - self.started}
-        self.write({**place, **figures, **spent})
-        shown = {name: f"{value:,}" if isinstance(value, int) else f"{value:.4f}" for name, value in figures.items()}
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        """Writes and prints the metrics of an evaluation after `step` steps."""
+        cost = {"tokens": step * self.tokens_per_step, "seconds": time.perf_counter() - self.started}
+        self.write({"step": step, "phase": "eval", **metrics, **cost})
+        shown = {name: f"{value:,}" if isinstance(value, int) else f"{value:.4f}" for name, value in metrics.items()}
         text = " · ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
         say(f"{self.title}: step {step}: held-out {text}")
 
@@ -98,27 +96,20 @@ class Watch:
             self._skipped(step, values)
         if step == self.start + 1:
             self.mark, self.marked_step, self.outside = time.perf_counter(), step, 0.0
-        if step % self.every == 0 or step == self.last_step:
+        if step % self.every == 0 or step == self.num_steps:
             self._record(step, values)
 
     def _skipped(self, step: int, values: dict[str, float]) -> None:
-        """Says and writes which batch a skipped step had."""
+        """Writes the batch of a skipped step and prints a warning."""
         t = step - 1
         batch, rows = batch_number(t, self.batches.skipped), self.batches.row_numbers(t).tolist()
-        self.write(
-            {
-                "step": step,
-                "phase": "skipped",
-                "batch": batch,
-                "rows": rows,
-                "loss": values["loss"],
-                "grad_norm": values["grad_norm"],
-            }
-        )
-        found = f"loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}"
+        loss, grad_norm = values["loss"], values["grad_norm"]
+        place = {"step": step, "phase": "skipped", "batch": batch, "rows": rows}
+        self.write({**place, "loss": loss, "grad_norm": grad_norm})
+        found = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}"
         warn(f"{self.title}: step {step} is skipped: {found} in batch {batch} ({self.consecutive_skips} consecutive)")
-        if self.consecutive_skips >= self.limit:
-            self.account(step)
+        if self.consecutive_skips >= self.max_consecutive_skips:
+            self.write_wall_time(step)
             raise Diverged(
                 f"{self.consecutive_skips} consecutive steps were skipped, the last is step {step}: {found}; none "
                 "of them changed the state: lower config.optimizer.learning_rate, check the data, or set "
@@ -132,7 +123,8 @@ class Watch:
         steps_per_second = steps / max(now - self.mark - self.outside, 1e-9)
         if steps:
             self.mark, self.marked_step, self.outside = now, step, 0.0
-        rate = steps_per_second * self.tokens_per_step
+        tokens_per_second = steps_per_second * self.tokens_per_step
+        # None: the chip's peak is not known, as on a CPU.
         mfu = steps_per_second * self.flops_per_step / self.peak_flops if self.peak_flops else None
         self.write(
             {
@@ -141,11 +133,23 @@ class Watch:
                 "loss": values["loss"],
                 "tokens": step * self.tokens_per_step,
                 "seconds": now - self.started,
-                "tokens_per_second": rate,
-                "mfu": mfu,
+                "tokens_per_second": tokens_per_second,
+                **({} if mfu is None else {"mfu": mfu}),
                 "learning_rate": values["learning_rate"],
                 "grad_norm": values["grad_norm"],
             }
         )
-        shown_mfu = "" if mfu is None else f" · MFU {mfu:.0%}"
-        self.bar(step, f"loss {values['loss']:.3f} · {rate:,.0f} tokens/s{shown_mfu}")
+        text = f"loss {values['loss']:.3f} · {tokens_per_second:,.0f} tokens/s"
+        self.progress(step, text if mfu is None else f"{text} · MFU {mfu:.0%}")
+
+
+@contextlib.contextmanager
+def open_reporter(
+    job: Job, settings: Settings, workdir: Path, batches: BatchFunction, start: int, times: Goodput
+) -> Iterator[StepReporter]:
+    """Yields a `StepReporter` of a run that continues after `start` steps; only process 0 writes records."""
+    with (
+        open_writer(workdir, start, settings.logging.tensorboard, is_process_zero()) as write,
+        progress(job.title, settings.num_steps) as move,
+    ):
+        yield StepReporter(job, settings, batches, start, Outputs(write, move, times))

@@ -103,7 +103,7 @@ def steps_over(settings: Settings, batches: Iterable[int]) -> list[np.ndarray]:
     mesh, function = mesh_of(), function_of(settings, rows_of())
     program = make_program(language_model(tiny_model()), settings, mesh)
     with jax.set_mesh(mesh):
-        state = program.initialise(jax.random.key_data(jax.random.key(settings.seed)))
+        state = program.initialize(jax.random.key_data(jax.random.key(settings.seed)))
         for t in batches:
             state, _ = program.step(state, put_batch(function(t), mesh))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state.all_params)]

@@ -160,8 +160,8 @@ _MODEL = (
     ),
     Mutant(
         "a checkpoint is kept or deleted by its count alone", "train/checkpoint/manager.py",
-        "keep_period=keep_period or None, ", "",
-        "tests/train/checkpoint/test_checkpoint_policy.py::test_what_is_saved_and_what_stays[changes0-kept0]",
+        ", keep_period=keep_period or None", "",
+        "tests/train/checkpoint/test_checkpoint_policy.py::test_saved_and_kept_steps_follow_the_config[changes0-kept0]",
     ),
     Mutant(
         "import reads a matrix the wrong way round", "model/huggingface.py",
@@ -261,30 +261,30 @@ _TRAIN = (
         f"{_STEP}test_muon_turns_matrices_layer_by_layer_and_nothing_else",
     ),
     Mutant(
-        "the optimizer's state is not restored", "train/checkpoint/restore.py", "return state, faults",
-        "return state._replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state)), faults",
-        f"{_RESTORE}test_what_is_restored_is_what_was_saved",
+        "the optimizer's state is not restored", "train/checkpoint/restore.py", 'items["opt_state"], {})',
+        'jax.tree.map(jnp.zeros_like, items["opt_state"]), {})',
+        f"{_RESTORE}test_restored_state_equals_the_saved_one",
     ),
     Mutant(
-        "a checkpoint is not laid out on the mesh at hand", "train/checkpoint/restore.py",
+        "a checkpoint is not laid out on the mesh at hand", "train/checkpoint/steps.py",
         "item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item),", "item=item,",
-        f"{_RESTORE}test_a_state_moves_to_another_mesh",
+        f"{_RESTORE}test_restore_on_another_mesh",
     ),
     Mutant(
-        "checksums are not compared", "train/checkpoint/restore.py", 'if leaf["checksum"] != found[path]',
-        'if not leaf["checksum"]',
-        f"{_RESTORE}test_a_flipped_bit_is_found",
+        "checksums are not compared", "train/checkpoint/steps.py", "if leaf.checksum != found[path]",
+        "if not leaf.checksum",
+        f"{_RESTORE}test_flipped_bit_is_detected",
     ),
     Mutant(
         "a checksum does not see two values swapped", "train/checkpoint/checksums.py",
-        "both = ((words * a), (words * b))",
-        "both = ((words * a[(0,) * x.ndim]), (words * b[(0,) * x.ndim]))",
-        f"{_RESTORE}test_a_checksum_sees_every_change",
+        "products = ((words * a), (words * b))",
+        "products = ((words * a[(0,) * x.ndim]), (words * b[(0,) * x.ndim]))",
+        f"{_RESTORE}test_checksum_changes_with_any_value_or_order",
     ),
     Mutant(
         "shapes of a checkpoint are not compared", "train/checkpoint/manifest.py",
-        'if (a["shape"], a["dtype"]) != (b["shape"], b["dtype"]):',
-        "if a is None:", f"{_RESTORE}test_another_model_is_refused_by_the_leaf",
+        "if (a.shape, a.dtype) != (b.shape, b.dtype):",
+        "if a is None:", f"{_RESTORE}test_restore_into_another_model_names_the_leaf",
     ),
     Mutant(
         "lines of steps that are done again stay", "train/run/history.py", "_step_of(line) <= resumed_step",
@@ -310,7 +310,7 @@ _TRAIN = (
     ),
     Mutant(
         "the worst loss is kept as the best", "train/early_stopping.py",
-        "(-1 if name.endswith(_LESS_IS_BETTER) else 1)",
+        "(-1 if name.endswith(_LOWER_IS_BETTER) else 1)",
         "1",
         "tests/train/test_early_stopping.py::test_less_is_better_of_a_loss_and_more_of_an_accuracy",
     ),

@@ -94,7 +94,7 @@ def curves():
     for dtype in ("float32", "bfloat16"):
         program = make_program(language_model(tiny_model(compute_dtype=dtype), chunk=8), settings, mesh)
         with jax.set_mesh(mesh):
-            state, losses = program.initialise(jax.random.key_data(jax.random.key(0))), []
+            state, losses = program.initialize(jax.random.key_data(jax.random.key(0))), []
             for t in range(30):
                 state, metrics = program.step(state, put_batch(function(t), mesh))
                 losses.append(float(metrics["loss"]))

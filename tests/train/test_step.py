@@ -45,7 +45,7 @@ def train(mesh, batches, name, microbatches=1, model=None):
     objective = language_model(model, z_loss=1e-4, chunk=8)
     program = make_program(objective, dataclasses.replace(settings, microbatches=microbatches), mesh)
     with jax.set_mesh(mesh):
-        state = program.initialise(jax.random.key_data(jax.random.key(0)))
+        state = program.initialize(jax.random.key_data(jax.random.key(0)))
         losses = []
         for batch in batches:
             state, metrics = program.step(state, put_batch(batch, mesh))
@@ -137,7 +137,7 @@ def test_a_step_that_is_not_sound_changes_nothing_but_its_number(name, microbatc
         bounded = dataclasses.replace(settings, faults=faults, microbatches=microbatches)
         program = make_program(objective, settings, mesh)
         with jax.set_mesh(mesh):
-            state = program.initialise(jax.random.key_data(jax.random.key(0)))
+            state = program.initialize(jax.random.key_data(jax.random.key(0)))
             state, metrics = program.step(state, put_batch(batches[0], mesh))
             before = jax.device_get(state)
             state, skipped = make_program(objective, bounded, mesh).step(state, put_batch(batch, mesh))

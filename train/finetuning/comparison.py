@@ -235,8 +235,8 @@ class Graft:
             objective=objective,
             rows=self.parts["train"].rows,
             evaluate=evaluate,
-            graft=None if foundation is None else self._grafted,
-            grafted=("backbone", "head") if self.task.language else ("backbone",),
+            load_initial=None if foundation is None else self._grafted,
+            initial_groups=("backbone", "head") if self.task.language else ("backbone",),
             flops_per_step=self.settings.batch_size * length * training_flops_per_token(counted, length),
         )
 

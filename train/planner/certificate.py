@@ -154,7 +154,7 @@ def _train(
     mesh = make_mesh(layout, devices)
     program = make_program(objective_with_noise(settings), settings, mesh)
     with jax.set_mesh(mesh):
-        state = program.initialise(jax.random.key_data(jax.random.key(settings.seed)))
+        state = program.initialize(jax.random.key_data(jax.random.key(settings.seed)))
         snapshots = [_Snapshot(1.0, 1.0, _parts(leaf_paths(state.params)), {})]
         for batch in batches:
             state, metrics = program.step(state, put_batch(batch, mesh))

@@ -72,8 +72,8 @@ def job_of(settings, evaluate=lambda params: {"loss": 1.0}):
         objective=objective_of(settings),
         rows=rows_of(),
         evaluate=evaluate,
-        graft=_graft,
-        grafted=("backbone",),
+        load_initial=_graft,
+        initial_groups=("backbone",),
         flops_per_step=1.0,
     )
 
@@ -200,7 +200,10 @@ def test_early_stopping_goes_on_where_a_killed_run_was(tmp_path):
 def test_a_metric_that_is_not_reported_names_those_that_are(tmp_path):
     settings = settings_of(**{"evaluation.metric": "acuracy"})
     mesh = mesh_of()
-    with jax.set_mesh(mesh), pytest.raises(UserError, match="'acuracy'; legal here: loss, accuracy"):
+    with (
+        jax.set_mesh(mesh),
+        pytest.raises(UserError, match="'acuracy' is not computed; expected one of: loss, accuracy"),
+    ):
         fit(job_of(settings, counting([0.1])[0]), settings, mesh, tmp_path)
 
 

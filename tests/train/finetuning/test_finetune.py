@@ -197,7 +197,7 @@ def test_without_its_foundation_an_adapter_says_so(adapters, foundation, tmp_pat
         ({"task.input": "{text!r}"}, "names alone in braces"),
         ({"task.target": "text", "task.name": "generation", "task.template": "tokenizer"}, "has no chat_template"),
         ({"adapt.method": "lora", "adapt.targets": ("querry",)}, "'querry', which is not a projection"),
-        ({"evaluation.metric": "acuracy"}, "'acuracy'; legal here: loss, accuracy"),
+        ({"evaluation.metric": "acuracy"}, "'acuracy' is not computed; expected one of: loss, accuracy"),
         ({"task.validation_fraction": 0.0}, "0 validation"),
         ({"task.target": "text", "task.name": "generation", "task.max_new_tokens": 64}, "max_new_tokens is 64"),
         ({"sequence_length": 6, "task.zero_shot_rows": 6}, "before an answer of 5 tokens; legal: at least 7"),
