@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs.errors import UserError, did_you_mean, end
+from train.distributed.sigterm import exit_on_sigterm
 
 COMMANDS = {
     "prepare": "text -> token store",
@@ -40,6 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     0: success; 1: a user's mistake; 2: a wrong command line; 75: SIGTERM, saved, run it again; 130: Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        exit_on_sigterm(arguments)
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_overview())
         sys.exit(0 if arguments else 2)

@@ -1,1 +1,1 @@
-"""Every fault that a run must survive, really caused: `make faults` runs all of them, `make test` their short form."""
+"""Injects every fault that a run must survive: `make faults` runs all of them, the test suite a short form."""

@@ -1,4 +1,4 @@
-"""Runs the whole table and prints one line a fault: `make faults`."""
+"""Injects all faults and prints one line per fault: `make faults`."""
 
 import argparse
 import importlib
@@ -13,23 +13,23 @@ from tests.faults.contract import Fault, Outcome
 
 
 def all_faults() -> list[Fault]:
-    """Returns the faults of every module of this package."""
+    """Returns the faults of all modules of this package."""
     names = sorted(module.name for module in pkgutil.iter_modules(faults.__path__) if not module.name.startswith("__"))
     modules = [importlib.import_module(f"tests.faults.{name}") for name in names]
     return [fault for module in modules for fault in getattr(module, "FAULTS", ())]
 
 
 def inject(fault: Fault, short: bool) -> Outcome:
-    """Causes a fault in a directory of its own."""
+    """Injects a fault into a run in a temporary directory."""
     with tempfile.TemporaryDirectory() as directory:
         return fault.inject(Path(directory), short)
 
 
 def main() -> int:
-    """Returns 1 when a fault was not survived."""
+    """Returns 1 if a run did not survive a fault."""
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
-    parser.add_argument("--only", default="", help="faults whose name contains this")
-    parser.add_argument("--short", action="store_true", help="the form of seconds that `make test` runs")
+    parser.add_argument("--only", default="", help="run only the faults whose name contains this")
+    parser.add_argument("--short", action="store_true", help="run the short form, as the test suite does")
     flags = parser.parse_args()
     lost = 0
     for fault in all_faults():
@@ -41,7 +41,7 @@ def main() -> int:
         verdict = "survived" if outcome.survived else "LOST"
         took = time.perf_counter() - begin
         print(
-            f"{fault.name:28} {verdict:9} injected: {outcome.injected}; steps done again: {outcome.lost_steps}; "
+            f"{fault.name:28} {verdict:9} injected: {outcome.injected}; repeated steps: {outcome.lost_steps}; "
             f"{outcome.seen} ({took:.0f} s)",
             flush=True,
         )

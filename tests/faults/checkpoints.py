@@ -1,4 +1,4 @@
-"""What can happen to checkpoints: damage after they were written, a disk that takes no more, a second run."""
+"""Faults of checkpoints: files damaged after they were written, a full or read-only disk, a second run."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ from train.console import console
 from train.run.history import read_records
 from train.run.lock import claim
 
-_SMALL = 10240  # bytes that a file may have on the full disk; the largest leaf has more
+_SMALL = 10240  # largest file in bytes on the "full" disk; the largest leaf is bigger
 
 
 def _truncate(step: Path) -> None:
@@ -32,7 +32,7 @@ def _delete(step: Path) -> None:
 
 
 def _damaged(damage: Callable[[Path], None], names_leaf: bool) -> Callable[[Path, bool], Outcome]:
-    """A fault in the newest checkpoint, which `read_contents` must find and the run must pass over."""
+    """Returns a fault that damages the newest checkpoint: `read_contents` must find it and the run pass over it."""
 
     def inject(directory: Path, short: bool) -> Outcome:
         settings = settings_of()
@@ -41,25 +41,25 @@ def _damaged(damage: Callable[[Path], None], names_leaf: bool) -> Callable[[Path
         with open_manager(directory, 100) as manager:
             found = read_contents(manager, STEPS).damage
             before = read_contents(manager, STEPS - EVERY).damage
-        with console.capture() as said:
+        with console.capture() as output:
             ended = train(directory, settings)
-        told = f"checkpoint {STEPS} is damaged" in said.get() and f"resumed at step {STEPS - EVERY}" in said.get()
+        warned = f"checkpoint {STEPS} is damaged" in output.get() and f"resumed at step {STEPS - EVERY}" in output.get()
         named = "/kernel" in found or "/table" in found if names_leaf else bool(found)
         steps = [r["step"] for r in read_records(directory) if r["phase"] == "train"]
         whole = same(ended, expected) and steps == list(range(1, STEPS + 1)) and not before
-        return Outcome("the newest of two", told and named and whole, EVERY, f"{found[:120]}; bitwise: {whole}")
+        return Outcome("the newest of two", warned and named and whole, EVERY, f"{found[:120]}; bitwise: {whole}")
 
     return inject
 
 
 @contextlib.contextmanager
 def _full_disk() -> Iterator[None]:
-    """No file of this process grows beyond `_SMALL` bytes: EFBIG, as a quota or a full disk would say ENOSPC."""
+    """Limits files of this process to `_SMALL` bytes: writes fail with EFBIG, as with ENOSPC on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (_SMALL, limits[1]))
     try:
-        # Where stderr is a file, that is full too.
+        # If stderr is a file, it is "full" too.
         with console.capture(), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
@@ -72,32 +72,32 @@ def _disk_full(directory: Path, short: bool) -> Outcome:
     expected = train(directory / "plain", settings)
     workdir = directory / "full"
     half = train(workdir, settings_of(num_steps=STEPS))
-    # Back to the state in which one checkpoint is there and the next is about to be written.
+    # As if only one checkpoint was saved and the next is about to be written.
     shutil.rmtree(workdir / CHECKPOINTS_DIR / str(STEPS))
-    said = "it went on"
+    message = "no error"
     try:
         with _full_disk():
             train(workdir, settings)
     except UserError as error:
-        said = str(error)
+        message = str(error)
     kept = saved_steps(workdir)
     with open_manager(workdir, 100) as manager:
         sound = [step for step in kept if not read_contents(manager, step).damage]
     ended = train(workdir, settings)
     survived = (
-        "cannot be written" in said
+        "cannot be written" in message
         and sound == kept == [STEPS - EVERY]
         and same(ended, expected)
         and same(half, expected)
     )
-    return Outcome(f"files of {_SMALL} bytes at most", survived, EVERY, said[-200:])
+    return Outcome(f"files limited to {_SMALL} bytes", survived, EVERY, message[-200:])
 
 
 @contextlib.contextmanager
 def _read_only(directory: Path) -> Iterator[bool]:
-    """Makes a directory one that nobody can write to, root included, and says whether that is possible here."""
+    """Makes a directory read-only, for root too, and yields whether this file system allows that."""
     root = os.geteuid() == 0
-    # Modes do not bind root; the attribute does, where the file system has it.
+    # Permission bits do not apply to root; the immutable attribute does, where the file system supports it.
     locked = subprocess.run(["chattr", "+i", str(directory)], capture_output=True, check=False) if root else None
     if not root:
         directory.chmod(0o555)
@@ -113,27 +113,27 @@ def _read_only(directory: Path) -> Iterator[bool]:
 def _read_only_directory(directory: Path, short: bool) -> Outcome:
     settings, workdir = settings_of(), directory / "run"
     expected = train(directory / "plain", settings)
-    said = []
+    locks = []
 
     def locking(params: object) -> dict[str, float]:
-        # At step 8: the checkpoint of step 4 is there by now.
+        # At step 8, when the checkpoint of step 4 exists.
         if saved_steps(workdir):
-            said.append(locked.enter_context(_read_only(workdir / CHECKPOINTS_DIR)))
+            locks.append(locked.enter_context(_read_only(workdir / CHECKPOINTS_DIR)))
         return {"loss": 1.0}
 
     with contextlib.ExitStack() as locked:
         try:
             train(workdir, settings, evaluate=locking)
-            line = "it went on"
+            line = "no error"
         except UserError as error:
             line = str(error)
     with _read_only(workdir) as possible:
         try:
             with claim(workdir / "new"):
-                start = "it was taken"
+                start = "no error"
         except UserError as error:
             start = str(error)
-    if not possible or not all(said):
+    if not possible or not all(locks):
         return Outcome("nothing", True, 0, "not possible for root on this file system")
     sound = saved_steps(workdir)
     ended = train(workdir, settings)
@@ -141,7 +141,7 @@ def _read_only_directory(directory: Path, short: bool) -> Outcome:
         "cannot be written" in line and "cannot be written" in start and sound == [EVERY] and same(ended, expected)
     )
     return Outcome(
-        "checkpoints/ read-only amid the run, then its directory", survived, EVERY, f"{line[-150:]}; {start}"
+        "checkpoints/ read-only during the run, then the run directory", survived, EVERY, f"{line[-150:]}; {start}"
     )
 
 
@@ -149,7 +149,7 @@ def _two_runs(directory: Path, short: bool) -> Outcome:
     with claim(directory):
         try:
             with claim(directory):
-                return Outcome("a second run", False, 0, "it was let in")
+                return Outcome("a second run", False, 0, "no error")
         except UserError as error:
             return Outcome("a second run", "is in use by another run" in str(error), 0, str(error))
 

@@ -1,4 +1,4 @@
-"""What a fault is: a module of this package lists its own as `FAULTS`, and `python -m tests.faults` finds them."""
+"""The type of a fault. Each module of this package lists its own as `FAULTS`; `python -m tests.faults` runs them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of one fault.
+    """The outcome of one injected fault.
 
     Attributes:
         injected: what was done, with numbers: "50 SIGKILLs in 200 steps".
-        survived: what the row of the table promises was seen.
-        lost_steps: steps that were done again, of all restarts together.
-        seen: one line: what the run said or how it ended.
+        survived: whether the run behaved as docs/faults.md promises.
+        lost_steps: steps that were repeated, summed over all restarts.
+        seen: how the run ended and what it printed, in one line.
     """
 
     injected: str
@@ -27,9 +27,9 @@ class Fault:
     """One row of the table.
 
     Attributes:
-        name: short: "SIGKILL", "disk full".
-        inject: (an empty directory, short) -> what came of it; `short` is the form of seconds for `make test`.
-        in_test: whether `make test` runs the short form.
+        name: short, such as "SIGKILL" or "disk full".
+        inject: (an empty directory, short) -> outcome; the short form takes seconds.
+        in_test: whether the test suite runs the short form.
     """
 
     name: str

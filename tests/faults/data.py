@@ -1,4 +1,4 @@
-"""What can be wrong with the data: bad rows amid good ones, and files that are not those of yesterday."""
+"""Faults of the data: bad rows among good ones, and files that change between two starts of a run."""
 
 import json
 import random
@@ -28,7 +28,7 @@ _BAD: dict[str, tuple[str, bytes]] = {
     "wrong type": ("not text", b'{"text": 5}'),
     "missing": ("missing field", b'{"texts": "a"}'),
     "raw control character": ("broken JSON", b'{"text": "a\x01b"}'),
-    "half a character": ("not Unicode", b'{"text": "\\ud800"}'),
+    "lone surrogate": ("not Unicode", b'{"text": "\\ud800"}'),
 }
 
 
@@ -38,8 +38,8 @@ def _rows(count: int) -> list[bytes]:
     return [json.dumps({"text": text, "label": "ab"[i % 2]}).encode() for i, text in enumerate(texts)]
 
 
-def _strewn(rows: list[bytes]) -> list[bytes]:
-    """The rows with each bad one, an empty one and one of blanks among them."""
+def _with_bad_rows(rows: list[bytes]) -> list[bytes]:
+    """Returns the rows with every kind of bad row, an empty row and a row of blanks among them."""
     mixed = list(rows)
     for number, (_, line) in enumerate(_BAD.values()):
         mixed.insert(7 * number + 3, line)
@@ -54,7 +54,7 @@ def _batches(store: Path) -> list[np.ndarray]:
 def _bad_rows(directory: Path, short: bool) -> Outcome:
     good = _rows(120)
     (directory / "good.jsonl").write_bytes(b"\n".join(good))
-    (directory / "bad.jsonl").write_bytes(b"\n".join(_strewn(good)))
+    (directory / "bad.jsonl").write_bytes(b"\n".join(_with_bad_rows(good)))
     options = StoreOptions("bytes", validation_fraction=0.1, strict=False)
     prepare(str(directory / "good.jsonl"), directory / "good", options)
     manifest = prepare(str(directory / "bad.jsonl"), directory / "bad", options)
@@ -64,8 +64,8 @@ def _bad_rows(directory: Path, short: bool) -> Outcome:
     counted = skipped_rows(manifest) == expected
     pairs = zip(_batches(directory / "good"), _batches(directory / "bad"), strict=True)
     same = all(np.array_equal(a, b) for a, b in pairs)
-    said = _line_of(lambda: prepare(str(directory / "bad.jsonl"), directory / "strict", StoreOptions("bytes")))
-    strict = "bad.jsonl:4: broken JSON" in said and not (directory / "strict").exists()
+    message = _line_of(lambda: prepare(str(directory / "bad.jsonl"), directory / "strict", StoreOptions("bytes")))
+    strict = "bad.jsonl:4: broken JSON" in message and not (directory / "strict").exists()
 
     def parse(row: dict[str, object]) -> Example:
         if not isinstance(row.get("text"), str):
@@ -76,7 +76,7 @@ def _bad_rows(directory: Path, short: bool) -> Outcome:
         read_splits(str(directory / f"{n}.jsonl"), parse, SplitOptions(0.2, 0.2), strict=False) for n in ("good", "bad")
     ]
     labelled = splits[0].fingerprint == splits[1].fingerprint and splits[1].skipped["not a row of the task"] == 2
-    seen = f"counted {skipped_rows(manifest)}; batches of text and labelled rows as without them: {same and labelled}"
+    seen = f"counted {skipped_rows(manifest)}; batches and labeled rows as without them: {same and labelled}"
     return Outcome(f"{len(_BAD)} bad rows among 120", counted and same and strict and labelled, 0, seen)
 
 
@@ -101,18 +101,20 @@ def _changed_data(directory: Path, short: bool) -> Outcome:
     pretrain(config.to_dict(), run)
     before = open_run(run).record
     path.write_bytes(b"\n".join(_rows(130)))
-    said = _line_of(lambda: pretrain(config.to_dict(), run))
-    refused = "text.jsonl: 9" in said and " -> " in said and "--accept_changed_data" in said and "\n" not in said
+    message = _line_of(lambda: pretrain(config.to_dict(), run))
+    refused = (
+        all(part in message for part in ("text.jsonl: 9", " -> ", "--accept_changed_data")) and "\n" not in message
+    )
     untouched = open_run(run).record == before
     pretrain(config.to_dict(), run, accept_changed_data=True)
     now = open_run(run).record
     noted = [(c["step"], c["after"]) for c in now.data_changes] == [(4, now.data_fingerprint)]
-    # And it is no other data from then on.
+    # From then on the new data count as the run's own.
     again = _line_of(lambda: pretrain(config.to_dict(), run)) == ""
     steps = [r["step"] for r in read_records(run) if r["phase"] == "train"]
-    seen = f"refused: {said[:150]}…; accepted with the flag and noted: {noted and again}"
+    seen = f"refused: {message[:150]}…; accepted with the flag and recorded: {noted and again}"
     survived = refused and untouched and noted and again and steps == sorted(set(steps))
-    return Outcome("10 rows more in the file", survived, 0, seen)
+    return Outcome("10 rows added to the file", survived, 0, seen)
 
 
 FAULTS = (Fault("bad rows", _bad_rows), Fault("data files changed", _changed_data))

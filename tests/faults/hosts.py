@@ -1,4 +1,4 @@
-"""One of two hosts is gone, or hangs: the other ends with a line, and both go on when they are started again."""
+"""One of two hosts dies or hangs: the other ends with one line, and the run resumes when both are started again."""
 
 import functools
 import signal
@@ -29,7 +29,7 @@ train(Path(sys.argv[1]), settings_of(**{"faults.hang_seconds": float(sys.argv[2]
 
 @functools.cache
 def _undisturbed() -> list[tuple[int, float]]:
-    """The losses of two hosts to which nothing happens."""
+    """Returns the losses of an undisturbed run on two hosts."""
     with tempfile.TemporaryDirectory() as directory:
         workdir = Path(directory) / "plain"
         end(start(2, text_in(Path(directory)), workdir, *_FLAGS))
@@ -41,7 +41,7 @@ def _undisturbed() -> list[tuple[int, float]]:
 def _lost(
     host: int, sent: signal.Signals, codes: tuple[int, ...], within: float, *flags: str
 ) -> Callable[[Path, bool], Outcome]:
-    """A fault that sends a host a signal; the other one is to end with one of the codes in time."""
+    """Returns a fault that sends a signal to a host; the other must end with one of the codes within some seconds."""
 
     def inject(directory: Path, short: bool) -> Outcome:
         text = text_in(directory)
@@ -52,7 +52,7 @@ def _lost(
         begin = time.monotonic()
         other = running[1 - host]
         try:
-            said = other.communicate(timeout=SECONDS)[1].strip().splitlines()[-1]
+            message = other.communicate(timeout=SECONDS)[1].strip().splitlines()[-1]
         finally:
             took = time.monotonic() - begin
             for process in running:
@@ -62,24 +62,24 @@ def _lost(
         saved = max(saved_steps(hit), default=0)
         again, _ = end(start(2, text, hit, *_FLAGS))
         same = losses(hit) == _undisturbed()
-        line = said.startswith("rootstock: error: ")
+        line = message.startswith("rootstock: error: ")
         survived = other.returncode in codes and took < within and line and again == [0, 0] and same
-        seen = f"the other ended after {took:.1f} s, exit {other.returncode}: {said[:160]}; the end as without: {same}"
+        seen = f"the other ended after {took:.1f} s, exit {other.returncode}: {message[:160]}; losses as undisturbed: {same}"
         return Outcome(f"{sent.name} to host {host} of 2 after step {_AFTER}", survived, reached - saved, seen)
 
     return inject
 
 
 def _stuck(directory: Path, short: bool) -> Outcome:
-    # Compiling counts too: on a machine that others use it can take seconds.
+    # Compilation counts too and can take seconds on a busy machine.
     seconds = 20
     command = [sys.executable, "-c", _STUCK, str(directory), str(seconds)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-    said = done.stderr.strip().splitlines()[-1]
-    expected = f"rootstock: error: nothing happened for {seconds} s (config.faults.hang_seconds) after step 3"
+    message = done.stderr.strip().splitlines()[-1]
+    expected = f"rootstock: error: no progress for {seconds} s (config.faults.hang_seconds) after step 3"
     named = "in stuck" in (directory / "hang-0.txt").read_text()
-    survived = done.returncode == 124 and said.startswith(expected) and named
-    return Outcome("an evaluation that never returns", survived, 0, f"exit {done.returncode}: {said}")
+    survived = done.returncode == 124 and message.startswith(expected) and named
+    return Outcome("an evaluation that never returns", survived, 0, f"exit {done.returncode}: {message}")
 
 
 FAULTS = (
@@ -87,7 +87,7 @@ FAULTS = (
     Fault("the first host dies", _lost(0, signal.SIGKILL, (1,), 15), in_test=False),
     Fault("a host hangs", _lost(1, signal.SIGSTOP, (124,), _HANG_SECONDS + 15), in_test=False),
     Fault(
-        "a host hangs, found by signs",
+        "a host hangs, no heartbeat",
         _lost(1, signal.SIGSTOP, (1,), SILENT_SECONDS + 25, "--config.faults.hang_seconds=0"),
         in_test=False,
     ),

@@ -1,6 +1,7 @@
-"""One run that is killed again and again: in steps, in saves, while a save is committed, in evaluations.
+"""A run that is killed repeatedly: in steps, in saves, while a save is committed, in evaluations.
 
-The processes are forked from one that has imported everything and begun nothing, so that a life takes a second or two.
+The processes are forked from one that has imported everything and started nothing, so that each start takes a second or
+two.
 """
 
 import json
@@ -18,8 +19,8 @@ from typing import Any
 from tests.faults.contract import Fault, Outcome
 
 _ROOT = Path(__file__).resolve().parents[2]
-_SAVE_EVERY, _EVALUATE_EVERY, _STEPS_A_LIFE = 5, 10, 12
-_LIFE_SECONDS = 120
+_SAVE_EVERY, _EVALUATE_EVERY, _STEPS_PER_START = 5, 10, 12
+_START_SECONDS = 120
 KINDS = ("in a step", "in a save", "while committing", "in an evaluation")
 
 
@@ -35,8 +36,8 @@ def _config(text: Path, steps: int) -> dict[str, Any]:
     return config.to_dict()
 
 
-def _life(text: Path, workdir: Path, steps: int) -> int:
-    """Forks a process that trains, and returns its number."""
+def _start(text: Path, workdir: Path, steps: int) -> int:
+    """Forks a process that trains and returns its process id."""
     child = os.fork()
     if child:
         return child
@@ -77,12 +78,12 @@ def _half_saved(workdir: Path) -> list[Path]:
 
 
 def _moment(kind: str, workdir: Path, rng: random.Random) -> Callable[[], bool]:
-    """Returns whether the moment to kill has come, asked all the time from the beginning of a life."""
+    """Returns a function, to be polled from the start of the process, that is true at a moment of this kind."""
     first, saved = _last_step(workdir), _saved(workdir)
     after = first + rng.randint(1, 2 * _SAVE_EVERY)
 
     def trained() -> bool:
-        # A life does something before it ends, or the run would not get on.
+        # Each start saves something before it is killed, or the run would make no progress.
         return _saved(workdir) > saved and _last_step(workdir) > first
 
     def committing() -> bool:
@@ -106,9 +107,9 @@ def _ended(child: int) -> bool:
 
 
 def _kill(kind: str, child: int, workdir: Path, rng: random.Random) -> bool:
-    """Kills the run at a moment of a kind, and returns whether it still ran."""
-    come, deadline = _moment(kind, workdir, rng), time.monotonic() + _LIFE_SECONDS
-    while not come():
+    """Kills the process at a moment of this kind; returns False if it ended before."""
+    reached, deadline = _moment(kind, workdir, rng), time.monotonic() + _START_SECONDS
+    while not reached():
         if _ended(child) or time.monotonic() > deadline:
             return False
         time.sleep(0.0005)
@@ -123,27 +124,27 @@ def _manifest(workdir: Path, step: int) -> dict[str, Any]:
 
 
 def main(directory: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Returns what came of so many kills; the whole run and its undisturbed twin are in `directory`."""
-    import train.pretrain  # noqa: F401 - before the first fork
+    """Returns the outcome of `kills` kills; the run and its undisturbed twin are in `directory`."""
+    import train.pretraining  # noqa: F401 - before the first fork
 
-    rng, steps = random.Random(seed), kills * _STEPS_A_LIFE
+    rng, steps = random.Random(seed), kills * _STEPS_PER_START
     text = directory / "text.txt"
     text.write_text("".join(f"line {i} of a text that is long enough\n" for i in range(400)))
     plain, killed = directory / "plain", directory / "killed"
     plain.mkdir()
     killed.mkdir()
-    os.waitpid(_life(text, plain, steps), 0)
+    os.waitpid(_start(text, plain, steps), 0)
     kinds: Counter[str] = Counter()
     lost = 0
     most = 0
     for number in range(kills):
         kind = KINDS[number % len(KINDS)]
-        if not _kill(kind, _life(text, killed, steps), killed, rng):
+        if not _kill(kind, _start(text, killed, steps), killed, rng):
             break
         kinds[kind] += 1
         again = max(_last_step(killed) - _saved(killed), 0)
         lost, most = lost + again, max(most, again)
-    code = os.waitstatus_to_exitcode(os.waitpid(_life(text, killed, steps), 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(_start(text, killed, steps), 0)[1])
     lines = [[(r["step"], r["loss"]) for r in _lines(run) if r["phase"] == "train"] for run in (plain, killed)]
     return {
         "kills": dict(kinds),
@@ -174,10 +175,10 @@ def _inject(directory: Path, short: bool) -> Outcome:
     count = sum(found["kills"].values())
     kinds = ", ".join(f"{number} {kind}" for kind, number in found["kills"].items())
     survived = count == kills and found["code"] == 0 and found["same"] and found["losses"]
-    # What a save that is under way holds is not committed yet.
+    # A save in progress at the kill is not committed.
     survived = survived and found["most"] <= 3 * _SAVE_EVERY
-    seen = f"the end bitwise that of a run without: {found['same']}, each step once: {found['losses']}; at most "
-    seen += f"{found['most']} steps done again at once {found['log']}"
+    seen = f"bitwise equal to an undisturbed run: {found['same']}, each step once: {found['losses']}; at most "
+    seen += f"{found['most']} steps repeated after one kill {found['log']}"
     return Outcome(f"{count} SIGKILLs in {found['steps']} steps ({kinds})", survived, found["lost"], seen)
 
 

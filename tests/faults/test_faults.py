@@ -1,4 +1,4 @@
-"""The short form of every fault that allows one."""
+"""The short form of every fault that has one."""
 
 import pytest
 
@@ -7,6 +7,6 @@ from tests.faults.contract import Fault
 
 
 @pytest.mark.parametrize("fault", [fault for fault in all_faults() if fault.in_test], ids=lambda fault: fault.name)
-def test_a_run_survives(fault: Fault, tmp_path):
+def test_run_survives(fault: Fault, tmp_path):
     outcome = fault.inject(tmp_path, True)
     assert outcome.survived, f"{outcome.injected}: {outcome.seen}"

@@ -1,4 +1,4 @@
-"""A run of seconds in this process, whose every batch can be spoilt: what `tests/faults/training.py` breaks."""
+"""A training run of a few seconds in this process, any batch of which can be corrupted."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -20,11 +20,11 @@ from train.loop import fit
 from train.settings import Settings, from_config
 from train.step import make_program
 
-STEPS, EVERY = 12, 4  # of the run; between checkpoints and between evaluations
+STEPS, EVERY = 12, 4  # length of the run; steps between checkpoints and between evaluations
 
 
 def settings_of(**changes: object) -> Settings:
-    """A run of `STEPS` steps on the tiny model."""
+    """Returns the settings of `STEPS` steps of the tiny model."""
     config = default.get_config()
     config.batch_size, config.sequence_length, config.num_steps = 8, 32, STEPS
     config.optimizer.warmup_steps = 2
@@ -36,27 +36,27 @@ def settings_of(**changes: object) -> Settings:
 
 
 def rows_of() -> PackedRows:
-    """Rows for more than twice `STEPS` batches."""
+    """Returns rows for more than twice `STEPS` batches."""
     rows = PackedRows(store_from_documents(random_documents(400)), 32)
     assert len(rows) > 2 * STEPS * 8
     return rows
 
 
 def function_of(settings: Settings, rows: Rows) -> BatchFunction:
-    """The batches of a run that skips none."""
+    """Returns the batches of an undisturbed run."""
     return BatchFunction(rows, settings.batch_size, settings.seed)
 
 
 @dataclasses.dataclass(frozen=True)
-class Spoilt:
-    """Rows of which some are spoilt: by `spoil`, which changes their weights in place."""
+class Corrupted:
+    """Rows, some of which are corrupted by `corrupt`, which changes their weights in place."""
 
     inner: Rows
     bad: frozenset[int]
-    spoil: Callable[[np.ndarray], None]
+    corrupt: Callable[[np.ndarray], None]
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """Returns the number of rows."""
         return len(self.inner)
 
     def rows(self, indices: np.ndarray) -> Batch:
@@ -64,15 +64,15 @@ class Spoilt:
         batch = self.inner.rows(indices)
         weights = batch["weights"].copy()
         for place in np.flatnonzero(np.isin(indices, list(self.bad))):
-            self.spoil(weights[place])
+            self.corrupt(weights[place])
         return batch | {"weights": weights}
 
 
-def spoilt(settings: Settings, batches: Iterable[int], spoil: Callable[[np.ndarray], None]) -> Spoilt:
-    """Rows whose batches of these numbers are spoilt, each row of them."""
+def corrupted(settings: Settings, batches: Iterable[int], corrupt: Callable[[np.ndarray], None]) -> Corrupted:
+    """Returns rows such that every row of the batches with these numbers is corrupted."""
     rows = rows_of()
     numbers = [function_of(settings, rows).row_numbers(t) for t in batches]
-    return Spoilt(rows, frozenset(np.concatenate(numbers).tolist()), spoil)
+    return Corrupted(rows, frozenset(np.concatenate(numbers).tolist()), corrupt)
 
 
 def nan(weights_T: np.ndarray) -> None:
@@ -81,7 +81,7 @@ def nan(weights_T: np.ndarray) -> None:
 
 
 def spike(weights_T: np.ndarray) -> None:
-    """Makes the mean of hardly any weight: the gradient's norm is hundreds of times the usual one, and finite."""
+    """Makes the total weight nearly zero: the gradient norm is finite and hundreds of times the usual one."""
     weights_T[::2], weights_T[1::2] = 1.0, -0.999
 
 
@@ -99,7 +99,7 @@ def train(
 
 
 def steps_over(settings: Settings, batches: Iterable[int]) -> list[np.ndarray]:
-    """The parameters after one step on each of these batches, made without the loop."""
+    """Returns the parameters after one step on each of these batches, computed without the loop."""
     mesh, function = mesh_of(), function_of(settings, rows_of())
     program = make_program(language_model(tiny_model()), settings, mesh)
     with jax.set_mesh(mesh):
@@ -110,5 +110,5 @@ def steps_over(settings: Settings, batches: Iterable[int]) -> list[np.ndarray]:
 
 
 def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
-    """Whether two runs ended bitwise the same."""
+    """Returns whether two runs ended with bitwise equal parameters."""
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))

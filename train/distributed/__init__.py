@@ -1,1 +1,1 @@
-"""Processes, devices, meshes, and where arrays live on them."""
+"""Processes, devices, meshes, and the placement of arrays on them."""

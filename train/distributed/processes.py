@@ -1,7 +1,7 @@
-"""Many processes, one run: joins the cluster that JAX detects, and ends every process when one cannot go on.
+"""One run in several processes: joins the cluster that JAX detects, and ends all processes when one fails.
 
-What a process finds wrong it tells the others through JAX's coordination service, so that all of them end within
-seconds with the same line instead of waiting in a collective for one that is gone.
+A process that fails announces its error through JAX's coordination service. All others then end within seconds with
+the same line, instead of blocking forever in a collective.
 """
 
 import contextlib
@@ -17,41 +17,42 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-
-# The coordination service's client has no public name; Orbax reaches it the same way.
 from jax._src import distributed as jax_distributed
 
 from configs.errors import UserError, end
 from train.console import console, say
+from train.distributed import sigterm
 from train.distributed.preemption import Preempted
 
 T = TypeVar("T")
 
-START_TIMEOUT = 300  # seconds until all processes must have come
-SILENT_SECONDS = 30  # after which a process that died without a word ends the others
-HEARTBEAT_TIMEOUT = 60  # seconds after which JAX itself does, with a stack trace
+START_TIMEOUT = 300  # seconds in which all processes must join
+SILENT_SECONDS = 30  # without a heartbeat of ours from a process, until the others end
+HEARTBEAT_TIMEOUT = 60  # seconds until JAX itself ends them, with a stack trace
 _TALK_SECONDS = 10
 _POLL_SECONDS = 2.0
+# Clouds and Kubernetes give 30 seconds after SIGTERM; until then the others may still join, and all end together.
+_JOIN_GRACE_SECONDS = 20
 _WEEK_MS = 7 * 24 * 3600 * 1000
 # JAX itself reads only the first.
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _ERROR = "rootstock/error"
 _ALIVE = "rootstock/alive"
-_SIGN_EVERY = 5  # polls
+_HEARTBEAT_EVERY = 5  # polls
 _results = itertools.count()
-# Taken by the first thread that ends this process, and never given back.
+# Acquired by the first thread that ends this process, and never released.
 _ending = threading.Lock()
 
 
 def is_process_zero() -> bool:
-    """Returns whether this process writes the run's files and talks: process 0, or the only one."""
-    return jax_distributed.global_state.process_id == 0
+    """Returns whether this process writes the run's files and prints: process 0, or the only one."""
+    return _cluster().process_id == 0
 
 
 def run_on_process_zero(action: Callable[[], T]) -> T:
-    """Returns what `action` returns on process 0, which alone runs it; the others wait. The result must be JSON.
+    """Runs `action` on process 0 only and returns its result, which must be JSON, on every process.
 
-    An error there ends all of them: see `run_together`.
+    An error in `action` ends all processes: see `run_together`.
     """
     client = _client()
     if client is None:
@@ -65,16 +66,17 @@ def run_on_process_zero(action: Callable[[], T]) -> T:
 
 
 def run_together(command: Callable[[], None], start_timeout: int = START_TIMEOUT, preemptible: bool = False) -> None:
-    """Runs `command`, in step with the other processes where the environment has several; alone otherwise.
+    """Runs `command` on every process of the cluster that the environment describes; in this process alone otherwise.
 
     Args:
         command: what every process runs.
-        start_timeout: seconds to wait for the others to start.
-        preemptible: `command` asks `preemption.notices`, so SIGTERM need not end it.
+        start_timeout: seconds to wait for the other processes to start.
+        preemptible: `command` polls `preemption.notices`, so SIGTERM need not end the process.
 
     Raises:
-        Preempted: as `command` does, on all processes.
-        UserError: the others cannot be joined, or what `command` raises: shown first where it is no user's mistake.
+        Preempted: `command` raised it, on all processes.
+        UserError: this process cannot join the others, or `command` failed; an unexpected exception is printed with its
+            traceback first.
     """
     if not _join(start_timeout, preemptible):
         command()
@@ -85,7 +87,7 @@ def run_together(command: Callable[[], None], start_timeout: int = START_TIMEOUT
     try:
         _check_number()
         preempted = _run(command)
-        # From here on nobody has anything to announce.
+        # After this barrier no process can announce an error.
         _client().wait_at_barrier("rootstock/done", _WEEK_MS)
     except BaseException as error:
         _ending.acquire()
@@ -93,9 +95,9 @@ def run_together(command: Callable[[], None], start_timeout: int = START_TIMEOUT
             _announce(str(error) or "interrupted")
             raise
         traceback.print_exc()
-        fault = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        _announce(fault)
-        raise UserError(fault) from None
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        _announce(message)
+        raise UserError(message) from None
     done.set()
     listener.join()
     if preempted is not None:
@@ -103,7 +105,7 @@ def run_together(command: Callable[[], None], start_timeout: int = START_TIMEOUT
 
 
 def _run(command: Callable[[], None]) -> Preempted | None:
-    """Runs `command` and returns the `Preempted` that it ended with, which is no error to tell the others."""
+    """Runs `command` and returns the `Preempted` that it raised: all processes raise it, so none announces it."""
     try:
         command()
     except Preempted as notice:
@@ -111,32 +113,55 @@ def _run(command: Callable[[], None]) -> Preempted | None:
     return None
 
 
+def _cluster() -> jax_distributed.State:
+    """Returns JAX's view of the cluster: `process_id`, `num_processes`, `coordinator_address`, `client`.
+
+    The only use of JAX's private API here, since the client of the coordination service has no public name; Orbax
+    reaches it the same way. Written against jax/_src/distributed.py of JAX 0.10.2.
+    """
+    return jax_distributed.global_state
+
+
 def _client() -> Any:  # noqa: ANN401 - JAX's client has no public type
-    """Returns the client of the coordination service, or None where this process is alone."""
-    return jax_distributed.global_state.client if jax_distributed.global_state.num_processes > 1 else None
+    """Returns the client of the coordination service, or None if this process is alone."""
+    return _cluster().client if _cluster().num_processes > 1 else None
 
 
 def _join(timeout: int, preemptible: bool) -> bool:
-    """Joins the processes that the environment names or that JAX detects; returns whether there are others."""
+    """Joins the processes that the environment names or that JAX detects; returns whether there are others.
+
+    SIGTERM is deferred meanwhile: once all have joined, JAX's preemption service ends all of them at the same step.
+    """
+    with sigterm.defer() as received:
+        joined = _initialize(timeout, preemptible, received)
+    if not joined:
+        # JAX's service may have replaced the handler although this process is alone.
+        sigterm.catch()
+    if received.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
+    return joined
+
+
+def _initialize(timeout: int, preemptible: bool, received: threading.Event) -> bool:
     named = [name for name in _VARIABLES if os.environ.get(name)]
     number, index = _integer("JAX_NUM_PROCESSES"), _integer("JAX_PROCESS_ID")
-    # One task of Slurm keeps all GPUs of its node: joined, JAX would leave it one.
+    # A single Slurm task must keep all GPUs of its node; JAX would leave it one.
     if number == 1 or (not named and os.environ.get("SLURM_NTASKS") == "1"):
         return False
-    # That service swallows SIGTERM, which must end whatever does not ask it.
+    # The service catches SIGTERM, which would then not end a command that does not ask for notices.
     jax.config.update("jax_enable_preemption_service", preemptible)
     started = threading.Event()
-    threading.Thread(target=_wait_for_start, args=(started, timeout), daemon=True).start()
+    threading.Thread(target=_wait_for_start, args=(started, timeout, received), daemon=True).start()
     try:
         jax.distributed.initialize(
             num_processes=number,
             process_id=index,
             cluster_detection_method="deactivate" if len(named) == len(_VARIABLES) else None,
-            # JAX ends the process with a stack trace then; `_wait_for_start` comes before it.
+            # After this JAX ends the process with a stack trace; `_wait_for_start` ends it earlier.
             initialization_timeout=timeout + 60,
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
         )
-    # Detection asks environment variables, metadata servers and the API of Kubernetes.
+    # Detection queries environment variables, metadata servers and the Kubernetes API: anything can be raised.
     except Exception as error:
         if not named and "coordinator_address" in str(error):
             return False
@@ -146,63 +171,69 @@ def _join(timeout: int, preemptible: bool) -> bool:
     console.quiet = not is_process_zero()
     if _client() is None:
         return False
-    # Python's own handlers wait for the main thread, which an abort never lets run.
+    # A handler in Python would wait for the main thread, which does not run again after an abort.
     ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
     return True
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(_: int) -> None:
-    """Has the last word where JAX aborts: it does, with a stack trace, when process 0 and its service are gone."""
+    """Prints our line last when JAX aborts with a stack trace, as it does when process 0 and its service are gone."""
     if is_process_zero():
-        end("JAX ended this process, for what it says above", 1)
-    end("JAX ended this process, most likely because process 0 is gone; run the same command again to go on", 1)
+        end("JAX ended this process for the reason printed above", 1)
+    end("JAX ended this process, most likely because process 0 died; run the same command again to resume", 1)
 
 
 def _check_number() -> None:
-    number = jax_distributed.global_state.num_processes
+    number = _cluster().num_processes
     expected = run_on_process_zero(lambda: number)
     if expected != number:
-        raise UserError(_cannot_join(f"it was told of {number} processes, process 0 of {expected}"))
+        raise UserError(_cannot_join(f"it is configured for {number} processes, process 0 for {expected}"))
 
 
 def _integer(variable: str) -> int | None:
     value = os.environ.get(variable)
     if value and not value.isdecimal():
-        raise UserError(f"{variable} is {value!r}; legal: a number, or unset")
+        raise UserError(f"{variable}={value!r} must be a number or unset")
     return int(value) if value else None
 
 
-def _cannot_join(fault: str) -> str:
+def _cannot_join(reason: str) -> str:
     return (
-        f"this process cannot join the others: {fault}; legal: what JAX detects (Slurm's srun, Cloud TPU, Open MPI, "
-        f"Kubernetes), all of {', '.join(_VARIABLES)}, or JAX_NUM_PROCESSES=1 to run alone"
+        f"this process cannot join the others: {reason}; expected a cluster that JAX detects (Slurm's srun, Cloud TPU, "
+        f"Open MPI, Kubernetes), all of {', '.join(_VARIABLES)}, or JAX_NUM_PROCESSES=1 to run alone"
     )
 
 
-def _wait_for_start(started: threading.Event, timeout: int) -> None:
-    """Says after a while what this process waits for, and ends it after `timeout` seconds."""
-    state = jax_distributed.global_state
-    if started.wait(min(_TALK_SECONDS, timeout)):
-        return
-    where = state.coordinator_address or "the cluster"
-    say(f"process {state.process_id} waits for the others at {where}")
-    if not started.wait(timeout - _TALK_SECONDS):
-        end(_cannot_join(f"not all came to {where} in {timeout} s"), 1)
+def _wait_for_start(started: threading.Event, timeout: int, received: threading.Event) -> None:
+    """Prints after a while what this process waits for; ends it after `timeout` seconds, or soon after SIGTERM."""
+    announced, notice_seconds = False, 0.0
+    for waited in itertools.count():
+        if started.wait(1.0):
+            return
+        where = _cluster().coordinator_address or "the cluster"
+        if waited >= timeout:
+            end(_cannot_join(f"not all processes joined {where} within {timeout} s"), 1)
+        if waited >= _TALK_SECONDS and not announced:
+            announced = True
+            say(f"process {_cluster().process_id} waits for the others at {where}")
+        notice_seconds += received.is_set()
+        if notice_seconds >= _JOIN_GRACE_SECONDS:
+            end(sigterm.MESSAGE, sigterm.EXIT_CODE)
 
 
 def _listen(done: threading.Event) -> None:
-    """Ends this process when another one announces an error, and all when process 0 finds one that is gone."""
+    """Ends this process when another announces an error; process 0 ends all when one sends no heartbeat."""
     silent: dict[str, tuple[str, int]] = {}
     for poll in itertools.count():
         if done.wait(_POLL_SECONDS):
             return
-        if poll % _SIGN_EVERY == 0:
+        if poll % _HEARTBEAT_EVERY == 0:
             with contextlib.suppress(jax.errors.JaxRuntimeError):
-                _sign(silent)
+                _send_heartbeat(silent)
         try:
             message = _client().key_value_try_get(_ERROR)
-        # Nothing was announced; or the service is gone, which JAX ends the process for.
+        # No error was announced; or the service is gone, and JAX ends the process.
         except jax.errors.JaxRuntimeError:
             continue
         _ending.acquire()
@@ -210,26 +241,30 @@ def _listen(done: threading.Event) -> None:
         end(message, 1)
 
 
-def _sign(silent: dict[str, tuple[str, int]]) -> None:
-    """Gives a sign of life; process 0 counts for how long the others gave none, in `silent`: (their count, signs)."""
+def _send_heartbeat(silent: dict[str, tuple[str, int]]) -> None:
+    """Sends a heartbeat; process 0 ends all processes when one is silent for too long.
+
+    Args:
+        silent: process -> (its last count of heartbeats, for how many of ours that has not changed); updated.
+    """
     client = _client()
-    client.key_value_increment(f"{_ALIVE}/{jax_distributed.global_state.process_id}", 1)
+    client.key_value_increment(f"{_ALIVE}/{_cluster().process_id}", 1)
     if not is_process_zero():
         return
     for name, count in client.key_value_dir_get(_ALIVE):
-        before, signs = silent.get(name, ("", 0))
-        silent[name] = (count, signs + 1 if count == before else 0)
-        if silent[name][1] * _SIGN_EVERY * _POLL_SECONDS >= SILENT_SECONDS:
+        before, missed = silent.get(name, ("", 0))
+        silent[name] = (count, missed + 1 if count == before else 0)
+        if silent[name][1] * _HEARTBEAT_EVERY * _POLL_SECONDS >= SILENT_SECONDS:
             number = name.rpartition("/")[2]
             end_all(
-                f"process {number} gave no sign of life for {SILENT_SECONDS} s: its host died, hangs or is cut off; "
-                "run the same command again to go on",
+                f"process {number} sent no heartbeat for {SILENT_SECONDS} s: its host died, hangs or is unreachable; "
+                "run the same command again to resume",
                 1,
             )
 
 
 def end_all(message: str, exit_code: int) -> None:
-    """Ends this process with a line and a code, from any thread, after telling the others, which end with it too."""
+    """Ends this process with a line and an exit code, from any thread; the others end with the same line."""
     _ending.acquire()
     if _client() is not None:
         _announce(message)
@@ -237,17 +272,17 @@ def end_all(message: str, exit_code: int) -> None:
 
 
 def _announce(message: str) -> None:
-    """Tells the other processes why this one ends; returns when they know."""
-    # Another process may have been first.
+    """Announces to the other processes why this one ends; returns when they have read it."""
+    # Another process may have announced its error first.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        _client().key_value_set(_ERROR, f"process {jax_distributed.global_state.process_id}: {message}")
+        _client().key_value_set(_ERROR, f"process {_cluster().process_id}: {message}")
     _meet()
 
 
 def _meet() -> None:
-    """Waits until every process knows of the error, or has not answered."""
+    """Waits until every process has read the error, or a few seconds."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         _client().wait_at_barrier("rootstock/stopped", int(3000 * _POLL_SECONDS))
-    # The service ends with process 0, and JAX kills those that still talk to it.
+    # The service ends with process 0, and JAX aborts processes that are still connected.
     if is_process_zero():
         time.sleep(0.5)

@@ -1,6 +1,6 @@
-"""Ends a run in which nothing happens any more, with a line and the stacks of its threads, rather than wait for ever.
+"""Watchdog: ends a run that makes no progress and writes the stack of every thread to hang-N.txt.
 
-A collective waits for a host that is gone or hangs as long as it takes; so the dog counts the time without progress.
+A collective blocks forever on a host that died or hung, so a thread measures the time since the last `tick`.
 """
 
 import contextlib
@@ -13,13 +13,13 @@ import jax
 
 from train.distributed.processes import end_all
 
-EXIT_CODE = 124  # as `timeout` has it
-_POLLS = 20  # in the time that is allowed
+EXIT_CODE = 124  # that of timeout(1)
+_POLLS = 20  # per timeout
 _LONGEST_POLL = 10.0  # seconds
 
 
 class _Progress:
-    """What happened last, and how often anything did."""
+    """The last thing that was done, and the number of things done."""
 
     def __init__(self) -> None:
         self.what, self.count = "the start", 0
@@ -29,16 +29,16 @@ _progress = _Progress()
 
 
 def tick(what: str) -> None:
-    """Says that something was done."""
+    """Records progress; `what` names it in the error if nothing follows."""
     _progress.what = what
     _progress.count += 1
 
 
 @contextlib.contextmanager
 def watching(seconds: float, workdir: Path) -> Iterator[None]:
-    """A context that the process does not outlive by more than `seconds` without a `tick`; 0: by any time.
+    """A context that ends the process after `seconds` without a `tick`; 0: never.
 
-    Time is counted in naps of the dog's own, so a process that was stopped and goes on is not found late.
+    Time is counted in the thread's own sleeps, so a process that was suspended (SIGSTOP) is not mistaken for a hang.
     """
     done = threading.Event()
     tick("the start")
@@ -51,10 +51,10 @@ def watching(seconds: float, workdir: Path) -> Iterator[None]:
 
 
 def _watch(seconds: float, workdir: Path, done: threading.Event) -> None:
-    nap = min(seconds / _POLLS, _LONGEST_POLL)
+    sleep_seconds = min(seconds / _POLLS, _LONGEST_POLL)
     silent, seen = 0.0, _progress.count
-    while not done.wait(nap):
-        silent = silent + nap if _progress.count == seen else 0.0
+    while not done.wait(sleep_seconds):
+        silent = silent + sleep_seconds if _progress.count == seen else 0.0
         seen = _progress.count
         if silent >= seconds:
             _end(seconds, workdir)
@@ -62,12 +62,12 @@ def _watch(seconds: float, workdir: Path, done: threading.Event) -> None:
 
 def _end(seconds: float, workdir: Path) -> None:
     path = workdir / f"hang-{jax.process_index()}.txt"
-    stacks = "its threads' stacks cannot be written"
+    stacks = "the stacks of its threads cannot be written"
     with contextlib.suppress(OSError), path.open("w") as file:
         faulthandler.dump_traceback(file)
-        stacks = f"its threads' stacks are in {path}"
+        stacks = f"the stacks of its threads are in {path}"
     end_all(
-        f"nothing happened for {seconds:g} s (config.faults.hang_seconds) after {_progress.what}: "
-        f"this host or another hangs; {stacks}; run the same command again to go on",
+        f"no progress for {seconds:g} s (config.faults.hang_seconds) after {_progress.what}: "
+        f"this host or another hangs; {stacks}; run the same command again to resume",
         EXIT_CODE,
     )

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 STUCK = """
 import sys, time
 from pathlib import Path
-from train import watchdog
+from train.distributed import watchdog
 def stuck():
     time.sleep(1000)
 with watchdog.watching(0.2, Path(sys.argv[1])):
@@ -26,7 +26,7 @@ def test_a_process_that_hangs_ends_with_a_line_and_its_stacks(tmp_path):
     command = [sys.executable, "-c", STUCK, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == watchdog.EXIT_CODE
-    said = "rootstock: error: nothing happened for 0.2 s (config.faults.hang_seconds) after step 7"
+    said = "rootstock: error: no progress for 0.2 s (config.faults.hang_seconds) after step 7"
     assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
     assert "in stuck" in (tmp_path / "hang-0.txt").read_text()
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.faults.tiny_run import EVERY, nan, settings_of, spoilt, train
+from tests.faults.tiny_run import EVERY, corrupted, nan, settings_of, train
 from train.run import goodput
 from train.run.goodput import PARTS, spent_before
 from train.run.history import read_records
@@ -93,7 +93,7 @@ def test_a_killed_run_counts_what_was_lost(tmp_path):
 def test_a_roll_back_is_lost_time(tmp_path):
     settings = settings_of(**{"faults.max_consecutive_skips": 2, "faults.on_divergence": "roll_back"})
     begin = time.perf_counter()
-    train(tmp_path, settings, spoilt(settings, (6, 7), nan))
+    train(tmp_path, settings, corrupted(settings, (6, 7), nan))
     whole = time.perf_counter() - begin
     parts = accounts(tmp_path)[-1]["parts"]
     assert 0 < parts["lost"] < whole / 2

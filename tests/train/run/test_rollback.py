@@ -6,7 +6,7 @@ import pytest
 
 from configs.errors import UserError
 from data.loader import BatchFunction, batch_number
-from tests.faults.tiny_run import STEPS, nan, same, settings_of, spoilt, steps_over, train
+from tests.faults.tiny_run import STEPS, corrupted, nan, same, settings_of, steps_over, train
 from train.reporter import Diverged
 from train.run.history import read_records
 from train.run.rollback import roll_back, skipped_batches
@@ -60,7 +60,7 @@ def test_a_damaged_list_is_no_empty_one(tmp_path):
 def test_it_rolls_back_more_than_once_and_before_the_first_checkpoint(tmp_path):
     settings = settings_of(**{"faults.max_consecutive_skips": 2, "faults.on_divergence": "roll_back"})
     # Steps 2 and 3 fail, batches 0 to 2 are passed over; then 12 and 13, in steps 10 and 11, after step 8 was saved.
-    ended = train(tmp_path, settings, spoilt(settings, (1, 2, 12, 13), nan))
+    ended = train(tmp_path, settings, corrupted(settings, (1, 2, 12, 13), nan))
     assert [
         (e["step"], e["failed_step"]) for e in json.loads((tmp_path / "skipped_batches.json").read_text())["roll_backs"]
     ] == [
@@ -75,7 +75,7 @@ def test_it_rolls_back_more_than_once_and_before_the_first_checkpoint(tmp_path):
 def test_no_checkpoint_is_made_amid_failing_steps(tmp_path):
     settings = settings_of(**{"faults.max_consecutive_skips": 3, "faults.on_divergence": "roll_back"})
     # Step 8 would be saved between the failing 7 and 9.
-    ended = train(tmp_path, settings, spoilt(settings, (6, 7, 8), nan))
+    ended = train(tmp_path, settings, corrupted(settings, (6, 7, 8), nan))
     assert skipped_batches(tmp_path) == ((4, 8),)
     assert same(ended, steps_over(settings, [*range(4), *range(9, 17)]))
 
@@ -83,13 +83,13 @@ def test_no_checkpoint_is_made_amid_failing_steps(tmp_path):
 def test_where_all_data_fails_it_ends(tmp_path):
     settings = settings_of(**{"faults.max_consecutive_skips": 2, "faults.on_divergence": "roll_back"})
     with pytest.raises(UserError, match="rolled back to step 0 3 times"):
-        train(tmp_path, settings, spoilt(settings, range(24), nan))
+        train(tmp_path, settings, corrupted(settings, range(24), nan))
 
 
 def test_it_stops_by_default_and_names_the_step(tmp_path):
     settings = settings_of(**{"faults.max_consecutive_skips": 2})
     with pytest.raises(Diverged, match=r"2 consecutive steps were skipped, the last is step 7: loss nan"):
-        train(tmp_path, settings, spoilt(settings, (5, 6), nan))
+        train(tmp_path, settings, corrupted(settings, (5, 6), nan))
     assert not (tmp_path / "skipped_batches.json").exists()
 
 
