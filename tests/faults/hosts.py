@@ -64,7 +64,7 @@ def _lost(
         same = losses(hit) == _undisturbed()
         line = message.startswith("rootstock: error: ")
         survived = other.returncode in codes and took < within and line and again == [0, 0] and same
-        seen = f"the other ended after {took:.1f} s, exit {other.returncode}: {message[:160]}; losses as undisturbed: {same}"
+        seen = f"the other ended after {took:.1f} s, exit {other.returncode}: {message[:160]}; same losses: {same}"
         return Outcome(f"{sent.name} to host {host} of 2 after step {_AFTER}", survived, reached - saved, seen)
 
     return inject
