@@ -1,17 +1,17 @@
-"""The faults: one line of the code each, and the fast test that must fail when it is planted."""
+"""The mutants: each a one-line bug, and the fast test that must fail when the bug is planted."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """One fault.
+    """One planted bug.
 
     Attributes:
-        name: what a careless change would do.
-        file: that it breaks.
-        find: part of one line, once in the file.
-        replace: what it becomes.
+        name: what the bug does.
+        file: where it is planted.
+        find: part of one line; occurs once in the file.
+        replace: the replacement.
         test: the pytest node that must fail.
     """
 
@@ -226,31 +226,31 @@ _TRAIN = (
     Mutant(
         "accumulation takes a mean of means", "train/step.py", "return sums.objective, sums",
         "return sums.objective / sums.weight, sums",
-        f"{_STEP}test_microbatches_of_unequal_weight_equal_the_whole_batch",
+        f"{_STEP}test_microbatches_of_unequal_weight_equal_one_batch",
     ),
     Mutant(
         "gradients are not divided by the targets", "train/step.py", "lambda g: g / weight", "lambda g: g",
-        f"{_STEP}test_a_step_follows_the_mean_over_its_targets",
+        f"{_STEP}test_step_uses_the_mean_over_its_targets",
     ),
     Mutant(
         "the loss is not divided by the targets", "train/step.py", "sums.nll / weight", "sums.nll",
-        f"{_STEP}test_a_step_follows_the_mean_over_its_targets",
+        f"{_STEP}test_step_uses_the_mean_over_its_targets",
     ),
     Mutant(
         "the next step's learning rate is reported", "train/step.py", "schedule(state.step)",
         "schedule(state.step + 1)",
-        f"{_STEP}test_a_step_follows_the_mean_over_its_targets",
+        f"{_STEP}test_step_uses_the_mean_over_its_targets",
     ),
     Mutant(
-        "norms decay", "train/optimizer.py", "mask=matrices,", "", f"{_STEP}test_only_matrices_decay",
+        "norms decay", "train/optimizer.py", "mask=matrices,", "", f"{_STEP}test_weight_decay_applies_only_to_matrices",
     ),
     Mutant(
         "gradients are not clipped", "train/optimizer.py", "] if settings.clip_norm else []", "][:0]",
-        f"{_STEP}test_gradients_are_clipped_to_their_norm",
+        f"{_STEP}test_gradients_are_clipped_to_clip_norm",
     ),
     Mutant(
         "warm-up ends a step late", "train/optimizer.py", "max(warmup - 1, 1)", "max(warmup, 1)",
-        f"{_STEP}test_schedules_start_warm_and_end_at_the_final_fraction",
+        f"{_STEP}test_schedules_warm_up_and_end_at_the_final_fraction",
     ),
     Mutant(
         "the last layer learns slowest", "train/optimizer.py", "dtype=np.float32)[::-1]", "dtype=np.float32)",
@@ -258,7 +258,7 @@ _TRAIN = (
     ),
     Mutant(
         "Muon takes inputs for outputs", "train/optimizer.py", "if embed < min(others):", "if embed > min(others):",
-        f"{_STEP}test_muon_turns_matrices_layer_by_layer_and_nothing_else",
+        f"{_STEP}test_muon_orthogonalizes_only_matrices_layer_by_layer",
     ),
     Mutant(
         "the optimizer's state is not restored", "train/checkpoint/restore.py", 'items["opt_state"], {})',
@@ -312,12 +312,12 @@ _TRAIN = (
         "the worst loss is kept as the best", "train/early_stopping.py",
         "(-1 if name.endswith(_LOWER_IS_BETTER) else 1)",
         "1",
-        "tests/train/test_early_stopping.py::test_less_is_better_of_a_loss_and_more_of_an_accuracy",
+        "tests/train/test_early_stopping.py::test_lower_loss_and_higher_accuracy_are_better",
     ),
     Mutant(
         "patience lasts an evaluation too long", "train/early_stopping.py", "self.settings.patience <= self.since",
         "self.settings.patience < self.since",
-        "tests/train/test_early_stopping.py::test_patience_counts_evaluations_in_a_row",
+        "tests/train/test_early_stopping.py::test_patience_counts_consecutive_evaluations",
     ),
     Mutant(
         "bits are nats", "train/evaluation/scoring.py", "nll / math.log(2) /", "nll /",

@@ -1,4 +1,4 @@
-"""The best evaluation, and when to stop."""
+"""Selection of the best evaluation, and early stopping."""
 
 import dataclasses
 import json
@@ -19,12 +19,12 @@ def settings(metric, patience=0):
     ("metric", "improves"),
     [("loss", [True, False, True]), ("accuracy", [True, True, False]), ("bits_per_byte", [True, False, True])],
 )
-def test_less_is_better_of_a_loss_and_more_of_an_accuracy(metric, improves):
+def test_lower_loss_and_higher_accuracy_are_better(metric, improves):
     selection = Selection(settings(metric))
     assert [selection.take({metric: value}) for value in (0.5, 0.7, 0.3)] == improves
 
 
-def test_patience_counts_evaluations_in_a_row():
+def test_patience_counts_consecutive_evaluations():
     selection = Selection(settings("accuracy", patience=2))
     stops = []
     for value in (0.5, 0.4, 0.6, 0.6, 0.1):
@@ -33,7 +33,7 @@ def test_patience_counts_evaluations_in_a_row():
     assert stops == [False, False, False, False, True]
 
 
-def test_a_run_that_goes_on_knows_what_it_had_seen(tmp_path):
+def test_resumed_run_restores_the_best_metric(tmp_path):
     lines = [{"step": step, "phase": "eval", "loss": loss} for step, loss in ((2, 3.0), (4, 1.0), (6, 2.0), (8, 0.5))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
     selection = resume_selection(settings("loss"), tmp_path, 6)

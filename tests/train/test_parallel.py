@@ -1,4 +1,4 @@
-"""Split over length, heads and vocabulary: the same numbers, and nothing gathered that should stay split."""
+"""Context and tensor parallelism: the same numbers, and no all-gather of what should stay sharded."""
 
 import math
 import re
@@ -21,7 +21,7 @@ LENGTH, WIDTH, VOCABULARY = 512, 40, 320
 
 
 def documents():
-    """Rows of documents whose borders fall inside, at and across the borders of the devices' parts; and padding."""
+    """Rows whose document boundaries fall inside, at and across the boundaries between devices; and padding."""
     rng = np.random.default_rng(0)
     rows = [[128, 40, 200, 60], [300, 212], [5, 123, 384], [64, 64, 64, 64, 1]]
     return [[rng.integers(3, 64, size) for size in row] for row in rows]
@@ -61,7 +61,7 @@ def one_device(params):
 
 @pytest.mark.parametrize("attention", ["xla", "splash"])
 @pytest.mark.parametrize("sizes", [{"context": 2, "tensor": 2}, {"context": 4, "fsdp": 2}], ids=str)
-def test_a_split_length_changes_no_loss_and_no_gradient(sizes, attention, params, one_device):
+def test_context_parallelism_changes_no_loss_and_no_gradient(sizes, attention, params, one_device):
     objective = language_model(model_of(attention=attention), z_loss=1e-4, chunk=64)
     mesh = mesh_of(**sizes)
     program = make_program(objective, from_config(default.get_config().to_dict()), mesh)
@@ -78,7 +78,7 @@ def test_a_split_length_changes_no_loss_and_no_gradient(sizes, attention, params
     np.testing.assert_allclose(nll[real], one_device[2][real], atol=2e-5)
 
 
-def test_packed_documents_equal_documents_alone_over_a_long_row(params, one_device):
+def test_packed_documents_in_a_long_row_equal_single_documents(params, one_device):
     predict = jax.jit(language_model(model_of()).predict)
     for row, sizes in zip(one_device[2], documents(), strict=True):
         start = 0
@@ -107,21 +107,21 @@ def collectives(sizes, capfd, vocabulary=VOCABULARY):
     return found, text
 
 
-def test_a_split_length_gathers_keys_and_values_alone(capfd):
+def test_context_parallelism_gathers_only_keys_and_values(capfd):
     found, _ = collectives({"data": 2, "context": 4}, capfd)
     gathered = {shape for kind, shapes, _ in found if kind != "all-reduce" for shape in shapes}
-    # Four rows a device: keys and values (B, S, K, H), segments and positions (B, S). No queries, no (B, T, D).
+    # Four rows per device: keys and values (B, S, K, H), segments and positions (B, S). No queries, no (B, T, D).
     assert gathered == {(4, 64, 2, 8), (4, 64)}
-    # The loss's loop over chunks talks to nobody: each device has its own part of every chunk.
+    # The loop over chunks of the loss communicates nothing: each device has its own part of every chunk.
     loss = [(shapes, op) for _, shapes, op in found if "cross_entropy" in op]
     assert not [op for _, op in loss if "while" in op]
     assert [shapes[0] for shapes, _ in loss] == [(VOCABULARY, WIDTH)]
 
 
-def test_a_split_vocabulary_stays_split(capfd):
+def test_sharded_vocabulary_is_not_gathered(capfd):
     found, text = collectives({"fsdp": 2, "tensor": 2, "context": 2}, capfd)
     half = VOCABULARY // 2
-    # The table is gathered over fsdp, never over tensor; no logits travel, only the sums that their softmax needs.
+    # The table is gathered over fsdp, never over tensor; logits are not communicated, only the sums of their softmax.
     assert not re.search(rf"\[(\d+,)*{VOCABULARY}(,\d+)*\]", text)
     assert {shape for _, shapes, _ in found for shape in shapes if half in shape} == {(half, WIDTH)}
     loop = [(kind, s) for kind, shapes, op in found if re.search("cross_entropy.*while", op) for s in shapes]
@@ -130,26 +130,26 @@ def test_a_split_vocabulary_stays_split(capfd):
     assert {shape for _, shape in loop} == {(1, rows * positions), (1, rows * positions, WIDTH)}
 
 
-def test_a_large_vocabulary_stays_split_over_fsdp_too(capfd):
+def test_large_vocabulary_stays_sharded_over_fsdp_too(capfd):
     found, text = collectives({"fsdp": 4, "tensor": 2}, capfd, vocabulary=2048)
     part, tokens = 2048 // 8, 8 * 8
-    # Fewer tokens than symbols: each chunk's tokens are gathered over fsdp, and neither table nor logits are.
+    # Fewer tokens than vocabulary entries: the tokens of a chunk are gathered over fsdp, not the table or the logits.
     loss = [(kind, shape) for kind, shapes, op in found if "cross_entropy" in op for shape in shapes if shape]
     assert max(math.prod(shape) for _, shape in loss) == tokens * WIDTH
     assert "all-gather" in {kind for kind, shape in loss if math.prod(shape) == tokens * WIDTH}
     assert re.search(rf"\[1,{tokens},{part}\]", text) and not re.search(rf"\[1,{tokens},{2048 // 2}\]", text)
 
 
-def test_a_chunk_that_does_not_divide_a_devices_part_is_one_line():
+def test_loss_chunk_must_divide_the_tokens_per_device():
     config = default.get_config()
     config.sequence_length, config.loss.chunk = 96, 32
-    with pytest.raises(UserError, match=r"config.loss.chunk is 32; legal: a divisor of the 48 tokens"):
+    with pytest.raises(UserError, match=r"config.loss.chunk=32 must divide 48"):
         check_batch(from_config(config.to_dict()), mesh_of(context=2))
     config.loss.chunk = 24
     check_batch(from_config(config.to_dict()), mesh_of(context=2))
 
 
-def test_a_platform_without_host_memory_is_one_line():
+def test_offload_without_host_memory_is_a_one_line_error():
     config = default.get_config()
     config.model.remat = "offload"
     settings = from_config(config.to_dict())
@@ -162,5 +162,5 @@ def test_a_platform_without_host_memory_is_one_line():
     class Mesh:
         local_devices = (Device(),)
 
-    with pytest.raises(UserError, match=r"remat is 'offload'.*only \['device'\]; legal: 'full'"):
+    with pytest.raises(UserError, match=r"remat='offload'.*only \['device'\]; use 'full'"):
         check_host_memory(settings, Mesh())

@@ -1,4 +1,4 @@
-"""Mixed precision: bfloat16 products, and float32 wherever small numbers are added up or kept."""
+"""Mixed precision: bfloat16 matrix products; float32 for sums, parameters and optimizer state."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ VARIANTS = {
     "gemma2": {"norm_position": "both", "norm_unit_offset": True, "mlp": "gelu_gated", "scale_embeddings": True,
                "logit_softcap": 30.0, "attention_softcap": 50.0, "sliding_window": (5, 0)},
 }  # fmt: skip
-# Softmax, norms, the loss; and sums over tokens, which the gradients of tables, biases and norms are.
+# Softmax, norms and the loss; and sums over tokens, as in the gradients of embeddings, biases and norms.
 IN_FLOAT32 = {"exp", "log", "rsqrt", "div", "reduce_max", "reduce_sum", "cumsum", "scatter-add"}
 
 
@@ -57,8 +57,8 @@ def test_products_run_in_bfloat16_and_sums_in_float32(variant):
     assert len(products) > 20 and all("bfloat16" in dtypes for dtypes in products)
 
 
-def test_bfloat16_gradients_stay_near_float32_ones_where_a_token_is_frequent():
-    """A sum of thousands in bfloat16 stops growing at 256 times its terms."""
+def test_bfloat16_gradients_of_frequent_tokens_match_float32():
+    """A bfloat16 sum stops growing at 256 times its terms, so sums over tokens must not use it."""
     model = tiny_model(**VARIANTS["gpt2"])
     params = init(language_model(model))
     tokens = np.full((64, 64), 5)
@@ -73,16 +73,16 @@ def test_bfloat16_gradients_stay_near_float32_ones_where_a_token_is_frequent():
         return jax.jit(lambda p: summed_gradients(objective, p, batch, 1)[0])(params)
 
     low, high = gradient("bfloat16"), gradient("float32")
-    # Softmax does not change when all of a query's logits do: the true gradient of the keys' bias is zero.
+    # A shift of all logits of a query does not change its softmax: the exact gradient of the key bias is zero.
     for tree in (low, high):
         tree["backbone"]["layers"]["attention"]["key"].pop("bias")
-    apart = jax.tree.map(lambda a, b: float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)), low, high)
-    assert max(jax.tree.leaves(apart)) < 0.04, apart
+    distances = jax.tree.map(lambda a, b: float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)), low, high)
+    assert max(jax.tree.leaves(distances)) < 0.04, distances
 
 
 @pytest.fixture(scope="module")
 def curves():
-    """dtype -> (losses of 30 steps on documents that count up from a random symbol, the state after them)."""
+    """dtype -> (losses of 30 steps on documents that count up from a random token, the final state)."""
     config = default.get_config()
     config.batch_size, config.sequence_length, config.num_steps = 8, 32, 30
     config.optimizer.warmup_steps, config.optimizer.learning_rate = 3, 1e-2
@@ -102,7 +102,7 @@ def curves():
     return found
 
 
-def test_the_bfloat16_loss_curve_stays_near_the_float32_one(curves):
+def test_bfloat16_loss_curve_matches_float32(curves):
     (high, _), (low, _) = curves["float32"], curves["bfloat16"]
     assert high[-1] < high[0] - 2 and not (high == low).all()
     assert np.abs(high - low).max() < 0.05

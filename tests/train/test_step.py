@@ -1,4 +1,4 @@
-"""The step gives the same numbers on every mesh and for every way of cutting the batch."""
+"""The train step gives the same numbers on every mesh and for every number of microbatches."""
 
 import dataclasses
 
@@ -73,14 +73,14 @@ def one_device(request, batches):
 def test_every_mesh_gives_the_losses_of_one_device(sizes, one_device, batches):
     name, (losses, params) = one_device
     if name == "muon" and "tensor" not in sizes and "fsdp" not in sizes:
-        pytest.skip("parameters are whole on every device: AdamW's run covers it")
+        pytest.skip("parameters are replicated: the AdamW case covers it")
     got, their_params = train(mesh_of(**sizes), batches, name)
     np.testing.assert_allclose(got, losses, rtol=1e-5)
-    # Adam's first steps divide a gradient by its own size, which makes rounding visible in the parameters.
+    # Adam's first steps divide each gradient by its own magnitude, which amplifies rounding errors.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), their_params, params)
 
 
-def test_microbatches_of_unequal_weight_equal_the_whole_batch(batches):
+def test_microbatches_of_unequal_weight_equal_one_batch(batches):
     objective = language_model(tiny_model())
     params = init(objective)
     batch = {k: v.copy() for k, v in batches[0].items()}
@@ -93,7 +93,7 @@ def test_microbatches_of_unequal_weight_equal_the_whole_batch(batches):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), cut, whole)
 
 
-def test_a_step_follows_the_mean_over_its_targets(batches):
+def test_step_uses_the_mean_over_its_targets(batches):
     objective, optimizer = language_model(tiny_model()), optax.sgd(0.5)
     params = init(objective)
     batch = {k: v.copy() for k, v in batches[0].items()}
@@ -116,7 +116,7 @@ def test_a_step_follows_the_mean_over_its_targets(batches):
     assert int(after.step) == 2
 
 
-def test_a_batch_without_targets_gives_finite_zero_gradients(batches):
+def test_batch_without_targets_gives_zero_gradients(batches):
     batch = {k: v.copy() for k, v in batches[0].items()}
     batch["weights"][:] = 0
     losses, params = train(mesh_of(), [batch], "adamw")
@@ -126,13 +126,13 @@ def test_a_batch_without_targets_gives_finite_zero_gradients(batches):
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("microbatches", [1, 2])
-def test_a_step_that_is_not_sound_changes_nothing_but_its_number(name, microbatches, batches):
+def test_skipped_step_changes_only_the_step_number(name, microbatches, batches):
     settings, objective, mesh = settings_of(name=name), language_model(tiny_model()), mesh_of(data=2, fsdp=2)
-    spoilt = {k: v.copy() for k, v in batches[1].items()}
-    spoilt["weights"][3, 2] = np.nan
-    endless = {k: v.copy() for k, v in batches[1].items()}
-    endless["weights"][3, 2] = np.inf
-    for batch, bound in ((spoilt, 0.0), (endless, 0.0), (batches[1], 1e-3)):
+    with_nan = {k: v.copy() for k, v in batches[1].items()}
+    with_nan["weights"][3, 2] = np.nan
+    with_inf = {k: v.copy() for k, v in batches[1].items()}
+    with_inf["weights"][3, 2] = np.inf
+    for batch, bound in ((with_nan, 0.0), (with_inf, 0.0), (batches[1], 1e-3)):
         faults = dataclasses.replace(settings.faults, max_grad_norm=bound)
         bounded = dataclasses.replace(settings, faults=faults, microbatches=microbatches)
         program = make_program(objective, settings, mesh)
@@ -150,7 +150,7 @@ def test_a_step_that_is_not_sound_changes_nothing_but_its_number(name, microbatc
         assert all(jax.tree.leaves(moved))
 
 
-def test_moments_live_where_their_parameter_does():
+def test_moments_are_sharded_like_their_parameter():
     objective, mesh = language_model(tiny_model()), mesh_of(fsdp=4, tensor=2)
     boxed = jax.eval_shape(objective.init, jax.random.key(0))
     for name in ("adamw", "muon"):
@@ -175,7 +175,7 @@ def test_donated_state_is_aliased(batches):
     assert memory.alias_size_in_bytes == size
 
 
-def test_muon_turns_matrices_layer_by_layer_and_nothing_else():
+def test_muon_orthogonalizes_only_matrices_layer_by_layer():
     objective = language_model(tiny_model(num_layers=3))
     boxed = jax.eval_shape(objective.init, jax.random.key(0))
     params = init(objective)
@@ -187,7 +187,7 @@ def test_muon_turns_matrices_layer_by_layer_and_nothing_else():
     for matrix in (*up, *query):
         singular = np.linalg.svd(matrix, compute_uv=False)
         assert singular.min() / singular.max() > 0.4
-    # A matrix with more outputs than inputs moves by sqrt(outputs / inputs) more; up has 48 of 32.
+    # Updates scale with sqrt(outputs / inputs) where there are more outputs; `up` has 48 outputs and 32 inputs.
     down = np.asarray(updates["backbone"]["layers"]["mlp"]["down"]["kernel"])
     sizes = [np.linalg.svd(matrices, compute_uv=False).mean() for matrices in (up, down)]
     assert sizes[0] / sizes[1] == pytest.approx(1.5**0.5, rel=0.05)
@@ -195,7 +195,7 @@ def test_muon_turns_matrices_layer_by_layer_and_nothing_else():
     assert np.linalg.svd(scale, compute_uv=False).min() < 0.3 * np.linalg.svd(scale, compute_uv=False).max()
 
 
-def test_only_matrices_decay():
+def test_weight_decay_applies_only_to_matrices():
     objective = language_model(tiny_model())
     boxed = jax.eval_shape(objective.init, jax.random.key(0))
     params = init(objective)
@@ -206,7 +206,7 @@ def test_only_matrices_decay():
     assert moved == matrices
 
 
-def test_gradients_are_clipped_to_their_norm():
+def test_gradients_are_clipped_to_clip_norm():
     objective = language_model(tiny_model())
     boxed = jax.eval_shape(objective.init, jax.random.key(0))
     params = init(objective)
@@ -218,7 +218,7 @@ def test_gradients_are_clipped_to_their_norm():
         assert float(optax.tree.norm(moment)) == pytest.approx(0.1 * expected, rel=1e-5)
 
 
-def test_schedules_start_warm_and_end_at_the_final_fraction():
+def test_schedules_warm_up_and_end_at_the_final_fraction():
     for name in ("cosine", "linear", "wsd"):
         o = settings_of(schedule=name, warmup_steps=10, final_fraction=0.1, decay_fraction=0.2).optimizer
         rate = make_schedule(o, 1.0, 100)
@@ -227,20 +227,20 @@ def test_schedules_start_warm_and_end_at_the_final_fraction():
         assert (float(rate(79)) == 1.0) == (name == "wsd")
 
 
-def test_an_axis_without_a_rule_is_an_error():
+def test_axis_without_a_sharding_rule_is_an_error():
     with pytest.raises(KeyError, match="embedd"):
         spec(("embedd",), PARAMETER_RULES)
 
 
-def test_faults_of_the_mesh_are_named_all_at_once_with_the_nearest_legal_value():
+def test_mesh_errors_name_every_problem_and_the_nearest_valid_value():
     with pytest.raises(UserError, match=r"data=3.*8 device"):
         make_mesh(MeshSettings(1, 3, 1, 1, 1))
-    with pytest.raises(UserError, match="at data and fsdp"):
+    with pytest.raises(UserError, match="for data and fsdp"):
         make_mesh(MeshSettings(1, -1, -1, 1, 1))
     settings = settings_of()
-    with pytest.raises(UserError, match=r"sequence_length is 32.*nearest: 30 or 35"):
+    with pytest.raises(UserError, match=r"sequence_length=32.*use 30 or 35"):
         check_batch(settings, mesh_of(context=5))
-    with pytest.raises(UserError, match=r"batch_size.* is 8.*= 3 does not divide.*nearest: 6 or 9"):
+    with pytest.raises(UserError, match=r"batch_size.*=8 must be divisible by .*= 3; use 6 or 9"):
         check_batch(settings, mesh_of(data=3))
     boxed = jax.eval_shape(language_model(tiny_model()).init, jax.random.key(0))
     with pytest.raises(UserError, match=r"heads axis of 4.*mlp axis of 48"):

@@ -1,4 +1,4 @@
-"""The train step compiled for a TPU that is not here: forward and backward kernels, meshes, host memory."""
+"""The train step compiled ahead of time for a TPU: forward and backward kernels, meshes, host memory."""
 
 import jax
 import pytest
@@ -20,7 +20,7 @@ def test_splash_and_offload_compile_for_a_tpu_slice():
     config.batch_size, config.sequence_length = 2, 256
     config.mesh.update({"data": 1, "tensor": 2, "context": 2})
     settings = from_config(config.to_dict())
-    # Layers that differ in their window have kernels of their own; heads of 64 are narrower than a vector register.
+    # Layers with different windows need different kernels; heads of 64 are narrower than a vector register.
     model = tiny_model(
         attention="auto", num_layers=4, head_dim=64, context_length=256, sliding_window=(100, 0), remat="offload"
     )
@@ -29,7 +29,7 @@ def test_splash_and_offload_compile_for_a_tpu_slice():
     with jax.set_mesh(mesh):
         compiled = program.step.lower(program.state, program.batch).compile()
     kernels = compiled.as_text().count('custom_call_target="tpu_custom_call"')
-    # Two windows, each with a forward kernel and two of the backward pass, which also recomputes the forward one.
+    # Two windows, each with one forward and two backward kernels; the backward pass also recomputes the forward one.
     assert kernels >= 2 * 4
-    layer_inputs = 4 * (2 * 256 // 2 * 32) * 2  # layers x a device's activations x bytes of a bfloat16
+    layer_inputs = 4 * (2 * 256 // 2 * 32) * 2  # layers x activations per device x bytes per bfloat16
     assert compiled.memory_analysis().host_temp_size_in_bytes >= layer_inputs

@@ -1,4 +1,4 @@
-"""The device mesh of a run, and where its arrays live on it."""
+"""The device mesh of a run: building it from `config.mesh` and checking what it must divide."""
 
 import contextlib
 import dataclasses
@@ -20,19 +20,17 @@ def mesh_sizes(settings: MeshSettings, num_devices: int) -> dict[str, int]:
     """Returns {axis: devices} in the order of `MESH_AXES`, -1 filled in.
 
     Raises:
-        UserError: a size that is none, or a product that is not the number of devices; names the nearest legal sizes.
+        UserError: a size is invalid, or the product is not the number of devices; names the nearest sizes that fit.
     """
     sizes = dataclasses.asdict(settings)
-    faults = [
-        f"config.mesh.{axis} is {size}; legal: -1 or at least 1"
-        for axis, size in sizes.items()
-        if size < -1 or not size
+    errors = [
+        f"config.mesh.{axis}={size} must be -1 or at least 1" for axis, size in sizes.items() if size < -1 or not size
     ]
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     if len(open_axes) > 1:
-        faults.append(f"config.mesh has -1 at {' and '.join(open_axes)}; legal: at one axis")
-    if faults:
-        raise UserError("; ".join(faults))
+        errors.append(f"config.mesh has -1 for {' and '.join(open_axes)}; only one axis may be -1")
+    if errors:
+        raise UserError("; ".join(errors))
     fixed = math.prod(size for size in sizes.values() if size > 0)
     if open_axes and num_devices % fixed == 0:
         sizes[open_axes[0]] = num_devices // fixed
@@ -40,36 +38,36 @@ def mesh_sizes(settings: MeshSettings, num_devices: int) -> dict[str, int]:
         found = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
         raise UserError(
             f"config.mesh ({found}) does not fit {num_devices} device(s): the product of its axes must "
-            f"{'divide' if open_axes else 'equal'} {num_devices}; nearest: {_nearest_mesh(sizes, num_devices)}"
+            f"{'divide' if open_axes else 'equal'} {num_devices}; use {_nearest_mesh(sizes, num_devices)}"
         )
     return {axis: sizes[axis] for axis in MESH_AXES}
 
 
 def _nearest_mesh(sizes: dict[str, int], num_devices: int) -> str:
-    """Returns the changes of one axis that would make the product fit, or how to fill it."""
-    legal = []
+    """Returns the changes of one axis that make the product fit, or a mesh that always fits."""
+    fitting = []
     for axis, size in sizes.items():
         others = math.prod(s for a, s in sizes.items() if a != axis and s > 0)
         if size != -1 and num_devices % others == 0 and num_devices // others != size:
-            legal.append(f"config.mesh.{axis}={num_devices // others}")
-    return " or ".join(legal) or f"config.mesh.fsdp={num_devices} and 1 at every other axis"
+            fitting.append(f"config.mesh.{axis}={num_devices // others}")
+    return " or ".join(fitting) or f"config.mesh.fsdp={num_devices} and 1 at every other axis"
 
 
 def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh of Auto axes over all devices, -1 filled in.
+    """Returns a mesh of Auto axes over all devices, with -1 filled in.
 
-    With several TPU slices the `slice` axis runs over the slow network between them and the others over the links
-    inside; elsewhere (GPUs, CPUs) the outermost axes run over the hosts.
+    With several TPU slices, the `slice` axis spans the slow network between slices and the other axes span the fast
+    links within each; elsewhere (GPUs, CPUs) the outermost axes span the hosts.
 
     Raises:
-        UserError: see `mesh_sizes`; or slices that `config.mesh.slice` does not count.
+        UserError: see `mesh_sizes`; or `config.mesh.slice` is not a multiple of the number of slices.
     """
     devices = devices or jax.devices()
     sizes = mesh_sizes(settings, len(devices))
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices > 1 and sizes["slice"] % slices:
         raise UserError(
-            f"config.mesh.slice is {sizes['slice']}, but the devices stand in {slices} slices; legal: {slices}"
+            f"config.mesh.slice={sizes['slice']} must be {slices}, the number of slices that the devices form"
         )
     shape = tuple(sizes.values())
     if slices > 1:
@@ -83,7 +81,7 @@ def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -
 
 
 def layouts(num_devices: int) -> list[MeshSettings]:
-    """Returns every way to deal `num_devices` devices over the axes of a mesh."""
+    """Returns every mesh of `num_devices` devices."""
     divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
     sizes = itertools.product(divisors, repeat=len(MESH_AXES))
     return [MeshSettings(**dict(zip(MESH_AXES, s, strict=True))) for s in sizes if math.prod(s) == num_devices]
@@ -95,9 +93,9 @@ def apply_xla_flags(settings: Settings) -> None:
 
 
 def check_batch(settings: Settings, mesh: AnyMesh) -> None:
-    """Raises UserError naming each size of the batch that the mesh does not divide, with the nearest legal ones."""
+    """Raises UserError naming each size of the batch that the mesh does not divide, and the nearest that it does."""
     rows = settings.batch_size // settings.microbatches
-    faults = [
+    errors = [
         _indivisible(name, size, {a: mesh.shape[a] for a in axes})
         for name, size, axes in (
             ("config.batch_size / config.microbatches", rows, ACTIVATION_RULES["batch"]),
@@ -106,21 +104,21 @@ def check_batch(settings: Settings, mesh: AnyMesh) -> None:
     ]
     tokens, chunk = settings.sequence_length // mesh.shape["context"], settings.loss.chunk
     if 0 < chunk < tokens and tokens % chunk:
-        faults.append(
-            f"config.loss.chunk is {chunk}; legal: a divisor of the {tokens} tokens that config.mesh.context leaves of "
-            "a row on each device"
+        errors.append(
+            f"config.loss.chunk={chunk} must divide {tokens}, the tokens of a row on each device "
+            "(config.sequence_length / config.mesh.context)"
         )
-    if any(faults):
-        raise UserError("; ".join(fault for fault in faults if fault))
+    if any(errors):
+        raise UserError("; ".join(error for error in errors if error))
 
 
 def check_host_memory(settings: Settings, mesh: Mesh) -> None:
-    """Raises UserError when layers' inputs are to go where the attached devices cannot put them."""
+    """Raises UserError if `config.model.remat` is "offload" and the devices have no pinned host memory."""
     kinds = sorted(memory.kind for memory in mesh.local_devices[0].addressable_memories())
     if settings.model["remat"] == "offload" and "pinned_host" not in kinds:
         raise UserError(
-            f"config.model.remat is 'offload', but the devices reach no pinned host memory, only {kinds}; "
-            "legal: 'full', 'dots' or 'none'"
+            f"config.model.remat='offload' needs pinned host memory, but the devices have only {kinds}; "
+            "use 'full', 'dots' or 'none'"
         )
 
 
@@ -131,19 +129,19 @@ def _indivisible(name: str, size: int, axes: dict[str, int]) -> str:
     product = " x ".join(f"config.mesh.{axis}" for axis, devices in axes.items() if devices > 1)
     low, high = size // parts * parts, -(-size // parts) * parts
     near = f"{low} or {high}" if low else f"{high}"
-    return f"{name} is {size}, which {product} = {parts} does not divide; nearest: {near}"
+    return f"{name}={size} must be divisible by {product} = {parts}; use {near}"
 
 
 def single_device_mesh() -> Mesh:
-    """Returns a mesh of the first device alone, for commands that do not train."""
+    """Returns a mesh of the first device only, for commands that do not train."""
     return make_mesh(MeshSettings(slice=1, data=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])
 
 
 def spread_mesh(boxed: Any) -> Mesh:  # noqa: ANN401 - abstract parameters with their logical axes
-    """Returns a mesh on which all devices share rows and parameters, or the first alone where that cannot be.
+    """Returns a mesh that shards rows and parameters over all devices, or the first device only if that is impossible.
 
     Raises:
-        UserError: several processes have the devices, and the parameters cannot be shared out.
+        UserError: the parameters cannot be sharded, and there are several processes.
     """
     slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
     mesh = make_mesh(MeshSettings(slice=slices, data=1, fsdp=-1, tensor=1, context=1))
@@ -157,9 +155,9 @@ def spread_mesh(boxed: Any) -> Mesh:  # noqa: ANN401 - abstract parameters with 
 
 
 def decoding_mesh(boxed: Any) -> Mesh:  # noqa: ANN401 - abstract parameters with their logical axes
-    """Returns a mesh to write on: each step reads all parameters, so as many devices as can share each matrix do.
+    """Returns a mesh for generation: each step reads all parameters, so matrices are split over many devices.
 
-    The others hold copies, for more texts at once.
+    The data axis takes the remaining devices: they hold copies, for more texts at once.
     """
     count = jax.device_count()
     for tensor in (size for size in range(count, 0, -1) if count % size == 0):

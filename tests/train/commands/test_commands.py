@@ -261,5 +261,5 @@ def test_wrong_input_gives_one_clear_line_and_loses_nothing(text, foundation, cl
 
 def test_a_batch_that_the_mesh_does_not_divide_names_the_nearest(text, tmp_path):
     done = pretrain(text, tmp_path / "run", "--config.batch_size=7", devices=2, check=False)
-    assert done.returncode == 1 and "which config.mesh.data = 2 does not divide" in done.stderr
-    assert "nearest: 6 or 8" in done.stderr
+    assert done.returncode == 1 and "must be divisible by config.mesh.data = 2" in done.stderr
+    assert "use 6 or 8" in done.stderr

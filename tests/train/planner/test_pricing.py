@@ -82,7 +82,7 @@ def test_attention_of_another_chip_is_refused():
 
 def test_all_faults_of_a_mesh_are_named_at_once():
     settings = settings_of("llama2_7b", mesh__fsdp=3, mesh__tensor=8)
-    with pytest.raises(UserError, match=r"batch_size.*fsdp = 3.*nearest: 6 or 9.*vocab axis of 32000.*embed axis"):
+    with pytest.raises(UserError, match=r"batch_size.*fsdp = 3; use 6 or 9.*vocab axis of 32000.*embed axis"):
         estimated(settings, "h100-24")
     with pytest.raises(UserError, match=r"does not fit 8 device.*nearest: config\.mesh\.tensor=8"):
         estimated(settings_of("llama2_7b", mesh__fsdp=1, mesh__tensor=3), "h100-8")
