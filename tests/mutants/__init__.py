@@ -1,1 +1,1 @@
-"""One-line faults of the real code, each with the test that must see it: `make mutants` plants them one at a time."""
+"""One-line bugs, each with the test that must find it: `make mutants` plants them one at a time."""

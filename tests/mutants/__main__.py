@@ -1,4 +1,4 @@
-"""Plants each fault of the table in a copy of the project and expects its test to fail: `make mutants`."""
+"""Plants each mutant of the table in a copy of the project and expects its test to fail: `make mutants`."""
 
 import argparse
 import os
@@ -19,25 +19,25 @@ BEGIN, END = "<!-- kill matrix: python -m tests.mutants --write -->", "<!-- end 
 _COPIED = ("configs", "model", "data", "train", "tests")
 _WORKERS = 2
 _LIMIT_SECONDS = 120
-# A fault that breaks the program itself proves nothing of a test.
+# A mutant that breaks the program itself proves nothing about the test.
 _NO_PROOF = re.compile(r"\b(NameError|SyntaxError|ImportError|ModuleNotFoundError|UnboundLocalError)\b")
 
 
 def copy_project(to: Path) -> None:
-    """Copies what the tests import, without compiled files: those of a fault could be taken for the code's."""
+    """Copies what the tests import, without bytecode, which could hide the planted change."""
     for name in _COPIED:
         shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", to)
 
 
 def plant(mutant: Mutant, copy: Path) -> None:
-    """Applies a fault to a copy."""
+    """Applies a mutant to a copy."""
     path = copy / mutant.file
     path.write_text(path.read_text().replace(mutant.find, mutant.replace, 1))
 
 
 def run_tests(copy: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
-    """Runs tests of a copy in a fresh process."""
+    """Runs tests of a copy in a new process."""
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu"}
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
     options = ["-n", "0", "-x", "--tb=line", "-p", "no:cacheprovider"]
@@ -48,7 +48,7 @@ def run_tests(copy: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def passes(tests: list[str]) -> bool:
-    """Returns whether the tests pass without a fault, none of them skipped, and prints what they say if not."""
+    """Returns whether all tests pass without a mutant, none of them skipped; prints their output if not."""
     with tempfile.TemporaryDirectory() as directory:
         copy_project(Path(directory))
         done = run_tests(Path(directory), tests)
@@ -59,9 +59,9 @@ def passes(tests: list[str]) -> bool:
 
 
 def verdict(done: subprocess.CompletedProcess[str]) -> tuple[bool, str]:
-    """Returns whether a test ran and failed, and why it says so.
+    """Returns whether a test ran and failed, and its failure message.
 
-    That is exit code 1, no error while collecting or in a fixture, and no broken code.
+    Errors during collection, in a fixture or from broken code do not count as failures.
     """
     lines = done.stdout.strip().splitlines() or [""]
     why = next((line.partition(": ")[2] for line in lines if re.search(r"\.py:\d+: ", line)), "no failure")
@@ -70,7 +70,7 @@ def verdict(done: subprocess.CompletedProcess[str]) -> tuple[bool, str]:
 
 
 def try_mutant(mutant: Mutant) -> tuple[Mutant, bool, float]:
-    """Returns (the fault, whether its test failed, seconds), and prints a line."""
+    """Returns (the mutant, whether its test failed, seconds) and prints a line."""
     with tempfile.TemporaryDirectory() as directory:
         copy_project(Path(directory))
         plant(mutant, Path(directory))
@@ -78,7 +78,7 @@ def try_mutant(mutant: Mutant) -> tuple[Mutant, bool, float]:
         try:
             killed, why = verdict(run_tests(Path(directory), [mutant.test]))
         except subprocess.TimeoutExpired:
-            killed, why = False, f"no end after {_LIMIT_SECONDS} s"
+            killed, why = False, f"timeout after {_LIMIT_SECONDS} s"
     took = time.perf_counter() - begin
     end = "killed" if killed else "SURVIVED"
     print(f"{end:8} {took:5.1f} s  {mutant.name}: {mutant.test}: {why[:100]}", flush=True)
@@ -86,12 +86,12 @@ def try_mutant(mutant: Mutant) -> tuple[Mutant, bool, float]:
 
 
 def matrix(results: list[tuple[Mutant, bool, float]]) -> str:
-    """Returns the table of the document."""
+    """Returns the kill matrix as Markdown."""
     killed = sum(result[1] for result in results)
     lines = [
         f"{killed} of {len(results)} killed, in {sum(result[2] for result in results):.0f} s of processes.",
         "",
-        "| fault | planted in | test that fails | s |",
+        "| mutant | planted in | test that fails | s |",
         "|---|---|---|---:|",
     ]
     for mutant, dead, took in results:
@@ -102,19 +102,19 @@ def matrix(results: list[tuple[Mutant, bool, float]]) -> str:
 
 
 def main() -> int:
-    """Returns 1 when a fault survived, or a test fails without one."""
+    """Returns 1 if a mutant survived or a test fails without one."""
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
-    parser.add_argument("--only", default="", help="faults whose name contains this")
-    parser.add_argument("--write", action="store_true", help="write the kill matrix of all faults to docs/testing.md")
+    parser.add_argument("--only", default="", help="run only the mutants whose name contains this")
+    parser.add_argument("--write", action="store_true", help="write the kill matrix of all mutants to docs/testing.md")
     flags = parser.parse_args()
     if flags.write and flags.only:
-        parser.error("--write needs all faults; legal: without --only")
+        parser.error("--write needs all mutants and cannot be combined with --only")
     mutants = [mutant for mutant in MUTANTS if flags.only in mutant.name]
     if not mutants:
         names = "; ".join(mutant.name for mutant in MUTANTS)
-        parser.error(f"--only={flags.only!r} is in no fault's name; legal: a part of one of: {names}")
+        parser.error(f"--only={flags.only!r} matches no mutant; expected a part of one of: {names}")
     if not passes(sorted({mutant.test for mutant in mutants})):
-        print("a test fails, or is skipped, without any fault: nothing was planted")
+        print("a test fails or is skipped without any mutant: nothing was planted")
         return 1
     with ThreadPoolExecutor(_WORKERS) as pool:
         results = list(pool.map(try_mutant, mutants))

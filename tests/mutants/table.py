@@ -224,16 +224,16 @@ _DATA = (
 )  # fmt: skip
 _TRAIN = (
     Mutant(
-        "accumulation takes a mean of means", "train/step.py", "return sums.objective, sums",
+        "microbatches are averaged instead of summed", "train/step.py", "return sums.objective, sums",
         "return sums.objective / sums.weight, sums",
         f"{_STEP}test_microbatches_of_unequal_weight_equal_one_batch",
     ),
     Mutant(
-        "gradients are not divided by the targets", "train/step.py", "lambda g: g / weight", "lambda g: g",
+        "gradients are not divided by the number of targets", "train/step.py", "lambda g: g / weight", "lambda g: g",
         f"{_STEP}test_step_uses_the_mean_over_its_targets",
     ),
     Mutant(
-        "the loss is not divided by the targets", "train/step.py", "sums.nll / weight", "sums.nll",
+        "the loss is not divided by the number of targets", "train/step.py", "sums.nll / weight", "sums.nll",
         f"{_STEP}test_step_uses_the_mean_over_its_targets",
     ),
     Mutant(
@@ -242,22 +242,22 @@ _TRAIN = (
         f"{_STEP}test_step_uses_the_mean_over_its_targets",
     ),
     Mutant(
-        "norms decay", "train/optimizer.py", "mask=matrices,", "", f"{_STEP}test_weight_decay_applies_only_to_matrices",
+        "weight decay applies to norms", "train/optimizer.py", "mask=matrices,", "", f"{_STEP}test_weight_decay_applies_only_to_matrices",
     ),
     Mutant(
         "gradients are not clipped", "train/optimizer.py", "] if settings.clip_norm else []", "][:0]",
         f"{_STEP}test_gradients_are_clipped_to_clip_norm",
     ),
     Mutant(
-        "warm-up ends a step late", "train/optimizer.py", "max(warmup - 1, 1)", "max(warmup, 1)",
+        "warm-up ends one step late", "train/optimizer.py", "max(warmup - 1, 1)", "max(warmup, 1)",
         f"{_STEP}test_schedules_warm_up_and_end_at_the_final_fraction",
     ),
     Mutant(
-        "the last layer learns slowest", "train/optimizer.py", "dtype=np.float32)[::-1]", "dtype=np.float32)",
+        "the last layer gets the lowest learning rate", "train/optimizer.py", "dtype=np.float32)[::-1]", "dtype=np.float32)",
         f"{_ADAPTATION}test_lower_layers_learn_more_slowly[adamw]",
     ),
     Mutant(
-        "Muon takes inputs for outputs", "train/optimizer.py", "if embed < min(others):", "if embed > min(others):",
+        "Muon swaps inputs and outputs", "train/optimizer.py", "if embed < min(others):", "if embed > min(others):",
         f"{_STEP}test_muon_orthogonalizes_only_matrices_layer_by_layer",
     ),
     Mutant(
@@ -266,7 +266,7 @@ _TRAIN = (
         f"{_RESTORE}test_restored_state_equals_the_saved_one",
     ),
     Mutant(
-        "a checkpoint is not laid out on the mesh at hand", "train/checkpoint/steps.py",
+        "a checkpoint is not resharded for the current mesh", "train/checkpoint/steps.py",
         "item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item),", "item=item,",
         f"{_RESTORE}test_restore_on_another_mesh",
     ),
@@ -276,7 +276,7 @@ _TRAIN = (
         f"{_RESTORE}test_flipped_bit_is_detected",
     ),
     Mutant(
-        "a checksum does not see two values swapped", "train/checkpoint/checksums.py",
+        "a checksum ignores the order of values", "train/checkpoint/checksums.py",
         "products = ((words * a), (words * b))",
         "products = ((words * a[(0,) * x.ndim]), (words * b[(0,) * x.ndim]))",
         f"{_RESTORE}test_checksum_changes_with_any_value_or_order",
@@ -287,7 +287,7 @@ _TRAIN = (
         "if a is None:", f"{_RESTORE}test_restore_into_another_model_names_the_leaf",
     ),
     Mutant(
-        "lines of steps that are done again stay", "train/run/history.py", "_step_of(line) <= resumed_step",
+        "records of repeated steps are kept", "train/run/history.py", "_step_of(line) <= resumed_step",
         "_step_of(line) < math.inf",
         "tests/train/run/test_history.py::test_lines_of_steps_that_are_done_again_are_dropped",
     ),
@@ -300,27 +300,27 @@ _TRAIN = (
         f"{_RUN}test_a_run_goes_on_with_its_own_data_tokenizer_and_config",
     ),
     Mutant(
-        "other data are accepted", "train/run/record.py",
+        "changed data are accepted", "train/run/record.py",
         "if before.data_fingerprint != record.data_fingerprint and not accept_changed_data",
         "if before.data_fingerprint is None", f"{_RUN}test_a_run_goes_on_with_its_own_data_tokenizer_and_config",
     ),
     Mutant(
-        "another config is accepted", "train/run/record.py", "if old.get(name) != new[name] and", "if old is None and",
+        "a changed config is accepted", "train/run/record.py", "if old.get(name) != new[name] and", "if old is None and",
         f"{_RUN}test_a_run_from_before_a_field_came_had_its_default",
     ),
     Mutant(
-        "the worst loss is kept as the best", "train/early_stopping.py",
+        "the highest loss is kept as the best", "train/early_stopping.py",
         "(-1 if name.endswith(_LOWER_IS_BETTER) else 1)",
         "1",
         "tests/train/test_early_stopping.py::test_lower_loss_and_higher_accuracy_are_better",
     ),
     Mutant(
-        "patience lasts an evaluation too long", "train/early_stopping.py", "self.settings.patience <= self.since",
+        "early stopping waits one evaluation too long", "train/early_stopping.py", "self.settings.patience <= self.since",
         "self.settings.patience < self.since",
         "tests/train/test_early_stopping.py::test_patience_counts_consecutive_evaluations",
     ),
     Mutant(
-        "bits are nats", "train/evaluation/scoring.py", "nll / math.log(2) /", "nll /",
+        "bits per byte are in nats", "train/evaluation/scoring.py", "nll / math.log(2) /", "nll /",
         "tests/train/evaluation/test_scoring.py::test_figures_are_those_of_a_uniform_model",
     ),
 )  # fmt: skip
