@@ -242,7 +242,8 @@ _TRAIN = (
         f"{_STEP}test_step_uses_the_mean_over_its_targets",
     ),
     Mutant(
-        "weight decay applies to norms", "train/optimizer.py", "mask=matrices,", "", f"{_STEP}test_weight_decay_applies_only_to_matrices",
+        "weight decay applies to norms", "train/optimizer.py", "mask=matrices,", "",
+        f"{_STEP}test_weight_decay_applies_only_to_matrices",
     ),
     Mutant(
         "gradients are not clipped", "train/optimizer.py", "] if settings.clip_norm else []", "][:0]",
@@ -253,7 +254,8 @@ _TRAIN = (
         f"{_STEP}test_schedules_warm_up_and_end_at_the_final_fraction",
     ),
     Mutant(
-        "the last layer gets the lowest learning rate", "train/optimizer.py", "dtype=np.float32)[::-1]", "dtype=np.float32)",
+        "the last layer gets the lowest learning rate", "train/optimizer.py",
+        "dtype=np.float32)[::-1]", "dtype=np.float32)",
         f"{_ADAPTATION}test_lower_layers_learn_more_slowly[adamw]",
     ),
     Mutant(
@@ -305,7 +307,8 @@ _TRAIN = (
         "if before.data_fingerprint is None", f"{_RUN}test_a_run_goes_on_with_its_own_data_tokenizer_and_config",
     ),
     Mutant(
-        "a changed config is accepted", "train/run/record.py", "if old.get(name) != new[name] and", "if old is None and",
+        "a changed config is accepted", "train/run/record.py",
+        "if old.get(name) != new[name] and", "if old is None and",
         f"{_RUN}test_a_run_from_before_a_field_came_had_its_default",
     ),
     Mutant(
@@ -315,7 +318,8 @@ _TRAIN = (
         "tests/train/test_early_stopping.py::test_lower_loss_and_higher_accuracy_are_better",
     ),
     Mutant(
-        "early stopping waits one evaluation too long", "train/early_stopping.py", "self.settings.patience <= self.since",
+        "early stopping waits one evaluation too long", "train/early_stopping.py",
+        "self.settings.patience <= self.since",
         "self.settings.patience < self.since",
         "tests/train/test_early_stopping.py::test_patience_counts_consecutive_evaluations",
     ),
