@@ -134,7 +134,7 @@ class StepReporter:
                 "tokens": step * self.tokens_per_step,
                 "seconds": now - self.started,
                 "tokens_per_second": tokens_per_second,
-                **({} if mfu is None else {"mfu": mfu}),
+                "mfu": mfu,
                 "learning_rate": values["learning_rate"],
                 "grad_norm": values["grad_norm"],
             }
