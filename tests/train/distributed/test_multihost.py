@@ -238,12 +238,12 @@ def test_a_wrong_number_of_processes_ends_all_with_one_line(text, tmp_path):
                  changes={1: {"JAX_NUM_PROCESSES": "3"}})  # fmt: skip
     for process in done:
         assert process.returncode == 1
-        assert "it was told of 3 processes, process 0 of 2" in process.stderr.splitlines()[-1]
+        assert "it is configured for 3 processes, process 0 for 2" in process.stderr.splitlines()[-1]
 
 
 def join(seconds, **environment):
     code = (
-        "import jax\nfrom configs.errors import UserError, end\nfrom train.distributed import run_together\n"
+        "import jax\nfrom configs.errors import UserError, end\nfrom train.distributed.processes import run_together\n"
         f"try: run_together(lambda: print('joined', jax.distributed.is_initialized()), {seconds})\n"
         "except UserError as error: end(str(error), 1)"
     )
@@ -262,12 +262,12 @@ def test_without_a_cluster_nothing_is_joined():
     ("environment", "expected"),
     [
         ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
-         "not all came to localhost:1 in 2 s"),
+         "not all processes joined localhost:1 within 2 s"),
         ({"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_PROCID": "1",
-          "SLURM_LOCALID": "1"}, "not all came to localhost:61447"),
+          "SLURM_LOCALID": "1"}, "not all processes joined localhost:61447"),
         ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "process_id=2"),
         ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "coordinator_address should be defined"),
-        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two'"),
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES='two'"),
     ],
 )  # fmt: skip
 def test_a_cluster_that_cannot_be_joined_is_one_line(environment, expected):
