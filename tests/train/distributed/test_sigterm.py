@@ -17,7 +17,7 @@ from train.distributed import sigterm
 
 ROOT = Path(__file__).resolve().parents[3]
 SECONDS = 120
-# Releases the interpreter's lock for minutes, as an XLA compilation does, and cannot be interrupted.
+# Runs for minutes in C with the GIL released, as XLA does while it compiles; a signal cannot interrupt it.
 IN_C = """
 import hashlib, sys
 from train.distributed.sigterm import exit_on_sigterm
@@ -27,13 +27,13 @@ hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 """
 
 
-def test_preemptible_commands_are_those_that_say_so():
+def test_preemptible_commands_match_the_command_modules():
     names = [module.name for module in pkgutil.iter_modules(commands.__path__)]
     preemptible = {name for name in names if getattr(import_module(f"train.commands.{name}"), "PREEMPTIBLE", False)}
     assert preemptible == set(sigterm.PREEMPTIBLE_COMMANDS)
 
 
-def test_sigterm_during_a_long_call_into_c_ends_the_process_at_once():
+def test_sigterm_during_a_long_c_call_ends_the_process_at_once():
     process = subprocess.Popen([sys.executable, "-c", IN_C], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGTERM)
@@ -54,11 +54,19 @@ def preparing(process, workdir):
 
 
 def compiling(process, workdir):
-    """Between the start of the run and its first step: model, optimizer and restoring are compiled then."""
+    """The first checkpoint directory is made just before the initialization and the step are compiled."""
     return (workdir / "checkpoints").is_dir()
 
 
-@pytest.mark.parametrize("moment", [importing, importing_jax, preparing, compiling])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        importing,
+        pytest.param(importing_jax, marks=pytest.mark.slow),
+        pytest.param(preparing, marks=pytest.mark.slow),
+        compiling,
+    ],
+)
 def test_sigterm_at_any_moment_of_a_start_exits_with_75_and_one_line(moment, tmp_path):
     workdir = tmp_path / "run"
     (process,) = start(1, text_in(tmp_path), workdir, "--config.num_steps=100000")
