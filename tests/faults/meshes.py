@@ -8,7 +8,7 @@ from tests.faults.processes import end, losses, start, text_in, wait_until_train
 
 # The preemption service of several hosts polls once per second, which is dozens of steps of such a small model: the
 # run must be long enough that no machine but the last reaches its end.
-_STEPS = 600
+_STEPS = 300
 _AFTER = 10  # steps on each machine before it is taken away
 _FLAGS = (f"--config.num_steps={_STEPS}", "--config.checkpoint.every=100000", "--config.evaluation.every=100000")
 # (hosts, devices per host, mesh)
