@@ -8,6 +8,7 @@ import optax
 from flax import linen as nn
 
 from model.sharding import is_partitioned
+from model.transformer import Params
 from train.settings import OptimizerSettings
 
 
@@ -37,7 +38,7 @@ def is_matrix(box: nn.Partitioned) -> bool:
     return "embed" in box.names
 
 
-def make_optimizer(settings: OptimizerSettings, num_steps: int, boxed: Any) -> optax.GradientTransformation:  # noqa: ANN401
+def make_optimizer(settings: OptimizerSettings, num_steps: int, boxed: Params) -> optax.GradientTransformation:
     """Returns the optimizer: gradient clipping, then AdamW, or Muon for the matrices of layers and AdamW otherwise.
 
     Args:
@@ -74,7 +75,7 @@ def make_optimizer(settings: OptimizerSettings, num_steps: int, boxed: Any) -> o
     return optax.chain(*parts) if len(parts) > 1 else main
 
 
-def _scale_by_layer(boxed: Any, decay: float) -> optax.GradientTransformation:  # noqa: ANN401
+def _scale_by_layer(boxed: Params, decay: float) -> optax.GradientTransformation:
     """Returns a transformation that gives each layer `decay` times the rate of the layer above it (arXiv:1801.06146).
 
     The last layer, the final norm and the head keep the full rate; the embedding counts as one layer below the first.
@@ -85,7 +86,7 @@ def _scale_by_layer(boxed: Any, decay: float) -> optax.GradientTransformation:  
 
     depth = max(map(layers, jax.tree.leaves(boxed, is_leaf=is_partitioned)))
 
-    def factor(path: tuple[Any, ...], box: nn.Partitioned) -> Any:  # noqa: ANN401 - a scalar or an array
+    def factor(path: tuple[Any, ...], box: nn.Partitioned) -> float | np.ndarray:
         count = layers(box)
         if count:
             return decay ** np.arange(count, dtype=np.float32)[::-1].reshape(-1, *(1 for _ in box.value.shape[1:]))

@@ -67,7 +67,7 @@ def split(objective: Objective, params: Params) -> tuple[Params, Params]:
     return trained, {group: cast[group] for group in params if group not in trained}
 
 
-def state_shardings(objective: Objective, optimizer: optax.GradientTransformation, mesh: AnyMesh) -> Any:  # noqa: ANN401
+def state_shardings(objective: Objective, optimizer: optax.GradientTransformation, mesh: AnyMesh) -> TrainState:
     """Returns a `TrainState` of `NamedSharding`s; optimizer moments have the sharding of their parameter."""
     boxed = boxed_params(objective)
     shardings = parameter_shardings(boxed, mesh)

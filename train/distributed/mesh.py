@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import math
 import os
-from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -13,6 +12,7 @@ from jax.sharding import AxisType, Mesh
 
 from configs.errors import UserError
 from model.sharding import ACTIVATION_RULES, MESH_AXES, AnyMesh, parameter_shardings
+from model.transformer import Params
 from train.settings import MeshSettings, Settings
 
 
@@ -137,7 +137,7 @@ def single_device_mesh() -> Mesh:
     return make_mesh(MeshSettings(slice=1, data=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])
 
 
-def spread_mesh(boxed: Any) -> Mesh:  # noqa: ANN401 - abstract parameters with their logical axes
+def spread_mesh(boxed: Params) -> Mesh:
     """Returns a mesh that shards rows and parameters over all devices, or the first device only if that is impossible.
 
     Raises:
@@ -154,7 +154,7 @@ def spread_mesh(boxed: Any) -> Mesh:  # noqa: ANN401 - abstract parameters with 
     return mesh
 
 
-def decoding_mesh(boxed: Any) -> Mesh:  # noqa: ANN401 - abstract parameters with their logical axes
+def decoding_mesh(boxed: Params) -> Mesh:
     """Returns a mesh for generation: each step reads all parameters, so matrices are split over many devices.
 
     The data axis takes the remaining devices: they hold copies, for more texts at once.
