@@ -1,7 +1,7 @@
-"""Chat templates in Jinja, as Hugging Face tokenizers carry them: messages -> text, the assistant's words marked.
+"""Renders the Jinja chat templates of Hugging Face tokenizers: messages -> text with the assistant's text marked.
 
-A template is a stranger's program: it runs in Jinja's sandbox with bounds on time and on what a product may make, and
-whatever it raises is one line for the user.
+Chat templates are untrusted code: they run in Jinja's sandbox with limits on time and on the size of products, and
+their errors are reported in one line.
 """
 
 import contextlib
@@ -14,43 +14,45 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from configs.errors import UserError
+from configs.errors import UserError, one_line
 
-# Around what stands between {% generation %} and {% endgeneration %}. Unicode keeps these two for a program's own use.
+# Mark the text between {% generation %} and {% endgeneration %}. Unicode reserves both code points for internal use.
 START, STOP = "\ufdd0", "\ufdd1"
-_SECONDS = 10  # for one chat
-_LARGEST = 10_000_000  # characters or elements of a product, bits of a power
+_SECONDS = 10  # per chat
+_LARGEST = 10_000_000  # characters or elements in a product, bits in a power
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
 def has_generation(source: str) -> bool:
-    """Returns whether a template says what the assistant generates."""
+    """Returns whether a template marks the assistant's text with {% generation %}."""
     return _GENERATION.search(source) is not None
 
 
 def render_jinja(source: str, messages: Sequence[Mapping[str, str]], bos: str, eos: str, prompt: bool) -> str:
-    """Returns the text of a chat, with START and STOP around what the assistant generates.
+    """Returns the text of a chat, with START and STOP around the assistant's text.
 
-    The same text as `apply_chat_template` of the transformers library gives.
+    Apart from these marks, equals `apply_chat_template` of the transformers library.
 
     Args:
         source: the template.
         messages: {"role", "content"} each.
-        bos: name of the token that starts a document: `bos_token` in the template.
-        eos: name of the token that ends one.
-        prompt: end with what opens the assistant's turn.
+        bos: name of the token that starts a document; `bos_token` in the template.
+        eos: name of the token that ends a document; `eos_token` in the template.
+        prompt: end with the start of the assistant's turn.
 
     Raises:
-        UserError: the template is broken or refuses the messages, or jinja2 is not installed.
+        UserError: the template is invalid or fails on the messages, or jinja2 is not installed.
     """
     template = _compiled(source)
-    # Templates ask whether `tools` and `documents` are none, which is not the same as undefined.
+    # Templates test whether `tools` and `documents` are None, which differs from undefined.
     names = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
     try:
         with _time_limit():
             return template(messages=[dict(message) for message in messages], add_generation_prompt=prompt, **names)
     except Exception as error:
-        raise UserError(f"the tokenizer's chat_template refuses a chat of {_roles(messages)}: {_line(error)}") from None
+        raise UserError(
+            f"the tokenizer's chat_template cannot render a chat of {_roles(messages)}: {one_line(error)}"
+        ) from None
 
 
 @functools.lru_cache(maxsize=8)
@@ -60,7 +62,7 @@ def _compiled(source: str) -> Callable[..., str]:
         import jinja2.ext
         import jinja2.sandbox
     except ImportError:
-        raise UserError("the tokenizer's chat_template needs jinja2: pip install 'rootstock[tasks]'") from None
+        raise UserError("the tokenizer's chat_template needs jinja2: pip install -e '.[tasks]'") from None
 
     class Generation(jinja2.ext.Extension):
         """Puts START and STOP around the text of a `{% generation %}` block."""
@@ -76,7 +78,7 @@ def _compiled(source: str) -> Callable[..., str]:
             return START + caller() + STOP
 
     class Bounded(jinja2.sandbox.ImmutableSandboxedEnvironment):
-        """Multiplies nothing into more than memory holds."""
+        """Refuses products and powers that would not fit into memory."""
 
         intercepted_binops = frozenset(("*", "**"))
 
@@ -89,21 +91,21 @@ def _compiled(source: str) -> Callable[..., str]:
     environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
     try:
         return environment.from_string(source).render
-    # Besides its own, Jinja lets through what Python's compiler raises: too deep, too many digits.
+    # Besides its own errors, Jinja passes on those of Python's compiler: nesting too deep, too many digits.
     except Exception as error:
         where = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        raise UserError(f"the tokenizer's chat_template is broken: {where}{_line(error)}") from None
+        raise UserError(f"the tokenizer's chat_template is invalid: {where}{one_line(error)}") from None
 
 
 @contextlib.contextmanager
 def _time_limit() -> Iterator[None]:
-    """A context that raises after `_SECONDS`; without effect outside of the main thread, which alone gets signals."""
+    """Raises TimeoutError after `_SECONDS`; no effect outside the main thread, the only one that receives signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(*_: Any) -> None:  # noqa: ANN401 - the signal's number and frame
-        raise TimeoutError(f"it runs for more than {_SECONDS} s")
+        raise TimeoutError(f"it ran for more than {_SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, handle)
     signal.setitimer(signal.ITIMER_REAL, _SECONDS)
@@ -123,11 +125,11 @@ def _check_product(operator: str, left: Any, right: Any) -> None:  # noqa: ANN40
             (len(a) * b for a, b in pairs if isinstance(a, str | list | tuple) and isinstance(b, int)), default=0
         )
     if size > _LARGEST:
-        raise ValueError(f"a product of more than {_LARGEST:,}")
+        raise ValueError(f"a product larger than {_LARGEST:,}")
 
 
 def _to_json(value: object, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:  # noqa: ANN401
-    """Jinja's own filter escapes HTML."""
+    """Returns JSON; replaces Jinja's filter, which escapes HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
@@ -138,7 +140,3 @@ def _raise(message: str) -> None:
 def _roles(messages: Sequence[Mapping[str, str]]) -> str:
     names = [message["role"] for message in messages]
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{error}".split())[:200] or type(error).__name__

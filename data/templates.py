@@ -1,7 +1,7 @@
-"""Chats -> (tokens, loss mask): the one renderer, for training, evaluation and chat alike.
+"""Renders chats as tokens and a loss mask: one renderer for training, evaluation and chat.
 
-A built-in template is five lines of text. What stands in messages is text and nothing else: "<|im_end|>" in a content
-never becomes the token that ends a turn.
+A built-in template is five strings. The content of a message is always text: "<|im_end|>" in a content never becomes
+the token that ends a turn.
 """
 
 import dataclasses
@@ -16,24 +16,24 @@ from data.tokenizer import Tokenizer
 
 Message = Mapping[str, str]
 ROLES = ("system", "user", "assistant")
-# Breaks a name of a token inside a content. Like START and STOP no character of text, and removed from it.
+# Splits the name of a token inside a content. Like START and STOP, it is not a character and is removed from texts.
 _GUARD = "\ufdd2"
 _OWN = str.maketrans("", "", START + STOP + _GUARD)
-_Run = tuple[str, bool]  # text, and whether it is trained on
+_Run = tuple[str, bool]  # text, and whether it is in the loss
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """What a chat looks like. Names in <> are tokens where the tokenizer has them, and ordinary text where not.
+    """The text of a chat. Names in <> are tokens if the tokenizer has them, and ordinary text otherwise.
 
     Attributes:
-        system: a system message; {content} is its text, {stripped} that without the blanks around it.
-        user: a user's message; {system}: the system message stands in the first user's, else before it.
-        assistant: an answer; what stands in [] is trained on. A tokenizer without the token that ends it ends it with
-            eos, so that something does.
-        start: before the first message; {bos} is the tokenizer's, as is {eos}.
-        preset: the system message of a chat without one; "": none.
-        alternating: user and assistant must take turns.
+        system: a system message; {content} is its text, {stripped} its text without surrounding white space.
+        user: a user message; if it contains {system}, the system message is part of the first user message.
+        assistant: an answer; the part in [] is in the loss. If the tokenizer lacks the token that ends the answer, the
+            answer ends with eos.
+        start: the text before the first message; {bos} and {eos} are those of the tokenizer.
+        preset: the system message of a chat without one, or "".
+        alternating: user and assistant messages must alternate.
     """
 
     system: str
@@ -46,7 +46,7 @@ class Template:
 
 _BUILT_IN = {
     "plain": Template("{content}\n", "{content}\n", "[{content}{eos}]", "{bos}"),
-    # Qwen, without the system message that its releases put in by themselves.
+    # Qwen, without the system message that its own template adds.
     "chatml": Template(
         "<|im_start|>system\n{content}<|im_end|>\n",
         "<|im_start|>user\n{content}<|im_end|>\n",
@@ -65,7 +65,7 @@ _BUILT_IN = {
         "{bos}",
         alternating=True,
     ),
-    # Taori et al. 2023; turns beyond the first follow eos.
+    # Taori et al. 2023; later turns follow the eos of the first.
     "alpaca": Template(
         "{content}\n\n",
         "### Instruction:\n{content}\n\n",
@@ -75,7 +75,7 @@ _BUILT_IN = {
         alternating=True,
     ),
 }
-# "plain" where it takes more than one turn to say who speaks.
+# "plain" for chats of more than one turn, which need the names of the speakers.
 _PLAIN_CHAT = Template("{content}\n", "User: {content}\n", "Assistant: [{content}{eos}]", "{bos}")
 NAMES = (*_BUILT_IN, "tokenizer")
 
@@ -84,9 +84,9 @@ class Rendered(NamedTuple):
     """A chat as tokens.
 
     Attributes:
-        tokens: ids.
-        mask: for each token, whether it is trained on as a target: the assistant's words and what ends its turns.
-        cut: some of the messages was left out to make it fit.
+        tokens: token ids.
+        mask: whether each token is in the loss as a target: the assistant's text and the token that ends its turn.
+        cut: True if text was removed to make the chat fit.
     """
 
     tokens: list[int]
@@ -97,21 +97,21 @@ class Rendered(NamedTuple):
 def render(
     messages: Sequence[Message], template: str, tokenizer: Tokenizer, length: int = 0, prompt: bool = False
 ) -> Rendered:
-    """Returns a chat as tokens and what of it is trained on.
+    """Returns the tokens of a chat and its loss mask.
 
-    What is too long loses first its oldest turns, never the system message, then the end of the longest user message,
-    last the end of the longest answer. Where nothing helps, there are no tokens.
+    A chat that is too long loses its oldest turns first (never the system message), then the end of the longest user
+    message, then the end of the longest answer. If it still does not fit, the result has no tokens.
 
     Args:
         messages: {"role": "system", "user" or "assistant", "content": text} each.
-        template: "plain", "chatml", "llama3", "gemma", "alpaca", or "tokenizer": its own, in Jinja.
-        tokenizer: of the model.
-        length: tokens at most; 0: any number.
-        prompt: end with what opens the assistant's turn; nothing is trained on.
+        template: "plain", "chatml", "llama3", "gemma", "alpaca", or "tokenizer" for the tokenizer's Jinja template.
+        tokenizer: the tokenizer of the model.
+        length: maximum number of tokens; 0: no limit.
+        prompt: end with the start of the assistant's turn; no token is in the loss.
 
     Raises:
-        UserError: an unknown template, messages that it cannot render, a Jinja template that does not say what is
-            trained on, or a prompt that cannot fit.
+        UserError: the template is unknown, cannot render the messages or (Jinja) does not mark the assistant's text, or
+            a prompt does not fit.
     """
     _check_template(template, tokenizer, prompt)
     _check_messages(messages, template, prompt)
@@ -124,14 +124,14 @@ def render(
         return Rendered(*encode(fitted), True)
     if prompt:
         raise UserError(
-            f"a prompt of template {template!r} does not fit {length} tokens, even without the user's text; "
-            "legal: a larger config.sequence_length, or a shorter system message"
+            f"a prompt of template {template!r} does not fit into {length} tokens, even without the user's text; "
+            "use a larger config.sequence_length, or a shorter system message"
         )
     return Rendered([], [], True)
 
 
 def end_of_turn(template: str, tokenizer: Tokenizer) -> int:
-    """Returns the token that ends an answer: the last one that is trained on, or eos where that is a word's."""
+    """Returns the token that ends an answer: the last token in the loss, or eos if that is a token of ordinary text."""
     tokens, mask, _ = render(
         [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], template, tokenizer
     )
@@ -140,32 +140,32 @@ def end_of_turn(template: str, tokenizer: Tokenizer) -> int:
 
 
 def _check_template(name: str, tokenizer: Tokenizer, prompt: bool) -> None:
-    legal = ", ".join(_BUILT_IN)
+    built_in = ", ".join(_BUILT_IN)
     if name not in NAMES:
-        raise UserError(f"config.task.template is {name!r}; legal: {', '.join(NAMES)}")
+        raise UserError(f"config.task.template={name!r}; expected one of {', '.join(NAMES)}")
     if name == "tokenizer" and not tokenizer.chat_template:
         raise UserError(
-            "config.task.template is 'tokenizer', but the tokenizer has no chat_template; legal: one in "
-            f"tokenizer_config.json or chat_template.jinja, or config.task.template one of {legal}"
+            "config.task.template='tokenizer', but the tokenizer has no chat_template; expected one in "
+            f"tokenizer_config.json or chat_template.jinja, or config.task.template set to one of {built_in}"
         )
     if name == "tokenizer" and not prompt and not has_generation(tokenizer.chat_template):
         raise UserError(
-            "the tokenizer's chat_template does not say what is trained on; legal: {% generation %} and "
-            "{% endgeneration %} around the assistant's words in it, or config.task.template one of " + legal
+            "the tokenizer's chat_template does not mark the assistant's text; expected {% generation %} and "
+            "{% endgeneration %} around it, or config.task.template set to one of " + built_in
         )
 
 
 def _check_messages(messages: Sequence[Message], template: str, prompt: bool) -> None:
     if not messages:
-        raise UserError("a chat without messages; legal: at least one")
+        raise UserError("a chat has no messages; expected at least one")
     for number, message in enumerate(messages, 1):
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
-            raise UserError(f"message {number} has role {role!r}; legal: {', '.join(ROLES)}")
+            raise UserError(f"message {number} has role {role!r}; expected one of {', '.join(ROLES)}")
         if not isinstance(content, str):
-            raise UserError(f"message {number} has content {content!r:.80}; legal: a text")
+            raise UserError(f"message {number} has content {content!r:.80}; expected a string")
     if prompt and messages[-1]["role"] == "assistant":
-        raise UserError("the last message is the assistant's; legal in a prompt: the user's")
+        raise UserError("the last message of a prompt is the assistant's; expected the user's")
     if template in _BUILT_IN and _BUILT_IN[template].alternating:
         _check_turns([message["role"] for message in messages], template)
 
@@ -175,17 +175,17 @@ def _check_turns(roles: list[str], template: str) -> None:
     expected = ("user", "assistant")
     wrong = [place for place in range(first, len(roles)) if roles[place] != expected[(place - first) % 2]]
     if wrong or len(roles) == first:
-        found = f"message {wrong[0] + 1} is the {roles[wrong[0]]}'s" if wrong else "a chat without a user's message"
+        found = f"message {wrong[0] + 1} is the {roles[wrong[0]]}'s" if wrong else "a chat has no user message"
         raise UserError(
-            f"{found}; legal with template {template!r}: user and assistant in turns, the user first, "
-            "at most one system message before them"
+            f"{found}; template {template!r} expects user and assistant messages in turns, starting with the user, "
+            "and at most one system message before them"
         )
 
 
 def _encoder(
     messages: Sequence[Message], name: str, tokenizer: Tokenizer, prompt: bool
 ) -> Callable[[Sequence[Message]], tuple[list[int], list[bool]]]:
-    """Returns the function from messages, these or some of them, to tokens and mask."""
+    """Returns a function that encodes these messages, or some of them, as tokens and mask."""
     if name == "tokenizer":
         return lambda some: _jinja(some, tokenizer, prompt)
     template = _BUILT_IN[name]
@@ -221,7 +221,7 @@ def _built_in(
             text += getattr(template, role).format(**fields)
             system = ""
     runs.append((text + opening if prompt else text, False))
-    # A run at a time: no token is half trained on, and an answer follows the same tokens in training and in use.
+    # One run at a time: no token is partly in the loss, and an answer follows the same tokens as in inference.
     encoded = [_encode([run], tokenizer) for run in runs]
     return [token for tokens, _ in encoded for token in tokens], [trained for _, mask in encoded for trained in mask]
 
@@ -240,7 +240,7 @@ def _jinja(messages: Sequence[Message], tokenizer: Tokenizer, prompt: bool) -> t
 
 
 def _encode(runs: list[_Run], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """Returns the tokens of the runs' text as a whole, and whether each holds a character that is trained on."""
+    """Returns the tokens of the concatenated runs, and whether each contains a character that is in the loss."""
     trained = [flag for text, flag in runs for _ in text]
     tokens, mask, start = [], [], 0
     for piece in "".join(text for text, _ in runs).split(_GUARD):
@@ -252,7 +252,7 @@ def _encode(runs: list[_Run], tokenizer: Tokenizer) -> tuple[list[int], list[boo
 
 
 def _guarded(messages: Sequence[Message], tokenizer: Tokenizer, source: str) -> list[dict[str, str]]:
-    """Returns the messages with each name of a token in them broken in two, which `_encode` mends."""
+    """Returns the messages with each name of a token in them split in two; `_encode` removes the split."""
     names = _token_names(tokenizer, source)
     guarded = []
     for message in messages:
@@ -265,14 +265,14 @@ def _guarded(messages: Sequence[Message], tokenizer: Tokenizer, source: str) -> 
 
 @functools.lru_cache(maxsize=16)
 def _token_names(tokenizer: Tokenizer, source: str) -> re.Pattern[str]:
-    """Returns what a content must not have: special tokens, and others that the template itself writes."""
+    """Returns a pattern of the names to split: special tokens, and other added tokens that the template contains."""
     names = {name for name in tokenizer.added_tokens if name in tokenizer.special_tokens or name in source}
     longest_first = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _fitted(messages: Sequence[Message], fits: Callable[[Sequence[Message]], bool]) -> list[Message] | None:
-    """Returns the messages with as little left out as makes them fit; None: nothing does."""
+    """Returns the messages with as little text removed as necessary to fit, or None if they cannot fit."""
     head = [message for message in messages[:1] if message["role"] == "system"]
     turns: list[list[Message]] = []
     for message in messages[len(head) :]:
@@ -284,7 +284,7 @@ def _fitted(messages: Sequence[Message], fits: Callable[[Sequence[Message]], boo
         return [*head, *(message for turn in turns[len(turns) - count :] for message in turn)]
 
     left = newest(_most(lambda count: fits(newest(count)), min(len(turns), 1), len(turns)))
-    # An answer of which no word is left is not worth learning.
+    # An empty answer is not worth training on, so it keeps at least one character.
     for role, least in (("user", 0), ("assistant", 1)):
         if fits(left):
             return left
@@ -298,7 +298,7 @@ def _fitted(messages: Sequence[Message], fits: Callable[[Sequence[Message]], boo
 def _shorten(
     messages: list[Message], place: int, least: int, fits: Callable[[Sequence[Message]], bool]
 ) -> list[Message]:
-    """Returns the messages with one cut at its end to as many characters as fit, at least `least`."""
+    """Returns the messages with one of them cut to the largest number of characters that fits, at least `least`."""
     role, content = messages[place]["role"], messages[place]["content"]
 
     def cut(characters: int) -> list[Message]:
@@ -308,7 +308,7 @@ def _shorten(
 
 
 def _most(fits: Callable[[int], bool], low: int, high: int) -> int:
-    """Returns the largest number from `low` to `high` that fits, by binary search; `low` where none does."""
+    """Returns the largest number from `low` to `high` that fits, by binary search, or `low` if none fits."""
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

@@ -1,4 +1,4 @@
-"""Looks for broken input by coverage: `python -m tests.fuzz NAME [-max_total_time=60]`, where atheris is installed."""
+"""Coverage-guided fuzzing with atheris: `python -m tests.fuzz NAME [-max_total_time=60]`."""
 
 import sys
 import tempfile
@@ -15,9 +15,9 @@ except ImportError:
 
 
 def main() -> None:
-    """Runs one target until it is stopped or fails; the flags are libFuzzer's."""
+    """Runs one target until it fails or is stopped; other flags are passed to libFuzzer."""
     if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
-        sys.exit(f"usage: python -m tests.fuzz NAME [libFuzzer's flags]; NAME: {', '.join(NAMES)}")
+        sys.exit(f"usage: python -m tests.fuzz NAME [libFuzzer flags]; NAME: {', '.join(NAMES)}")
     made = Path(tempfile.mkdtemp())
     train(made / "run", settings_of(num_steps=1))
     target = next(t for t in targets(make_store(made), made / "run") if t.name == sys.argv[1])
@@ -32,7 +32,7 @@ def main() -> None:
             except UserError as error:
                 assert "\n" not in str(error)
 
-    # Only what is imported by then is instrumented; our readers are.
+    # Instruments the modules that are imported at this point, which include all readers.
     atheris.instrument_all()
     atheris.Setup([sys.argv[0], *sys.argv[2:], str(corpus)], once)
     atheris.Fuzz()

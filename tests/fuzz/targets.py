@@ -1,6 +1,6 @@
-"""The readers of what strangers write: each takes bytes and raises nothing but `UserError`, in one line.
+"""Readers of untrusted files: each takes bytes and may raise only `UserError`, with a one-line message.
 
-A target gets a directory of its own and the bytes that stand in the file at fault.
+A target gets an empty directory and the bytes of the file under test.
 """
 
 import contextlib
@@ -46,12 +46,12 @@ _MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A reader.
+    """A reader under test.
 
     Attributes:
-        name: what is read.
-        valid: a file that is right, to start from; JSON is changed as JSON too.
-        read: (an empty directory, bytes) -> reads them.
+        name: the kind of file.
+        valid: a valid file to mutate; JSON is also mutated as a JSON value.
+        read: (empty directory, bytes) -> reads the bytes as that file.
     """
 
     name: str
@@ -77,14 +77,14 @@ _STORE_TEXT = b"\n".join(json.dumps({"text": f"text {i}"}).encode() for i in ran
 
 
 def make_store(directory: Path) -> Path:
-    """Makes a token store."""
+    """Makes a token store and returns its directory."""
     (directory / "in.jsonl").write_bytes(_STORE_TEXT)
     prepare(str(directory / "in.jsonl"), directory / "store", StoreOptions("bytes", validation_fraction=0.2))
     return directory / "store"
 
 
 def _in_store(made: Path, name: str) -> Callable[[Path, bytes], object]:
-    """Reads a store of which one file is these bytes."""
+    """Returns a function that reads a store in which one file has the given bytes."""
 
     def read(directory: Path, data: bytes) -> None:
         store = directory / "store"
@@ -144,7 +144,7 @@ def _metrics(directory: Path, data: bytes) -> None:
 
 
 def _overrides(directory: Path, data: bytes) -> None:
-    """Reads each line as a flag, as the command line does."""
+    """Parses each line as a flag, like the command line."""
     lines = [line for line in data.decode("utf-8", "replace").splitlines() if line]
     arguments = ["--config=configs/pretrain/tiny.py", *(f"--config.{line}" for line in lines)]
     values = flags.FlagValues()
@@ -161,7 +161,7 @@ def _overrides(directory: Path, data: bytes) -> None:
 
 
 def _checkpoint(made: Path, name: str) -> Callable[[Path, bytes], object]:
-    """Reads a checkpoint of which one file is these bytes."""
+    """Returns a function that reads a checkpoint in which one file has the given bytes."""
 
     def read(directory: Path, data: bytes) -> None:
         shutil.copytree(made, directory / "run")
@@ -192,7 +192,7 @@ _TEMPLATE = (
 
 
 def targets(store: Path, run: Path) -> list[Target]:
-    """Returns all of them, given a token store and a run that has a checkpoint."""
+    """Returns all targets, given a token store and a run with a checkpoint."""
     manifest = next((run / "checkpoints").glob("[0-9]*/manifest/metadata"))
     inside = {name: (store / name).read_bytes() for name in ("manifest.json", "train/tokens.bin", "train/offsets.npy")}
     return [

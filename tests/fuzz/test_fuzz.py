@@ -1,6 +1,6 @@
-"""Broken input of every kind: random bytes, files that are nearly right, JSON of other shapes.
+"""Invalid input of many kinds: random bytes, mutated valid files, JSON of other shapes.
 
-`FUZZ_EXAMPLES=2000 make fuzz` looks longer. With atheris installed, `python -m tests.fuzz NAME` is guided by coverage.
+`FUZZ_EXAMPLES=2000 make fuzz` tries more. With atheris installed, `python -m tests.fuzz NAME` is guided by coverage.
 """
 
 import json
@@ -27,19 +27,19 @@ JUNK = st.recursive(
 
 @st.composite
 def edited(draw, valid: bytes):
-    """A file that is right but for some bytes: changed, cut out, doubled, put in, or cut off."""
+    """A valid file with some bytes flipped, deleted, duplicated, inserted or truncated."""
     data = bytearray(valid)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(data)))
         length = draw(st.integers(0, 40))
-        how = draw(st.sampled_from(["flip", "cut out", "double", "put in", "cut off"]))
+        how = draw(st.sampled_from(["flip", "delete", "duplicate", "insert", "truncate"]))
         if how == "flip" and at < len(data):
             data[at] ^= 1 << draw(st.integers(0, 7))
-        elif how == "cut out":
+        elif how == "delete":
             del data[at : at + length]
-        elif how == "double":
+        elif how == "duplicate":
             data[at:at] = data[at : at + length]
-        elif how == "put in":
+        elif how == "insert":
             data[at:at] = draw(
                 st.binary(max_size=12) | st.sampled_from([b"\x00", b"\n", b'"', b"{", b"\xff", b"[" * 3000])
             )
@@ -49,7 +49,7 @@ def edited(draw, valid: bytes):
 
 
 def paths(value, prefix=()):
-    """Every place of a JSON value."""
+    """The path of every value inside a JSON value."""
     yield prefix
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
@@ -58,7 +58,7 @@ def paths(value, prefix=()):
 
 @st.composite
 def reshaped(draw, valid: bytes):
-    """JSON of which one place is something else, or gone."""
+    """JSON in which one value is replaced or deleted."""
     value = json.loads(valid)
     place = draw(st.sampled_from(list(paths(value))))
     if not place:
@@ -93,7 +93,7 @@ def made(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_our_own_error_comes_out(name, made):
+def test_reader_raises_only_one_line_user_errors(name, made):
     target = made[name]
     examples = EXAMPLES if name != "checkpoint manifest" else max(EXAMPLES // 5, 5)
 

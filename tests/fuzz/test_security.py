@@ -1,4 +1,4 @@
-"""Nothing that is read runs code or leaves its directory."""
+"""Reading a file never runs code from it and never opens files outside its directory."""
 
 import ast
 import json
@@ -25,7 +25,7 @@ ROOMS = ("configs", "model", "data", "train")
 
 
 class Code:
-    """Makes a file when it is unpickled."""
+    """Creates a directory when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -41,7 +41,7 @@ def names_called(tree):
 
 
 @pytest.mark.parametrize("path", sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py")), ids=str)
-def test_no_file_of_ours_unpickles_or_evaluates(path):
+def test_library_never_unpickles_or_evaluates(path):
     tree = ast.parse(path.read_text())
     imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     imported |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
@@ -54,7 +54,7 @@ def test_no_file_of_ours_unpickles_or_evaluates(path):
         assert keywords.get("allow_pickle") == "False" or keywords.get("weights_only") == "True"
 
 
-def test_a_pickle_in_a_store_is_not_opened(tmp_path):
+def test_pickle_in_a_store_is_not_loaded(tmp_path):
     store = make_store(tmp_path)
     np.save(store / "train" / "offsets.npy", np.array([Code(tmp_path / "ran")], object), allow_pickle=True)
     with pytest.raises(UserError, match=r"offsets\.npy is damaged"):
@@ -62,7 +62,7 @@ def test_a_pickle_in_a_store_is_not_opened(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_pickles_in_a_checkpoint_are_not_opened(tmp_path):
+def test_pickles_in_a_checkpoint_are_not_loaded(tmp_path):
     train(tmp_path / "run", settings_of(num_steps=1))
     code = pickle.dumps(Code(tmp_path / "ran"))
     for path in sorted((tmp_path / "run" / "checkpoints" / "1").rglob("*")):
@@ -74,7 +74,7 @@ def test_pickles_in_a_checkpoint_are_not_opened(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "deep/../../outside.safetensors", "..", ""])
-def test_an_index_names_no_file_elsewhere(name, tmp_path):
+def test_safetensors_index_cannot_name_files_elsewhere(name, tmp_path):
     (tmp_path / "model").mkdir()
     save_file({"w": np.ones(2, np.float32)}, tmp_path / "outside.safetensors")
     (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
@@ -83,7 +83,7 @@ def test_an_index_names_no_file_elsewhere(name, tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"splits": {"../outside": {}}}, {"dtype": "O"}])
-def test_a_store_names_no_file_elsewhere(change, tmp_path):
+def test_store_manifest_cannot_name_files_elsewhere(change, tmp_path):
     store = make_store(tmp_path)
     manifest = json.loads((store / "manifest.json").read_text())
     (store / "manifest.json").write_text(json.dumps(manifest | change))
@@ -91,7 +91,7 @@ def test_a_store_names_no_file_elsewhere(change, tmp_path):
         open_store(store, "train")
 
 
-def test_file_names_in_data_are_text(tmp_path):
+def test_file_names_in_data_are_not_opened(tmp_path):
     (tmp_path / "secret.txt").write_text("secret")
     names = [str(tmp_path / "secret.txt"), f"file://{tmp_path}/secret.txt", "hf:owner/name", f"{tmp_path}/*.txt"]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": name}) + "\n" for name in names))
@@ -113,17 +113,17 @@ ESCAPES = {
 
 
 @pytest.mark.parametrize("source", ESCAPES.values(), ids=ESCAPES)
-def test_a_chat_template_gets_out_of_nothing(source):
+def test_chat_template_cannot_leave_its_sandbox(source):
     text = ""
     with pytest.raises(UserError, match="chat_template"):
         text = render_jinja(source, [{"role": "user", "content": "u"}], "", "", True)
     assert not text
 
 
-def test_a_chat_template_that_runs_on_is_stopped(monkeypatch):
+def test_chat_template_that_runs_too_long_is_stopped(monkeypatch):
     monkeypatch.setattr("data.jinja._SECONDS", 0.3)
     rounds = "".join(f"{{% for {name} in range(9999) %}}" for name in "abc") + "{% endfor %}" * 3
     begin = time.monotonic()
-    with pytest.raises(UserError, match="it runs for more than"):
+    with pytest.raises(UserError, match="it ran for more than"):
         render_jinja(rounds, [{"role": "user", "content": "u"}], "", "", True)
     assert time.monotonic() - begin < 5

@@ -202,7 +202,7 @@ _DATA = (
     Mutant(
         "a content may hold a special token", "data/templates.py",
         "messages = _guarded(messages, tokenizer, source)", "messages = list(messages)",
-        "tests/data/test_templates.py::test_a_content_never_becomes_a_special_token[chatml]",
+        "tests/data/test_templates.py::test_content_never_becomes_a_special_token[chatml]",
     ),
     Mutant(
         "validation rows are trained on", "data/labeled.py", "if _fraction(example) >= end",
