@@ -29,7 +29,7 @@ from train import cli
 from train.checkpoint.manager import open_to_read
 from train.checkpoint.read import read_contents
 from train.commands import plan
-from train.huggingface.importing import _read_config
+from train.huggingface.importing import read_config
 from train.huggingface.safetensors_files import find_weights
 from train.run.history import read_records
 from train.run.record import RunRecord, open_run
@@ -115,7 +115,7 @@ def _index(directory: Path, data: bytes) -> None:
 
 def _foreign_config(directory: Path, data: bytes) -> None:
     (directory / "config.json").write_bytes(data)
-    _, section = to_section(_read_config(directory / "config.json"), "config.json")
+    _, section = to_section(read_config(directory / "config.json"), "config.json")
     model_config(section)
 
 

@@ -34,9 +34,7 @@ _STEP = "tests/train/test_step.py::"
 _ADAPTATION = "tests/train/finetuning/test_adaptation.py::"
 _RESTORE = "tests/train/checkpoint/test_restore.py::"
 _RUN = "tests/train/run/test_run.py::"
-_HUGGINGFACE = (
-    "tests/train/huggingface/test_huggingface.py::test_logits_are_those_of_transformers_and_weights_come_back"
-)
+_HUGGINGFACE = "tests/train/huggingface/test_huggingface.py::test_logits_equal_transformers_and_weights_round_trip"
 
 _MODEL = (
     Mutant(
@@ -295,21 +293,21 @@ _TRAIN = (
     ),
     Mutant(
         "two runs may share a directory", "train/run/lock.py", "fcntl.LOCK_EX", "fcntl.LOCK_SH",
-        f"{_RUN}test_a_directory_is_one_run_s_at_a_time",
+        f"{_RUN}test_a_second_run_in_the_same_directory_is_an_error",
     ),
     Mutant(
         "another tokenizer is accepted", "train/run/record.py", ".sha256 != tokenizer.sha256", ".sha256 is None",
-        f"{_RUN}test_a_run_goes_on_with_its_own_data_tokenizer_and_config",
+        f"{_RUN}test_resume_requires_the_same_data_tokenizer_and_config",
     ),
     Mutant(
         "changed data are accepted", "train/run/record.py",
         "if before.data_fingerprint != record.data_fingerprint and not accept_changed_data",
-        "if before.data_fingerprint is None", f"{_RUN}test_a_run_goes_on_with_its_own_data_tokenizer_and_config",
+        "if before.data_fingerprint is None", f"{_RUN}test_resume_requires_the_same_data_tokenizer_and_config",
     ),
     Mutant(
         "a changed config is accepted", "train/run/record.py",
         "if old.get(name) != new[name] and", "if old is None and",
-        f"{_RUN}test_a_run_from_before_a_field_came_had_its_default",
+        f"{_RUN}test_fields_added_to_the_config_later_get_their_defaults",
     ),
     Mutant(
         "the highest loss is kept as the best", "train/early_stopping.py",

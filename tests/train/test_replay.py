@@ -1,4 +1,4 @@
-"""A step done again has the bits that were logged, and names the document that its loss came from."""
+"""`rootstock replay` repeats a logged step bit for bit and names the documents with the highest loss."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def logged(workdir):
 
 
 @pytest.mark.parametrize(("step", "start"), [(2, 0), (12, 9)])
-def test_a_step_of_pre_training_is_the_same_to_the_bit(step, start, foundation, files_of):
+def test_replayed_pretraining_step_equals_the_logged_one(step, start, foundation, files_of):
     # As while it trains: another process holds the run, and its next checkpoint is half written.
     with claim(foundation):
         half = foundation / CHECKPOINTS_DIR / "17.orbax-checkpoint-tmp"
@@ -92,7 +92,7 @@ def test_a_step_of_pre_training_is_the_same_to_the_bit(step, start, foundation, 
     assert targets @ [d.loss for d in found["documents"]] / targets.sum() == pytest.approx(found["loss"], rel=1e-5)
 
 
-def test_the_document_that_is_like_no_other_is_the_worst(foundation):
+def test_an_outlier_document_has_the_highest_loss(foundation):
     function = BatchFunction(PackedRows(open_store(foundation / "store", "train"), 64), 8, seed=0)
     holding = next(t for t in range(8, 16) if np.isin(function(t)["targets"], [ord(c) + 3 for c in "ZQXJ"]).sum() > 8)
     documents = replay(foundation, holding + 1)["documents"]
@@ -106,7 +106,7 @@ def test_the_document_that_is_like_no_other_is_the_worst(foundation):
     assert documents[0].source == f"document {number} of {foundation}/store/train"
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_stays(foundation, tmp_path):
+def test_a_damaged_checkpoint_is_skipped_and_not_deleted(foundation, tmp_path):
     shutil.copytree(foundation, tmp_path / "run")
     for path in (tmp_path / "run" / CHECKPOINTS_DIR / "9").rglob("manifest/metadata"):
         path.write_text("{")
@@ -115,7 +115,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_stays(foundation, tmp_path):
     assert (tmp_path / "run" / CHECKPOINTS_DIR / "9").is_dir()
 
 
-def test_a_checkpoint_that_the_run_deletes_meanwhile_is_not_called_damaged(foundation, tmp_path, capsys, monkeypatch):
+def test_a_checkpoint_deleted_during_replay_is_not_reported_as_damaged(foundation, tmp_path, capsys, monkeypatch):
     shutil.copytree(foundation, tmp_path / "run")
 
     def deleted(manager, step):
@@ -149,7 +149,7 @@ def rows(name):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_step_of_a_task_is_the_same_to_the_bit(name, foundation, tmp_path):
+def test_replayed_finetuning_step_equals_the_logged_one(name, foundation, tmp_path):
     get_config, changes = TASKS[name]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(name)))
     config = small(get_config(), tmp_path / "rows.jsonl", **changes)
@@ -168,7 +168,7 @@ def test_a_step_of_a_task_is_the_same_to_the_bit(name, foundation, tmp_path):
         assert text in document.text
 
 
-def test_a_skipped_step_after_a_roll_back_has_its_own_batch(foundation, tmp_path):
+def test_replay_of_a_skipped_step_after_a_roll_back_uses_its_batch(foundation, tmp_path):
     config = open_run(foundation).record.config
     config["faults"]["max_grad_norm"] = 1e-9
     (tmp_path / "run").mkdir()
@@ -181,7 +181,7 @@ def test_a_skipped_step_after_a_roll_back_has_its_own_batch(foundation, tmp_path
     assert (found["rows"], found["grad_norm"]) == (recorded["rows"], recorded["grad_norm"])
 
 
-def test_continued_pre_training_begins_from_the_other_run(foundation, tmp_path):
+def test_replay_of_continued_pretraining_starts_from_the_parent_run(foundation, tmp_path):
     config = open_run(foundation).record.config | {"num_steps": 3, "tokenizer": ""}
     pretrain(config, tmp_path / "run", foundation)
     shutil.rmtree(tmp_path / "run" / CHECKPOINTS_DIR)
@@ -190,7 +190,7 @@ def test_continued_pre_training_begins_from_the_other_run(foundation, tmp_path):
     assert found["loss"] < logged(foundation)[2] - 0.1
 
 
-def test_the_command_replays_on_fewer_devices_and_says_so(foundation):
+def test_replay_on_fewer_devices_reports_both_meshes(foundation):
     flags = [f"--workdir={foundation}", "--step=12", "--documents=2", "--json"]
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "train", "replay", *flags]
@@ -201,7 +201,7 @@ def test_the_command_replays_on_fewer_devices_and_says_so(foundation):
     assert set(found["mesh"].values()) == {1} and len(found["documents"]) == 2
 
 
-def test_what_is_printed_is_json_and_cannot_control_a_terminal(foundation, capsys, monkeypatch):
+def test_output_is_valid_json_and_has_no_control_characters(foundation, capsys, monkeypatch):
     document = Document(3, 5, "document 5 of x", float("nan"), 2, "a\x1b[2J", [("\x1b", float("inf"))])
     found = {"step": 2, "loss": float("nan"), "logged_loss": None, "equal": True, "grad_norm": float("nan")}
     found |= {"skipped": True, "batch": 1, "from_step": 0, "mesh": {"data": 1}, "saved_on": None}
@@ -214,9 +214,9 @@ def test_what_is_printed_is_json_and_cannot_control_a_terminal(foundation, capsy
     assert parsed["loss"] is None and parsed["documents"][0]["worst"] == [["\x1b", None]]
 
 
-def test_what_cannot_be_replayed_is_one_line(foundation, tmp_path):
+def test_a_step_that_cannot_be_replayed_is_a_one_line_error(foundation, tmp_path):
     for step in (0, 17):
-        with pytest.raises(UserError, match=f"--step={step}; legal: 1 to 16, the steps that"):
+        with pytest.raises(UserError, match=f"--step={step}; expected 1 to 16, the steps in"):
             replay(foundation, step)
     with pytest.raises(UserError, match="is not a run directory"):
         replay(tmp_path, 1)
@@ -224,7 +224,7 @@ def test_what_cannot_be_replayed_is_one_line(foundation, tmp_path):
     record = tmp_path / "run" / "run.json"
     values = json.loads(record.read_text())
     record.write_text(json.dumps(values | {"data_fingerprint": "0" * 64}))
-    with pytest.raises(UserError, match=r"changed .* its batches cannot be made again"):
+    with pytest.raises(UserError, match=r"changed .* the batch of that step cannot be rebuilt"):
         replay(tmp_path / "run", 2)
     # After step 9 the run went on with other data, which are those that are there now.
     changes = [{"step": 9, "before": "0" * 64, "after": values["data_fingerprint"]}]
@@ -233,16 +233,19 @@ def test_what_cannot_be_replayed_is_one_line(foundation, tmp_path):
         replay(tmp_path / "run", 9)
     assert replay(tmp_path / "run", 10)["equal"]
     shutil.rmtree(tmp_path / "run" / CHECKPOINTS_DIR / "9")
-    with pytest.raises(UserError, match="the data changed after step 9, whose checkpoint is gone: from step 6 on"):
+    with pytest.raises(
+        UserError,
+        match="the data changed after step 9, whose checkpoint is missing; step 10 cannot be replayed from step 6",
+    ):
         replay(tmp_path / "run", 10)
     record.write_text(json.dumps(values))
     (tmp_path / "run" / "store").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match="is no token store; legal: --data=STORE"):
+    with pytest.raises(UserError, match="is not a token store; expected --data=STORE"):
         replay(tmp_path / "run", 2)
     assert replay(tmp_path / "run", 2, str(tmp_path / "moved"))["equal"]
 
 
-def test_another_loss_than_the_logged_one_is_told(foundation, tmp_path):
+def test_a_different_loss_is_reported(foundation, tmp_path):
     shutil.copytree(foundation, tmp_path / "run")
     path = tmp_path / "run" / "metrics.jsonl"
     records = read_records(tmp_path / "run")

@@ -18,7 +18,7 @@ from rich.table import Table
 from configs.errors import UserError
 from train.console import progress, results_console, say
 from train.distributed.mesh import layouts
-from train.planner.certificate import LEGAL_DEVICES, TOLERANCE, Verdict, layout_name, shrink, verdicts
+from train.planner.certificate import DEVICE_COUNTS, TOLERANCE, Verdict, layout_name, shrink, verdicts
 from train.settings import from_config
 
 REQUIRED = ("config",)
@@ -26,7 +26,7 @@ REQUIRED = ("config",)
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
-    sizes = [str(size) for size in LEGAL_DEVICES]
+    sizes = [str(size) for size in DEVICE_COUNTS]
     flags.DEFINE_enum("devices", sizes[-1], sizes, "Virtual CPU devices to lay the mesh over.", flag_values=values)
     flags.DEFINE_boolean("json", False, "Print one JSON object.", flag_values=values)
 

@@ -24,13 +24,13 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
-    """Writes a run's model in Hugging Face's format.
+    """Writes a run's model as a Hugging Face checkpoint.
 
     Raises:
-        UserError: no architecture of theirs computes the model, a head that they do not have, or `output` is not free.
+        UserError: no Hugging Face architecture matches the model or its head, or `output` is not empty.
     """
     if output.exists() and any(output.iterdir()):
-        raise UserError(f"--output={output} exists and is not empty; legal: a new directory")
+        raise UserError(f"--output={output} exists and is not empty; expected a new directory")
     run = open_run(directory)
     architecture = architecture_of(run.model)
     rows, classes = _rows(run, architecture)
@@ -45,7 +45,7 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
         with jax.set_mesh(mesh), open_params(run, mesh) as (params, read):
             write_weights(temporary, _shapes(params, rows), dtype, _tensors(params, rows, read))
         (temporary / "config.json").write_text(json.dumps(config, indent=2))
-        # A tokenizer that came from elsewhere frames language models' texts as it always did; ours says how.
+        # An imported tokenizer keeps its own post-processor; ours has none and needs one that adds special tokens.
         framed = classes or (tokenizer.starts_with_bos and not json.loads(tokenizer.serialized)["post_processor"])
         (tokenizer.with_post_processor(eos=bool(classes)) if framed else tokenizer).save(temporary)
         if output.exists():
@@ -57,15 +57,15 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
 
 
 def _rows(run: Run, architecture: str) -> tuple[list[Row], list[str]]:
-    """Returns the table of a run's model and its classes, which a language model has none of."""
+    """Returns the parameter table of a run's model and its classes (empty for a language model)."""
     if run.is_language_model:
         return table(architecture, run.model), []
     task = run.record.task
     if task["name"] != "classification" or task["pooling"] != "last":
         raise UserError(
             f"{run.directory} is a {task['name']} model"
-            + (f" of pooling {task['pooling']!r}" if "pooling" in task else "")
-            + "; legal to export: language models, and classifiers trained with config.task.pooling=last"
+            + (f" with pooling {task['pooling']!r}" if "pooling" in task else "")
+            + "; expected a language model, or a classifier trained with config.task.pooling=last"
         )
     backbone = [row for row in table(architecture, run.model) if row.leaf != "table"]
     return [*backbone, Row("table", "score.weight")], task["classes"]
@@ -83,14 +83,14 @@ def _classification(architecture: str, classes: list[str]) -> dict[str, Any]:
 
 
 def _shapes(params: Params, rows: list[Row]) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of their tensors in the order in which `_tensors` has them."""
+    """Returns the shapes of the Hugging Face tensors, in the order of `_tensors`."""
     shapes = expected_shapes(params, rows)
     names = [key for row, leaf in leaves(params, rows) if row.last for key in row.keys(leaf.shape[0])]
     return {name: shapes[name] for name in names}
 
 
 def _tensors(params: Params, rows: list[Row], read: Read) -> Iterator[np.ndarray]:
-    """Yields their tensors; those that several of our leaves make up are joined."""
+    """Yields the Hugging Face tensors; a tensor that consists of several of our leaves is concatenated."""
     parts: dict[str, list[np.ndarray]] = {}
     for row, leaf in leaves(params, rows):
         host = np.asarray(read(f"{group_of(row)}/{row.leaf}"))

@@ -1,4 +1,4 @@
-"""Imports a Hugging Face checkpoint as a run."""
+"""Imports a Hugging Face checkpoint as a run directory."""
 
 import importlib
 import json
@@ -31,22 +31,20 @@ from train.step import TrainState
 from train.trees import abstract_params, boxed_params
 
 _PICKLED = (PICKLED, PICKLED_INDEX, "pytorch_model-*.bin")
-
-
 _FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "chat_template*", "special_tokens*")
 
 
 def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
-    """Writes a run that holds the weights, the tokenizer and the chat template of a model.
+    """Writes a run with the weights, tokenizer and chat template of a Hugging Face model.
 
     Raises:
-        UserError: not a model, an unknown architecture, weights or a tokenizer that do not fit it, or `output` is not
-            free.
+        UserError: not a model, an unsupported architecture, weights or a tokenizer that do not match it, or `output`
+            is not empty.
     """
     if output.exists() and any(output.iterdir()):
-        raise UserError(f"--output={output} exists and is not empty; legal: a new directory")
+        raise UserError(f"--output={output} exists and is not empty; expected a new directory")
     directory = _local(source, (*_FILES, *(_PICKLED if allow_pickle else ())))
-    found = _read_config(directory / "config.json")
+    found = read_config(directory / "config.json")
     architecture, section = to_section(found, str(directory / "config.json"))
     model = model_config(section)
     tokenizer = load_tokenizer(directory)
@@ -62,50 +60,54 @@ def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
         with open_manager(output, keep=1) as manager:
             save(manager, TrainState(jnp.asarray(0, jnp.int32), params, None, {}), mesh)
     count = parameter_count(params)
-    say(f"import-hf: {architecture}, {count:,} parameters; {output} holds the model")
+    say(f"import-hf: {architecture}, {count:,} parameters; the model is in {output}")
 
 
 def _local(source: str, patterns: Sequence[str]) -> Path:
-    """Returns the directory of a model; what `patterns` match of it is downloaded if it is a name on the hub."""
+    """Returns a local directory; for a name on the Hub, the files that match `patterns` are downloaded."""
     if Path(source).is_dir():
         return Path(source)
     if Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/")):
-        raise UserError(f"{source!r} is no directory; legal: a directory with a config.json, or OWNER/NAME on the hub")
+        raise UserError(
+            f"{source!r} is not a directory; expected a directory with a config.json, or OWNER/NAME on the Hub"
+        )
     try:
         hub = importlib.import_module("huggingface_hub")
     except ImportError:
-        raise UserError(f"{source!r} is no directory, and the hub needs: pip install 'rootstock[hf]'") from None
+        raise UserError(f"{source!r} is not a directory; to download it, pip install -e '.[hf]'") from None
     try:
         return Path(hub.snapshot_download(source, allow_patterns=list(patterns)))
-    except Exception as error:  # the library and what it calls raise errors of many kinds
+    except Exception as error:  # the library raises many exception types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{source!r} cannot be downloaded: {reason}") from None
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Returns the contents of a `config.json`."""
     if not path.is_file():
-        raise UserError(f"{path.parent} is not a model of Hugging Face's format: it holds no config.json")
+        raise UserError(f"{path.parent} is not a Hugging Face model: config.json is missing")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if not isinstance(found, dict):
-        raise UserError(f"{path} is a JSON {type(found).__name__}; legal: an object")
+        raise UserError(f"{path} contains a JSON {type(found).__name__}; expected an object")
     return found
 
 
 def _check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, directory: Path) -> None:
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {model.vocab_size} rows; "
-            "legal: a tokenizer of this model"
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, "
+            f"but the embedding has {model.vocab_size} rows; "
+            "expected the tokenizer of this model"
         )
 
 
 def _read_params(
     weights: Weights, architecture: str, model: ModelConfig, directory: Path
 ) -> tuple[Params, jax.sharding.Mesh]:
-    """Returns the parameters, each read, laid out and let go of before the next, and their mesh."""
+    """Returns (parameters, mesh); each leaf is moved to the devices before the next is read."""
     objective = language_model(model)
     mesh = spread_mesh(boxed_params(objective))
     abstract = abstract_params(objective, mesh)
@@ -116,7 +118,7 @@ def _read_params(
     shapes = {ours: weights.shapes[theirs] for ours, theirs in names.items() if ours not in tied}
     compare_shapes({n: s for n, s in shapes.items() if not n.endswith(IGNORED)}, expected, str(directory))
     params: Params = {"backbone": {}, "head": {}}
-    # The largest first: what a leaf takes on its way is needed while least has arrived.
+    # Largest first: the host copy of a leaf is needed while the fewest parameters are on the device.
     for row, leaf in sorted(leaves(abstract, rows), key=lambda pair: -pair[1].size):
         arrived = jax.device_put(_read_leaf(weights, row, names, leaf.shape), leaf.sharding)
         _put(params[group_of(row)], row.leaf, jax.block_until_ready(arrived))
@@ -133,7 +135,7 @@ def _read_leaf(weights: Weights, row: Row, names: dict[str, str], shape: tuple[i
 
 
 def _names(weights: Weights, expected: set[str]) -> dict[str, str]:
-    """Returns {name in the table: name in the file}: files of a bare backbone leave out the name of its class."""
+    """Returns {name in the table: name in the file}; files of a bare backbone omit the prefix of its class."""
     prefix = next((name.split(".")[0] + "." for name in sorted(expected) if name != "lm_head.weight"), "")
     bare = not any(name.startswith(prefix) for name in weights.shapes)
     return {prefix + name if bare and name != "lm_head.weight" else name: name for name in weights.shapes}

@@ -1,4 +1,4 @@
-"""Weights in safetensors, one file or shards with an index: read tensor by tensor, written shard by shard."""
+"""Safetensors weights, one file or indexed shards: read tensor by tensor, written shard by shard."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ _TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """The tensors of a directory, each read when it is asked for.
+    """The tensors of a directory, read lazily.
 
     Attributes:
         shapes: name -> shape.
@@ -35,7 +35,7 @@ def find_weights(directory: Path) -> Weights:
     """Returns the weights of a directory.
 
     Raises:
-        UserError: there are none, or a file is missing, cut off or no safetensors.
+        UserError: the directory contains no weights, or a file is missing, truncated or not in safetensors format.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     files: dict[str, Path] = {}
@@ -46,10 +46,10 @@ def find_weights(directory: Path) -> Weights:
                     shapes[name] = tuple(file.get_slice(name).get_shape())
                     files[name] = path
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is damaged or no safetensors file: {' '.join(str(error).split())}") from None
+            raise UserError(f"{path} is damaged or not a safetensors file: {' '.join(str(error).split())}") from None
 
     def read(name: str) -> np.ndarray:
-        # Opened anew each time: an open file keeps every page that was read of it in memory.
+        # Opened for each read: an open file keeps all pages that were read in memory.
         with safe_open(files[name], framework="numpy") as file:
             return file.get_tensor(name)
 
@@ -57,38 +57,38 @@ def find_weights(directory: Path) -> Weights:
 
 
 def shards_of(directory: Path, index_name: str, single: str) -> list[Path]:
-    """Returns the files that hold a directory's weights: one, or those that an index names.
+    """Returns the weight files of a directory: a single file, or the shards that an index lists.
 
     Raises:
-        UserError: there are none, or the index is damaged or names a file elsewhere.
+        UserError: there are no weight files, or the index is damaged or lists a file in another directory.
     """
     index = directory / index_name
     if not index.is_file():
         if (directory / single).is_file():
             return [directory / single]
         others = ", ".join(path.name for path in sorted(directory.glob("*.bin"))[:3]) if single == SINGLE else ""
-        pickled = f" ({others} is a pickle, read with --allow_pickle alone)" if others else ""
-        raise UserError(f"{directory} holds neither {single} nor {index_name}{pickled}; legal: weights in safetensors")
+        pickled = f" ({others} is a pickle, which needs --allow_pickle)" if others else ""
+        raise UserError(f"{directory} has neither {single} nor {index_name}{pickled}; expected safetensors weights")
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is damaged: {error!r}") from None
     for name in names:
-        # A name is a file beside the index and nothing else.
+        # Never follow a path out of the directory.
         if not isinstance(name, str) or Path(name).name != name or not (directory / name).is_file():
-            raise UserError(f"{index} names {name!r}; legal: files that stand beside it")
+            raise UserError(f"{index} lists {name!r}; expected a file in the same directory")
     return [directory / name for name in names]
 
 
 def write_weights(directory: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, tensors: Iterator[Any]) -> None:
-    """Writes tensors as they come, one in memory at a time: into one file, or shards of about 5 GB and an index.
+    """Writes tensors one at a time into a single file, or into shards of about 5 GB with an index.
 
-    The library itself writes only what is in memory as a whole.
+    The safetensors library can only write tensors that are all in memory.
 
     Args:
-        directory: where they go.
-        shapes: name -> shape, in the order in which the tensors come.
-        dtype: of all of them; the name of a numpy type.
+        directory: the output directory.
+        shapes: name -> shape, in the order of `tensors`.
+        dtype: name of the numpy dtype of all tensors.
         tensors: the arrays.
     """
     size = np.dtype(dtype).itemsize
@@ -115,7 +115,7 @@ def write_weights(directory: Path, shapes: Mapping[str, tuple[int, ...]], dtype:
 
 
 def _header(shard: Mapping[str, tuple[int, ...]], dtype: str) -> bytes:
-    """Returns the header of a file: its length in 8 bytes, then JSON (github.com/huggingface/safetensors, Format)."""
+    """Returns a file header: the length in 8 bytes, then JSON (github.com/huggingface/safetensors, Format)."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, shape in shard.items():

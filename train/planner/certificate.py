@@ -1,7 +1,7 @@
-"""Does a step give the same numbers on every mesh? A config, shrunk, runs on several devices and on one.
+"""Checks that a training step gives the same numbers on every mesh: a shrunk config runs on several devices and on one.
 
-The comparison is harder than training: every parameter starts away from zero, Adam cannot divide a wrong factor out of
-a gradient, and the one device takes the whole batch at once, which puts the accumulation to the test as well.
+The comparison is stricter than training: no parameter starts at zero, Adam's epsilon is so large that a wrong factor in
+a gradient does not cancel, and the single device processes the batch without gradient accumulation.
 """
 
 import dataclasses
@@ -25,29 +25,29 @@ from train.step import make_program, objective_of
 from train.trees import leaf_paths
 
 TOLERANCE = 1e-5
-LEGAL_DEVICES = (2, 4, 8)
+DEVICE_COUNTS = (2, 4, 8)
 _STEPS = 3
-_LENGTH = 32  # tokens a row
+_LENGTH = 32  # tokens per row
 _HEAD_DIM = 4
-# Adam divides a gradient by its own size. With a usual epsilon a wrong factor would vanish, and where a gradient is
-# near zero its rounding would become a whole step; with one as large as most gradients an update is nearly linear.
+# Adam normalizes gradients. With the usual epsilon a wrong factor would cancel, and rounding errors of gradients near
+# zero would become full steps; with an epsilon larger than most gradients an update is nearly linear.
 _EPSILON = 1e-2
-_LEARNING_RATE = 0.01  # moves parameters by about one per cent a step
+_LEARNING_RATE = 0.01  # changes parameters by about one percent per step
 
 Part = tuple[tuple[slice, ...], np.ndarray]
 
 
 class Verdict(NamedTuple):
-    """How far a layout is from one device: relative differences, the largest over all steps.
+    """The largest relative differences between a layout and one device, over all steps.
 
     Attributes:
-        layout: devices an axis.
-        loss: of the loss.
-        grad_norm: of the gradient's norm.
-        params: of an initial or updated parameter: max |a - b| of a leaf over its max |a|, with every replica.
-        leaf: the parameter that differs most; at the first step that is out of tolerance, if one is. Where that is
-            the very first and the gradient's norm is wrong, the parameter whose gradient differs most: clipping would
-            pass a wrong gradient on to all parameters, and Muon hide it in its own.
+        layout: devices per mesh axis.
+        loss: difference of the loss.
+        grad_norm: difference of the gradient norm.
+        params: difference of an initial or updated parameter: max |a - b| of a leaf over its max |a|, for all replicas.
+        leaf: the parameter that differs most, at the first step out of tolerance if there is one. If that is step 1 and
+            the gradient norm differs, it is the parameter with the largest difference of the gradient: clipping spreads
+            a wrong gradient over all parameters, and Muon hides it in its own.
         fault: what is out of tolerance and at which step; empty if nothing is.
     """
 
@@ -60,9 +60,9 @@ class Verdict(NamedTuple):
 
 
 class _Snapshot(NamedTuple):
-    """The state after a step: its metrics (1 before the first), what each device holds of each parameter and moment.
+    """The state after a step: metrics (1 before step 1) and each device's shards of parameters and first moments.
 
-    After one step a first moment is the gradient, but for a factor that does not depend on the mesh.
+    After one step a first moment is the gradient times a factor that does not depend on the mesh.
     """
 
     loss: float
@@ -77,20 +77,20 @@ def layout_name(layout: MeshSettings) -> str:
 
 
 def shrink(settings: Settings) -> Settings:
-    """Returns the config at sizes that a CPU trains in no time, with every switch as it was.
+    """Returns the config at sizes that train in seconds on a CPU, with all options unchanged.
 
-    What counts tokens scales with the rows; heads keep their ratio to kv heads; a scan over chunks, layers or
-    microbatches stays one. Computation is float32, and attention runs through XLA, which every platform has.
+    Lengths in tokens scale with the rows; heads keep their ratio to kv heads; scans over chunks, layers or microbatches
+    remain scans. Computation is float32 with XLA attention, which is available on every platform.
     """
-    model, batch = settings.model, min(settings.microbatches, 2) * max(LEGAL_DEVICES)
+    model, batch = settings.model, min(settings.microbatches, 2) * max(DEVICE_COUNTS)
     scale = _LENGTH / max(model["context_length"], settings.sequence_length)
     head_dim = model["head_dim"] or model["embed_dim"] // model["num_heads"]
     shrunk = {
         "vocab_size": 64,
         "embed_dim": 32,
         "num_layers": min(model["num_layers"], max(2, len(model["sliding_window"]))),
-        "num_heads": max(LEGAL_DEVICES) * (model["num_heads"] // model["num_kv_heads"]),
-        "num_kv_heads": max(LEGAL_DEVICES),
+        "num_heads": max(DEVICE_COUNTS) * (model["num_heads"] // model["num_kv_heads"]),
+        "num_kv_heads": max(DEVICE_COUNTS),
         "head_dim": _HEAD_DIM,
         "mlp_dim": 64,
         "context_length": _LENGTH,
@@ -119,7 +119,7 @@ def shrink(settings: Settings) -> Settings:
 
 
 def packed_batches(settings: Settings) -> list[dict[str, np.ndarray]]:
-    """Returns a batch a step: several documents a row, padding that is ragged, and weights of 0, 1/2 and 1."""
+    """Returns one batch per step: several documents per row, ragged padding, and weights of 0, 1/2 and 1."""
     rng = np.random.default_rng(settings.seed)
     count, T = settings.batch_size * settings.num_steps, settings.sequence_length
     lengths = rng.integers(2, T, 4 * count)
@@ -137,8 +137,8 @@ def verdicts(settings: Settings, meshes: list[MeshSettings], devices: list[jax.D
 
     Args:
         settings: from `shrink`.
-        meshes: see `layouts`.
-        devices: as many as each mesh has places.
+        meshes: from `layouts`.
+        devices: as many as each mesh needs.
     """
     batches = packed_batches(settings)
     alone = MeshSettings(**dict.fromkeys(MESH_AXES, 1))
@@ -159,7 +159,7 @@ def _train(
         for batch in batches:
             state, metrics = program.step(state, put_batch(batch, mesh))
             loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-            # As they were before clipping.
+            # Undo gradient clipping.
             factor = max(norm / settings.optimizer.clip_norm, 1.0) if settings.optimizer.clip_norm else 1.0
             moments = _parts(_first_moments(state.opt_state), factor)
             snapshots.append(_Snapshot(loss, norm, _parts(leaf_paths(state.params)), moments))
@@ -167,11 +167,11 @@ def _train(
 
 
 def objective_with_noise(settings: Settings) -> Objective:
-    """Returns the config's objective with noise on its initial parameters: a zero would hide what is behind it."""
+    """Returns the config's objective with noise added to its initial parameters: zeros would hide errors."""
     objective = objective_of(settings, model_config(settings.model))
 
     def init(rng: jax.Array) -> Params:
-        # Constants: random numbers are most of what there is to compile.
+        # NumPy constants: compiling JAX's random numbers would take most of the time.
         noise = np.random.default_rng(settings.seed)
         return jax.tree.map(lambda x: x + 0.1 * noise.standard_normal(x.shape).astype(np.float32), objective.init(rng))
 
@@ -184,7 +184,7 @@ def _first_moments(opt_state: Any) -> dict[str, jax.Array]:  # noqa: ANN401 - Op
 
 
 def _parts(leaves: dict[str, jax.Array], factor: float = 1.0) -> dict[str, list[Part]]:
-    # Copies: the next step is given these buffers to write to.
+    # Copies, because the next step donates these buffers.
     return {
         path: [(shard.index, factor * np.array(shard.data)) for shard in leaf.addressable_shards]
         for path, leaf in leaves.items()

@@ -206,9 +206,11 @@ def _kernel_free(model: ModelConfig, topology: Topology) -> ModelConfig:
     Raises:
         UserError: its attention runs on other chips only.
     """
-    legal = ("auto", "xla", "splash" if topology.torus else "cudnn")
-    if model.attention not in legal:
-        raise UserError(f"config.model.attention is {model.attention!r}; legal on {topology.name}: {', '.join(legal)}")
+    allowed = ("auto", "xla", "splash" if topology.torus else "cudnn")
+    if model.attention not in allowed:
+        raise UserError(
+            f"config.model.attention={model.attention!r}; expected one of {', '.join(allowed)} on {topology.name}"
+        )
     if topology.torus:
         return model
     dtype = "bfloat16" if model.compute_dtype == "auto" else model.compute_dtype

@@ -134,7 +134,7 @@ def _tpu_devices(topology: Topology) -> tuple[list[jax.Device], str]:
     # Without libtpu, JAX raises whichever error its plugin search ends in.
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        return [], f"no TPU compiler (pip install 'rootstock[tpu]'): {reason[:120]}"
+        return [], f"no TPU compiler (pip install -e '.[tpu]'): {reason[:120]}"
 
 
 # What XLA's GPU compiler asks of a device: compute capability, processors, L2 bytes, clock in GHz, FP32 lanes and

@@ -90,5 +90,5 @@ def _summary_writer(workdir: Path) -> Any:  # noqa: ANN401 - tensorboardX has no
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        raise UserError("config.logging.tensorboard needs tensorboardX: pip install 'rootstock[tensorboard]'") from None
+        raise UserError("config.logging.tensorboard needs tensorboardX: pip install -e '.[tensorboard]'") from None
     return SummaryWriter(str(workdir / "tensorboard"))

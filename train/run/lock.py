@@ -30,7 +30,7 @@ def claim(workdir: Path) -> Iterator[None]:
         if seen != held:
             raise UserError(
                 f"--workdir={workdir} is not the directory that process 0 has under this name; "
-                "legal: one that all hosts share"
+                "expected a directory that all hosts share"
             )
         yield
 
@@ -45,7 +45,7 @@ def _lock(workdir: Path, stack: contextlib.ExitStack) -> str:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"--workdir={workdir} is in use by another run; legal: a directory of its own") from None
+        raise UserError(f"--workdir={workdir} is in use by another run; use another directory") from None
     # Some parallel file systems are mounted without locks.
     except OSError as error:
         text = f"{workdir} cannot be locked ({error.strerror}): nothing stops a second run from writing to it"

@@ -91,8 +91,8 @@ def _final_loss(directory: Path, step: int) -> float:
 def _parameters(model: ModelConfig) -> int:
     """Returns N: all parameters including embeddings, as in Hoffmann et al.
 
-    Small models are mostly embeddings, so excluding them biases the exponents: it explains most of the difference between
-    Chinchilla's N ~ C^0.50 and Kaplan et al.'s N ~ C^0.73 (Pearce and Song 2024, arXiv:2406.12907).
+    Small models are mostly embeddings, so excluding them biases the exponents: it explains most of the difference
+    between Chinchilla's N ~ C^0.50 and Kaplan et al.'s N ~ C^0.73 (Pearce and Song 2024, arXiv:2406.12907).
     """
     return parameter_count(boxed_params(language_model(model)))
 

@@ -82,13 +82,13 @@ def check(directory, tmp_path):
 
 
 @pytest.mark.parametrize("name", STORED)
-def test_logits_are_those_of_transformers_and_weights_come_back(name, tmp_path):
+def test_logits_equal_transformers_and_weights_round_trip(name, tmp_path):
     check(source(name, tmp_path), tmp_path)
 
 
 @pytest.mark.skipif(not HAS_TRANSFORMERS, reason="torch and transformers are not installed")
 @pytest.mark.parametrize("name", ALL)
-def test_every_architecture_made_anew(name, tmp_path):
+def test_every_architecture_against_installed_transformers(name, tmp_path):
     make = [sys.executable, GOLDEN / "make_huggingface.py", tmp_path, name]
     subprocess.run(make, check=True, capture_output=True)
     train_tokenizer("bytes", []).save(tmp_path / name)
@@ -125,7 +125,7 @@ def test_shards_and_half_precision(tmp_path, monkeypatch):
     assert again == model
 
 
-def test_weights_of_a_bare_backbone_and_old_buffers_are_read(tmp_path):
+def test_weights_without_prefix_and_with_old_buffers_are_imported(tmp_path):
     directory = source("gpt2", tmp_path)
     tensors = {name.removeprefix("transformer."): t for name, t in load_file(directory / "model.safetensors").items()}
     tensors["h.0.attn.bias"] = np.ones((1, 1, 8, 8), np.float32)
@@ -137,7 +137,7 @@ def test_weights_of_a_bare_backbone_and_old_buffers_are_read(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_weights_go_straight_to_a_mesh(tmp_path, monkeypatch):
+def test_weights_are_imported_onto_a_mesh(tmp_path, monkeypatch):
     from train.huggingface import importing as module
 
     monkeypatch.setattr(module, "spread_mesh", lambda boxed: mesh_of(fsdp=4))
@@ -151,7 +151,7 @@ def test_weights_go_straight_to_a_mesh(tmp_path, monkeypatch):
     np.testing.assert_allclose(logits_of(model, params, ids, places * 0 + 1, places), expected["logits"][:1], atol=1e-4)
 
 
-def test_our_own_models_are_an_architecture_of_theirs_or_say_what_is_not():
+def test_exported_architecture_is_found_or_the_error_names_the_mismatch():
     def named(**changes):
         section = default.model().to_dict() | {"vocab_size": 300, "context_length": 64} | changes
         return architecture_of(model_config(section))
@@ -164,7 +164,7 @@ def test_our_own_models_are_an_architecture_of_theirs_or_say_what_is_not():
         named(mlp="relu2")
 
 
-def test_a_classifier_and_its_adapter_come_out_as_theirs(tmp_path):
+def test_export_of_a_lora_classifier(tmp_path):
     """Its weights, its classes, and a tokenizer that frames a text as training did."""
     import_hf(str(source("llama3", tmp_path)), tmp_path / "base")
     rows = [{"text": f"{'good' if i % 2 else 'bad'} {i}", "label": "ab"[i % 2]} for i in range(60)]
@@ -185,7 +185,7 @@ def test_a_classifier_and_its_adapter_come_out_as_theirs(tmp_path):
     assert (ids[0], ids[-1], len(ids)) == (1, 2, 6)
     config.task.pooling = "mean"
     finetune(config.to_dict(), tmp_path / "base", tmp_path / "mean")
-    with pytest.raises(UserError, match="classification model of pooling 'mean'; legal to export: language models"):
+    with pytest.raises(UserError, match="classification model with pooling 'mean'; expected a language model"):
         export_hf(tmp_path / "mean", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -217,7 +217,7 @@ NORM = "model.norm.weight"
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda p: (p / "config.json").unlink(), "it holds no config.json"),
+        (lambda p: (p / "config.json").unlink(), "config.json is missing"),
         (lambda p: (p / "config.json").write_text("{"), "config.json is damaged"),
         (lambda p: change(p, model_type="mamba"), "model_type='mamba' is not supported; expected one of gpt2"),
         (lambda p: change(p, hidden_size="gone"), "'hidden_size' is missing; expected a config.json of llama"),
@@ -227,17 +227,17 @@ NORM = "model.norm.weight"
         (lambda p: change(p, num_hidden_layers=1), "unexpected: model.layers.1"),
         (lambda p: change(p, intermediate_size=32), r"gate_proj.weight has shape \[24, 16\], expected \[32, 16\]"),
         (lambda p: rename(p, NORM, "model.nrom.weight"), f"missing: {NORM}; unexpected: model.nrom.weight"),
-        (truncate, "is damaged or no safetensors file"),
-        (evil_index, "legal: files that stand beside it"),
+        (truncate, "is damaged or not a safetensors file"),
+        (evil_index, "expected a file in the same directory"),
         (
             lambda p: (p / "model.safetensors").rename(p / "pytorch_model.bin"),
-            "is a pickle, read with --allow_pickle alone",
+            "is a pickle, which needs --allow_pickle",
         ),
         (lambda p: (p / "tokenizer.json").unlink(), "tokenizer.json is missing"),
-        (lambda p: change(p, vocab_size=200), "the tokenizer has 259 tokens, the embedding 200 rows"),
+        (lambda p: change(p, vocab_size=200), "the tokenizer has 259 tokens, but the embedding has 200 rows"),
     ],
 )  # fmt: skip
-def test_a_fault_is_one_line_and_nothing_is_written(damage, message, tmp_path):
+def test_an_invalid_model_is_a_one_line_error_and_nothing_is_written(damage, message, tmp_path):
     directory = source("llama3", tmp_path)
     damage(directory)
     with pytest.raises(UserError, match=message) as caught:
@@ -245,8 +245,8 @@ def test_a_fault_is_one_line_and_nothing_is_written(damage, message, tmp_path):
     assert "\n" not in str(caught.value) and not (tmp_path / "run" / "run.json").exists()
 
 
-def test_what_is_no_model_says_so(tmp_path):
-    with pytest.raises(UserError, match="is no directory; legal: a directory"):
+def test_a_missing_source_or_a_used_output_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="is not a directory; expected a directory"):
         import_hf(str(tmp_path / "none"), tmp_path / "run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "file").touch()
@@ -264,7 +264,7 @@ class Code:
         return (Path.touch, (self.path,))
 
 
-def test_a_pickle_is_read_where_a_flag_says_so_and_runs_no_code(tmp_path):
+def test_allow_pickle_reads_tensors_and_runs_no_code(tmp_path):
     torch = pytest.importorskip("torch")
     directory = source("llama3", tmp_path)
     _, expected = imported(directory, tmp_path / "run")
@@ -275,7 +275,7 @@ def test_a_pickle_is_read_where_a_flag_says_so_and_runs_no_code(tmp_path):
     got = open_run(tmp_path / "pickled").load_merged(single_device_mesh(), ("backbone", "head"))
     jax.tree.map(np.testing.assert_array_equal, got, expected)
     torch.save(tensors | {NORM: Code(tmp_path / "ran")}, directory / "pytorch_model.bin")
-    with pytest.raises(UserError, match="is damaged or holds more than tensors") as caught:
+    with pytest.raises(UserError, match="is damaged or contains objects other than tensors") as caught:
         import_hf(str(directory), tmp_path / "evil", allow_pickle=True)
     assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
 

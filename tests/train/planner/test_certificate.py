@@ -1,4 +1,4 @@
-"""A certificate passes what is right on every mesh and catches what is not: three faults are planted."""
+"""certify accepts correct layouts and catches three planted bugs."""
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,13 @@ def config_of(**changes):
     return config
 
 
-def test_there_is_a_layout_for_every_factorisation():
+def test_layouts_contains_every_factorization():
     assert [len(layouts(n)) for n in (2, 4, 8)] == [5, 15, 35]
     assert set(TWO) == {"slice 2", "data 2", "fsdp 2", "tensor 2", "context 2"}
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2_2b"])
-def test_published_architectures_pass_and_keep_their_switches(name):
+def test_published_architectures_pass_and_keep_their_options(name):
     config = llm.get_config(name)
     shrunk = shrink(from_config(config.to_dict())).model
     sizes = {key for key, value in config.model.items() if shrunk[key] != value}
@@ -46,7 +46,7 @@ def test_published_architectures_pass_and_keep_their_switches(name):
         assert not found.fault and max(found.loss, found.grad_norm, found.params) <= TOLERANCE
 
 
-def test_a_mean_of_means_is_caught(monkeypatch):
+def test_certificate_catches_a_mean_of_means(monkeypatch):
     summed = step.summed_gradients
 
     def mean_of_means(objective, params, batch, microbatches, frozen):
@@ -63,7 +63,7 @@ def test_a_mean_of_means_is_caught(monkeypatch):
     assert "the gradient's norm" in found.fault and found.leaf.startswith("backbone/")
 
 
-def test_a_replica_that_differs_is_caught(monkeypatch):
+def test_certificate_catches_a_diverging_replica(monkeypatch):
     objective_of = certificate.objective_with_noise
 
     def with_stray_replica(settings):
@@ -89,7 +89,7 @@ def test_a_replica_that_differs_is_caught(monkeypatch):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_factor_is_caught_and_its_leaf_named_although_adam_muon_and_clipping_would_hide_it(optimizer, monkeypatch):
+def test_certificate_catches_scaled_gradient(optimizer, monkeypatch):
     summed = step.summed_gradients
 
     def summed_twice(objective, params, batch, microbatches, frozen):

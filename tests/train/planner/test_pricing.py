@@ -16,7 +16,7 @@ from train.settings import from_config
 
 NO_GPU = "estimated"
 needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="no TPU compiler: pip install 'rootstock[tpu]'"
+    importlib.util.find_spec("libtpu") is None, reason="no TPU compiler: pip install -e '.[tpu]'"
 )
 
 
@@ -76,7 +76,7 @@ def test_machines_share_out_what_leaves_them():
 
 
 def test_attention_of_another_chip_is_refused():
-    with pytest.raises(UserError, match=r"attention is 'splash'; legal on h100-8: auto, xla, cudnn"):
+    with pytest.raises(UserError, match=r"attention='splash'; expected one of auto, xla, cudnn on h100-8"):
         estimated(settings_of("llama2_7b", model__attention="splash"), "h100-8")
 
 

@@ -1,4 +1,4 @@
-"""What a run's directory says of itself, read on another machine."""
+"""run.json: reading, versions, defaults of new fields, and checks on resume."""
 
 import dataclasses
 import json
@@ -18,14 +18,14 @@ from train.run.record import RunRecord, config_changes, open_run, start
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "runs"
 
 
-def test_the_attention_of_the_machine_that_trained_is_not_asked_of_this_one(tmp_path):
+def test_attention_backend_is_not_restored_from_run_json(tmp_path):
     model = tiny_model(attention="cudnn")
     record = RunRecord("pretrain", model, {}, {}, "fingerprint", [])
     (tmp_path / "run.json").write_text(json.dumps({"version": 1, **dataclasses.asdict(record)}))
     assert open_run(tmp_path).model == dataclasses.replace(model, attention="auto")
 
 
-def test_a_run_from_before_a_field_came_had_its_default(tmp_path):
+def test_fields_added_to_the_config_later_get_their_defaults(tmp_path):
     model = tiny_model(qk_norm_joint=False)
     record = dataclasses.asdict(RunRecord("pretrain", model, {}, {}, "fingerprint", []))
     del record["model"]["qk_norm_joint"]
@@ -40,14 +40,14 @@ def test_a_run_from_before_a_field_came_had_its_default(tmp_path):
     assert config_changes(before, now) == ["config.adapt.method: 'full' -> 'lora'"]
 
 
-def test_a_directory_is_one_run_s_at_a_time(tmp_path):
+def test_a_second_run_in_the_same_directory_is_an_error(tmp_path):
     with claim(tmp_path / "run"), pytest.raises(UserError, match="is in use by another run"), claim(tmp_path / "run"):
-        pytest.fail("a second run has it")
+        pytest.fail("a second run claimed the directory")
     with claim(tmp_path / "run"):
         pass
 
 
-def test_a_run_goes_on_with_its_own_data_tokenizer_and_config(tmp_path):
+def test_resume_requires_the_same_data_tokenizer_and_config(tmp_path):
     config = default.get_config().to_dict()
     record = RunRecord("pretrain", tiny_model(), config, {}, "0123456789abcdef", [])
     bytes_alone, merging = train_tokenizer("bytes", []), train_tokenizer("bpe:300", ["a text of some words"])

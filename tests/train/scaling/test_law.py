@@ -1,4 +1,4 @@
-"""The fit finds the law that made the losses; the optimum is the published one, and the least loss of the budget."""
+"""The fit recovers a known law; optima agree with published ones and minimize the loss of a budget."""
 
 import dataclasses
 import math
@@ -17,20 +17,20 @@ CHINCHILLA_FLOPS = 5.76e23
 
 
 def sweep(noise=0.0, law=TRUE, sizes=SIZES, tokens=TOKENS, seed=0):
-    """A grid of runs whose losses are the law's, times exp(noise)."""
+    """A grid of runs with the losses of a law times exp(noise)."""
     rng = np.random.default_rng(seed)
     return [
         Point(n, d, 6 * n * d, law.loss(n, d) * math.exp(noise * rng.standard_normal())) for n in sizes for d in tokens
     ]
 
 
-def test_without_noise_the_law_comes_back():
+def test_fit_recovers_the_law_from_noiseless_losses():
     found = fit(sweep())
     assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(TRUE), rel=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_with_half_a_percent_of_noise_it_comes_back_within_the_intervals(seed):
+def test_fit_recovers_the_law_within_its_intervals_from_noisy_losses(seed):
     points = sweep(noise=0.005, seed=seed)
     found = analyze(points)
     assert found.law.alpha == pytest.approx(TRUE.alpha, abs=0.03)
@@ -45,13 +45,13 @@ def test_with_half_a_percent_of_noise_it_comes_back_within_the_intervals(seed):
     assert not cautions(found, [])
 
 
-def test_one_failed_run_does_not_move_the_fit():
+def test_fit_is_robust_to_one_outlier():
     points = sweep(noise=0.002)
     spoiled = [dataclasses.replace(points[7], loss=2 * points[7].loss), *points[:7], *points[8:]]
     assert optimum(fit(spoiled), 1e19).loss == pytest.approx(optimum(fit(points), 1e19).loss, rel=0.005)
 
 
-def test_the_objective_s_gradient_is_that_of_finite_differences():
+def test_gradient_of_the_objective_equals_finite_differences():
     problem = laws._Problem.of(sweep(noise=0.01))
     x = problem.vector(Law(2.0, 200.0, 0.3, 900.0, 0.4))
     value, gradient = problem.objective(x)
@@ -61,7 +61,7 @@ def test_the_objective_s_gradient_is_that_of_finite_differences():
     assert gradient == pytest.approx(numeric, rel=1e-3, abs=1e-3 * np.abs(numeric).max())
 
 
-def test_starting_elsewhere_finds_nothing_lower():
+def test_other_starting_points_find_no_lower_objective():
     points = sweep(noise=0.01, sizes=SIZES[:4], tokens=TOKENS[:4])
     problem = laws._Problem.of(points)
     found = problem.objective(problem.vector(fit(points)))[0]
@@ -72,9 +72,9 @@ def test_starting_elsewhere_finds_nothing_lower():
         assert found <= problem.objective(problem.vector(other))[0] * (1 + 1e-6)
 
 
-def test_the_paper_s_constants_give_the_paper_s_optimum():
-    """Hoffmann et al.: 40 billion parameters by approach 3, and N ~ C^0.46. The constants as printed are rounded, which
-    moves the optimum to 32 billion (Besiroglu et al., arXiv:2404.10102, section 4)."""
+def test_chinchilla_constants_give_the_published_optimum():
+    """Hoffmann et al.: 40 billion parameters by approach 3, and N ~ C^0.46. Rounding the constants as printed moves the
+    optimum to 32 billion (Besiroglu et al., arXiv:2404.10102, section 4)."""
     paper = Law(1.6934, 406.4, 0.3392, 410.7, 0.2849)
     best = optimum(paper, CHINCHILLA_FLOPS)
     assert best.parameters == pytest.approx(40e9, rel=0.02)
@@ -85,7 +85,7 @@ def test_the_paper_s_constants_give_the_paper_s_optimum():
     assert optimum(rounded, CHINCHILLA_FLOPS).parameters == pytest.approx(32.2e9, rel=0.01)
 
 
-def test_besiroglu_s_refit_agrees_with_chinchilla_itself():
+def test_besiroglu_refit_agrees_with_chinchilla():
     """70 billion parameters, 20 tokens each."""
     best = optimum(Law(1.8172, 482.01, 0.3478, 2085.43, 0.3658), CHINCHILLA_FLOPS)
     assert 65e9 < best.parameters < 80e9
@@ -93,7 +93,7 @@ def test_besiroglu_s_refit_agrees_with_chinchilla_itself():
 
 
 @pytest.mark.parametrize("flops, rate", [(1e13, 6.0), (1e19, 7.3), (1e24, 6.4)])
-def test_the_closed_form_is_the_least_loss_of_the_budget(flops, rate):
+def test_optimum_minimizes_the_loss_of_the_budget(flops, rate):
     best = optimum(TRUE, flops, rate)
     assert best.parameters * best.tokens * rate == pytest.approx(flops)
     grid = np.geomspace(1e2, 1e14, 120_001)
@@ -102,7 +102,7 @@ def test_the_closed_form_is_the_least_loss_of_the_budget(flops, rate):
     assert best.parameters == pytest.approx(grid[losses.argmin()], rel=3e-4)
 
 
-def test_the_held_out_run_is_the_largest_and_is_not_fitted():
+def test_the_largest_run_is_held_out_of_the_fit():
     points = sweep()
     points[-1] = dataclasses.replace(points[-1], loss=points[-1].loss * 1.05)
     held_out = hold_out_largest(points)
@@ -112,20 +112,20 @@ def test_the_held_out_run_is_the_largest_and_is_not_fitted():
     assert any("-4.8%" in line for line in cautions(analyze(points), []))
 
 
-def test_what_the_runs_do_not_determine_is_said():
+def test_cautions_name_what_the_runs_do_not_determine():
     flat = [dataclasses.replace(p, loss=2 + 50 * p.tokens**-0.3) for p in sweep()]
-    assert any("how the loss falls with parameters" in line for line in cautions(analyze(flat), []))
+    assert any("how the loss depends on parameters" in line for line in cautions(analyze(flat), []))
     below_zero = dataclasses.replace(TRUE, E=-0.5)
     no_floor = sweep(law=below_zero, tokens=TOKENS[:3])
     assert any(line.startswith("E is at a bound") for line in cautions(analyze(no_floor), []))
     few = analyze(sweep(sizes=SIZES[:3], tokens=TOKENS[:3]))
     assert any("only 9 runs" in line for line in cautions(few, []))
-    # 300 times the compute: some 17 times the parameters.
+    # 300 times the compute is about 17 times the parameters.
     far = cautions(few, [300 * few.points[-1].flops])
     assert any("times beyond" in line for line in far)
 
 
-def test_too_few_runs_are_refused():
+def test_too_few_runs_are_an_error():
     for points in (sweep(sizes=SIZES[:2]), sweep(tokens=TOKENS[:2]), sweep(sizes=SIZES[:3], tokens=TOKENS[:3])[::4]):
         with pytest.raises(UserError, match="at least 6 runs, 3 sizes and 3 numbers of tokens"):
             check_points(points)
@@ -135,7 +135,7 @@ def test_too_few_runs_are_refused():
     assert hold_out_largest(diagonal) is None
 
 
-def test_a_law_at_its_bounds_still_has_an_optimum():
+def test_a_law_at_its_bounds_has_a_finite_optimum():
     for law in (Law(1.0, 1e9, 0.01, 1e-9, 0.01), Law(1.0, 1e-9, 0.01, 1e9, 0.01)):
         best = optimum(law, 1e20)
         assert best.parameters >= 1 and best.tokens >= 1 and math.isfinite(best.loss)

@@ -1,4 +1,4 @@
-"""The command: a micro sweep, interrupted and gone on with; points from elsewhere; the picture; every wrong input."""
+"""`rootstock scaling`: a small sweep that is interrupted and resumed, external points, the plot, invalid input."""
 
 import json
 import random
@@ -38,7 +38,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Names the runs that are trained from here on; the sweep is interrupted after `trained.limit` of them."""
+    """The names of the runs that are trained; the sweep is interrupted after `trained.limit` of them."""
 
     class Trained(list):
         limit = 100
@@ -55,7 +55,7 @@ def trained(monkeypatch):
     return calls
 
 
-def test_a_sweep_goes_on_where_it_stopped_and_ends_with_the_law(text, trained, tmp_path, capsys):
+def test_an_interrupted_sweep_resumes_and_fits_the_law(text, trained, tmp_path, capsys):
     arguments = [*SMALL, f"--config.data.path={text}", f"--workdir={tmp_path / 'sweep'}"]
     trained.limit = 4
     with pytest.raises(KeyboardInterrupt):
@@ -65,7 +65,7 @@ def test_a_sweep_goes_on_where_it_stopped_and_ends_with_the_law(text, trained, t
     command(*arguments)
     assert trained == RUNS
     table = capsys.readouterr().out
-    assert all(run in table for run in RUNS) and "caution: only 9 runs" in table and "Held out" in table
+    assert all(run in table for run in RUNS) and "caution: only 9 runs" in table and "held out" in table
 
     logs = {run: (tmp_path / "sweep" / run / "metrics.jsonl").read_text() for run in RUNS}
     command(*arguments, "--json", "--flops=3e9")
@@ -100,7 +100,7 @@ def test_a_sweep_goes_on_where_it_stopped_and_ends_with_the_law(text, trained, t
         command(*arguments, "--config.optimizer.beta1=0.8")
 
 
-def test_a_run_that_diverges_is_named(text, tmp_path):
+def test_a_diverged_run_is_named_in_the_error(text, tmp_path):
     with pytest.raises(UserError, match="width8-steps6: 3 consecutive steps were skipped"):
         command(*SMALL, f"--config.data.path={text}", f"--workdir={tmp_path}", "--config.optimizer.learning_rate=1e30")
 
@@ -116,7 +116,7 @@ def points(tmp_path):
     return path
 
 
-def test_points_from_elsewhere_need_no_config(points, tmp_path, capsys):
+def test_external_points_need_no_config(points, tmp_path, capsys):
     command(f"--points={points}", f"--workdir={tmp_path / 'fit'}", "--flops=5.76e22,1e23", "--json")
     found = json.loads(capsys.readouterr().out)
     assert found["law"]["alpha"]["value"] == pytest.approx(0.35, rel=1e-3)
@@ -125,7 +125,7 @@ def test_points_from_elsewhere_need_no_config(points, tmp_path, capsys):
     assert [budget["flops"] for budget in found["budgets"]] == [5.76e22, 1e23] and found["cautions"] == []
 
 
-def test_the_picture_is_a_png_for_few_sizes_and_for_many(points, tmp_path):
+def test_the_plot_is_a_png_for_few_and_many_sizes(points, tmp_path):
     pytest.importorskip("matplotlib")
     rows = [json.loads(line) for line in points.read_text().splitlines()]
     many = tmp_path / "many.jsonl"
@@ -138,12 +138,12 @@ def test_the_picture_is_a_png_for_few_sizes_and_for_many(points, tmp_path):
         assert picture.startswith(b"\x89PNG") and 10_000 < len(picture) < 150_000
 
 
-def test_without_matplotlib_the_numbers_still_come(points, tmp_path, capsys, monkeypatch):
+def test_without_matplotlib_the_results_are_still_printed(points, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     command(f"--points={points}", f"--workdir={tmp_path / 'fit'}", "--json")
     printed = capsys.readouterr()
     assert json.loads(printed.out)["law"]["beta"]["value"] == pytest.approx(0.37, rel=1e-3)
-    assert "pip install 'rootstock[plots]'" in printed.err and not (tmp_path / "fit" / "scaling.png").exists()
+    assert "pip install -e '.[plots]'" in printed.err and not (tmp_path / "fit" / "scaling.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -153,12 +153,12 @@ def test_without_matplotlib_the_numbers_still_come(points, tmp_path, capsys, mon
         ({"parameters": 1e6, "tokens": 1e7, "loss": float("nan")}, "row 13: loss is nan"),
         ({"parameters": 1e6, "tokens": 1e7, "loss": float("inf")}, "row 13: loss is inf"),
         ({"parameters": "big", "tokens": 1e7, "loss": 3.0}, "row 13: parameters is 'big'"),
-        ({"parameters": 1e6, "tokens": -5, "loss": 3.0}, "row 13: tokens is -5; legal: a finite number above 0"),
+        ({"parameters": 1e6, "tokens": -5, "loss": 3.0}, "row 13: tokens is -5; expected a finite number above 0"),
         ({"parameters": 1e6, "tokens": 1e7, "loss": 3.0, "flops": 0}, "row 13: flops is 0"),
         ([1, 2], "13: a JSON list"),
     ],
 )
-def test_a_malformed_point_is_named(points, tmp_path, row, message):
+def test_an_invalid_point_is_named_in_the_error(points, tmp_path, row, message):
     with points.open("a") as file:
         file.write(json.dumps(row) + "\n")
     with pytest.raises(UserError) as error:
@@ -166,7 +166,7 @@ def test_a_malformed_point_is_named(points, tmp_path, row, message):
     assert message in str(error.value)
 
 
-def test_wrong_input_is_one_line_before_anything_is_trained(text, points, trained, tmp_path):
+def test_invalid_input_is_a_one_line_error_before_training(text, points, trained, tmp_path):
     few = tmp_path / "few.jsonl"
     few.write_text("".join(points.read_text().splitlines(keepends=True)[:6]))
     sweep = [*SMALL, f"--config.data.path={text}", f"--workdir={tmp_path / 'sweep'}"]
@@ -188,6 +188,6 @@ def test_wrong_input_is_one_line_before_anything_is_trained(text, points, traine
     assert trained == []
 
 
-def test_numbers_are_shown_with_three_digits_and_a_unit():
+def test_numbers_have_three_digits_and_a_unit():
     shown = [human(x) for x in (5, 999, 126_192, 999_960, 2_164_800, 73.2e9, 1.31e12)]
     assert shown == ["5", "999", "126k", "1M", "2.16M", "73.2B", "1.31T"]

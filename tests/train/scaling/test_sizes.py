@@ -1,4 +1,4 @@
-"""Every rung is a config that a user could have written; sizes come in whole heads."""
+"""The configs of a sweep are valid configs whose width is a multiple of the head size."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from configs.models import architecture
 from configs.pretrain import books, tiny
 from model.config import model_config
 from model.flops import matmul_parameters
-from train.scaling.sizes import ladder, overrides, scaled, size_for
+from train.scaling.sizes import overrides, scaled, size_for, sweep_configs
 from train.settings import from_config
 
 
@@ -16,7 +16,7 @@ def model_of(config):
     return model_config(config["model"] | {"vocab_size": 2048, "context_length": 128})
 
 
-def test_size_one_and_length_one_are_the_config():
+def test_size_1_and_length_1_give_the_config_itself():
     config = tiny.get_config().to_dict()
     same = scaled(config, 1, 1)
     assert same["evaluation"].pop("every") == config["num_steps"]
@@ -24,7 +24,7 @@ def test_size_one_and_length_one_are_the_config():
     assert same == config
 
 
-def test_a_size_keeps_the_shape_and_a_length_the_schedule_s_shape():
+def test_scaling_keeps_the_ratios_of_the_model_and_of_the_schedule():
     config = tiny.get_config().to_dict()
     half = scaled(config, 0.5, 2)
     for name in ("embed_dim", "num_layers", "num_heads", "num_kv_heads", "mlp_dim"):
@@ -34,7 +34,7 @@ def test_a_size_keeps_the_shape_and_a_length_the_schedule_s_shape():
     assert half["batch_size"] == config["batch_size"]
 
 
-def test_adamw_s_learning_rate_goes_as_one_over_the_width_and_muon_s_stay():
+def test_adamw_learning_rate_scales_with_1_over_width_and_muon_does_not():
     config = tiny.get_config().to_dict()
     assert scaled(config, 0.25, 1)["optimizer"]["learning_rate"] == 4 * config["optimizer"]["learning_rate"]
     muon = books.get_config().to_dict()
@@ -42,7 +42,7 @@ def test_adamw_s_learning_rate_goes_as_one_over_the_width_and_muon_s_stay():
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama3_8b", "qwen2_0_5b", "qwen3_0_6b", "smollm2_135m", "gemma2_2b"])
-def test_every_size_of_a_published_family_is_a_model(name):
+def test_every_size_of_a_published_architecture_is_valid(name):
     config = default.get_config()
     config.model.update(architecture(name))
     config = config.to_dict()
@@ -56,9 +56,9 @@ def test_every_size_of_a_published_family_is_a_model(name):
         last = matmul_parameters(model)
 
 
-def test_the_ladder_names_its_runs_and_sorts_them_by_size():
+def test_sweep_configs_are_named_and_sorted_by_size():
     config = tiny.get_config().to_dict()
-    runs = ladder(config, [1, 0.25, 0.5], [1, 0.5, 0.25])
+    runs = sweep_configs(config, [1, 0.25, 0.5], [1, 0.5, 0.25])
     assert list(runs)[:4] == ["width48-steps75", "width48-steps150", "width48-steps300", "width96-steps75"]
     assert len(runs) == 9 and runs["width192-steps300"] == scaled(config, 1, 1)
 
@@ -69,16 +69,16 @@ def test_the_ladder_names_its_runs_and_sorts_them_by_size():
         ([0.5, 1], [0.25, 0.5, 1], "--sizes=0.5,1 gives runs of [2, 4] heads"),
         ([0.25, 0.3, 1], [0.25, 0.5, 1], "--sizes=0.25,0.3,1 gives runs of [1, 1, 4] heads"),
         ([0.25, 0.5, 1], [0.5, 1], "--lengths=0.5,1 gives runs of [150, 300] steps"),
-        ([0.25, 0.5, 1], [0.001, 0.002, 1], "[1, 1, 300] steps; legal: at least 3 values, whose runs differ"),
+        ([0.25, 0.5, 1], [0.001, 0.002, 1], "[1, 1, 300] steps; expected at least 3 values that give different runs"),
     ],
 )
-def test_a_ladder_of_too_few_rungs_is_refused(sizes, lengths, message):
+def test_too_few_distinct_sizes_or_lengths_are_an_error(sizes, lengths, message):
     with pytest.raises(UserError) as error:
-        ladder(tiny.get_config().to_dict(), sizes, lengths)
+        sweep_configs(tiny.get_config().to_dict(), sizes, lengths)
     assert message in str(error.value)
 
 
-def test_the_size_for_a_number_of_parameters_is_the_nearest_one():
+def test_size_for_returns_the_nearest_number_of_parameters():
     config = tiny.get_config().to_dict()
 
     def count(one):
@@ -92,7 +92,7 @@ def test_the_size_for_a_number_of_parameters_is_the_nearest_one():
     assert size_for(config, 1e40, count) == 1024
 
 
-def test_overrides_are_the_flags_that_make_the_config():
+def test_overrides_reproduce_the_config():
     config = tiny.get_config()
     changed = scaled(config.to_dict(), 0.5, 0.5)
     flags = dict(flag.removeprefix("--config.").split("=") for flag in overrides(config.to_dict(), changed))
