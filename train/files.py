@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file by one with this text; after a crash either the old or the new text is there, complete.
+    """Replaces the contents of a file; after a crash the file has either the old or the new text, complete.
 
     Raises:
         OSError: the directory is missing, read-only or full; the old file is unchanged.

@@ -11,12 +11,12 @@ from model.transformer import Params
 
 
 def round_up(size: int, multiple: int) -> int:
-    """Returns the next multiple from `size` on."""
+    """Returns `size` rounded up to a multiple of `multiple`."""
     return -(-size // multiple) * multiple
 
 
 def leaf_paths(tree: Any) -> dict[str, Any]:  # noqa: ANN401 - any tree
-    """Returns {"params/backbone/...": leaf} of a state."""
+    """Returns {path: leaf} of a tree, with paths such as "params/backbone/layers/...."."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -24,7 +24,7 @@ def leaf_paths(tree: Any) -> dict[str, Any]:  # noqa: ANN401 - any tree
 
 
 def boxed_params(objective: Objective) -> Params:
-    """Returns the abstract parameters of an objective in their boxes, which name the logical axes of each."""
+    """Returns the abstract parameters of an objective, boxed with the names of their logical axes."""
     return jax.eval_shape(objective.init, jax.random.key(0))
 
 

@@ -1,4 +1,4 @@
-"""Compiles the real train step for devices that are not here, and reads memory and collectives off the result."""
+"""Compiles the real train step for devices that are not attached; reads memory and collectives from the result."""
 
 import contextlib
 import dataclasses
@@ -19,17 +19,17 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What XLA says of one device's part of a train step.
+    """XLA's figures for one device's part of a train step.
 
     Attributes:
-        peak_bytes: memory at its fullest.
+        peak_bytes: peak memory.
         argument_bytes: state and batch.
-        alias_bytes: of the state, written in place because it is donated.
-        seconds: of the compilation, tracing included.
-        collectives: of one step.
-        traffic: bytes to and from memory in one step.
-        instructions: of the module.
-        fits: False where XLA refused for want of memory; then `peak_bytes` is what it asked for and the rest is empty.
+        alias_bytes: bytes of the state that are updated in place because they are donated.
+        seconds: compilation time, including tracing.
+        collectives: collectives of one step.
+        traffic: bytes read from and written to memory in one step.
+        instructions: number of instructions in the module.
+        fits: False if XLA ran out of memory; then `peak_bytes` is the requested size and the other fields are empty.
     """
 
     peak_bytes: float
@@ -43,7 +43,7 @@ class Compiled:
 
 
 def compile_step(program: Program, mesh: Mesh) -> Compiled:
-    """Returns the `Compiled` train step of a program on its mesh, which may be of devices that are not attached."""
+    """Returns the `Compiled` train step of a program on its mesh, whose devices need not be attached."""
     start = time.perf_counter()
     try:
         with jax.set_mesh(mesh), without_cache():
@@ -74,12 +74,12 @@ def compile_step(program: Program, mesh: Mesh) -> Compiled:
 def without_cache() -> Iterator[None]:
     """A context without JAX's compilation cache.
 
-    A program for devices that are not attached can be written to it but not read from it; and one that is read repeats
-    no warning of its compilation.
+    Programs for devices that are not attached can be written to the cache but not read back, and programs from the
+    cache do not repeat compiler warnings.
     """
     enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
-    # JAX looks at the switch once, unless its cache is reset.
+    # JAX reads the flag once, unless its cache is reset.
     compilation_cache.reset_cache()
     try:
         yield
@@ -89,6 +89,6 @@ def without_cache() -> Iterator[None]:
 
 
 def _asked_for(message: str) -> float:
-    """Returns the bytes that XLA's out-of-memory message says the program needs; 0 where it does not say."""
+    """Returns the bytes that a program needs according to XLA's out-of-memory message, or 0 if it has no number."""
     found = re.search(r"(?:temporaries \(|Used )([\d.]+)([KMGT])", message)
     return float(found[1]) * _UNITS[found[2]] if found else 0.0

@@ -1,4 +1,4 @@
-"""Where each parameter of a config lives on a mesh, and why."""
+"""Explains how each parameter of a config is sharded over a mesh."""
 
 import dataclasses
 from typing import Any
@@ -19,7 +19,7 @@ from train.trees import boxed_params, leaf_paths
 
 
 def check_rules(model: ModelConfig) -> None:
-    """Raises UserError naming parameters whose axes have no rule, and rules that no architecture has an axis for."""
+    """Raises UserError that names parameters with an axis without a rule, and rules that no architecture uses."""
     switches = {"position": "learned", "norm": "layernorm", "qk_norm": True}
     variant = dataclasses.replace(model, **switches, qkv_bias=True, output_bias=True, mlp_bias=True)  # type: ignore[arg-type]
     used: set[str] = set()
@@ -29,7 +29,7 @@ def check_rules(model: ModelConfig) -> None:
     for objective in (language_model(model), language_model(variant), head, lora):
         for path, box in _boxes(objective):
             if not isinstance(box, nn.Partitioned):
-                faults.append(f"{path} names no axes")
+                faults.append(f"{path} has no axis names")
                 continue
             names = [str(name) for name in box.names]
             used |= set(names)
@@ -42,7 +42,7 @@ def check_rules(model: ModelConfig) -> None:
 
 
 def explain(settings: Settings, model: ModelConfig, mesh: AbstractMesh) -> dict[str, Any]:
-    """Returns {"mesh", "parameters": one object a parameter, "totals"} as plain values; bytes are one device's.
+    """Returns {"mesh", "parameters": one object per parameter, "totals"} as plain values; bytes are per device.
 
     Raises:
         UserError: mesh axes that do not divide a parameter.

@@ -1,4 +1,4 @@
-"""FLOPs and saved activations, read off the jaxpr with scan lengths honoured: XLA counts a loop's body once."""
+"""Counts FLOPs and saved activations in the jaxpr, with scan lengths: XLA counts a loop's body once."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -18,13 +18,13 @@ from train.trees import boxed_params
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """What a token costs in loss and gradient, over all devices.
+    """Cost of loss and gradient per token, summed over devices.
 
     Attributes:
-        flops: with what the remat policy recomputes. A product of attention counts only the pairs of query and key
-            that the causal window shows, which is what a flash kernel computes.
-        saved: bytes that the layers keep for the backward pass and every device of the tensor axis holds whole.
-        saved_split: bytes they keep that the tensor axis shares out: heads and MLP units.
+        flops: FLOPs including recomputation by the remat policy. Attention counts only the (query, key) pairs in the
+            causal window, as a flash kernel does.
+        saved: bytes saved for the backward pass that are replicated over the tensor axis.
+        saved_split: bytes saved for the backward pass that are sharded over the tensor axis: heads and MLP units.
     """
 
     flops: float
@@ -33,8 +33,8 @@ class Trace:
 
 
 def trace(settings: Settings, model: ModelConfig) -> Trace:
-    """Returns the `Trace` of a model, computing in bfloat16 unless it says otherwise."""
-    # A kernel has no jaxpr to walk.
+    """Returns the `Trace` of a model; compute dtype "auto" means bfloat16."""
+    # Kernels have no jaxpr to traverse.
     dtype = "bfloat16" if model.compute_dtype == "auto" else model.compute_dtype
     model = dataclasses.replace(model, attention="xla", compute_dtype=dtype)
     objective = objective_of(settings, model)
@@ -45,29 +45,29 @@ def trace(settings: Settings, model: ModelConfig) -> Trace:
     flops = jaxpr_flops(jaxpr, lambda eqn: share if SCOPE in str(eqn.source_info.name_stack) else 1.0)
     saved = {True: 0.0, False: 0.0}
     for leaf in _saved_by_layers(jaxpr, model.num_layers // len(model.window_period)):
-        # A flash kernel keeps no weights of attention; an offloaded array is in the host's memory.
+        # A flash kernel saves no attention weights; offloaded arrays are in host memory.
         if list(leaf.shape).count(T) < 2 and "host" not in str(getattr(leaf, "memory_space", "")).lower():
-            # Behind layers, row and token: a number of the token's own, the stream, or what heads and MLP share out.
+            # After layer, row and token axes: a scalar, the residual stream, or sharded heads and MLP units.
             split = leaf.shape[3:] not in ((), (1,), (model.embed_dim,))
             saved[split] += leaf.size * leaf.dtype.itemsize
     return Trace(flops / T, saved[False] / T, saved[True] / T)
 
 
 def _saved_by_layers(jaxpr: Jaxpr, steps: int) -> list[Any]:
-    """Returns the stacked arrays that the scan over the layers hands to its backward pass."""
+    """Returns the stacked arrays that the scan over layers saves for its backward pass."""
     forward = next(e for e in jaxpr.eqns if e.primitive.name == "scan" and e.params["length"] == steps)
     body = next(_inside(forward.params))
-    # A carry has the same shape inside and outside, a stacked output one axis more.
+    # A carry has the same shape inside and outside; a stacked output has one more axis.
     avals: list[list[Any]] = [[v.aval for v in variables] for variables in (body.outvars, forward.outvars)]
     return [whole for part, whole in zip(*avals, strict=True) if whole.shape != part.shape]
 
 
 def jaxpr_flops(jaxpr: Jaxpr, share: Callable[[Any], float] = lambda _: 1.0) -> float:
-    """Returns 2 x multiply-adds of every matrix product of a jaxpr, each times the length of the scans around it.
+    """Returns 2 x multiply-adds of all matrix products of a jaxpr, times the lengths of the enclosing scans.
 
     Args:
-        jaxpr: to walk.
-        share: equation -> the part of its product that counts.
+        jaxpr: the jaxpr.
+        share: equation -> fraction of its product that is counted.
     """
     total = 0.0
     for eqn in jaxpr.eqns:

@@ -1,8 +1,8 @@
-"""Where a run's wall time went: every second belongs to one part, and a kill does not erase what came before it.
+"""Accounts for a run's wall time: every second belongs to one part, and totals survive restarts.
 
-Parts: "start" (restoring or making the state), "compile" (tracing and XLA, wherever they happen), "data" (waiting for
-batches), "step" (all else in the loop: the devices train), "checkpoint" (the loop waits for a save), "evaluation", and
-"lost" (steps that a kill or a roll-back made worthless). The time between two starts of a run is in none of them.
+Parts: "start" (initializing or restoring the state), "compile" (tracing and XLA, wherever they happen), "data" (waiting
+for batches), "step" (everything else in the loop: the devices train), "checkpoint" (waiting for a save), "evaluation",
+and "lost" (work undone by a kill or a roll-back). Time between two starts of a run is not counted.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ T = TypeVar("T")
 
 
 class Goodput:
-    """Seconds a part, from `since` on; by the monotonic clock, so that setting the clock changes nothing."""
+    """Seconds per part since `since`, by the monotonic clock."""
 
     def __init__(self, since: float) -> None:
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self._part, self._since = "start", since
 
     def enter(self, part: str) -> str:
-        """Gives the time from now on to `part`; returns the part that had it."""
+        """Starts counting time for `part`; returns the previous part."""
         now = time.perf_counter()
         self._seconds[self._part] += now - self._since
         before, self._part, self._since = self._part, part, now
@@ -37,7 +37,7 @@ class Goodput:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """A context whose time belongs to `name`."""
+        """A context whose time counts for `name`."""
         before = self.enter(name)
         try:
             yield
@@ -45,7 +45,7 @@ class Goodput:
             self.enter(before)
 
     def timed(self, name: str, items: Iterable[T]) -> Iterator[T]:
-        """Yields the items; the time that each takes to come belongs to `name`."""
+        """Yields the items; the time to produce each counts for `name`."""
         iterator = iter(items)
         while True:
             with self.part(name):
@@ -56,23 +56,23 @@ class Goodput:
             yield item
 
     def carry(self, seconds: dict[str, float]) -> None:
-        """Adds what earlier starts of the run took: see `spent_before`."""
+        """Adds the seconds of earlier starts of the run; see `spent_before`."""
         for name, value in seconds.items():
             self._seconds[name] += value
 
     def seconds(self) -> dict[str, float]:
-        """Returns the seconds of each part up to now; their sum is the whole."""
+        """Returns the seconds of each part up to now; their sum is the total."""
         self.enter(self._part)
         return dict(self._seconds)
 
 
 @contextlib.contextmanager
 def measure(since: float) -> Iterator[Goodput]:
-    """Yields a `Goodput` that hears of this thread's compilations; it counts from `since`, a `time.perf_counter()`."""
+    """Yields a `Goodput` that counts from `since` (a `time.perf_counter()`) and times this thread's compilations."""
     goodput, thread = Goodput(since), threading.get_ident()
-    interrupted: list[str] = []  # one a nested compilation: the part that it interrupted
+    interrupted: list[str] = []  # per nested compilation: the part that it interrupted
 
-    # JAX tells how long each took by the clock on the wall, which may be set meanwhile; so only when it tells counts.
+    # JAX measures durations by the wall clock, which can be adjusted; use only the times at which the events arrive.
     def began(event: str, *_: Any, **__: Any) -> None:  # noqa: ANN401 - JAX's signature
         if event.startswith(_COMPILE_EVENTS) and threading.get_ident() == thread:
             interrupted.append(goodput.enter("compile"))
@@ -91,13 +91,13 @@ def measure(since: float) -> Iterator[Goodput]:
 
 
 def spent_before(records: Sequence[Record], resumed_step: int) -> dict[str, float]:
-    """Returns the seconds of each part that earlier starts of a run took, when it goes on from `resumed_step`.
+    """Returns the seconds per part of earlier starts of a run that resumes from `resumed_step`.
 
-    What came after that step was saved is "lost", as far as the records tell: to the last one before the kill.
+    Work after the last saved step counts as "lost", up to the last record before the kill.
 
     Args:
-        records: the lines of `metrics.jsonl`, in order, those of steps to be done again included.
-        resumed_step: the steps that are kept.
+        records: all lines of `metrics.jsonl` in order, including those of steps that will be repeated.
+        resumed_step: the number of steps that are kept.
     """
     kept: dict[str, float] = {}
     base = reached = 0.0
@@ -116,7 +116,7 @@ def spent_before(records: Sequence[Record], resumed_step: int) -> dict[str, floa
 
 
 def describe(seconds: dict[str, float]) -> str:
-    """Returns one line: the whole, and each part's share of it, the largest first."""
+    """Returns one line: the total and the share of each part, largest first."""
     whole = max(sum(seconds.values()), 1e-9)
     shares = sorted(((value / whole, name) for name, value in seconds.items() if value), reverse=True)
     return f"{whole:,.1f} s: " + " · ".join(f"{name} {share:.1%}" for share, name in shares)

@@ -1,4 +1,4 @@
-"""What a run writes about itself: `metrics.jsonl`, TensorBoard scalars, and the line a person watches."""
+"""Writes and reads `metrics.jsonl`; also writes TensorBoard scalars."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ Record = dict[str, Any]
 
 
 class Writer(Protocol):
-    """Takes one record of the run at a time."""
+    """A function that writes one record."""
 
     def __call__(self, record: Record) -> None:
         """Writes the record."""
@@ -23,13 +23,13 @@ class Writer(Protocol):
 
 @contextlib.contextmanager
 def open_writer(workdir: Path, resumed_step: int, tensorboard: bool, writing: bool) -> Iterator[Writer]:
-    """Yields a function that appends one record a line to `metrics.jsonl`, and to TensorBoard where asked.
+    """Yields a function that appends records to `metrics.jsonl`, one per line, and to TensorBoard if enabled.
 
-    Lines of steps after `resumed_step` are dropped first: those steps are about to be done again. Of many
-    processes one is `writing`; the others get a function that does nothing.
+    Lines of steps after `resumed_step` are deleted first, because those steps will be repeated. Only one process is
+    `writing`; the others get a function that does nothing.
 
     Raises:
-        UserError: TensorBoard is asked for and tensorboardX is not installed.
+        UserError: TensorBoard is enabled but tensorboardX is not installed.
     """
     if not writing:
         yield lambda record: None
@@ -39,7 +39,7 @@ def open_writer(workdir: Path, resumed_step: int, tensorboard: bool, writing: bo
         kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_step]
         write_atomically(path, "".join(line + "\n" for line in kept))
     summary = _summary_writer(workdir) if tensorboard else None
-    with _told_when_full(path), path.open("a", buffering=1) as file:
+    with _disk_full_as_user_error(path), path.open("a", buffering=1) as file:
 
         def write(record: Record) -> None:
             file.write(json.dumps({k: finite(v) for k, v in record.items()}) + "\n")
@@ -54,26 +54,26 @@ def open_writer(workdir: Path, resumed_step: int, tensorboard: bool, writing: bo
 
 
 @contextlib.contextmanager
-def _told_when_full(path: Path) -> Iterator[None]:
+def _disk_full_as_user_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise UserError(
-            f"{path} cannot be written ({error.strerror}); what was saved is whole: make room, then run again to go on"
+            f"{path} cannot be written ({error.strerror}); saved checkpoints are intact: free space, then run again"
         ) from None
 
 
 def read_records(workdir: Path) -> list[Record]:
-    """Returns the lines of a run's `metrics.jsonl`, in order, but for those that a kill cut short."""
+    """Returns the records of a run's `metrics.jsonl` in order, without truncated lines."""
     path = workdir / "metrics.jsonl"
     lines = path.read_bytes().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if _step_of(line) < math.inf]
 
 
 def _step_of(line: str | bytes) -> float:
-    """Returns the step of a line; infinity of one that is none, as a kill can cut the last line short."""
+    """Returns the step of a line, or infinity if the line is invalid: a kill can truncate the last line."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -82,7 +82,7 @@ def _step_of(line: str | bytes) -> float:
 
 
 def finite(value: Any) -> Any:  # noqa: ANN401 - any value
-    """Returns the value, or None for a float that is not finite, which JSON has not."""
+    """Returns the value, or None for a non-finite float, which JSON cannot represent."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

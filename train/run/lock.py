@@ -1,4 +1,4 @@
-"""The lock that keeps a second run out of a run directory."""
+"""A lock that prevents a second run in the same directory."""
 
 import contextlib
 import fcntl
@@ -16,10 +16,10 @@ _LOCK = ".lock"
 
 @contextlib.contextmanager
 def claim(workdir: Path) -> Iterator[None]:
-    """Holds `workdir` for this run, made if need be; process 0 has the lock.
+    """A context that locks `workdir` for this run and creates it if necessary; process 0 holds the lock.
 
     Raises:
-        UserError: another run is using it, it cannot be written, or another host sees another directory.
+        UserError: another run uses it, it is not writable, or another host sees a different directory.
     """
     with contextlib.ExitStack() as stack:
         held = run_on_process_zero(lambda: _lock(workdir, stack))
@@ -36,7 +36,7 @@ def claim(workdir: Path) -> Iterator[None]:
 
 
 def _lock(workdir: Path, stack: contextlib.ExitStack) -> str:
-    """Locks `workdir` until `stack` closes and returns a mark that no other directory's lock file holds."""
+    """Locks `workdir` until `stack` closes; returns the unique text written to the lock file."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = stack.enter_context((workdir / _LOCK).open("a"))
@@ -46,9 +46,9 @@ def _lock(workdir: Path, stack: contextlib.ExitStack) -> str:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"--workdir={workdir} is in use by another run; use another directory") from None
-    # Some parallel file systems are mounted without locks.
+    # Some parallel file systems do not support locks.
     except OSError as error:
-        text = f"{workdir} cannot be locked ({error.strerror}): nothing stops a second run from writing to it"
+        text = f"{workdir} cannot be locked ({error.strerror}); make sure that no second run writes to it"
         warn(text)
     mark = uuid.uuid4().hex
     lock.truncate(0)

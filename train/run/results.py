@@ -1,4 +1,4 @@
-"""`results.json`: what a run came to, in one JSON object to which training and evaluation add."""
+"""`results.json`: the results of a run, one JSON object that training and evaluation extend."""
 
 import json
 from collections.abc import Callable
@@ -14,10 +14,10 @@ NAME = "results.json"
 
 
 def add_results(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Changes the object in a file, new or there, as a whole.
+    """Updates the JSON object in a file atomically; a missing file counts as an empty object.
 
     Raises:
-        UserError: the file holds something else, or cannot be written.
+        UserError: the file contains something else or cannot be written.
     """
     try:
         held = json.loads(path.read_text()) if path.exists() else {}
@@ -28,7 +28,7 @@ def add_results(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def training_summary(workdir: Path) -> dict[str, Any]:
-    """Returns a run's last figures on held-out data, "skipped_steps", and "seconds": where its wall time went."""
+    """Returns "held_out" (the last evaluation), "skipped_steps" and "seconds" (wall time per part) of a run."""
     records = read_records(workdir)
     evaluated = [r for r in records if r["phase"] == "eval"]
     accounts = [r["parts"] for r in records if r["phase"] == goodput.PHASE]

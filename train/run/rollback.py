@@ -1,4 +1,4 @@
-"""The batches that a run passes over since it rolled back: `skipped_batches.json`, read by resuming and replaying."""
+"""`skipped_batches.json`: the batches that a run skips after a roll-back; resume and replay read it."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,11 @@ from train.distributed.processes import run_on_process_zero
 from train.files import write_atomically
 
 _NAME = "skipped_batches.json"
-_TRIES = 3  # roll-backs to one checkpoint: data that fails after each of them is not what is wrong
+_MAX_ROLL_BACKS = 3  # to the same checkpoint; if other data diverge too, the data are not the cause
 
 
 def skipped_batches(workdir: Path) -> Skipped:
-    """Returns the (first, last) numbers of the batches that the run in `workdir` passes over; see `batch_number`.
+    """Returns (first, last) of each range of batches that the run in `workdir` skips; see `batch_number`.
 
     Raises:
         UserError: the file is damaged.
@@ -23,23 +23,23 @@ def skipped_batches(workdir: Path) -> Skipped:
 
 
 def roll_back(workdir: Path, step: int, failed_step: int) -> dict[str, Any]:
-    """Has the run pass over all batches of the steps after `step` up to `failed_step`, and returns what was recorded.
+    """Records that the run skips the batches of steps `step` + 1 to `failed_step`, and returns the record.
 
-    Those before the first that failed go too: one of them may have led there (PaLM, arXiv:2204.02311, 5.1).
+    This includes batches before the first failed step: one of them may be the cause (PaLM, arXiv:2204.02311, 5.1).
 
     Args:
-        workdir: of the run.
-        step: the steps done of the state that it goes back to.
+        workdir: the run directory.
+        step: the step of the checkpoint that the run returns to.
         failed_step: the last step that was skipped.
 
     Raises:
-        UserError: it has been back there too often.
+        UserError: too many roll-backs to this step.
     """
     entries = _read(workdir)
-    if sum(entry["step"] == step for entry in entries) >= _TRIES:
+    if sum(entry["step"] == step for entry in entries) >= _MAX_ROLL_BACKS:
         raise UserError(
-            f"the run rolled back to step {step} {_TRIES} times, and other data fails too: lower "
-            "config.optimizer.learning_rate or raise config.faults.max_grad_norm, then start anew"
+            f"the run rolled back to step {step} {_MAX_ROLL_BACKS} times and diverged on other data too; lower "
+            "config.optimizer.learning_rate or raise config.faults.max_grad_norm, then start a new run"
         )
     before = _ranges(entries)
     entry = {
@@ -57,7 +57,7 @@ def _ranges(entries: list[dict[str, int]]) -> Skipped:
 
 
 def _read(workdir: Path) -> list[dict[str, int]]:
-    """Returns process 0's entries, oldest first: a network file system may lag."""
+    """Returns the entries, oldest first, as process 0 sees them: network file systems can be stale."""
     return run_on_process_zero(lambda: _entries(workdir / _NAME))
 
 
@@ -68,7 +68,7 @@ def _entries(path: Path) -> list[dict[str, int]]:
         entries = json.loads(path.read_text())["roll_backs"]
         return [{name: int(entry[name]) for name in ("step", "failed_step", "first", "last")} for entry in entries]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}): without it the run would see other batches") from None
+        raise UserError(f"{path} is damaged ({error!r}); without it the run would train on other batches") from None
 
 
 def _write(path: Path, entries: list[dict[str, int]]) -> None:
