@@ -1,4 +1,4 @@
-"""Bytes and seconds of a step by arithmetic, without a compiler: what ranks a search, and all there is for some GPUs.
+"""Estimates memory and traffic of a step without a compiler: ranks a search, and plans for GPUs without one.
 
 B rows of one chip and microbatch, T tokens of a row on one chip, D embed, N heads, K kv heads, H head dim, F mlp.
 """
@@ -17,13 +17,13 @@ from train.step import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one device does and holds in one step.
+    """Memory and traffic of one device in one step.
 
     Attributes:
-        buffers: {what: bytes} at the peak; their sum is the peak.
-        traffic: bytes to and from its memory.
-        link_bytes: sent over the fast links.
-        network_bytes: sent over the data-centre network.
+        buffers: {name: bytes} at the peak; their sum is the peak.
+        traffic: bytes read from and written to its memory.
+        link_bytes: bytes sent over the fast links.
+        network_bytes: bytes sent over the data-center network.
         collectives: {kind: (count, bytes)}.
     """
 
@@ -36,12 +36,12 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class _Shape:
-    """One layer on one device: tokens of a microbatch, bytes a number, and activations of a token in numbers."""
+    """One device: tokens per microbatch, bytes per element, and activations per token."""
 
     tokens: float
     itemsize: int
-    saved: float  # bytes a token of all layers, kept from the forward to the backward pass
-    working: float  # a token, alive inside one layer
+    saved: float  # bytes per token and all layers, saved for the backward pass
+    working: float  # elements per token, live inside one layer
 
 
 def estimate(
@@ -50,12 +50,12 @@ def estimate(
     """Returns the `Work` of a train step in bfloat16 with flash attention.
 
     Args:
-        settings: of the run; batch, microbatches, loss chunk.
-        model: that runs.
-        traced: of the model.
+        settings: the config.
+        model: the model.
+        traced: its `Trace`.
         state: abstract, with shardings.
-        mesh: devices an axis.
-        chip: what fast links join.
+        mesh: devices per axis.
+        chip: the chip; its `group` says which devices the fast links connect.
     """
     shape = _shape(settings, model, traced, mesh)
     buffers = _buffers(settings, model, state, mesh, shape)
@@ -70,7 +70,7 @@ def estimate(
 
 
 def tree_bytes(tree: object) -> float:
-    """Returns the bytes of one device's part of an abstract tree with shardings."""
+    """Returns the bytes per device of an abstract tree with shardings."""
     leaves = jax.tree.leaves(tree)
     return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves))
 
@@ -112,7 +112,7 @@ def _buffers(
 
 
 def _passes(model: ModelConfig) -> int:
-    """Forward, backward, and forward again where the backward pass recomputes it."""
+    """Returns the number of passes: forward, backward, and forward again if it is recomputed."""
     return 3 if model.remat in ("full", "offload") else 2
 
 
@@ -129,7 +129,7 @@ def _collectives(
     share = {axis: (size - 1) / size for axis, size in mesh.items()}
     found: list[tuple[str, str, float, float]] = []
     if mesh["fsdp"] > 1:
-        # Once forward, once backward: what recomputes a layer uses the backward pass's copy.
+        # Once forward, once backward: recomputation uses the backward pass's copy.
         found.append(("fsdp", "all-gather", 2 * tensors * layers, 2 * parts * matrices * share["fsdp"]))
         found.append(("fsdp", "reduce-scatter", tensors * layers, parts * matrices * share["fsdp"]))
     for axis in ("data", "slice"):
@@ -147,9 +147,9 @@ def _collectives(
 
 
 def _leaves_by(axis: str, mesh: dict[str, int], chip: Chip) -> int:
-    """Returns how many chips of one machine share out what an axis sends between machines; 0 where it stays inside.
+    """Returns how many chips of one machine split what an axis sends between machines; 0 if the axis stays inside.
 
-    The last axes of the mesh lie innermost.
+    The last axes of the mesh are innermost.
     """
     if not chip.group:
         return int(axis == "slice")
@@ -161,7 +161,7 @@ def _leaves_by(axis: str, mesh: dict[str, int], chip: Chip) -> int:
 def _traffic(
     settings: Settings, model: ModelConfig, mesh: dict[str, int], shape: _Shape, buffers: dict[str, float]
 ) -> float:
-    """The least that must move: state in and out, weights once a pass, activations written and read again."""
+    """Returns a lower bound: state read and written, weights once per pass, activations written and read."""
     state = 2 * (buffers["parameters"] + buffers["optimizer state"]) + 2 * buffers["gradients"]
     weights = buffers["parameters"] * mesh["fsdp"] * shape.itemsize / 4
     parts = settings.microbatches

@@ -1,4 +1,4 @@
-"""A plan: memory, time and money of a config on a topology, from the compiled step where a compiler is to be had."""
+"""Plans a config on a topology: memory, time and cost, from the compiled step if a compiler is available."""
 
 import dataclasses
 import math
@@ -20,40 +20,40 @@ from train.planner.trace import trace
 from train.settings import Settings, planned_model
 from train.step import Program, make_program, objective_of
 
-_USABLE = 0.94  # of a GPU's memory; the rest is the runtime's
+_USABLE = 0.94  # fraction of a GPU's memory; the runtime uses the rest
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a config would need on a topology; times are a step's, bytes a chip's.
+    """What a config needs on a topology; times are per step, bytes per chip.
 
     Attributes:
-        topology: its name.
-        chips: of it.
-        mesh: devices an axis.
-        parameters: number of them.
-        tokens_per_step: of the global batch.
-        buffers: {what: bytes}: state, gradients and the rest.
+        topology: name of the topology.
+        chips: number of chips.
+        mesh: devices per axis.
+        parameters: number of parameters.
+        tokens_per_step: tokens in the global batch.
+        buffers: {name: bytes}: state, gradients, activations.
         state_bytes_per_chip: parameters and optimizer.
-        peak_bytes_per_chip: as XLA says, or estimated.
-        hbm_bytes_per_chip: of the chip.
-        fits: whether the program can be compiled for it.
-        compiled: whether XLA was asked.
-        refused: whether it refused for want of memory; then, and where it was not asked, the figures are estimates.
-        note: why it was not.
-        compile_seconds: tracing included; 0 for estimates.
-        model_flops_per_step: forward and backward, nothing recomputed, attention within its causal window.
+        peak_bytes_per_chip: reported by XLA, or estimated.
+        hbm_bytes_per_chip: memory of the chip.
+        fits: whether the step fits in the chip's memory.
+        compiled: whether XLA compiled the step.
+        refused: whether XLA ran out of memory; then, and without a compiler, the figures are estimates.
+        note: why the step was not compiled.
+        compile_seconds: compilation time including tracing; 0 for estimates.
+        model_flops_per_step: forward and backward FLOPs without recomputation; attention within its causal window.
         compute_seconds: all FLOPs, recomputation included, at the chip's bfloat16 peak.
         memory_seconds: traffic at the memory's bandwidth.
         network_seconds: collectives at the links' bandwidth, none of it hidden behind compute.
-        collectives: {kind: {"count", "bytes"}}, sent by each device in a step.
-        step_seconds: the longest of the three, or what `--tflops` makes of it.
-        bound_by: which of them: "compute", "memory", "network", or "--tflops".
-        mfu: model FLOPs over peak FLOPs in `step_seconds`: a ceiling, unless `--tflops` says what is reached.
-        tokens_per_second: of the whole topology.
-        tokens: of the budget.
-        chip_hours: for the budget.
-        usd: for the budget; None without a price.
+        collectives: {kind: {"count", "bytes"}}, sent by each device per step.
+        step_seconds: the longest of the three, or derived from `--tflops`.
+        bound_by: which one: "compute", "memory", "network", or "--tflops".
+        mfu: model FLOPs over peak FLOPs in `step_seconds`; an upper bound unless `--tflops` is given.
+        tokens_per_second: throughput of the whole topology.
+        tokens: training tokens of the budget.
+        chip_hours: chip-hours of the budget.
+        usd: cost of the budget; None without a price.
     """
 
     topology: str
@@ -86,7 +86,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What to count: tokens to train on (0: the config's own), dollars a chip-hour (0: unknown), achieved TFLOP/s."""
+    """Tokens (0: the config's), dollars per chip-hour (0: unknown), achieved TFLOP/s per chip (0: roofline)."""
 
     tokens: float = 0.0
     price: float = 0.0
@@ -94,16 +94,16 @@ class Budget:
 
 
 def make_plan(settings: Settings, topology: Topology, devices: list[jax.Device], note: str) -> Plan:
-    """Returns the `Plan` of a config, at its own number of steps and without a price.
+    """Returns the `Plan` of a config, for its own number of steps and without a price.
 
     Args:
-        settings: of the config.
-        topology: to rent.
-        devices: of it for the compiler; empty for an estimate.
-        note: why there are none.
+        settings: the config.
+        topology: the topology.
+        devices: its devices for the compiler; empty for an estimate.
+        note: why there are no devices.
 
     Raises:
-        UserError: the mesh does not fit the topology, the model or the batch; every fault is named.
+        UserError: the mesh does not fit the topology, the model or the batch; all errors are listed.
     """
     model = planned_model(settings)
     mesh: AnyMesh = make_mesh(settings.mesh, devices) if devices else abstract_mesh(settings, topology.devices)
@@ -152,7 +152,7 @@ def priced(plan: Plan, topology: Topology, budget: Budget) -> Plan:
     """Returns the plan with its time and cost for a budget."""
     step_seconds, bound_by, mfu = plan.step_seconds, plan.bound_by, plan.mfu
     if budget.tflops:
-        # As such rates are quoted: 6 FLOPs a parameter and token, attention left out (arXiv:2001.08361, section 2.1).
+        # The usual convention: 6 FLOPs per parameter and token, without attention (arXiv:2001.08361, section 2.1).
         achieved = budget.tflops * 1e12
         step_seconds = 6 * plan.parameters * plan.tokens_per_step / (plan.chips * achieved)
         bound_by, mfu = "--tflops", achieved / topology.chip.flops
@@ -171,25 +171,25 @@ def priced(plan: Plan, topology: Topology, budget: Budget) -> Plan:
 
 
 def abstract_mesh(settings: Settings, num_devices: int) -> AbstractMesh:
-    """Returns the mesh of a config over devices that nobody has."""
+    """Returns the mesh of a config as an `AbstractMesh`, which needs no devices."""
     sizes = mesh_sizes(settings.mesh, num_devices)
     return AbstractMesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def usable_bytes(topology: Topology) -> float:
-    """Returns the bytes of a chip that a program may have; a TPU's compiler refuses by itself what is too much."""
+    """Returns the bytes of a chip that a program can use; a TPU's compiler itself rejects larger programs."""
     return topology.chip.hbm_bytes * (1.0 if topology.torus else _USABLE)
 
 
 def roofline(topology: Topology, flops: float, traffic: float, link: float, network: float) -> dict[str, float]:
-    """Returns the seconds that each resource needs for a step, were it alone and fully used.
+    """Returns the seconds per step that each resource needs at full utilization.
 
     Args:
-        topology: to run on.
-        flops: executed, all chips together.
+        topology: the topology.
+        flops: FLOPs executed by all chips.
         traffic: bytes to and from one device's memory.
-        link: bytes one device sends over fast links.
-        network: bytes one device sends over the data-centre network; free where its bandwidth is not published.
+        link: bytes that one device sends over fast links.
+        network: bytes that one device sends over the data-center network; not counted if its bandwidth is unknown.
     """
     chip = topology.chip
     outside = network * chip.devices / chip.network_bandwidth if chip.network_bandwidth else 0.0
@@ -201,10 +201,10 @@ def roofline(topology: Topology, flops: float, traffic: float, link: float, netw
 
 
 def _kernel_free(model: ModelConfig, topology: Topology) -> ModelConfig:
-    """Returns the model as the topology's compiler can lower it: for a GPU that is not here, without cuDNN.
+    """Returns the model as the topology's compiler can lower it: without cuDNN for a GPU that is not attached.
 
     Raises:
-        UserError: its attention runs on other chips only.
+        UserError: its attention backend does not run on these chips.
     """
     allowed = ("auto", "xla", "splash" if topology.torus else "cudnn")
     if model.attention not in allowed:
@@ -218,23 +218,23 @@ def _kernel_free(model: ModelConfig, topology: Topology) -> ModelConfig:
 
 
 def _program(settings: Settings, model: ModelConfig, mesh: AnyMesh) -> Program:
-    faults = []
+    errors = []
     program = None
     try:
         check_batch(settings, mesh)
     except UserError as error:
-        faults.append(str(error))
+        errors.append(str(error))
     try:
         program = make_program(objective_of(settings, model), settings, mesh)
     except UserError as error:
-        faults.append(str(error))
-    if program is None or faults:
-        raise UserError("; ".join(faults))
+        errors.append(str(error))
+    if program is None or errors:
+        raise UserError("; ".join(errors))
     return program
 
 
 class _Demand(NamedTuple):
-    """What a step asks of one chip: bytes it holds, seconds of each resource, what its devices send."""
+    """What a step needs on one chip: bytes, seconds per resource, bytes sent by its devices."""
 
     buffers: dict[str, float]
     peak: float
@@ -249,10 +249,10 @@ def _demand(topology: Topology, work: Work, compiled: Compiled | None, flops: fl
     peak = (compiled.peak_bytes * chip.devices if compiled else 0.0) or sum(buffers.values())
     room = usable_bytes(topology)
     if compiled and compiled.fits:
-        # For a GPU attention is compiled without its flash kernel, whose traffic is far less.
+        # For a GPU, attention is compiled without the flash kernel, whose traffic is much lower.
         traffic = compiled.traffic if topology.torus else work.traffic
         seconds = roofline(topology, flops, traffic, *_sent(compiled.collectives, topology))
-        # State and gradients follow from shapes; the rest is what is left of the compiler's peak.
+        # State and gradients follow from shapes; the rest of the compiler's peak is activations and temporaries.
         known = {name: buffers[name] for name in ("parameters", "optimizer state", "gradients")}
         buffers = known | {"activations and temporaries": max(peak - sum(known.values()), 0.0)}
         return _Demand(buffers, peak, peak <= room, seconds, by_kind(compiled.collectives))
@@ -262,7 +262,7 @@ def _demand(topology: Topology, work: Work, compiled: Compiled | None, flops: fl
 
 
 def _sent(collectives: tuple[Collective, ...], topology: Topology) -> tuple[float, float]:
-    """Returns the bytes that a device sends (over fast links, over the data-centre network) in a step."""
+    """Returns the bytes that a device sends per step (over fast links, over the data-center network)."""
     inside = topology.chip.group or topology.devices // topology.slices
     link = network = 0.0
     for one in collectives:
@@ -272,14 +272,14 @@ def _sent(collectives: tuple[Collective, ...], topology: Topology) -> tuple[floa
         elif len(set(homes)) == 1:
             link += one.bytes
         else:
-            # The members of one machine share out what leaves it, and pass it on inside.
+            # The devices of one machine split what leaves it, and redistribute it inside.
             network += one.bytes / homes.count(homes[0])
             link += one.bytes
     return link, network
 
 
 def advice(plan: Plan, settings: Settings, topology: Topology) -> str:
-    """Returns one line for a plan that does not fit: its three largest buffers and what to change."""
+    """Returns a one-line error for a plan that does not fit: the three largest buffers and what to change."""
     room = usable_bytes(topology)
     largest = sorted(plan.buffers.items(), key=lambda item: -item[1])[:3]
     shown = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in largest)
@@ -296,6 +296,7 @@ def advice(plan: Plan, settings: Settings, topology: Topology) -> str:
     if not settings.loss.chunk:
         change.append("--config.loss.chunk=256")
     return (
-        f"{plan.peak_bytes_per_chip / 1e9:.1f} GB a chip do not fit {plan.topology}'s usable {room / 1e9:.1f} GB; "
-        f"largest: {shown}; change: {', or '.join(change or ['a larger topology'])}; or let --search find a layout"
+        f"{plan.peak_bytes_per_chip / 1e9:.1f} GB per chip do not fit in the usable {room / 1e9:.1f} GB "
+        f"of {plan.topology}; "
+        f"largest: {shown}; change: {', or '.join(change or ['a larger topology'])}; or use --search to find a layout"
     )

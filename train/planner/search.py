@@ -1,4 +1,4 @@
-"""Every legal mesh, remat policy and batch of a topology, ranked by arithmetic; the best are put to the compiler."""
+"""Searches meshes, remat policies and batch sizes of a topology: ranks all by estimates, then compiles the best."""
 
 import dataclasses
 import itertools
@@ -17,24 +17,24 @@ from train.planner.trace import trace
 from train.settings import Settings, planned_model
 from train.step import make_program, objective_of
 
-_ROWS = (1, 2, 4, 8, 16)  # a chip's share of the batch
-_COMPILED = 4  # of the ranked, where one of them fits
-_TRIED = 12  # at most
+_ROWS = (1, 2, 4, 8, 16)  # rows per chip
+_COMPILED = 4  # candidates to compile if one of them fits
+_TRIED = 12  # candidates to compile at most
 
 Progress = Callable[[str, int, int | None], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One way to run.
+    """One layout of the config.
 
     Attributes:
-        settings: the config, changed.
-        tokens_per_second: at the roofline.
-        idle: seconds a token that memory and network take beside compute, were nothing done at once.
-        peak_bytes: a chip.
-        fits: whether that is less than the chip has.
-        plan: what the compiler says, and what the others then are; None where it was not asked.
+        settings: the changed config.
+        tokens_per_second: roofline throughput.
+        idle: seconds per token that memory and network would take without overlap.
+        peak_bytes: peak memory per chip.
+        fits: whether it fits in the chip's memory.
+        plan: the plan from the compiler; None if it was not compiled.
     """
 
     settings: Settings
@@ -46,7 +46,7 @@ class Candidate:
 
     @property
     def flags(self) -> str:
-        """The command-line flags that make the config this one."""
+        """The command-line flags that produce this config."""
         mesh = dataclasses.asdict(self.settings.mesh)
         flags = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
         flags += [f"--config.model.remat={self.settings.model['remat']}"]
@@ -57,14 +57,14 @@ class Candidate:
 def search(
     settings: Settings, topology: Topology, devices: list[jax.Device], note: str, progress: Progress
 ) -> list[Candidate]:
-    """Returns all candidates, those that fit first, the fastest first; the first is the winner.
+    """Returns all candidates: those that fit first, fastest first; the first one is the recommendation.
 
     Args:
-        settings: of the config; its mesh, remat, batch and microbatches are replaced.
-        topology: to run on.
-        devices: for the compiler; empty ranks by arithmetic alone.
-        note: why there are none.
-        progress: called with (stage, done, of).
+        settings: the config; its mesh, remat, batch size and microbatches are replaced.
+        topology: the topology.
+        devices: devices for the compiler; empty: rank by estimates only.
+        note: why there are no devices.
+        progress: called with (stage, done, total).
 
     Raises:
         UserError: no mesh of the topology divides the model.
@@ -86,14 +86,14 @@ def search(
             plan=plan,
         )
         best = max(best, plan.tokens_per_second if plan.fits else 0.0)
-    # What the compiler vouches for stands before what arithmetic promises.
+    # Compiled candidates come before estimated ones.
     return sorted(ranked, key=lambda c: (not c.fits, c.plan is None, -c.tokens_per_second if c.plan else 0.0))
 
 
 def _rank(candidate: Candidate) -> tuple[Any, ...]:
-    """Those that fit, by speed to three digits; where compute bounds both, by the time that memory and network take.
+    """Sort key: fitting first, then speed to three digits, then time for memory and network.
 
-    Offloading comes last: what it costs on the way to the host's memory is not counted.
+    Offloading comes last, because its transfers to host memory are not counted.
     """
     speed = float(f"{candidate.tokens_per_second:.3g}")
     offload = candidate.settings.model["remat"] == "offload"

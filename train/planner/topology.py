@@ -1,4 +1,4 @@
-"""Topologies by the names one rents them by, and their devices as the compilers know them, with nothing attached."""
+"""Parses cloud names of topologies (v5e-16, h100-8) and creates their devices for the compilers, without hardware."""
 
 import dataclasses
 import difflib
@@ -13,7 +13,7 @@ from jax.experimental import topologies
 from configs.errors import UserError
 from train.hardware import CHIPS, Chip
 
-# Chips -> torus. Cloud names of v4, v5p and tpu7x count TensorCores, two a chip: v5p-8 has 4 chips.
+# Chips -> torus. Cloud names of v4, v5p and tpu7x count TensorCores, two per chip: v5p-8 has 4 chips.
 _TORUS_2D: dict[int, tuple[int, ...]] = {
     1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16),
 }  # fmt: skip
@@ -35,15 +35,15 @@ _LARGEST_GPU_CLUSTER = 65_536
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Some chips to rent.
+    """A set of chips with their interconnect.
 
     Attributes:
-        name: as it was asked for.
-        chip: of what kind; `CHIPS[family]`.
+        name: the requested name.
+        chip: `CHIPS[family]`.
         family: key of `CHIPS`.
         torus: chips along each axis of a TPU slice; empty for GPUs.
-        slices: TPU slices joined by the data-centre network.
-        chips: all of them.
+        slices: TPU slices joined by the data-center network.
+        chips: total number of chips.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Topology:
 
     @property
     def devices(self) -> int:
-        """JAX devices."""
+        """The number of JAX devices."""
         return self.chips * self.chip.devices
 
 
@@ -63,7 +63,7 @@ def parse_topology(name: str) -> Topology:
     """Returns the `Topology` of a name: `v5e-16`, `v5p:4x4x4`, `2xv5e-256` (two slices), `a100-64`, `v100`.
 
     Raises:
-        UserError: there is no such topology; the nearest names are listed.
+        UserError: the topology does not exist; the nearest names are listed.
     """
     match = re.fullmatch(r"(?:(\d+)x)?([a-z0-9]+?)(?:-(\d+)|[:=](\d+(?:x\d+)*))?", name.strip().lower())
     family = _ALIASES.get(match[2], match[2]) if match else ""
@@ -89,7 +89,7 @@ def _torus(family: str, count: str | None, shape: str | None, name: str) -> tupl
     if shape:
         torus = tuple(int(n) for n in shape.split("x"))
         whole = len(torus) == len(tori[4]) and math.prod(torus) <= max(tori)
-        # A host holds 2 x 2 chips, and only whole hosts are rented beyond one chip.
+        # A host has 2 x 2 chips; above one chip only whole hosts are available.
         hosts = math.prod(torus) == 1 or (min(torus) >= 1 and torus[0] % 2 == 0 and torus[1] % 2 == 0)
         if whole and hosts:
             return torus
@@ -117,7 +117,7 @@ def compiler_devices(topology: Topology) -> tuple[list[jax.Device], str]:
 
 
 def _tpu_devices(topology: Topology) -> tuple[list[jax.Device], str]:
-    # libtpu looks for a TPU machine unless told, and its lock lets one process in.
+    # Without these variables libtpu searches for TPU hardware, and its lock admits one process only.
     quiet = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
     for key, value in (quiet | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_LOG_DIR": "disabled"}).items():
         os.environ.setdefault(key, value)
@@ -131,14 +131,14 @@ def _tpu_devices(topology: Topology) -> tuple[list[jax.Device], str]:
     layout = f"{topology.family}:{'x'.join(map(str, topology.torus))}"
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=layout, **options).devices, ""
-    # Without libtpu, JAX raises whichever error its plugin search ends in.
+    # Without libtpu, JAX raises one of several exception types.
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         return [], f"no TPU compiler (pip install -e '.[tpu]'): {reason[:120]}"
 
 
-# What XLA's GPU compiler asks of a device: compute capability, processors, L2 bytes, clock in GHz, FP32 lanes and
-# bytes of shared memory a processor. Sources: CUDA programming guide, table of compute capabilities; data sheets.
+# What XLA's GPU compiler needs to know: compute capability, processors, L2 bytes, clock in GHz, FP32 lanes and bytes
+# of shared memory per processor. Sources: CUDA programming guide, table of compute capabilities; data sheets.
 _GPU_TARGETS: dict[str, tuple[tuple[int, int], int, int, float, int, int]] = {
     "a100": ((8, 0), 108, 40 * 2**20, 1.41, 64, 164 * 1024),
     "h100": ((9, 0), 132, 50 * 2**20, 1.98, 128, 228 * 1024),
@@ -149,7 +149,7 @@ _GPU_TARGETS: dict[str, tuple[tuple[int, int], int, int, float, int, int]] = {
 
 def _gpu_devices(topology: Topology) -> tuple[list[jax.Device], str]:
     if topology.family not in _GPU_TARGETS:
-        return [], f"XLA has no compiler for {topology.family} any more"
+        return [], f"XLA no longer supports {topology.family}"
     (major, minor), processors, l2, clock, lanes, shared = _GPU_TARGETS[topology.family]
     chip = topology.chip
     target = f"""gpu_device_info {{

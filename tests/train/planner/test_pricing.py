@@ -1,4 +1,4 @@
-"""A plan comes out at the published costs, holds what XLA compiles, and says what is wrong in one line."""
+"""Plans reproduce published costs, agree with XLA, and report errors in one line."""
 
 import dataclasses
 import importlib.util
@@ -50,7 +50,7 @@ def test_llama2_took_the_published_hours(name, hours):
     assert plan.chip_hours == pytest.approx(hours, rel=0.25)
 
 
-def test_state_is_twelve_bytes_a_parameter_shared_out_over_fsdp():
+def test_state_is_12_bytes_per_parameter_sharded_over_fsdp():
     plan = estimated(settings_of("llama2_7b", batch_size=64), "a100-64")
     # Norms are whole on every device.
     assert plan.state_bytes_per_chip == pytest.approx(12 * plan.parameters / 64, rel=5e-3)
@@ -67,7 +67,7 @@ def test_a_roofline_is_its_slowest_part_and_scales_with_the_batch():
     assert large.mfu >= small.mfu and large.peak_bytes_per_chip > small.peak_bytes_per_chip
 
 
-def test_machines_share_out_what_leaves_them():
+def test_devices_of_one_machine_split_its_network_traffic():
     """Were every GPU to send all of it by itself, Llama 2 70B could not have been trained in the published hours."""
     settings = settings_of("llama2_70b", batch_size=1024, sequence_length=4096, mesh__data=16, mesh__fsdp=64)
     assert estimated(settings, "a100-1024", tokens=2e12).chip_hours < 1_720_320
@@ -75,12 +75,12 @@ def test_machines_share_out_what_leaves_them():
     assert inside < estimated(settings_of("llama2_7b", batch_size=16), "a100-16").network_seconds < 10 * inside
 
 
-def test_attention_of_another_chip_is_refused():
+def test_attention_backend_of_another_chip_is_an_error():
     with pytest.raises(UserError, match=r"attention='splash'; expected one of auto, xla, cudnn on h100-8"):
         estimated(settings_of("llama2_7b", model__attention="splash"), "h100-8")
 
 
-def test_all_faults_of_a_mesh_are_named_at_once():
+def test_all_errors_of_a_mesh_are_listed():
     settings = settings_of("llama2_7b", mesh__fsdp=3, mesh__tensor=8)
     with pytest.raises(UserError, match=r"batch_size.*fsdp = 3; use 6 or 9.*vocab axis of 32000.*embed axis"):
         estimated(settings, "h100-24")
@@ -88,7 +88,7 @@ def test_all_faults_of_a_mesh_are_named_at_once():
         estimated(settings_of("llama2_7b", mesh__fsdp=1, mesh__tensor=3), "h100-8")
 
 
-def test_a_model_that_does_not_fit_names_its_largest_buffers_and_a_way_out():
+def test_advice_names_the_largest_buffers_and_a_fix():
     settings = settings_of("llama2_13b", mesh__fsdp=1, mesh__data=8)
     plan = estimated(settings, "h100-8")
     line = advice(plan, settings, parse_topology("h100-8"))
@@ -96,7 +96,7 @@ def test_a_model_that_does_not_fit_names_its_largest_buffers_and_a_way_out():
     assert "largest: optimizer state 104.1 GB, parameters 52.1 GB, gradients" in line and "config.mesh.fsdp" in line
 
 
-def test_a_search_ranks_legal_layouts_and_its_winner_is_a_config():
+def test_search_ranks_layouts_and_its_first_is_a_config():
     settings, topology = settings_of("smollm2_360m"), parse_topology("v100-8")
     found = search(settings, topology, [], NO_GPU, lambda stage, done, of: None)
     again = search(settings, topology, [], NO_GPU, lambda stage, done, of: None)
@@ -145,7 +145,7 @@ def test_collectives_carry_the_weights_forward_backward_and_the_gradients_back(l
 
 
 @needs_libtpu
-def test_what_xla_refuses_is_a_plan_that_does_not_fit():
+def test_out_of_memory_in_xla_gives_a_plan_that_does_not_fit():
     settings = settings_of("llama2_7b", batch_size=64, model__remat="dots")
     topology = parse_topology("v5e-16")
     plan = make_plan(settings, topology, *compiler_devices(topology))
@@ -157,7 +157,7 @@ def test_what_xla_refuses_is_a_plan_that_does_not_fit():
     assert "largest: activations saved (remat dots)" in line and "--config.model.remat=full" in line
 
 
-def test_plans_leave_the_cache_as_they_found_it():
+def test_make_plan_restores_the_compilation_cache_setting():
     before = jax.config.jax_enable_compilation_cache
     settings = settings_of("smollm2_135m")
     assert dataclasses.asdict(estimated(settings, "h100-8"))["chips"] == 8

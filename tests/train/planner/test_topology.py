@@ -1,4 +1,4 @@
-"""Every name that one can rent by, and the nearest ones where there is none."""
+"""Cloud names of topologies, and the nearest names for those that do not exist."""
 
 import pytest
 
@@ -24,7 +24,7 @@ from train.planner.topology import parse_topology
         ("v100", "v100", (), 1, 1),
     ],
 )
-def test_names_are_what_the_clouds_mean_by_them(name, family, torus, chips, devices):
+def test_topology_names_follow_the_clouds(name, family, torus, chips, devices):
     found = parse_topology(name)
     assert (found.family, found.torus, found.chips, found.devices) == (family, torus, chips, devices)
     assert found.chip is CHIPS[family]
@@ -45,7 +45,7 @@ def test_names_are_what_the_clouds_mean_by_them(name, family, torus, chips, devi
         ("-", "v5e-16"),
     ],
 )
-def test_a_topology_that_does_not_exist_names_the_nearest(name, nearest):
+def test_unknown_topology_lists_the_nearest_names(name, nearest):
     with pytest.raises(UserError, match=rf"--topology={name} does not exist; nearest: .*{nearest}"):
         parse_topology(name)
 

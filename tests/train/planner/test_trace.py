@@ -20,13 +20,13 @@ def planned(name, **model):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama2_7b", "qwen2_0_5b", "gemma2_2b", "mistral_7b", "gpt3_175b"])
-def test_model_flops_are_the_closed_formula(name):
+def test_traced_flops_equal_the_closed_formula(name):
     settings, model = planned(name, remat="none")
     formula = training_flops_per_token(model, settings.sequence_length)
     assert trace(settings, model).flops == pytest.approx(formula, rel=0.02)
 
 
-def test_recomputation_costs_up_to_a_third_and_saves_what_its_name_says():
+def test_remat_policies_recompute_and_save_as_documented():
     settings, model = planned("llama2_7b")
     found = {r: trace(settings, dataclasses.replace(model, remat=r)) for r in ("none", "dots", "full", "offload")}
     once = found["none"].flops
@@ -37,7 +37,7 @@ def test_recomputation_costs_up_to_a_third_and_saves_what_its_name_says():
     assert kept["none"] > kept["dots"] > 5 * kept["full"]
 
 
-def test_a_scan_counts_as_its_length():
+def test_scan_flops_are_multiplied_by_its_length():
     def looped(w, x):
         return jax.lax.scan(lambda x, _: (x @ w, None), x, length=7)[0]
 

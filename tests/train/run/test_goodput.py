@@ -1,4 +1,4 @@
-"""Every second of a run is in one part, over kills too."""
+"""Every second of a run counts for one part, also across kills."""
 
 import time
 
@@ -16,7 +16,7 @@ def accounts(workdir):
     return [r for r in read_records(workdir) if r["phase"] == "goodput"]
 
 
-def test_the_innermost_part_has_the_time_and_all_sum_to_the_whole():
+def test_the_innermost_part_gets_the_time_and_parts_sum_to_the_total():
     begin = time.perf_counter()
     with goodput.measure(time.perf_counter()) as spent:
         time.sleep(0.02)
@@ -35,7 +35,7 @@ def test_the_innermost_part_has_the_time_and_all_sum_to_the_whole():
         assert least <= seconds[part] < least + 0.03, part
 
 
-def test_compiling_is_told_apart_wherever_it_happens():
+def test_compile_time_is_separate_in_every_part():
     with goodput.measure(time.perf_counter()) as spent, spent.part("evaluation"):
         function = jax.jit(lambda x: jnp.cos(x) @ x + jnp.sort(x))
         function(jnp.ones((7, 7))).block_until_ready()
@@ -104,7 +104,7 @@ def line(done, seconds, **parts):
     return {"phase": "goodput", "step": done, "seconds": seconds, "parts": dict.fromkeys(PARTS, 0.0) | parts}
 
 
-def test_what_several_kills_lost_adds_up():
+def test_lost_time_of_several_kills_adds_up():
     assert spent_before([], 0) == {}
     first = [line(0, 0.0, start=5.0), {"phase": "train", "step": 3, "seconds": 4.0}, line(4, 6.0, start=5.0, step=6.0)]
     killed = [*first, {"phase": "eval", "step": 7, "seconds": 9.0}, {"phase": "old", "step": 7}]
@@ -115,5 +115,5 @@ def test_what_several_kills_lost_adds_up():
     assert spent_before(second, 4) == dict.fromkeys(PARTS, 0.0) | {"start": 7.0, "step": 6.0, "lost": 5.5}
 
 
-def test_it_is_told_in_one_line():
+def test_describe_is_one_line():
     assert goodput.describe({"step": 90.0, "compile": 10.0, "lost": 0.0}) == "100.0 s: step 90.0% · compile 10.0%"

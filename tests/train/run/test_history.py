@@ -1,11 +1,11 @@
-"""What a run writes about itself stays true when it goes on."""
+"""metrics.jsonl stays correct when a run resumes."""
 
 import json
 
 from train.run.history import open_writer
 
 
-def test_lines_of_steps_that_are_done_again_are_dropped(tmp_path):
+def test_lines_of_repeated_steps_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with open_writer(tmp_path, 0, tensorboard=False, writing=True) as write:
         for step in (5, 10, 15):

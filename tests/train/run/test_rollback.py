@@ -26,7 +26,7 @@ class Numbers:
     "skipped",
     [(), ((0, 0),), ((3, 5),), ((3, 5), (6, 7)), ((6, 7), (3, 5)), ((2, 9), (4, 5)), ((2, 5), (4, 8), (20, 21))],
 )
-def test_a_step_has_the_batches_that_are_left_in_order(skipped):
+def test_steps_get_the_remaining_batches_in_order(skipped):
     left = [t for t in range(60) if not any(first <= t <= last for first, last in skipped)]
     assert [batch_number(t, skipped) for t in range(30)] == left[:30]
     plain, passing = BatchFunction(Numbers(), 4, 1), BatchFunction(Numbers(), 4, 1, None, skipped)
@@ -34,7 +34,7 @@ def test_a_step_has_the_batches_that_are_left_in_order(skipped):
         assert (passing(t)["tokens"] == plain(left[t])["tokens"]).all()
 
 
-def test_roll_backs_add_up_in_batches_not_in_steps(tmp_path):
+def test_skipped_ranges_are_batch_numbers(tmp_path):
     assert skipped_batches(tmp_path) == ()
     roll_back(tmp_path, 4, 8)
     assert skipped_batches(tmp_path) == ((4, 7),)
@@ -50,14 +50,14 @@ def test_roll_backs_add_up_in_batches_not_in_steps(tmp_path):
         roll_back(tmp_path, 4, 9)
 
 
-def test_a_damaged_list_is_no_empty_one(tmp_path):
+def test_a_damaged_skipped_batches_file_is_an_error(tmp_path):
     for text in ("", "{", "[]", '{"roll_backs": [{"first": 1}]}', '{"roll_backs": [{"step": "x"}]}'):
         (tmp_path / "skipped_batches.json").write_text(text)
         with pytest.raises(UserError, match=r"skipped_batches\.json is damaged"):
             skipped_batches(tmp_path)
 
 
-def test_it_rolls_back_more_than_once_and_before_the_first_checkpoint(tmp_path):
+def test_repeated_roll_backs_and_roll_back_before_the_first_checkpoint(tmp_path):
     settings = settings_of(**{"faults.max_consecutive_skips": 2, "faults.on_divergence": "roll_back"})
     # Steps 2 and 3 fail, batches 0 to 2 are passed over; then 12 and 13, in steps 10 and 11, after step 8 was saved.
     ended = train(tmp_path, settings, corrupted(settings, (1, 2, 12, 13), nan))
@@ -72,7 +72,7 @@ def test_it_rolls_back_more_than_once_and_before_the_first_checkpoint(tmp_path):
     assert [r["step"] for r in read_records(tmp_path) if r["phase"] == "train"] == list(range(1, STEPS + 1))
 
 
-def test_no_checkpoint_is_made_amid_failing_steps(tmp_path):
+def test_no_checkpoint_is_saved_between_failing_steps(tmp_path):
     settings = settings_of(**{"faults.max_consecutive_skips": 3, "faults.on_divergence": "roll_back"})
     # Step 8 would be saved between the failing 7 and 9.
     ended = train(tmp_path, settings, corrupted(settings, (6, 7, 8), nan))
@@ -80,19 +80,19 @@ def test_no_checkpoint_is_made_amid_failing_steps(tmp_path):
     assert same(ended, steps_over(settings, [*range(4), *range(9, 17)]))
 
 
-def test_where_all_data_fails_it_ends(tmp_path):
+def test_roll_back_gives_up_if_all_data_diverge(tmp_path):
     settings = settings_of(**{"faults.max_consecutive_skips": 2, "faults.on_divergence": "roll_back"})
     with pytest.raises(UserError, match="rolled back to step 0 3 times"):
         train(tmp_path, settings, corrupted(settings, range(24), nan))
 
 
-def test_it_stops_by_default_and_names_the_step(tmp_path):
+def test_divergence_stops_the_run_by_default(tmp_path):
     settings = settings_of(**{"faults.max_consecutive_skips": 2})
     with pytest.raises(Diverged, match=r"2 consecutive steps were skipped, the last is step 7: loss nan"):
         train(tmp_path, settings, corrupted(settings, (5, 6), nan))
     assert not (tmp_path / "skipped_batches.json").exists()
 
 
-def test_rolling_back_and_keeping_the_best_exclude_each_other():
+def test_roll_back_with_checkpoint_best_is_an_error():
     with pytest.raises(UserError, match=r"config\.faults\.on_divergence=.roll_back."):
         settings_of(**{"faults.on_divergence": "roll_back", "checkpoint.best": True})
