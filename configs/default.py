@@ -1,4 +1,8 @@
-"""Every field, once: meaning, unit and default. A config file is this plus what differs."""
+"""All config fields with their meaning, unit and default. A config file is this plus what differs.
+
+Set a field on the command line with --config.FIELD=VALUE, e.g. --config.optimizer.learning_rate=3e-4.
+`rootstock COMMAND --help` prints the fields that a command reads; `rootstock config` prints a resolved config.
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,175 +10,212 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """Returns the default config: a small language model that trains on a laptop CPU."""
     config = ConfigDict()
-    config.seed = 0  # parameters, data order
-    config.batch_size = 32  # rows a step, over all devices
-    config.sequence_length = 256  # tokens a row
+    config.seed = 0  # random seed of parameter initialization and data order
+    config.batch_size = 32  # rows per step, over all devices
+    config.sequence_length = 256  # tokens per row
     config.num_steps = 1000  # optimizer steps
-    config.microbatches = 1  # gradient accumulation: parts the batch is cut into, one after the other
-    # A saved tokenizer's path, or one to train on the data: "bpe:N" (N tokens in all), "bytes", "chars".
-    # Read only when config.data.path is text; a token store brings its own.
+    config.microbatches = 1  # gradient accumulation: split each batch into this many parts; must divide batch_size
+    # "bpe:N" (N tokens in total), "bytes" or "chars" to train a tokenizer on the text, or the path of a saved one.
+    # Used only when data.path is text: a token store contains its tokenizer.
     config.tokenizer = "bpe:8192"
-    config.xla_flags = ""  # added to the environment's XLA_FLAGS before the first device is touched
+    config.xla_flags = ""  # appended to the environment variable XLA_FLAGS before JAX initializes its devices
     config.model = model()
     config.mesh = mesh()
     config.data = data()
     config.task = task()
     config.adapt = adapt()
     config.optimizer = optimizer()
-    config.loss = ConfigDict()
-    config.loss.z_loss = 0.0  # weight of log(Z)^2
-    config.loss.label_smoothing = 0.0  # part of each target's weight that all symbols share
-    config.loss.chunk = 0  # positions of a row whose logits a device has at once; divides sequence_length; 0: all
-    config.evaluation = ConfigDict()
-    config.evaluation.every = 250  # steps between evaluations; the last step always evaluates
-    config.evaluation.batches = 0  # batches of the validation split, 0: all of it
-    # What patience and checkpoint.best go by, as an evaluation names it: "loss", or a task's figure such as "accuracy".
-    config.evaluation.metric = "loss"
-    config.evaluation.patience = 0  # evaluations without a better one after which the run ends; 0: it goes on
-    config.checkpoint = ConfigDict()
-    config.checkpoint.every = 500  # steps between checkpoints, 0: none but for the time; the last step always saves
-    config.checkpoint.minutes = 0.0  # after so many without one save too; looked at every logging.every steps; 0: off
-    config.checkpoint.keep = 2  # newest checkpoints that stay
-    config.checkpoint.keep_period = 0  # checkpoints of steps that it divides stay too; 0: none
-    config.checkpoint.best = False  # keep the parameters of the best evaluation too, and end with them
-    config.faults = ConfigDict()
-    # A step whose loss or gradient is not finite is skipped: it changes nothing but the place in the data. So is one
-    # whose gradient's norm, before clipping, is above this; 0: no bound.
-    config.faults.max_grad_norm = 0.0
-    config.faults.max_consecutive_skips = 10  # give up after this many (at most half of num_steps)
-    # What it does then: "stop", or "roll_back" to the checkpoint before them and past all data seen since.
-    config.faults.on_divergence = "stop"
-    config.faults.hang_seconds = 1800.0  # without a step or a batch of evaluation done that end the run; 0: it waits
-    config.logging = ConfigDict()
-    config.logging.every = 20  # steps a line of metrics.jsonl
-    config.logging.tensorboard = False  # scalars for TensorBoard too (extra: tensorboard)
+    config.loss = loss()
+    config.evaluation = evaluation()
+    config.checkpoint = checkpoint()
+    config.faults = faults()
+    config.logging = logging()
     return config
 
 
 def model() -> ConfigDict:
-    """Returns `config.model`: Llama-like, 6.9 million parameters with an 8,192-token vocabulary."""
+    """Returns `config.model`: Llama-like, about 6.9 million parameters with an 8,192-token vocabulary."""
     m = ConfigDict()
-    m.vocab_size = 0  # 0: the tokenizer's, rounded up to a multiple of 64 so that meshes divide it
-    m.embed_dim = 256
-    m.num_layers = 6
-    m.num_heads = 4
-    m.num_kv_heads = 4  # below num_heads: grouped-query attention
-    m.head_dim = 0  # 0: embed_dim / num_heads
-    m.mlp_dim = 704
-    m.context_length = 0  # positions the model may see; 0: config.sequence_length
-    m.norm = "rmsnorm"  # or "layernorm"
-    m.norm_position = "pre"  # "pre" or "post" of attention and MLP, or "both"
-    m.norm_epsilon = 1e-5
-    m.norm_unit_offset = False  # scale by 1 + weight (Gemma)
-    m.position = "rope"  # or "learned"
-    m.rope_theta = 10000.0
-    m.rope_scaling = "none"  # or "llama3", with the four numbers below
-    m.rope_scaling_factor = 1.0
-    m.rope_low_frequency_factor = 1.0
-    m.rope_high_frequency_factor = 4.0
-    m.rope_original_context = 8192  # tokens
-    m.mlp = "silu_gated"  # or "gelu_gated", "gelu", "relu2"
-    m.qk_norm = True  # RMSNorm on each head's queries and keys
-    m.qk_norm_joint = False  # one such norm over all heads instead (OLMo 2)
-    m.qkv_bias = False
-    m.output_bias = False  # of attention's output projection
-    m.mlp_bias = False
-    m.tie_embeddings = True  # the unembedding is the token embedding
+    m.vocab_size = 0  # tokens in the vocabulary; 0: the tokenizer's size, rounded up to a multiple of 64
+    m.embed_dim = 256  # width of the residual stream
+    m.num_layers = 6  # transformer layers
+    m.num_heads = 4  # query heads per layer
+    m.num_kv_heads = 4  # key and value heads per layer; fewer than num_heads: grouped-query attention
+    m.head_dim = 0  # width of each head; 0: embed_dim / num_heads
+    m.mlp_dim = 704  # hidden width of the MLP
+    m.context_length = 0  # longest input in tokens; 0: sequence_length
+    m.norm = "rmsnorm"  # "rmsnorm" or "layernorm"
+    m.norm_position = "pre"  # norms "pre" or "post" attention and MLP, or "both"
+    m.norm_epsilon = 1e-5  # added to the variance in norms
+    m.norm_unit_offset = False  # norms scale by 1 + weight instead of weight (Gemma)
+    m.position = "rope"  # position encoding: "rope" (rotary) or "learned"
+    m.rope_theta = 10000.0  # base of the rotary frequencies
+    m.rope_scaling = "none"  # "none", or "llama3" with the four fields below
+    m.rope_scaling_factor = 1.0  # llama3: low frequencies are divided by this
+    m.rope_low_frequency_factor = 1.0  # llama3: wavelengths longer than rope_original_context / this are scaled
+    m.rope_high_frequency_factor = 4.0  # llama3: wavelengths shorter than rope_original_context / this are not scaled
+    m.rope_original_context = 8192  # llama3: context length before scaling, in tokens
+    m.mlp = "silu_gated"  # "silu_gated" (SwiGLU), "gelu_gated" (GeGLU), "gelu" or "relu2"
+    m.qk_norm = True  # normalize the queries and keys of each head with RMSNorm
+    m.qk_norm_joint = False  # with qk_norm: one norm over all heads instead of one per head (OLMo 2)
+    m.qkv_bias = False  # bias in the query, key and value projections
+    m.output_bias = False  # bias in attention's output projection
+    m.mlp_bias = False  # bias in the MLP's projections
+    m.tie_embeddings = True  # share one table between token embedding and unembedding
     m.scale_embeddings = False  # multiply embeddings by sqrt(embed_dim) (Gemma)
-    m.logit_softcap = 0.0  # 0: off
-    m.attention_softcap = 0.0  # 0: off
-    m.query_scale = 0.0  # 0: head_dim ** -0.5
-    m.sliding_window = (0,)  # tokens a layer looks back, repeated over the layers; 0: all
-    m.output_init = "zero"  # projections into the residual stream start at zero, or "scaled" by depth
-    # How it runs; may differ between two runs of one checkpoint.
-    m.compute_dtype = "auto"  # bfloat16 on accelerators, float32 on CPU; or say which. Parameters are float32.
-    m.cache_dtype = "auto"  # keys and values while writing: auto (as they are computed), "bfloat16" or "int8"
-    m.attention = "auto"  # "xla" everywhere, "cudnn" on GPU, "splash" (Pallas) on TPU; auto: the fastest that can run
-    m.scan_layers = True  # compile one layer and loop; False: unrolled, slower to compile, faster on CPU
-    m.remat = "none"  # recompute in the backward pass: "none", "dots" (keep matrix products), "full",
-    # or "offload": as full, with the layers' inputs kept in host memory
+    m.logit_softcap = 0.0  # logits become cap * tanh(logits / cap); 0: off
+    m.attention_softcap = 0.0  # attention scores become cap * tanh(scores / cap); 0: off
+    m.query_scale = 0.0  # attention scores are multiplied by this; 0: head_dim ** -0.5
+    m.sliding_window = (0,)  # attention window of each layer in tokens, repeated over the layers; 0: full attention
+    m.output_init = "zero"  # initialize projections into the residual stream to "zero", or "scaled" by depth
+
+    # The fields below change how the model runs, not what it computes.
+
+    m.compute_dtype = "auto"  # "float32" or "bfloat16"; "auto": bfloat16 on accelerators. Parameters stay float32.
+    m.cache_dtype = "auto"  # KV cache: "bfloat16" or "int8"; "auto": compute_dtype
+    m.attention = "auto"  # "xla", "cudnn" (GPU) or "splash" (TPU, Pallas); "auto": the fastest that can run here
+    m.scan_layers = (
+        True  # compile one layer and loop over it; False: unroll, which compiles slower and is faster on CPU
+    )
+    # Activations recomputed in the backward pass: "none", "dots" (all but matrix products), "full" (all but the layers'
+    # inputs), or "offload" (as "full", with the layers' inputs kept in host memory).
+    m.remat = "none"
     return m
 
 
 def mesh() -> ConfigDict:
-    """Returns `config.mesh`: devices an axis; the product is the number of devices, -1 fills what is left."""
+    """Returns `config.mesh`: devices per axis, whose product is the device count; -1: all that remain."""
     m = ConfigDict()
-    m.slice = 1  # TPU slices joined by a slow network (DCN): each holds whole copies, only gradients cross
-    m.data = -1  # copies of the model, each with its part of the batch
-    m.fsdp = 1  # the batch and the parameters, gathered layer by layer
-    m.tensor = 1  # heads, MLP and vocabulary
-    m.context = 1  # the length of the rows
+    m.slice = 1  # TPU slices connected by the data center network: one model replica each, only gradients cross it
+    m.data = -1  # data parallelism: model replicas, each with a part of the batch
+    m.fsdp = 1  # FSDP: shards the batch and the parameters, which are gathered layer by layer
+    m.tensor = 1  # tensor parallelism: shards heads, MLP and vocabulary
+    m.context = 1  # context parallelism: shards the sequence
     return m
 
 
 def data() -> ConfigDict:
     """Returns `config.data`: what to train on."""
     d = ConfigDict()
-    d.path = ""  # a token store (rootstock prepare), or text: file, glob, hf:NAME; for fine-tuning, labelled rows
-    d.text_field = "text"  # column of JSONL, CSV, Parquet
-    d.strict = True  # stop at a bad row; False: skip it, and say how many of which kind there were
-    d.validation_fraction = 0.1  # when path is text: the part held out
-    d.validation_split = "documents"  # hold out whole documents, or the "tail" of each
-    d.num_workers = 0  # Grain worker processes that read ahead; 0: threads
-    d.prefetch = 2  # batches
+    # Pre-training: a token store (rootstock prepare), or text (a file, a glob, or hf:NAME). Fine-tuning: labeled rows.
+    d.path = ""
+    d.text_field = "text"  # column with the text in JSONL, CSV and Parquet files
+    d.strict = True  # stop at an invalid row; False: skip such rows and report how many were skipped, by kind
+    d.validation_fraction = 0.1  # part of the text that is held out for evaluation, when path is text
+    d.validation_split = "documents"  # hold out whole "documents", or the "tail" of each document
+    d.num_workers = 0  # Grain worker processes that load batches; 0: threads
+    d.prefetch = 2  # batches loaded ahead
     return d
 
 
 def task() -> ConfigDict:
-    """Returns `config.task`: what the head learns (fine-tuning only)."""
+    """Returns `config.task`: the task to fine-tune for, its columns and its baselines."""
     t = ConfigDict()
-    t.name = "classification"  # a file of train/tasks/: docs/tasks.md has what each one reads
-    t.input = "{text}"  # what the model reads: any text, columns of the row in braces
-    t.context = "{context}"  # span: the text whose parts are answers
-    t.target = "label"  # column of what is learnt: class or classes, value, tags, answers, text, messages
-    t.group = ""  # rows whose text here is the same stay on one side of a split, e.g. "{title}"; empty: the input
-    t.test_path = ""  # held-out rows, for the proof; empty: a part of config.data.path, split by the hash of the group
-    t.test_fraction = 0.2
-    t.test_rows = 0  # held-out rows that are used, drawn at random; 0: all
-    t.validation_fraction = 0.05  # of the rest: what is looked at while training
-    t.pooling = "last"  # the state a classifier reads: "last" token or "mean" of the example
-    t.multi_label = False  # rows have any number of classes: a list, or "a|b"
-    t.class_weights = "none"  # or "balanced": a class counts as much as any other, however rare
-    t.template = (
-        "plain"  # how turns become tokens: "plain", "chatml", "llama3", "gemma", "alpaca", or the "tokenizer"'s
-    )
-    t.metrics = ("rouge",)  # of generated text: "rouge", "bleu" (with chrF), "squad"
-    t.max_new_tokens = 64  # of generated text
-    t.beta = 0.1  # DPO: the larger, the closer to the foundation
-    t.baseline = True  # also train the same head from random weights, for the before/after table
-    # How the foundation is asked without training, for the table; {input} is config.task.input filled in.
-    t.prompt = "{input}\nLabel:"
-    t.zero_shot_rows = 500  # held-out rows it is asked about, drawn at random; 0: it is not asked
-    t.shots = 3  # answered examples before the question; as many as fit the row
+    t.name = "classification"  # one of train/tasks/; docs/tasks.md describes the columns that each one reads
+    t.input = "{text}"  # pattern of the model's input; {NAME} inserts a column of the row
+    t.context = "{context}"  # span: pattern of the text that contains the answers
+    t.target = "label"  # column with the target: class or classes, number, tags, answers, text or messages
+    # Rows for which this pattern gives the same text stay on one side of a split, e.g. "{title}"; empty: the input.
+    t.group = ""
+    t.test_path = ""  # held-out rows for the final comparison; empty: split data.path by a hash of the group
+    t.test_fraction = 0.2  # part of the rows held out for the final comparison, when test_path is empty
+    t.test_rows = 0  # held-out rows to use, drawn at random; 0: all
+    t.validation_fraction = 0.05  # part of the remaining rows that is evaluated during training
+    t.pooling = "last"  # state that a classifier reads: that of the "last" token, or the "mean" over the example
+    t.multi_label = False  # each row has any number of classes, as a list or as "a|b"
+    t.class_weights = "none"  # "none", or "balanced": weight each class by its inverse frequency
+    # Chat template: "plain", "chatml", "llama3", "gemma", "alpaca", or "tokenizer" for the tokenizer's own.
+    t.template = "plain"
+    t.metrics = ("rouge",)  # metrics of generated text: "rouge", "bleu" (with chrF), "squad"
+    t.max_new_tokens = 64  # longest generated text in tokens
+    t.beta = 0.1  # DPO: strength of the pull toward the base model
+    t.baseline = True  # also train the same head from random weights, as a baseline
+    t.prompt = "{input}\nLabel:"  # prompt of the zero-shot and few-shot baselines; {input} is the filled-in task.input
+    t.zero_shot_rows = 500  # held-out rows for these baselines, drawn at random; 0: skip them
+    t.shots = 3  # examples in the few-shot prompt; fewer where the row has no room
     return t
 
 
 def adapt() -> ConfigDict:
-    """Returns `config.adapt`: which parameters train."""
+    """Returns `config.adapt`: which parameters to train."""
     a = ConfigDict()
-    a.method = "full"  # or "head", "last" (layers, and the head), "lora" (factors beside matrices, and the head)
-    a.last_layers = 2
-    a.rank = 8
-    a.alpha = 16.0  # the factors' product is multiplied by alpha / rank
-    a.targets = ("query", "value")  # which matrices: also "key", "output" of attention, "gate", "up", "down" of the MLP
+    a.method = "full"  # "full", "head", "last" (last layers and head) or "lora" (low-rank factors and head)
+    a.last_layers = 2  # last: number of layers to train
+    a.rank = 8  # lora: rank of the factors
+    a.alpha = 16.0  # lora: the product of the factors is multiplied by alpha / rank
+    # lora: matrices that get factors, of "query", "key", "value", "output" (attention), "gate", "up", "down" (MLP).
+    a.targets = ("query", "value")
     return a
 
 
 def optimizer() -> ConfigDict:
-    """Returns `config.optimizer`."""
+    """Returns `config.optimizer`: optimizer and learning-rate schedule."""
     o = ConfigDict()
-    o.name = "adamw"  # or "muon" for the layers' matrices, AdamW for embeddings, norms and heads
-    o.learning_rate = 1e-3  # peak, of AdamW
-    o.muon_learning_rate = 0.02  # peak, of Muon
-    o.muon_iterations = 5  # Newton-Schulz iterations; fewer are cheaper and orthogonalise less
-    o.schedule = "cosine"  # after warm-up: "cosine", "linear", or "wsd": constant, then a linear decay
-    o.warmup_steps = 50
-    o.decay_fraction = 0.2  # wsd: the part of num_steps that decays, at the end
-    o.final_fraction = 0.1  # the last learning rate, as a part of the peak
-    o.beta1 = 0.9
-    o.beta2 = 0.95
-    o.epsilon = 1e-8
-    o.weight_decay = 0.1  # on matrices only: not on norms and biases, nor on embeddings
-    o.clip_norm = 1.0  # of the global gradient; 0: off
-    o.layer_decay = 1.0  # a layer learns at this part of the rate of the one above it, the embedding at the least
+    o.name = "adamw"  # "adamw", or "muon" for the layers' matrices with AdamW for embeddings, norms and heads
+    o.learning_rate = 1e-3  # peak learning rate of AdamW
+    o.muon_learning_rate = 0.02  # peak learning rate of Muon
+    o.muon_iterations = 5  # Newton-Schulz iterations; fewer are cheaper and orthogonalize less accurately
+    o.schedule = "cosine"  # after warmup: "cosine", "linear", or "wsd" (constant, then linear decay)
+    o.warmup_steps = 50  # steps of linear warmup
+    o.decay_fraction = 0.2  # wsd: part of num_steps in which the learning rate decays, at the end
+    o.final_fraction = 0.1  # final learning rate, as a fraction of the peak
+    o.beta1 = 0.9  # AdamW: decay rate of the first moment
+    o.beta2 = 0.95  # AdamW: decay rate of the second moment
+    o.epsilon = 1e-8  # added to the denominator of the update
+    o.weight_decay = 0.1  # applied to the layers' matrices only, not to norms, biases and embeddings
+    o.clip_norm = 1.0  # clip the gradient to this global norm; 0: off
+    o.layer_decay = (
+        1.0  # layer-wise learning-rate decay: each layer's rate is this factor times that of the layer above
+    )
     return o
+
+
+def loss() -> ConfigDict:
+    """Returns `config.loss`: options of the cross-entropy loss."""
+    c = ConfigDict()
+    c.z_loss = 0.0  # weight of log(Z)^2, which keeps the softmax normalizer Z near 1; 0: off
+    c.label_smoothing = 0.0  # part of each target's probability that is spread over all tokens or classes; 0: off
+    c.chunk = 0  # compute logits for this many positions per row at a time; must divide sequence_length; 0: all
+    return c
+
+
+def evaluation() -> ConfigDict:
+    """Returns `config.evaluation`: evaluation during training."""
+    e = ConfigDict()
+    e.every = 250  # steps between evaluations; the last step is always evaluated
+    e.batches = 0  # batches of the validation split per evaluation; 0: all
+    e.metric = "loss"  # metric for patience and checkpoint.best: "loss", or one of the task's, e.g. "accuracy"
+    e.patience = 0  # early stopping: stop after this many evaluations without improvement; 0: off
+    return e
+
+
+def checkpoint() -> ConfigDict:
+    """Returns `config.checkpoint`: when to save and what to keep."""
+    c = ConfigDict()
+    c.every = 500  # steps between checkpoints; the last step is always saved; 0: save by time only
+    c.minutes = 0.0  # also save after this many minutes (checked every logging.every steps); 0: off
+    c.keep = 2  # newest checkpoints to keep
+    c.keep_period = 0  # also keep every checkpoint whose step is a multiple of this; 0: off
+    c.best = False  # keep the parameters of the best evaluation, and use them as the run's result
+    return c
+
+
+def faults() -> ConfigDict:
+    """Returns `config.faults`: what to do about bad steps and hangs (docs/faults.md)."""
+    f = ConfigDict()
+    # Skip a step whose gradient norm before clipping exceeds this; 0: no limit. Steps with a loss or gradient that is
+    # not finite are always skipped: a skipped step leaves parameters and optimizer state unchanged.
+    f.max_grad_norm = 0.0
+    f.max_consecutive_skips = 10  # give up after this many consecutive skipped steps (at most half of num_steps)
+    # After max_consecutive_skips: "stop", or "roll_back" to the checkpoint before them and skip the data read since.
+    f.on_divergence = "stop"
+    f.hang_seconds = 1800.0  # abort if no step or evaluation batch finishes for this many seconds; 0: never
+    return f
+
+
+def logging() -> ConfigDict:
+    """Returns `config.logging`: what to log."""
+    g = ConfigDict()
+    g.every = 20  # log to metrics.jsonl every this many steps
+    g.tensorboard = False  # also write scalars for TensorBoard (extra: tensorboard)
+    return g

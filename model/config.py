@@ -2,27 +2,24 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from configs.errors import UserError
-from configs.schema import build
-
-# How a model runs on a machine, not what it computes; two runs of the same checkpoint may differ in these fields.
-EXECUTION_FIELDS = ("compute_dtype", "cache_dtype", "attention", "scan_layers", "remat")
+from configs.schema import RESUMABLE, at_least, build, find_errors, resumable_fields
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer; `configs/default.py` gives the meaning and unit of each field."""
 
-    vocab_size: int
-    embed_dim: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_dim: int
-    context_length: int
+    vocab_size: Annotated[int, at_least(1)]
+    embed_dim: Annotated[int, at_least(1)]
+    num_layers: Annotated[int, at_least(1)]
+    num_heads: Annotated[int, at_least(1)]
+    num_kv_heads: Annotated[int, at_least(1)]
+    head_dim: Annotated[int, at_least(1)]
+    mlp_dim: Annotated[int, at_least(1)]
+    context_length: Annotated[int, at_least(1)]
     norm: Literal["rmsnorm", "layernorm"]
     norm_position: Literal["pre", "post", "both"]
     norm_epsilon: float
@@ -47,21 +44,14 @@ class ModelConfig:
     query_scale: float
     sliding_window: tuple[int, ...]
     output_init: Literal["zero", "scaled"]
-    compute_dtype: Literal["auto", "float32", "bfloat16"]
-    cache_dtype: Literal["auto", "bfloat16", "int8"]
-    attention: Literal["auto", "xla", "cudnn", "splash"]
-    scan_layers: bool
-    remat: Literal["none", "dots", "full", "offload"]
+    compute_dtype: Annotated[Literal["auto", "float32", "bfloat16"], RESUMABLE]
+    cache_dtype: Annotated[Literal["auto", "bfloat16", "int8"], RESUMABLE]
+    attention: Annotated[Literal["auto", "xla", "cudnn", "splash"], RESUMABLE]
+    scan_layers: Annotated[bool, RESUMABLE]
+    remat: Annotated[Literal["none", "dots", "full", "offload"], RESUMABLE]
 
     def __post_init__(self) -> None:
-        errors = [
-            f"config.model.{name}={getattr(self, name)} must be at least 1"
-            for name in (
-                *("vocab_size", "embed_dim", "num_layers", "num_heads"),
-                *("num_kv_heads", "head_dim", "mlp_dim", "context_length"),
-            )
-            if getattr(self, name) < 1
-        ]
+        errors = find_errors(ModelConfig, vars(self), "config.model")
         if not errors and self.num_heads % self.num_kv_heads:
             divisors = [k for k in range(1, self.num_heads + 1) if self.num_heads % k == 0]
             errors.append(
@@ -95,6 +85,10 @@ class ModelConfig:
     def gated(self) -> bool:
         """Whether the MLP multiplies its hidden units by a gate (GLU variants, arXiv:2002.05202)."""
         return self.mlp.endswith("_gated")
+
+
+# Fields that change how a model runs on a machine, not what it computes; two runs of one checkpoint may differ in them.
+EXECUTION_FIELDS = tuple(resumable_fields(ModelConfig))
 
 
 def model_config(section: Mapping[str, Any]) -> ModelConfig:

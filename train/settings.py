@@ -1,27 +1,28 @@
-"""A run's settings as frozen dataclasses: the one place where a whole `ConfigDict` is read and checked."""
+"""A run's settings: frozen dataclasses that declare each config field's type, its range and whether it may change.
+
+Meanings and defaults are in `configs/default.py`. `from_config` checks a whole `ConfigDict` at once.
+"""
 
 import dataclasses
 import string
+import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from configs.errors import UserError
-from configs.schema import build
+from configs.schema import RESUMABLE, at_least, between, build, find_errors, resumable_fields
 from data.store import is_store
 from data.tokenizer_training import planned_vocab_size
 from model.adapt import Adaptation
-from model.config import ModelConfig, model_config
+from model.config import EXECUTION_FIELDS, ModelConfig, model_config
 
 _VOCABULARY_MULTIPLE = 64
-SECTIONS = (
-    *("model", "mesh", "data", "task", "adapt", "optimizer", "loss", "evaluation", "checkpoint", "faults", "logging"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
-    """`config.mesh`: devices an axis, -1 fills."""
+    """`config.mesh`: devices per axis; -1 fills."""
 
     slice: int
     data: int
@@ -34,13 +35,14 @@ class MeshSettings:
 class DataSettings:
     """`config.data`."""
 
-    path: str
+    # A resumed run's data are compared by fingerprint, not by path.
+    path: Annotated[str, RESUMABLE]
     text_field: str
     strict: bool
-    validation_fraction: float
+    validation_fraction: Annotated[float, between(0, 1)]
     validation_split: Literal["documents", "tail"]
-    num_workers: int
-    prefetch: int
+    num_workers: Annotated[int, at_least(0), RESUMABLE]
+    prefetch: Annotated[int, at_least(1), RESUMABLE]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,20 +55,20 @@ class TaskSettings:
     target: str
     group: str
     test_path: str
-    test_fraction: float
-    test_rows: int
-    validation_fraction: float
+    test_fraction: Annotated[float, between(0, 1)]
+    test_rows: Annotated[int, at_least(0)]
+    validation_fraction: Annotated[float, between(0, 1)]
     pooling: Literal["last", "mean"]
     multi_label: bool
     class_weights: Literal["none", "balanced"]
     template: Literal["plain", "chatml", "llama3", "gemma", "alpaca", "tokenizer"]
     metrics: tuple[str, ...]
-    max_new_tokens: int
-    beta: float
+    max_new_tokens: Annotated[int, at_least(1)]
+    beta: Annotated[float, at_least(0)]
     baseline: bool
     prompt: str
-    zero_shot_rows: int
-    shots: int
+    zero_shot_rows: Annotated[int, at_least(0)]
+    shots: Annotated[int, at_least(0)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,48 +76,48 @@ class OptimizerSettings:
     """`config.optimizer`."""
 
     name: Literal["adamw", "muon"]
-    learning_rate: float
-    muon_learning_rate: float
-    muon_iterations: int
+    learning_rate: Annotated[float, at_least(0)]
+    muon_learning_rate: Annotated[float, at_least(0)]
+    muon_iterations: Annotated[int, at_least(1)]
     schedule: Literal["cosine", "linear", "wsd"]
-    warmup_steps: int
-    decay_fraction: float
-    final_fraction: float
-    beta1: float
-    beta2: float
-    epsilon: float
-    weight_decay: float
-    clip_norm: float
-    layer_decay: float
+    warmup_steps: Annotated[int, at_least(0)]
+    decay_fraction: Annotated[float, between(0, 1)]
+    final_fraction: Annotated[float, between(0, 1)]
+    beta1: Annotated[float, between(0, 1)]
+    beta2: Annotated[float, between(0, 1)]
+    epsilon: Annotated[float, at_least(0)]
+    weight_decay: Annotated[float, at_least(0)]
+    clip_norm: Annotated[float, at_least(0)]
+    layer_decay: Annotated[float, between(0, 1)]
 
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
     """`config.loss`."""
 
-    z_loss: float
-    label_smoothing: float
-    chunk: int
+    z_loss: Annotated[float, at_least(0)]
+    label_smoothing: Annotated[float, between(0, 1)]
+    chunk: Annotated[int, at_least(0)]
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
     """`config.evaluation`."""
 
-    every: int
-    batches: int
+    every: Annotated[int, at_least(1)]
+    batches: Annotated[int, at_least(0)]
     metric: str
-    patience: int
+    patience: Annotated[int, at_least(0)]
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
     """`config.checkpoint`."""
 
-    every: int
-    minutes: float
-    keep: int
-    keep_period: int
+    every: Annotated[int, at_least(0)]
+    minutes: Annotated[float, at_least(0)]
+    keep: Annotated[int, at_least(1)]
+    keep_period: Annotated[int, at_least(0)]
     best: bool
 
 
@@ -123,29 +125,29 @@ class CheckpointSettings:
 class FaultSettings:
     """`config.faults`."""
 
-    max_grad_norm: float
-    max_consecutive_skips: int
+    max_grad_norm: Annotated[float, at_least(0)]
+    max_consecutive_skips: Annotated[int, at_least(1)]
     on_divergence: Literal["stop", "roll_back"]
-    hang_seconds: float
+    hang_seconds: Annotated[float, at_least(0)]
 
 
 @dataclasses.dataclass(frozen=True)
 class LoggingSettings:
     """`config.logging`."""
 
-    every: int
+    every: Annotated[int, at_least(1)]
     tensorboard: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scalars:
     seed: int
-    batch_size: int
-    sequence_length: int
-    num_steps: int
-    microbatches: int
+    batch_size: Annotated[int, at_least(1)]
+    sequence_length: Annotated[int, at_least(1)]
+    num_steps: Annotated[int, at_least(1)]
+    microbatches: Annotated[int, at_least(1), RESUMABLE]
     tokenizer: str
-    xla_flags: str
+    xla_flags: Annotated[str, RESUMABLE]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,57 +155,65 @@ class Settings(_Scalars):
     """A checked config; `model` stays a plain dict until the vocabulary is known (`model.config.model_config`)."""
 
     model: dict[str, Any]
-    mesh: MeshSettings
+    mesh: Annotated[MeshSettings, RESUMABLE]
     data: DataSettings
     task: TaskSettings
     adapt: Adaptation
     optimizer: OptimizerSettings
     loss: LossSettings
-    evaluation: EvaluationSettings
-    checkpoint: CheckpointSettings
-    faults: FaultSettings
-    logging: LoggingSettings
+    evaluation: Annotated[EvaluationSettings, RESUMABLE]
+    checkpoint: Annotated[CheckpointSettings, RESUMABLE]
+    faults: Annotated[FaultSettings, RESUMABLE]
+    logging: Annotated[LoggingSettings, RESUMABLE]
+
+
+# {section: its dataclass}
+SECTIONS: dict[str, type] = {
+    name: ModelConfig if name == "model" else kind
+    for name, kind in typing.get_type_hints(Settings).items()
+    if name == "model" or dataclasses.is_dataclass(kind)
+}
+# Whole names, e.g. "mesh.fsdp", of the fields that may change when a run resumes.
+RESUMABLE_FIELDS = frozenset({*resumable_fields(Settings), *(f"model.{name}" for name in EXECUTION_FIELDS)})
 
 
 def from_config(config: Mapping[str, Any]) -> Settings:
     """Returns the `Settings` of a config.
 
     Raises:
-        UserError: a field is unknown, missing, mistyped or out of range; every fault is named.
+        UserError: fields that are unknown, missing, mistyped or out of range, all of them in one message.
     """
     missing = [f"config.{name} is missing" for name in SECTIONS if name not in config]
     if missing:
         raise UserError("; ".join(missing))
-    scalars = build(_Scalars, {k: v for k, v in config.items() if k not in SECTIONS}, "config")
+    scalars = {name: value for name, value in config.items() if name not in SECTIONS}
+    sections = {name: kind for name, kind in SECTIONS.items() if name != "model"}
+    errors = find_errors(_Scalars, scalars, "config")
+    errors += _model_errors(config["model"])
+    for name, kind in sections.items():
+        errors += find_errors(kind, config[name], f"config.{name}")
+    if errors:
+        raise UserError("; ".join(errors))
     settings = Settings(
-        **dataclasses.asdict(scalars),
+        **dataclasses.asdict(build(_Scalars, scalars, "config")),
         model=dict(config["model"]),
-        mesh=build(MeshSettings, config["mesh"], "config.mesh"),
-        data=build(DataSettings, config["data"], "config.data"),
-        task=build(TaskSettings, config["task"], "config.task"),
-        adapt=build(Adaptation, config["adapt"], "config.adapt"),
-        optimizer=build(OptimizerSettings, config["optimizer"], "config.optimizer"),
-        loss=build(LossSettings, config["loss"], "config.loss"),
-        evaluation=build(EvaluationSettings, config["evaluation"], "config.evaluation"),
-        checkpoint=build(CheckpointSettings, config["checkpoint"], "config.checkpoint"),
-        faults=build(FaultSettings, config["faults"], "config.faults"),
-        logging=build(LoggingSettings, config["logging"], "config.logging"),
+        **{name: build(kind, config[name], f"config.{name}") for name, kind in sections.items()},
     )
-    _check_ranges(settings)
-    # The numbers that only the data can fill in are stood in for, so that a fault shows before any data is read.
-    model_config(settings.model | {k: settings.model[k] or 1 for k in ("vocab_size", "context_length")})
+    errors = _combination_errors(settings)
+    if errors:
+        raise UserError("; ".join(errors))
     return settings
 
 
 def complete_model(settings: Settings, vocab_size: int) -> ModelConfig:
-    """Returns the `ModelConfig`, with what `config.model` leaves at 0 filled in.
+    """Returns the `ModelConfig`, with the sizes that `config.model` leaves at 0 filled in.
 
     Args:
-        settings: of the run; `sequence_length` is the default of `context_length`.
-        vocab_size: of the tokenizer; rounded up so that meshes divide it.
+        settings: the run's settings; `sequence_length` is the default of `context_length`.
+        vocab_size: the number of tokens in the tokenizer; rounded up so that meshes divide it.
 
     Raises:
-        UserError: the model has fewer tokens than the tokenizer, or rows are longer than its context.
+        UserError: the vocabulary is smaller than the tokenizer's, or rows are longer than the context.
     """
     section = dict(settings.model)
     section["vocab_size"] = section["vocab_size"] or -(-vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
@@ -211,99 +221,63 @@ def complete_model(settings: Settings, vocab_size: int) -> ModelConfig:
     model = model_config(section)
     if model.vocab_size < vocab_size:
         raise UserError(
-            f"config.model.vocab_size is {model.vocab_size}, but the tokenizer has {vocab_size} tokens; "
-            f"legal: 0 or at least {vocab_size}"
+            f"config.model.vocab_size={model.vocab_size} must be 0 or at least {vocab_size}, the number of tokens in "
+            "the tokenizer"
         )
     if model.context_length < settings.sequence_length:
         raise UserError(
-            f"config.sequence_length is {settings.sequence_length}; "
-            f"legal: at most config.model.context_length {model.context_length}"
+            f"config.sequence_length={settings.sequence_length} must be at most config.model.context_length "
+            f"({model.context_length})"
         )
     return model
 
 
 def planned_model(settings: Settings) -> ModelConfig:
-    """Returns the model of a config before there is any data: its tokenizer's size is what it may grow to.
+    """Returns the model of a config without reading text; the tokenizer gets the size that its spec asks for.
 
     Raises:
-        UserError: nothing says how large the vocabulary will be; or see `complete_model`.
+        UserError: the size of the vocabulary depends on the text; or see `complete_model`.
     """
     path = settings.data.path
     size = planned_vocab_size(path if path and is_store(Path(path)) else settings.tokenizer)
     if size is None and not settings.model["vocab_size"]:
         raise UserError(
-            f"config.tokenizer is {settings.tokenizer!r}, whose size only the text can tell; "
-            "legal: set config.model.vocab_size"
+            f"config.tokenizer={settings.tokenizer!r} gets its size from the text; set config.model.vocab_size"
         )
     return complete_model(settings, size or 0)
 
 
-def _check_ranges(s: Settings) -> None:
-    """Raises UserError naming every number that is out of range or does not divide what it must."""
-    o = s.optimizer
-    counts = {
-        "batch_size": s.batch_size,
-        "sequence_length": s.sequence_length,
-        "num_steps": s.num_steps,
-        "microbatches": s.microbatches,
-        "evaluation.every": s.evaluation.every,
-        "checkpoint.keep": s.checkpoint.keep,
-        "faults.max_consecutive_skips": s.faults.max_consecutive_skips,
-        "logging.every": s.logging.every,
-        "data.prefetch": s.data.prefetch,
-        "task.max_new_tokens": s.task.max_new_tokens,
-        "optimizer.muon_iterations": o.muon_iterations,
-    }
-    faults = [f"config.{name} is {value}; legal: at least 1" for name, value in counts.items() if value < 1]
-    at_least_0 = {
-        "loss.chunk": s.loss.chunk,
-        "loss.z_loss": s.loss.z_loss,
-        "data.num_workers": s.data.num_workers,
-        "task.test_rows": s.task.test_rows,
-        "task.zero_shot_rows": s.task.zero_shot_rows,
-        "task.shots": s.task.shots,
-        "task.beta": s.task.beta,
-        "evaluation.batches": s.evaluation.batches,
-        "evaluation.patience": s.evaluation.patience,
-        "optimizer.warmup_steps": o.warmup_steps,
-        "optimizer.learning_rate": o.learning_rate,
-        "optimizer.weight_decay": o.weight_decay,
-        "optimizer.clip_norm": o.clip_norm,
-        "faults.max_grad_norm": s.faults.max_grad_norm,
-        "checkpoint.every": s.checkpoint.every,
-        "faults.hang_seconds": s.faults.hang_seconds,
-        "checkpoint.minutes": s.checkpoint.minutes,
-        "checkpoint.keep_period": s.checkpoint.keep_period,
-    }
-    faults += [f"config.{name} is {value}; legal: at least 0" for name, value in at_least_0.items() if value < 0]
-    fractions = {
-        "data.validation_fraction": s.data.validation_fraction,
-        "task.test_fraction": s.task.test_fraction,
-        "task.validation_fraction": s.task.validation_fraction,
-        "loss.label_smoothing": s.loss.label_smoothing,
-        "optimizer.decay_fraction": o.decay_fraction,
-        "optimizer.final_fraction": o.final_fraction,
-        "optimizer.layer_decay": o.layer_decay,
-        "optimizer.beta1": o.beta1,
-        "optimizer.beta2": o.beta2,
-    }
-    faults += [f"config.{name} is {v}; legal: 0 to 1" for name, v in fractions.items() if not 0 <= v <= 1]
-    if not faults and s.batch_size % s.microbatches:
-        faults.append(f"config.microbatches is {s.microbatches}; legal: a divisor of batch_size {s.batch_size}")
-    if not faults and s.loss.chunk and s.sequence_length % s.loss.chunk:
-        faults.append(f"config.loss.chunk is {s.loss.chunk}; legal: a divisor of sequence_length {s.sequence_length}")
+def _model_errors(section: Mapping[str, Any]) -> list[str]:
+    """Returns what is wrong with `config.model`; sizes that depend on the data get placeholders."""
+    placeholders = {name: section[name] or 1 for name in ("vocab_size", "context_length") if name in section}
+    try:
+        model_config(dict(section) | placeholders)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _combination_errors(s: Settings) -> list[str]:
+    """Returns what is wrong with fields that depend on each other, and with the patterns of `config.task`."""
+    errors = []
+    if s.batch_size % s.microbatches:
+        errors.append(f"config.microbatches={s.microbatches} must divide config.batch_size ({s.batch_size})")
+    if s.loss.chunk and s.sequence_length % s.loss.chunk:
+        errors.append(f"config.loss.chunk={s.loss.chunk} must divide config.sequence_length ({s.sequence_length})")
     if s.checkpoint.best and s.faults.on_divergence == "roll_back":
-        faults.append("config.faults.on_divergence='roll_back' would undo what checkpoint.best keeps; expected 'stop'")
+        errors.append(
+            "config.faults.on_divergence='roll_back' would roll back config.checkpoint.best as well; expected 'stop'"
+        )
     patterns = ("input", "context", "group", "prompt")
-    faults += [fault for name in patterns if (fault := _pattern_fault(f"config.task.{name}", getattr(s.task, name)))]
-    if faults:
-        raise UserError("; ".join(faults))
+    errors += [error for name in patterns if (error := _pattern_error(f"config.task.{name}", getattr(s.task, name)))]
+    return errors
 
 
-def _pattern_fault(name: str, pattern: str) -> str:
+def _pattern_error(name: str, pattern: str) -> str:
+    expected = "expected text with column names in braces, e.g. '{text}'"
     try:
         parts = list(string.Formatter().parse(pattern))
     except ValueError as error:
-        return f"{name} is {pattern!r} ({error}); legal: a text with names in braces"
+        return f"{name}={pattern!r}: {error}; {expected}"
     plain = all(not spec and not conversion for _, _, spec, conversion in parts)
-    return "" if plain else f"{name} is {pattern!r}; legal: names alone in braces, no ':' or '!'"
+    return "" if plain else f"{name}={pattern!r} has ':' or '!' inside braces; {expected}"

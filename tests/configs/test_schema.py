@@ -1,4 +1,4 @@
-"""A config that is wrong says so before anything runs, all faults at once."""
+"""An invalid config is an error before anything runs, and the error lists every invalid field."""
 
 import pytest
 
@@ -24,24 +24,36 @@ def changed(**fields):
     ("fields", "messages"),
     [
         ({"optimizer__learning_rat": 1.0}, ["config.optimizer.learning_rat is unknown; did you mean 'learning_rate'?"]),
-        ({"batch_size": True}, ["config.batch_size is True; legal: int"]),
-        ({"optimizer__name": "sgd"}, ["config.optimizer.name is 'sgd'; legal: adamw, muon"]),
-        ({"batch_size": 0, "num_steps": -1}, ["config.batch_size is 0", "config.num_steps is -1"]),
-        ({"microbatches": 5}, ["config.microbatches is 5; legal: a divisor of batch_size 32"]),
-        ({"loss__chunk": 7}, ["config.loss.chunk is 7; legal: a divisor of sequence_length 256"]),
+        ({"batch_size": True}, ["config.batch_size=True must be of type int"]),
+        ({"optimizer__name": "sgd"}, ["config.optimizer.name='sgd' must be one of adamw, muon"]),
+        (
+            {"batch_size": 0, "num_steps": -1},
+            ["config.batch_size=0 must be at least 1", "config.num_steps=-1 must be at least 1"],
+        ),
+        ({"microbatches": 5}, ["config.microbatches=5 must divide config.batch_size (32)"]),
+        ({"loss__chunk": 7}, ["config.loss.chunk=7 must divide config.sequence_length (256)"]),
         ({"model__num_kv_heads": 3}, ["config.model.num_kv_heads=3 must divide config.model.num_heads=4; use one of"]),
-        ({"model__norm": "batchnorm"}, ["config.model.norm is 'batchnorm'; legal: rmsnorm, layernorm"]),
+        ({"model__norm": "batchnorm"}, ["config.model.norm='batchnorm' must be one of rmsnorm, layernorm"]),
         ({"model__sliding_window": (-1,)}, ["config.model.sliding_window=(-1,)"]),
-        ({"optimizer__beta1": 1.5}, ["config.optimizer.beta1 is 1.5; legal: 0 to 1"]),
+        ({"loss__z_loss": float("nan")}, ["config.loss.z_loss=nan must be at least 0"]),
+        (
+            {"batch_size": 0, "model__num_layers": 0, "model__norm": "x", "task__shots": -1, "task__rows": 1},
+            [
+                *("config.batch_size=0 must", "config.model.num_layers=0 must", "config.model.norm='x' must"),
+                *("config.task.shots=-1 must", "config.task.rows is unknown"),
+            ],
+        ),
+        ({"task__input": "{a:3}"}, ["config.task.input='{a:3}' has ':' or '!' inside braces; expected"]),
+        ({"optimizer__beta1": 1.5}, ["config.optimizer.beta1=1.5 must be between 0 and 1"]),
     ],
 )
-def test_faults_name_the_field_what_was_found_and_what_is_legal(fields, messages):
+def test_an_invalid_config_names_each_field_its_value_and_what_is_expected(fields, messages):
     with pytest.raises(UserError) as caught:
         from_config(changed(**fields))
     assert all(message in str(caught.value) for message in messages), str(caught.value)
 
 
-def test_a_missing_section_and_a_missing_field_are_named():
+def test_a_missing_section_or_field_is_named():
     config = changed()
     del config["mesh"]
     with pytest.raises(UserError, match=r"config.mesh is missing"):
@@ -52,7 +64,7 @@ def test_a_missing_section_and_a_missing_field_are_named():
         from_config(config)
 
 
-def test_an_architecture_differs_by_what_it_computes_alone():
+def test_execution_fields_do_not_make_architectures_differ():
     base = changed()["model"] | {"vocab_size": 8, "context_length": 8}
     ours = model_config(base)
     assert architecture_difference(ours, model_config(base | {"remat": "full", "scan_layers": False})) == []
@@ -61,7 +73,7 @@ def test_an_architecture_differs_by_what_it_computes_alone():
     ]
 
 
-def test_flops_count_three_products_a_weight_and_the_keys_a_query_sees():
+def test_flops_per_token_count_the_weights_and_the_visible_keys():
     shape = {"embed_dim": 8, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4, "mlp_dim": 16, "num_layers": 1}
     base = changed()["model"] | shape | {"vocab_size": 100, "context_length": 8}
     weights = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16 + 100 * 8

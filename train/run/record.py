@@ -25,7 +25,7 @@ from train.checkpoint.restore import restore_params
 from train.console import warn
 from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.files import write_atomically
-from train.settings import LossSettings
+from train.settings import RESUMABLE_FIELDS, LossSettings
 from train.tasks.task import load as load_task
 from train.trees import abstract_params
 
@@ -37,12 +37,8 @@ _RENAMED_FIELDS = {
     ("data", "workers"): "num_workers",
     ("data", "read_ahead"): "prefetch",
 }
-# Config fields that may differ when a run resumes; any other difference is an error.
-MAY_CHANGE = (
-    *("mesh", "xla_flags", "evaluation", "checkpoint", "faults", "logging", "microbatches"),
-    *("data.num_workers", "data.prefetch"),
-    *(f"model.{name}" for name in EXECUTION_FIELDS),
-)
+# Config fields that may change when a run resumes; any other change is refused.
+MAY_CHANGE = RESUMABLE_FIELDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,9 +201,8 @@ def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer, accept_changed
     if changed:
         raise UserError(
             f"{workdir} contains a run with a different config ({'; '.join(changed)}): "
-            "use the old values, or a new --workdir; a run may change "
-            + ", ".join(f"config.{name}" for name in (*MAY_CHANGE, "data.path"))
-            + ", and its data with --accept_changed_data"
+            "use the old values, or a new --workdir; --help marks the fields that may change, and "
+            "--accept_changed_data allows different data"
         )
     if before.data_fingerprint != record.data_fingerprint:
         run_on_process_zero(lambda: _accept(workdir, before, record))
@@ -250,7 +245,7 @@ def config_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
         f"config.{name}: {old.get(name)!r} -> {new[name]!r}"
         for name in sorted(new)
-        if old.get(name) != new[name] and not name.startswith(MAY_CHANGE) and name != "data.path"
+        if old.get(name) != new[name] and name not in MAY_CHANGE
     ]
 
 

@@ -40,6 +40,12 @@ def test_fields_added_to_the_config_later_get_their_defaults(tmp_path):
     assert config_changes(before, now) == ["config.adapt.method: 'full' -> 'lora'"]
 
 
+def test_a_field_whose_name_begins_like_a_resumable_one_is_a_change():
+    before, now = default.get_config().to_dict(), default.get_config().to_dict()
+    now["model"]["attention"], now["model"]["attention_softcap"] = "xla", 50.0
+    assert config_changes(before, now) == ["config.model.attention_softcap: 0.0 -> 50.0"]
+
+
 def test_a_second_run_in_the_same_directory_is_an_error(tmp_path):
     with claim(tmp_path / "run"), pytest.raises(UserError, match="is in use by another run"), claim(tmp_path / "run"):
         pytest.fail("a second run claimed the directory")
