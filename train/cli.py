@@ -1,8 +1,9 @@
-"""`rootstock <command> [flags]`: parses flags, runs the command, and turns a user's mistake into one line."""
+"""`rootstock COMMAND [--flag=value ...]`: parses flags, runs the command, and reports a `UserError` in one line."""
 
 import importlib
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,27 +11,30 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from configs import reference
 from configs.errors import UserError, did_you_mean, end
 from train.distributed.sigterm import exit_on_sigterm
 
+# Command NAME is the module train/commands/NAME.py, with "_" for "-".
 COMMANDS = {
-    "prepare": "text -> token store",
-    "pretrain": "token store or text -> foundation model",
-    "finetune": "foundation model + labelled rows -> task model, with a before/after table",
-    "import-hf": "Hugging Face weights -> a model like one of our own",
-    "export-hf": "a model -> Hugging Face's format",
-    "checkpoint": "what a run's checkpoints hold: ls, verify, diff, prune",
-    "replay": "a step of a run once more, bit for bit, and the documents its loss came from",
-    "merge": "adapter + its foundation -> a model that needs no other",
-    "evaluate": "score a model on text or on labelled rows",
-    "generate": "continue prompts, or answer them",
-    "chat": "talk with a model",
-    "show-batch": "the tokens of a batch in colours: segments, what is masked, what is learnt",
-    "certify": "proof that a config trains the same on every mesh",
-    "explain-sharding": "where each parameter of a config lives, and why",
-    "plan": "memory, time and money of a config on chips that are not here",
-    "scaling": "a ladder of small runs -> the model size and the tokens that a compute budget calls for",
-    "demo": "all of it, on this machine's own Python documentation",
+    "prepare": "tokenize text into a token store",
+    "pretrain": "pre-train a language model on a token store or text",
+    "finetune": "fine-tune on labeled rows and compare with baselines",
+    "import-hf": "import a Hugging Face checkpoint as a run",
+    "export-hf": "export a run as a Hugging Face checkpoint",
+    "checkpoint": "list, verify, compare and prune the checkpoints of a run",
+    "replay": "re-run one training step bit for bit and rank its documents by loss",
+    "merge": "merge a LoRA adapter into its base model",
+    "evaluate": "evaluate a model on text, on language-model tasks or on labeled rows",
+    "generate": "generate text from prompts",
+    "chat": "chat with a model",
+    "config": "print a resolved config and what differs from the defaults",
+    "show-batch": "print a training batch: segments, masks and which tokens are in the loss",
+    "certify": "check that a config gives the same losses on every mesh",
+    "explain-sharding": "print how each parameter of a config is sharded, and by which rule",
+    "plan": "estimate memory, time and cost on TPUs or GPUs you do not have",
+    "scaling": "fit a scaling law to small runs and print the best model for a compute budget",
+    "demo": "pre-train, generate and fine-tune on this machine's Python documentation",
 }
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,7 +42,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 def main(argv: list[str] | None = None) -> None:
     """Runs `rootstock` and exits.
 
-    0: success; 1: a user's mistake; 2: a wrong command line; 75: SIGTERM, saved, run it again; 130: Ctrl-C.
+    0: success; 1: invalid input; 2: invalid command line; 75: SIGTERM, saved: run it again; 130: Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
@@ -64,16 +68,14 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         end(str(error), getattr(error, "exit_code", 1))
     except KeyboardInterrupt:
-        end("interrupted; run the same command again to go on", 130)
+        end("interrupted; run the same command again to resume", 130)
 
 
 def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagValues:
-    """Returns the parsed flags of a command; prints help or one line of error and exits where that is due."""
+    """Returns the parsed flags of a command; prints help and exits for --help, or exits with one line of error."""
     values = flags.FlagValues()
     command.define_flags(values)
-    for place, positional in enumerate(getattr(command, "POSITIONAL", ())):
-        if place < len(arguments) and not arguments[place].startswith("-"):
-            arguments[place] = f"--{positional}={arguments[place]}"
+    arguments = _with_positionals(command, arguments)
     has_config = "config" in (*getattr(command, "REQUIRED", ()), *getattr(command, "OPTIONAL", ()))
     if has_config:
         arguments = [_locate_config(argument) for argument in arguments]
@@ -90,20 +92,34 @@ def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagVal
         for flag in getattr(command, "REQUIRED", ()):
             if not values[flag].value:
                 raise UserError(f"--{flag} is missing; see rootstock {name} --help")
-    # A config file is the user's Python: whatever it raises is theirs to read, on one line.
+    # A config file is the user's Python and can raise anything; report it in one line.
     except Exception as error:
         end(" ".join(str(error).split()) or type(error).__name__, 2)
     return values
 
 
+def _with_positionals(command: ModuleType, arguments: list[str]) -> list[str]:
+    """Returns the arguments with positional ones as flags; exits with one line of error for a flag's former name."""
+    renamed = getattr(command, "RENAMED_FLAGS", {})
+    for argument in arguments:
+        flag = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("-") and flag in renamed:
+            end(f"--{flag} was renamed to --{renamed[flag]}", 2)
+    flags_of = dict(enumerate(getattr(command, "POSITIONAL", ())))
+    return [
+        f"--{flags_of[place]}={argument}" if place in flags_of and not argument.startswith("-") else argument
+        for place, argument in enumerate(arguments)
+    ]
+
+
 def _define_config(values: flags.FlagValues, arguments: list[str]) -> None:
-    text = "Config file; any field can be set: --config.FIELD=VALUE."
+    text = "Config file; --config.FIELD=VALUE sets a field (listed below)."
     argv = ["rootstock", *arguments]
     config_flags.DEFINE_config_file("config", None, text, flag_values=values, sys_argv=argv)
 
 
 def _check_fields(arguments: list[str]) -> None:
-    """Raises UserError for a `--config.FIELD` that the config does not have, which absl reports without its name."""
+    """Raises UserError for an unknown `--config.FIELD`; absl's own error does not name the field."""
     file = [argument for argument in arguments if argument.startswith("--config=")]
     values = flags.FlagValues()
     _define_config(values, file)
@@ -121,7 +137,7 @@ def _field_names(tree: dict[str, Any], prefix: str = "config") -> list[str]:
 
 
 def _locate_config(argument: str) -> str:
-    """Returns `--config=configs/...` with a path that exists: the working directory's, else the installed one."""
+    """Returns `--config=configs/...` with an existing path: in the working directory, or else in the installation."""
     flag, _, path = argument.partition("=")
     if flag not in ("--config", "-config") or not path:
         return argument
@@ -141,12 +157,29 @@ def _overview() -> str:
 
 
 def _help(name: str, command: ModuleType, values: flags.FlagValues) -> str:
-    own = [flag for flag in values.get_flags_for_module(command.__name__) or []]
-    own += [values[flag] for flag in ("config",) if flag in values]
-    seen = {flag.name: flag for flag in own}
     required = getattr(command, "REQUIRED", ())
     lines = []
-    for flag in sorted(seen.values(), key=lambda flag: flag.name not in required):
+    for flag in sorted(
+        (values[flag] for flag in values if "." not in flag), key=lambda flag: flag.name not in required
+    ):
         note = "required" if flag.name in required else f"default {flag.default!r}" if flag.default else ""
         lines.append(f"  --{flag.name}  {flag.help}{f' ({note})' if note else ''}")
+    lines += _config_help(getattr(command, "CONFIG_FIELDS", ()))
     return "\n".join([f"rootstock {name}: {(command.__doc__ or '').strip()}", "", "flags:", *lines])
+
+
+def _config_help(names: Sequence[str]) -> list[str]:
+    """Returns the config fields in `names` or in a section in `names`, with default and meaning; "": no section."""
+    from train.settings import RESUMABLE_FIELDS
+
+    lines: list[str] = []
+    previous = None
+    for field in reference.fields():
+        if field.section in names or field.name in names:
+            if field.section != previous:
+                title = f"config.{field.section}: {reference.titles()[field.section]}" if field.section else "config:"
+                lines += ["", title]
+            previous = field.section
+            mark = " (may change when the run resumes)" if field.name in RESUMABLE_FIELDS else ""
+            lines.append(f"  --config.{field.name}={field.default!r}  {field.meaning}{mark}")
+    return lines

@@ -207,7 +207,7 @@ def test_output_is_valid_json_and_has_no_control_characters(foundation, capsys, 
     found |= {"skipped": True, "batch": 1, "from_step": 0, "mesh": {"data": 1}, "saved_on": None}
     monkeypatch.setattr("train.commands.replay.replay", lambda *_: found | {"documents": [document]})
     for extra in ([], ["--json"]):
-        run(parse("replay", sys.modules[run.__module__], [f"--workdir={foundation}", "--step=2", *extra]))
+        run(parse("replay", sys.modules[run.__module__], [f"--run={foundation}", "--step=2", *extra]))
     text, _, shown = capsys.readouterr().out.partition("\n{")
     assert "\x1b[2J" not in text and "the step was skipped" in text
     parsed = json.loads("{" + shown, parse_constant=pytest.fail)

@@ -22,6 +22,10 @@ from train.planner.certificate import DEVICE_COUNTS, TOLERANCE, Verdict, layout_
 from train.settings import from_config
 
 REQUIRED = ("config",)
+CONFIG_FIELDS = (
+    *("batch_size", "sequence_length", "num_steps", "microbatches", "tokenizer", "xla_flags"),
+    *("model", "mesh", "data.path", "optimizer", "loss"),
+)
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -2,7 +2,7 @@
 
 /reset forgets what was said, /exit (or Ctrl-D) ends.
 
-  rootstock chat --checkpoint=runs/assistant
+  rootstock chat --run=runs/assistant
 """
 
 import contextlib
@@ -23,7 +23,8 @@ from train.generation.language_model import Writer
 from train.run.language_model import open_writer
 from train.run.record import open_run
 
-REQUIRED = ("checkpoint",)
+REQUIRED = ("run",)
+RENAMED_FLAGS = {"checkpoint": "run"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Answering:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
-    flags.DEFINE_string("checkpoint", None, "Directory of a run whose head writes.", flag_values=values)
+    flags.DEFINE_string("run", None, "Directory of a run whose head writes.", flag_values=values)
     text = "How turns become tokens; empty: the run's own, else the tokenizer's, else plain."
     flags.DEFINE_enum("template", "", ["", *NAMES], text, flag_values=values)
     flags.DEFINE_string("system", "", "System message.", flag_values=values)
@@ -47,7 +48,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command: reads a message a line from stdin, writes the answers to stdout."""
-    directory = Path(values.checkpoint)
+    directory = Path(values.run)
     answering = Answering(values.max_new_tokens, sampling_of(values), values.seed, tuple(values.stop))
     writer = open_writer(directory, values.template or _template(directory), cache_dtype=values.cache_dtype)
     with jax.set_mesh(writer.mesh):

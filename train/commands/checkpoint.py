@@ -1,13 +1,13 @@
-"""What a run's checkpoints hold, read without the model: `rootstock checkpoint ls|verify|diff|prune DIR`.
+"""Lists, verifies, compares and prunes the checkpoints of a run: `rootstock checkpoint ls|verify|diff|prune RUN`.
 
 rootstock checkpoint ls runs/tiny
 rootstock checkpoint verify runs/tiny
 rootstock checkpoint diff runs/tiny runs/other
 rootstock checkpoint prune runs/tiny --keep=1
 
-verify ends with 1 where a checkpoint is damaged and names its leaves. diff compares the newest checkpoints of two runs.
-prune deletes the oldest; the newest that is sound stays, as do those of config.checkpoint.keep_period; best/ is not
-touched.
+verify exits with 1 if a checkpoint is damaged, and names the damaged leaves. diff compares the newest checkpoints of
+two runs. prune deletes the oldest checkpoints; it keeps the newest sound one and those of config.checkpoint.keep_period,
+and leaves best/ alone.
 """
 
 import shutil
@@ -27,27 +27,28 @@ from train.run.history import read_records
 from train.run.lock import claim
 from train.run.record import config_changes, open_run
 
-POSITIONAL = ("action", "directory", "other")
-REQUIRED = ("action", "directory")
+POSITIONAL = ("action", "run", "other")
+REQUIRED = ("action", "run")
+RENAMED_FLAGS = {"directory": "run"}
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
     actions = ["ls", "verify", "diff", "prune"]
     flags.DEFINE_enum("action", None, actions, "ls, verify, diff or prune.", flag_values=values)
-    flags.DEFINE_string("directory", None, "Directory of a run.", flag_values=values)
+    flags.DEFINE_string("run", None, "Directory of a run.", flag_values=values)
     flags.DEFINE_string("other", "", "diff: directory of another run.", flag_values=values)
-    flags.DEFINE_integer("keep", 1, "prune: newest checkpoints that stay.", lower_bound=1, flag_values=values)
-    flags.DEFINE_boolean("dry_run", False, "prune: only say what would go.", flag_values=values)
+    flags.DEFINE_integer("keep", 1, "prune: newest checkpoints to keep.", lower_bound=1, flag_values=values)
+    flags.DEFINE_boolean("dry_run", False, "prune: print what would be deleted, without deleting.", flag_values=values)
 
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command; prints a table.
 
     Raises:
-        UserError: no run, no checkpoint, or a damaged one.
+        UserError: the run or its checkpoints are missing, or one is damaged.
     """
-    directory = Path(values.directory)
+    directory = Path(values.run)
     open_run(directory)
     if values.action == "ls":
         _list(directory)
@@ -56,7 +57,7 @@ def run(values: flags.FlagValues) -> None:
     elif values.action == "prune":
         _prune(directory, values.keep, values.dry_run)
     elif not values.other:
-        raise UserError("checkpoint diff: another run is missing; legal: rootstock checkpoint diff DIR OTHER")
+        raise UserError("checkpoint diff: the other run is missing; expected rootstock checkpoint diff RUN OTHER")
     else:
         _diff(directory, Path(values.other))
 
@@ -109,7 +110,7 @@ def _newest(directory: Path) -> tuple[int, CheckpointContents]:
         held = _read(directory, CHECKPOINTS_DIR, step)
         if not held.damage:
             return step, held
-    raise UserError(f"{directory} holds no sound checkpoint")
+    raise UserError(f"{directory} contains no sound checkpoint")
 
 
 def _diff(directory: Path, other: Path) -> None:
@@ -125,7 +126,7 @@ def _diff(directory: Path, other: Path) -> None:
             norm = float(np.linalg.norm((x - y).ravel())) / max(float(np.linalg.norm(y.ravel())), 1e-30)
             table.add_row(path, *kinds, f"{np.abs(x - y).max():.3g}", f"{norm:.3g}")
     same = sum(ours.checksums[path] == theirs.checksums.get(path) for path in ours.leaves)
-    table.caption = f"{same} leaves are the same, bit for bit"
+    table.caption = f"{same} leaves are identical"
     results_console().print(table)
     for change in config_changes(open_run(directory).record.config, open_run(other).record.config):
         results_console().print(change, markup=False)

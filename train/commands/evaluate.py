@@ -1,9 +1,9 @@
 """Scores a model: a language model on text or on tasks in words, a fine-tuned one on its labelled rows.
 
-rootstock evaluate --checkpoint=runs/tiny --text='held_out/*.txt' --json
-rootstock evaluate --checkpoint=runs/tiny --tasks=intent --data=test.jsonl --shots=3 --limit=200
-rootstock evaluate --checkpoint=runs/smollm2 --tasks=hellaswag,arc_easy --limit=100
-rootstock evaluate --checkpoint=runs/intent --data=test.jsonl --json
+rootstock evaluate --run=runs/tiny --text='held_out/*.txt' --json
+rootstock evaluate --run=runs/tiny --tasks=intent --data=test.jsonl --shots=3 --limit=200
+rootstock evaluate --run=runs/smollm2 --tasks=hellaswag,arc_easy --limit=100
+rootstock evaluate --run=runs/intent --data=test.jsonl --json
 
 --tasks are files of configs/evals/, or names of EleutherAI's lm-evaluation-harness (extra: evals).
 """
@@ -36,16 +36,17 @@ from train.settings import from_config
 from train.tasks.task import load
 from train.trees import boxed_params
 
-REQUIRED = ("checkpoint",)
+REQUIRED = ("run",)
+RENAMED_FLAGS = {"checkpoint": "run"}
 MULTI_PROCESS = True
 _BATCH_SIZE = 16
 _WINDOW = 2048
-_TASK_FILES = Path(__file__).resolve().parent.parent / "configs" / "evals"
+_TASK_FILES = Path(__file__).resolve().parents[2] / "configs" / "evals"
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
-    flags.DEFINE_string("checkpoint", None, "Directory of a run.", flag_values=values)
+    flags.DEFINE_string("run", None, "Directory of a run.", flag_values=values)
     flags.DEFINE_string("text", "", "Language model: file, glob or hf:NAME of text.", flag_values=values)
     text = f"With --text: tokens a prediction sees; 0: the model's context, {_WINDOW} at most."
     flags.DEFINE_integer("window", 0, text, lower_bound=0, flag_values=values)
@@ -68,7 +69,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command; prints and writes nats_per_token, bits_per_byte, tokens, or the metrics of a task."""
-    directory = Path(values.checkpoint)
+    directory = Path(values.run)
     opened = open_run(directory)
     record, language = opened.record, opened.is_language_model
     if values.text and not values.tasks and language:
@@ -136,7 +137,7 @@ def _score_tasks(directory: Path, values: flags.FlagValues) -> dict[str, Any]:
     try:
         from train.evaluation import harness
     except ImportError as error:
-        raise UserError(f"--tasks needs {error.name}: pip install 'rootstock[evals]'") from None
+        raise UserError(f"--tasks needs {error.name}: pip install -e '.[evals]'") from None
     folders = [str(_TASK_FILES), *([values.task_files] if values.task_files else [])]
     if values.task_files and not Path(values.task_files).is_dir():
         raise UserError(f"--task_files={values.task_files}: no such folder")

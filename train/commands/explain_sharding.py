@@ -23,6 +23,10 @@ from train.planner.sharding import check_rules, explain
 from train.settings import Settings, from_config, planned_model
 
 REQUIRED = ("config",)
+CONFIG_FIELDS = (
+    *("batch_size", "sequence_length", "num_steps", "microbatches", "tokenizer", "xla_flags"),
+    *("model", "mesh", "data.path", "optimizer", "loss"),
+)
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -1,7 +1,7 @@
-"""A run -> a directory that transformers, vLLM and llama.cpp's converter load: safetensors, config, tokenizer.
+"""Exports a run for transformers, vLLM and llama.cpp's converter: safetensors, config.json and tokenizer.
 
-Language models become ...ForCausalLM, classifiers that read the last token ...ForSequenceClassification. An adapter is
-merged into its foundation on the way.
+Language models become ...ForCausalLM; classifiers with last-token pooling become ...ForSequenceClassification. An
+adapter is merged into its base model.
 
   rootstock export-hf runs/books --output=exported
 """
@@ -12,19 +12,18 @@ from absl import flags
 
 from train.huggingface.exporting import _DTYPES, export_hf
 
-POSITIONAL = ("checkpoint",)
-
-
-REQUIRED = ("checkpoint", "output")
+POSITIONAL = ("run",)
+REQUIRED = ("run", "output")
+RENAMED_FLAGS = {"checkpoint": "run"}
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
-    flags.DEFINE_string("checkpoint", None, "Directory of a run.", flag_values=values)
-    flags.DEFINE_string("output", None, "Directory to write; new.", flag_values=values)
-    flags.DEFINE_enum("dtype", "float32", list(_DTYPES), "Of the weights.", flag_values=values)
+    flags.DEFINE_string("run", None, "Directory of a run.", flag_values=values)
+    flags.DEFINE_string("output", None, "Directory to write; must be new.", flag_values=values)
+    flags.DEFINE_enum("dtype", "float32", list(_DTYPES), "Data type of the weights.", flag_values=values)
 
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
-    export_hf(Path(values.checkpoint), Path(values.output), values.dtype)
+    export_hf(Path(values.run), Path(values.output), values.dtype)

@@ -1,8 +1,8 @@
-r"""Grafts a task head onto a foundation model and trains it on labelled rows.
+r"""Fine-tunes a model on labeled rows and compares it with baselines.
 
-Architecture and tokenizer come from --init_from; the backbone's weights are checked leaf by leaf, the head is new. Ends
-with a before/after table on held-out rows: the foundation asked without training, the same head from random weights,
-the fine-tuned model. The table is also in results.json and, with curves and samples, in report.html.
+Architecture, weights and tokenizer come from --init_from; the task head is new. Ends with a table of metrics on
+held-out rows: zero-shot and few-shot baselines, the same head trained from random weights, and the fine-tuned model.
+The table is also written to results.json and, with curves and samples, to report.html.
 
   rootstock finetune --config=configs/finetune/intent.py --init_from=runs/books --workdir=runs/intent \
       --config.data.path=train.jsonl --config.task.test_path=test.jsonl
@@ -12,22 +12,25 @@ from pathlib import Path
 
 from absl import flags
 
+from model.config import EXECUTION_FIELDS
 from train.finetuning.run import finetune
 
 REQUIRED = ("config", "init_from", "workdir")
-
-
+CONFIG_FIELDS = (
+    *("seed", "batch_size", "sequence_length", "num_steps", "microbatches", "xla_flags"),
+    *(f"model.{name}" for name in EXECUTION_FIELDS),
+    *("mesh", "data.path", "data.strict", "data.num_workers", "data.prefetch", "task", "adapt", "optimizer", "loss"),
+    *("evaluation", "checkpoint", "faults", "logging"),
+)
 MULTI_PROCESS = True
-
-
 PREEMPTIBLE = True
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
-    flags.DEFINE_string("init_from", None, "Run of the foundation model.", flag_values=values)
-    flags.DEFINE_string("workdir", None, "Directory of this run; made if need be.", flag_values=values)
-    flags.DEFINE_boolean("accept_changed_data", False, "Go on although the data changed.", flag_values=values)
+    flags.DEFINE_string("init_from", None, "Run of the base model.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Directory of this run; created if missing.", flag_values=values)
+    flags.DEFINE_boolean("accept_changed_data", False, "Resume although the data changed.", flag_values=values)
 
 
 def run(values: flags.FlagValues) -> None:

@@ -1,7 +1,7 @@
 """Continues prompts with a foundation model, or answers them with one that was fine-tuned to write.
 
-rootstock generate --checkpoint=runs/tiny --prompt='Once upon a time' --max_new_tokens=64 --temperature=0.8
-rootstock generate --checkpoint=runs/german --prompts=sentences.txt --output=german.jsonl --temperature=0
+rootstock generate --run=runs/tiny --prompt='Once upon a time' --max_new_tokens=64 --temperature=0.8
+rootstock generate --run=runs/german --prompts=sentences.txt --output=german.jsonl --temperature=0
 """
 
 import json
@@ -16,12 +16,13 @@ from train.commands.sampling_flags import define_sampling_flags, sampling_of
 from train.generation.language_model import continuations
 from train.run.language_model import open_writer
 
-REQUIRED = ("checkpoint",)
+REQUIRED = ("run",)
+RENAMED_FLAGS = {"checkpoint": "run"}
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
-    flags.DEFINE_string("checkpoint", None, "Directory of a run whose head writes.", flag_values=values)
+    flags.DEFINE_string("run", None, "Directory of a run whose head writes.", flag_values=values)
     flags.DEFINE_string("prompt", "", "Text to continue, or a message to answer.", flag_values=values)
     flags.DEFINE_string("prompts", "", "File: a prompt a line, or JSONL with a column 'prompt'.", flag_values=values)
     flags.DEFINE_string("output", "", "With --prompts: JSONL to write; empty: print it.", flag_values=values)
@@ -34,7 +35,7 @@ def run(values: flags.FlagValues) -> None:
         raise UserError("--prompt is missing; legal: --prompt=TEXT or --prompts=FILE, one of them")
     sampling = sampling_of(values)
     prompts = [values.prompt] if values.prompt else _read(values.prompts)
-    writer = open_writer(Path(values.checkpoint), cache_dtype=values.cache_dtype)
+    writer = open_writer(Path(values.run), cache_dtype=values.cache_dtype)
     with jax.set_mesh(writer.mesh):
         texts = continuations(writer, prompts, values.max_new_tokens, sampling, values.seed, values.stop)
     if values.prompt:

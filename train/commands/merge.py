@@ -1,6 +1,6 @@
-"""Adds what a run trained into its foundation: an adapter or a head alone becomes a run that needs no other.
+"""Merges an adapter or a fine-tuned head into its base model; the result is a run that needs no other.
 
-rootstock merge --checkpoint=runs/lora --output=runs/merged
+rootstock merge --run=runs/lora --workdir=runs/merged
 """
 
 import dataclasses
@@ -21,36 +21,39 @@ from train.run.record import start as start_run
 from train.step import TrainState
 from train.trees import boxed_params
 
-REQUIRED = ("checkpoint", "output")
+REQUIRED = ("run", "workdir")
+RENAMED_FLAGS = {"checkpoint": "run", "output": "workdir"}
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
-    flags.DEFINE_string("checkpoint", None, "Run whose foundation did not train as a whole.", flag_values=values)
-    flags.DEFINE_string("output", None, "Directory of the merged run; new.", flag_values=values)
+    flags.DEFINE_string(
+        "run", None, "Run with an adapter, or one that trained only a part of the model.", flag_values=values
+    )
+    flags.DEFINE_string("workdir", None, "Directory of the merged run; must be new.", flag_values=values)
 
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
-    merge(Path(values.checkpoint), Path(values.output))
+    merge(Path(values.run), Path(values.workdir))
 
 
 def merge(directory: Path, output: Path) -> None:
-    """Writes a run with the same predictions whose checkpoint holds every parameter.
+    """Writes a run with the same predictions whose checkpoint contains every parameter.
 
     Raises:
-        UserError: not a run of which a part was frozen, its foundation is gone, or `output` is not free.
+        UserError: the run trained all parameters, its base model is missing, or `output` is not empty.
     """
     adapter = open_run(directory)
     record = adapter.record
     if record.stage == "pretrain" or adapter.adaptation().method == "full":
-        raise UserError(f"--checkpoint={directory} trained all of its parameters; there is nothing to merge")
+        raise UserError(f"--run={directory} trained all of its parameters; there is nothing to merge")
     if output.exists() and any(output.iterdir()):
-        raise UserError(f"--output={output} exists and is not empty; legal: a new directory")
+        raise UserError(f"--workdir={output} is not empty; expected a new directory")
     mesh = single_device_mesh()
     groups = tuple(boxed_params(adapter.objective(adapted=False)))
     config = record.config | {"adapt": record.config["adapt"] | {"method": "full"}}
-    # The parameters are the best ones already, where the run kept those.
+    # load_merged_params already returns the best parameters if the run kept them.
     config |= {"checkpoint": config["checkpoint"] | {"best": False}}
     with claim(output), jax.set_mesh(mesh):
         params = adapter.load_merged(mesh, groups)
@@ -58,4 +61,4 @@ def merge(directory: Path, output: Path) -> None:
         step = jnp.asarray(record.config["num_steps"], jnp.int32)
         with open_manager(output, keep=1) as manager:
             save(manager, TrainState(step, params, None, {}), mesh)
-    say(f"merge: {output} holds the whole model")
+    say(f"merge: {output} contains the whole model")

@@ -1,6 +1,6 @@
-"""Says what a pre-training config needs and costs on chips that are not here: memory, time and money.
+"""Estimates memory, time and cost of a pre-training config on TPUs or GPUs you do not have.
 
-The real train step is compiled ahead of time for the topology, with no TPU attached (pip install 'rootstock[tpu]').
+Compiles the real train step ahead of time for the topology; no TPU is needed (pip install -e '.[tpu]').
 GPU topologies are estimated, and compiled too where the jax-cuda13 plugin is installed (docs/planning.md).
 
   rootstock plan --config=configs/pretrain/llm.py:llama2_7b --topology=v5e-16 --config.batch_size=16
@@ -23,6 +23,10 @@ from train.planner.topology import Topology, compiler_devices, parse_topology
 from train.settings import from_config
 
 REQUIRED = ("config", "topology")
+CONFIG_FIELDS = (
+    *("batch_size", "sequence_length", "num_steps", "microbatches", "tokenizer", "xla_flags"),
+    *("model", "mesh", "data.path", "optimizer", "loss"),
+)
 _SHOWN = 16  # rows of a search
 
 
@@ -30,11 +34,14 @@ def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
     text = "Chips to plan for: v5e-16, v5p:4x4x4, 2xv5e-256 (two slices), h100-8, a100-64, v100."
     flags.DEFINE_string("topology", None, text, flag_values=values)
-    flags.DEFINE_bool("search", False, "Rank every legal mesh, remat policy and batch size.", flag_values=values)
+    flags.DEFINE_bool("search", False, "Rank all valid meshes, remat policies and batch sizes.", flag_values=values)
     flags.DEFINE_float("tokens", 0.0, "Tokens to train on; 0: the config's steps.", flag_values=values)
-    flags.DEFINE_float("price", 0.0, "Dollars a chip and hour.", flag_values=values)
+    flags.DEFINE_float("price", 0.0, "US dollars per chip-hour.", flag_values=values)
     flags.DEFINE_float(
-        "tflops", 0.0, "Achieved TFLOP/s a chip, of 6 a parameter and token; 0: the roofline.", flag_values=values
+        "tflops",
+        0.0,
+        "Achieved TFLOP/s per chip, at 6 FLOPs per parameter and token; 0: the roofline.",
+        flag_values=values,
     )
     flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.", flag_values=values)
 
@@ -45,9 +52,9 @@ def run(values: flags.FlagValues) -> None:
     budget = Budget(values.tokens, values.price, values.tflops)
     for name, value in dataclasses.asdict(budget).items():
         if not 0 <= value < math.inf:
-            raise UserError(f"--{name} is {value}; legal: a finite number, at least 0")
+            raise UserError(f"--{name}={value}; expected a finite number of at least 0")
     settings = from_config(values.config.to_dict())
-    # The machine at hand has no part in this, whatever it is.
+    # Planning must not initialize this machine's accelerators.
     jax.config.update("jax_platforms", "cpu")
     devices, note = compiler_devices(topology)
     found: list[Candidate] = []
@@ -70,7 +77,7 @@ def run(values: flags.FlagValues) -> None:
 
 
 def _as_json(plan: Plan, found: list[Candidate]) -> dict[str, Any]:
-    """Returns the plan; of a search the winner's, its flags and all candidates too."""
+    """Returns the plan as JSON values; after a search, the winner's plan with its flags and all candidates."""
     rows = [
         {
             "flags": c.flags,
@@ -90,9 +97,9 @@ def _print_plan(plan: Plan, topology: Topology) -> None:
     out.print(f"[bold]{plan.parameters:,} parameters on {plan.topology}[/] ({plan.chips} chips), mesh: {mesh}")
     source = f"compiled in {plan.compile_seconds:.0f} s" if plan.compiled else f"estimated: {plan.note}"
     if plan.refused:
-        source = "XLA has not the memory to compile it; estimated"
-    out.print(f"{plan.tokens_per_step:,} tokens a step; {source}\n")
-    memory = Table("memory a chip", "GB", box=None, pad_edge=False)
+        source = "XLA ran out of memory while compiling; estimated"
+    out.print(f"{plan.tokens_per_step:,} tokens per step; {source}\n")
+    memory = Table("memory per chip", "GB", box=None, pad_edge=False)
     memory.columns[1].justify = "right"
     for name, size in plan.buffers.items():
         if size:
@@ -102,7 +109,7 @@ def _print_plan(plan: Plan, topology: Topology) -> None:
     out.print(memory)
     used = plan.peak_bytes_per_chip / plan.hbm_bytes_per_chip
     out.print(f"of {plan.hbm_bytes_per_chip / 1e9:.1f} GB: {used:.0%}, {verdict}\n")
-    step = Table("a step", "ms", box=None, pad_edge=False)
+    step = Table("time per step", "ms", box=None, pad_edge=False)
     step.columns[1].justify = "right"
     for name in ("compute", "memory", "network"):
         step.add_row(f"{name} at its peak rate", f"{getattr(plan, f'{name}_seconds') * 1e3:,.1f}")
@@ -116,14 +123,14 @@ def _print_plan(plan: Plan, topology: Topology) -> None:
         f"{plan.tokens_per_second:,.0f} tokens/s\n"
     )
     if plan.collectives:
-        table = Table("collectives a step", "count", "GB a device", box=None, pad_edge=False)
+        table = Table("collectives per step", "count", "GB per device", box=None, pad_edge=False)
         for column in table.columns[1:]:
             column.justify = "right"
         for kind, sent in plan.collectives.items():
             table.add_row(kind, f"{sent['count']:,.0f}", f"{sent['bytes'] / 1e9:.3f}")
         out.print(table)
         out.print()
-    cost = f", {plan.usd:,.0f} USD" if plan.usd is not None else "; --price=USD_PER_CHIP_HOUR says what it costs"
+    cost = f", {plan.usd:,.0f} USD" if plan.usd is not None else "; --price=USD_PER_CHIP_HOUR estimates the cost"
     years = plan.chip_hours / 8760
     days = plan.chip_hours / plan.chips / 24
     out.print(
@@ -132,7 +139,7 @@ def _print_plan(plan: Plan, topology: Topology) -> None:
     )
     if plan.bound_by != "--tflops":
         out.print(
-            "Times are a roofline: no real run is faster. --tflops=ACHIEVED_PER_CHIP plans with a rate you have seen."
+            "Times are a roofline: no real run is faster. --tflops=ACHIEVED_PER_CHIP uses a measured rate instead."
         )
 
 
@@ -157,4 +164,4 @@ def _print_search(found: list[Candidate]) -> None:
         misfits = sum(not c.fits for c in found)
         out.print(f"and {left} more; {misfits} of all {len(found)} do not fit")
     if found[0].fits:
-        out.print(f"\n[bold]the winner, to paste:[/]\n{found[0].flags}\n")
+        out.print(f"\n[bold]flags of the best candidate:[/]\n{found[0].flags}\n")

@@ -1,7 +1,7 @@
-"""Trains a foundation model to predict the next token of unlabelled text.
+"""Pre-trains a language model on unlabeled text.
 
-Run it again with the same --workdir and it goes on where it stopped. The model, its tokenizer and its history are
-written to --workdir, which is all that finetune, evaluate and generate need.
+Run the same command again to resume. The model, its tokenizer and its metrics are written to --workdir, which is all
+that finetune, evaluate and generate need.
 
   rootstock pretrain --config=configs/pretrain/tiny.py --workdir=runs/tiny --config.data.path='texts/*.txt'
 """
@@ -13,22 +13,19 @@ from absl import flags
 from train.pretraining import pretrain
 
 REQUIRED = ("config", "workdir")
-
-
+CONFIG_FIELDS = (*("", "model", "mesh", "data", "optimizer", "loss", "evaluation", "checkpoint", "faults", "logging"),)
 MULTI_PROCESS = True
-
-
 PREEMPTIBLE = True
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
-    flags.DEFINE_string("workdir", None, "Directory of the run; made if need be.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Directory of the run; created if missing.", flag_values=values)
     flags.DEFINE_string(
-        "init_from", "", "Run to take the model, the weights and the tokenizer from: continued pre-training.",
+        "init_from", "", "Continued pre-training: run that provides model, weights and tokenizer.",
         flag_values=values,
     )  # fmt: skip
-    flags.DEFINE_boolean("accept_changed_data", False, "Go on although the data changed.", flag_values=values)
+    flags.DEFINE_boolean("accept_changed_data", False, "Resume although the data changed.", flag_values=values)
 
 
 def run(values: flags.FlagValues) -> None:

@@ -17,28 +17,27 @@ from train.evaluation.document_losses import Document
 from train.replay import ran_on_another_mesh_size, replay
 from train.run.history import finite
 
-REQUIRED = ("workdir", "step")
-
-
+REQUIRED = ("run", "step")
+RENAMED_FLAGS = {"workdir": "run"}
 MULTI_PROCESS = True
-
-
 _SHOWN_CHARACTERS = 160
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
-    flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=values)
-    flags.DEFINE_integer("step", None, "Which step, counted from 1 as metrics.jsonl does.", flag_values=values)
-    text = "The run's data, where they are not at its config.data.path any more."
+    flags.DEFINE_string("run", None, "Directory of the run.", flag_values=values)
+    flags.DEFINE_integer("step", None, "Step to re-run, counted from 1 as in metrics.jsonl.", flag_values=values)
+    text = "Path of the run's data, if it is no longer at config.data.path."
     flags.DEFINE_string("data", "", text, flag_values=values)
-    flags.DEFINE_integer("documents", 5, "Worst documents to show.", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer(
+        "documents", 5, "Number of documents with the highest loss to print.", lower_bound=0, flag_values=values
+    )
     flags.DEFINE_boolean("json", False, "Print JSON.", flag_values=values)
 
 
 def run(values: flags.FlagValues) -> None:
-    """Runs the command; ends with 1 where the loss is not the logged one, but for a mesh of another size."""
-    found = replay(Path(values.workdir), values.step, values.data)
+    """Runs the command; exits with 1 if the loss differs from the logged one, unless the mesh has another size."""
+    found = replay(Path(values.run), values.step, values.data)
     if is_process_zero():
         if values.json:
             shown = found | {"documents": [d._asdict() for d in found["documents"][: values.documents]]}
@@ -47,23 +46,23 @@ def run(values: flags.FlagValues) -> None:
             _show(found, values.documents)
     if found["equal"] is False and not ran_on_another_mesh_size(found):
         raise UserError(
-            f"{values.workdir}: step {values.step} has the loss {found['loss']!r}, {found['logged_loss']!r} is logged; "
-            "equal bits need the machine, the JAX and the config.mesh of the run"
+            f"{values.run}: step {values.step} has loss {found['loss']!r}, but {found['logged_loss']!r} was logged; "
+            "bitwise equality needs the run's machine, JAX version and config.mesh"
         )
 
 
 def _show(found: dict[str, Any], count: int) -> None:
-    """Prints a step for people."""
+    """Prints a step as text and a table."""
     documents: list[Document] = found["documents"]
     verdict = {None: "not logged", True: "logged the same, bit for bit", False: f"logged {found['logged_loss']!r}"}
     skipped = "; the step was skipped" if found["skipped"] else ""
     size, saved_size = (math.prod((found[name] or {}).values()) for name in ("mesh", "saved_on"))
-    where = f" on {size} device(s), done first on {saved_size}, which promises about 1e-5, not the bit"
+    where = f" on {size} device(s), trained on {saved_size}: equal to about 1e-5, not bit for bit"
     out = results_console()
     out.print(
         f"step {found['step']}: loss {found['loss']!r}, {verdict[found['equal']]}; gradient norm "
         f"{found['grad_norm']:.4g}{skipped}\nbatch {found['batch']}, {len(documents)} documents; "
-        f"done again from step {found['from_step']}{where if ran_on_another_mesh_size(found) else ''}",
+        f"re-run from step {found['from_step']}{where if ran_on_another_mesh_size(found) else ''}",
         highlight=False,
         markup=False,
     )

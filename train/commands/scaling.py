@@ -1,11 +1,11 @@
-"""Fits a scaling law to a ladder of small runs, and says which model and how many tokens a compute budget calls for.
+"""Fits a scaling law to a sweep of small runs and prints the best model size and token count for a compute budget.
 
 Trains the config at several sizes (--sizes, multiples of its width) for several lengths (--lengths, multiples of its
-steps), each an ordinary run in a directory of its own below --workdir. Then fits their held-out losses with
+steps), each an ordinary run in its own directory below --workdir. Then fits their held-out losses with
 L(N, D) = E + A / N^alpha + B / D^beta (N: all parameters, D: tokens; Hoffmann et al. 2022, arXiv:2203.15556), checks
-the fit on the largest run, and prints the optimum of each budget with 95 % bootstrap intervals. Run it again and it
-goes on where it stopped; runs that are finished are only read. --workdir gets scaling.json, scaling.png, and the runs
-as points.jsonl, to which more can be added for --points.
+the fit on the largest run, and prints the optimum of each budget with 95% bootstrap intervals. Run the same command
+again to resume; finished runs are only read. Writes scaling.json, scaling.png and points.jsonl to --workdir; points can
+be added to points.jsonl for --points.
 
   rootstock scaling --config=configs/pretrain/tiny.py --config.data.path='texts/*.txt' --workdir=runs/scaling
   rootstock scaling --points=runs.jsonl --workdir=runs/scaling --flops=1e21,1e23
@@ -30,28 +30,21 @@ from train.scaling.report import Results, print_tables, results
 from train.scaling.sweep import flags_for_budget, next_decades, positive_number, read_points, sweep
 
 REQUIRED = ("workdir",)
-
-
 OPTIONAL = ("config",)
-
-
+CONFIG_FIELDS = (*("", "model", "mesh", "data", "optimizer", "loss", "evaluation", "checkpoint", "faults", "logging"),)
 MULTI_PROCESS = True
-
-
 PREEMPTIBLE = True
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
-    flags.DEFINE_string("workdir", None, "Directory of the sweep; made if need be.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Directory of the sweep; created if missing.", flag_values=values)
     flags.DEFINE_list("sizes", "0.25,0.5,0.75,1", "Multiples of the config's width.", flag_values=values)
     flags.DEFINE_list("lengths", "0.25,0.5,1", "Multiples of the config's steps.", flag_values=values)
-    flags.DEFINE_list(
-        "flops", [], "Budgets in model FLOPs; without it, the next three powers of ten.", flag_values=values
-    )
+    flags.DEFINE_list("flops", [], "Budgets in model FLOPs; default: the next three powers of ten.", flag_values=values)
     flags.DEFINE_string(
         "points", "", "Instead of --config: JSONL or CSV of runs trained elsewhere, with parameters, tokens, loss "
-        "(nats a token) and flops (without it, 6 * parameters * tokens).", flag_values=values,
+        "(nats per token) and flops (without it, 6 * parameters * tokens).", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_boolean("json", False, "Print one JSON object.", flag_values=values)
 
@@ -59,7 +52,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> None:
     """Runs the command; prints the runs, the law, the check on the largest run, and the optimum of each budget."""
     if bool(values.points) == bool(values.config):
-        raise UserError("one of --config and --points is wanted; see rootstock scaling --help")
+        raise UserError("expected either --config or --points; see rootstock scaling --help")
     sizes, lengths, budgets = (_numbers(name, values[name].value) for name in ("sizes", "lengths", "flops"))
     config = values.config.to_dict() if values.config else None
     workdir = Path(values.workdir)
@@ -91,7 +84,7 @@ def _publish(found: Results, analysis: Analysis, budgets: Sequence[float], workd
     try:
         draw(analysis, budgets, workdir / "scaling.png")
     except UserError as error:
-        # The numbers are out: a missing extra costs the picture alone.
+        # The figures are already written: without the extra only the plot is missing.
         say(f"scaling: no picture: {error}")
 
 
@@ -100,5 +93,5 @@ def _numbers(flag: str, texts: Any) -> list[float]:  # noqa: ANN401 - absl's fla
     numbers = [positive_number(text) for text in texts]
     for number, text in zip(numbers, texts, strict=True):
         if math.isnan(number):
-            raise UserError(f"--{flag} has {text!r}; legal: numbers above 0, with commas")
+            raise UserError(f"--{flag} contains {text!r}; expected comma-separated numbers above 0")
     return numbers

@@ -29,6 +29,7 @@ from train.pretraining import token_store
 from train.settings import Settings, from_config
 
 REQUIRED = ("config",)
+CONFIG_FIELDS = ("seed", "batch_size", "sequence_length", "tokenizer", "data", "task")
 # Characters of several tokens have at most so many.
 _CHARACTER_TOKENS = 4
 _BACKGROUNDS = ("on grey11", "on grey23")

@@ -20,7 +20,7 @@ def require() -> None:
         try:
             importlib.import_module(module)
         except ImportError:
-            raise UserError(f"task metrics need {name}: pip install 'rootstock[tasks]'") from None
+            raise UserError(f"task metrics need {name}: pip install -e '.[tasks]'") from None
 
 
 def classification(labels: Sequence[str], rankings: Sequence[Sequence[str]], top: int = 3) -> dict[str, Interval]:

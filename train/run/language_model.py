@@ -30,7 +30,7 @@ def open_writer(directory: Path, template: str = "", spread: bool = False, cache
     run = open_run(directory)
     if not run.is_language_model:
         raise UserError(
-            f"--checkpoint={directory} is a {run.record.task['name']} model; "
+            f"--run={directory} is a {run.record.task['name']} model; "
             "expected a pre-trained run, or one fine-tuned for generation, chat or preference"
         )
     tokenizer = run.tokenizer()

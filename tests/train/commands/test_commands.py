@@ -134,7 +134,7 @@ def test_a_flipped_bit_is_found_and_the_step_before_is_used(text, foundation, tm
     workdir = tmp_path / "damaged"
     subprocess.run(["cp", "-r", str(foundation), str(workdir)], check=True)
     flip_a_bit(workdir / "checkpoints" / "40" / "params")
-    done = command("evaluate", f"--checkpoint={workdir}", f"--text={text}", "--json")
+    done = command("evaluate", f"--run={workdir}", f"--text={text}", "--json")
     assert "checkpoint 40 is damaged" in done.stderr and json.loads(done.stdout)["tokens"] > 0
     resumed = pretrain(text, workdir)
     assert "checkpoint 40 is damaged" in resumed.stderr and "resumed at step 30" in resumed.stderr
@@ -145,21 +145,21 @@ def test_a_flipped_bit_is_found_and_the_step_before_is_used(text, foundation, tm
 def test_checkpoints_are_listed_verified_compared_and_pruned(foundation, tmp_path):
     workdir = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(foundation), str(workdir)], check=True)
-    listed = command("checkpoint_files", "ls", str(workdir)).stdout
+    listed = command("checkpoint", "ls", str(workdir)).stdout
     assert "checkpoints" in listed and " 30 " in listed and " 40 " in listed
-    assert command("checkpoint_files", "verify", str(workdir)).stdout.count("sound") == 2
-    assert "are the same, bit for bit" in command("checkpoint_files", "diff", str(workdir), str(foundation)).stdout
+    assert command("checkpoint", "verify", str(workdir)).stdout.count("sound") == 2
+    assert "leaves are identical" in command("checkpoint", "diff", str(workdir), str(foundation)).stdout
     flip_a_bit(workdir / "checkpoints" / "40" / "params")
-    found = command("checkpoint_files", "verify", str(workdir), check=False)
+    found = command("checkpoint", "verify", str(workdir), check=False)
     assert found.returncode == 1 and "checkpoints/40: checksum differs: params/" in found.stderr
     # The newest is damaged, so the only sound one stays.
-    assert "deleted nothing; kept 40, 30" in command("checkpoint_files", "prune", str(workdir), "--keep=1").stdout
-    differing = command("checkpoint_files", "diff", str(workdir), str(foundation)).stdout
+    assert "deleted nothing; kept 40, 30" in command("checkpoint", "prune", str(workdir), "--keep=1").stdout
+    differing = command("checkpoint", "diff", str(workdir), str(foundation)).stdout
     assert "params/backbone/" in differing and "opt_state/" in differing
     whole = tmp_path / "whole"
     subprocess.run(["cp", "-r", str(foundation), str(whole)], check=True)
-    assert "would delete 30; kept 40" in command("checkpoint_files", "prune", str(whole), "--dry_run").stdout
-    command("checkpoint_files", "prune", str(whole))
+    assert "would delete 30; kept 40" in command("checkpoint", "prune", str(whole), "--dry_run").stdout
+    command("checkpoint", "prune", str(whole))
     assert [p.name for p in (whole / "checkpoints").iterdir() if p.name.isdecimal()] == ["40"]
 
 
@@ -168,7 +168,7 @@ def test_evaluate_prints_and_keeps_about_what_training_logged(text, foundation, 
     whole = text.read_text()
     tail.write_text(whole[int(len(whole) * 0.9) :])
     kept = tmp_path / "results.json"
-    arguments = (f"--checkpoint={foundation}", f"--text={tail}", f"--output={kept}")
+    arguments = (f"--run={foundation}", f"--text={tail}", f"--output={kept}")
     figures = json.loads(command("evaluate", *arguments, "--json").stdout)
     logged = [r for r in records(foundation) if r["phase"] == "eval"][-1]
     # Training cuts the text into rows that do not see each other.
@@ -183,9 +183,7 @@ def test_evaluate_prints_and_keeps_about_what_training_logged(text, foundation, 
 
 def test_generate_is_a_function_of_its_seed(foundation):
     def generated(*extra):
-        return command(
-            "generate", f"--checkpoint={foundation}", "--prompt=the cat", "--max_new_tokens=12", *extra
-        ).stdout
+        return command("generate", f"--run={foundation}", "--prompt=the cat", "--max_new_tokens=12", *extra).stdout
 
     assert generated("--temperature=0").startswith("the cat")
     assert generated("--seed=1") == generated("--seed=1") != generated("--seed=2")
@@ -208,7 +206,7 @@ def test_finetuning_learns_prints_the_table_and_records_its_lineage(foundation, 
 
 
 def test_a_finetuned_run_is_scored_from_its_directory_alone(classifier, labelled):
-    figures = json.loads(command("evaluate", f"--checkpoint={classifier}", f"--data={labelled}", "--json").stdout)
+    figures = json.loads(command("evaluate", f"--run={classifier}", f"--data={labelled}", "--json").stdout)
     assert figures["rows"] == 200 and figures["accuracy"]["value"] > 0.9
 
 
@@ -244,10 +242,10 @@ def test_wrong_input_gives_one_clear_line_and_loses_nothing(text, foundation, cl
         (pretrain, (store, fresh, f"--init_from={foundation}"), "vocabulary"),
         (finetune, (foundation, labelled, fresh, f"--config.task.test_path={test_only}"), "'third'"),
         (finetune, (tmp_path, labelled, fresh), "run.json"),
-        (command, ("evaluate", f"--checkpoint={foundation}"), "--text is missing"),
-        (command, ("evaluate", f"--checkpoint={classifier}", f"--data={test_only}"), "'third'"),
-        (command, ("generate", f"--checkpoint={foundation}"), "--prompt is missing"),
-        (command, ("generate", f"--checkpoint={classifier}", "--prompt=x"), "legal: a pre-training run"),
+        (command, ("evaluate", f"--run={foundation}"), "--text is missing"),
+        (command, ("evaluate", f"--run={classifier}", f"--data={test_only}"), "'third'"),
+        (command, ("generate", f"--run={foundation}"), "--prompt is missing"),
+        (command, ("generate", f"--run={classifier}", "--prompt=x"), "legal: a pre-training run"),
     ]
     before = [digest(foundation), digest(classifier)]
     for function, arguments, expected in cases:

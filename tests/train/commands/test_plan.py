@@ -31,14 +31,14 @@ def test_json_holds_every_key_and_the_price():
     assert set(found["collectives"]["all-gather"]) == {"count", "bytes"}
 
 
-def test_the_screen_says_what_bounds_the_step_and_what_it_costs():
+def test_the_table_shows_what_bounds_the_step_and_the_cost():
     done = plan("--config=configs/pretrain/tiny.py", "--topology=a100", "--price=1", "--tflops=50")
     assert done.returncode == 0, done.stderr
-    for expected in ("memory a chip", "peak", "fits", "bound by --tflops", "MFU 16.0%", "chip-hours", "USD"):
+    for expected in ("memory per chip", "peak", "fits", "bound by --tflops", "MFU 16.0%", "chip-hours", "USD"):
         assert expected in done.stdout, done.stdout
 
 
-def test_a_search_prints_flags_to_paste_that_make_a_plan():
+def test_the_flags_that_a_search_prints_give_the_same_plan():
     arguments = ("--config=configs/pretrain/llm.py:smollm2_135m", "--topology=v100-4")
     done = plan(*arguments, "--search", "--json")
     assert done.returncode == 0, done.stderr
@@ -49,13 +49,13 @@ def test_a_search_prints_flags_to_paste_that_make_a_plan():
     assert json.loads(pasted.stdout)["tokens_per_second"] == winner["tokens_per_second"]
 
 
-def test_mistakes_are_one_line():
+def test_an_invalid_flag_is_a_one_line_error():
     tiny = "--config=configs/pretrain/tiny.py"
     cases = [
         ((tiny, "--topology=v5e-17"), "nearest: v5e-8, v5e-16, v5e-32"),
         ((tiny, "--topology=v100-7"), "does not divide"),
-        ((tiny, "--topology=v100", "--price=-1"), "--price is -1.0; legal: a finite number, at least 0"),
-        ((tiny, "--topology=v100", "--tokens=nan"), "--tokens is nan; legal: a finite number"),
+        ((tiny, "--topology=v100", "--price=-1"), "--price=-1.0; expected a finite number of at least 0"),
+        ((tiny, "--topology=v100", "--tokens=nan"), "--tokens=nan; expected a finite number"),
         ((tiny, "--topology=v100", "--config.tokenizer=chars"), "set config.model.vocab_size"),
         ((tiny,), "--topology is missing"),
         (

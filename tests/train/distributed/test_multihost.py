@@ -196,8 +196,8 @@ def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_all(text, o
 def test_evaluation_is_shared_out_and_its_figures_are_of_all(text, four, tmp_path):
     tail = tmp_path / "tail.txt"
     tail.write_text(text.read_text()[int(len(text.read_text()) * 0.9) :])
-    first, second = spawn(2, 1, "evaluate", f"--checkpoint={four[0]}", f"--text={tail}", "--json")
-    alone = spawn(1, 2, "evaluate", f"--checkpoint={four[0]}", f"--text={tail}", "--json")[0]
+    first, second = spawn(2, 1, "evaluate", f"--run={four[0]}", f"--text={tail}", "--json")
+    alone = spawn(1, 2, "evaluate", f"--run={four[0]}", f"--text={tail}", "--json")[0]
     assert json.loads(first.stdout) == pytest.approx(json.loads(alone.stdout), rel=1e-5)
     assert (second.returncode, second.stdout) == (0, "")
 
