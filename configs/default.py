@@ -34,7 +34,10 @@ def get_config() -> ConfigDict:
 
 
 def model() -> ConfigDict:
-    """Returns `config.model`: Llama-like, about 6.9 million parameters with an 8,192-token vocabulary."""
+    """Returns `config.model`: the architecture, and how it runs.
+
+    The default is Llama-like and has about 6.9 million parameters with an 8,192-token vocabulary.
+    """
     m = ConfigDict()
     m.vocab_size = 0  # tokens in the vocabulary; 0: the tokenizer's size, rounded up to a multiple of 64
     m.embed_dim = 256  # width of the residual stream
@@ -74,9 +77,7 @@ def model() -> ConfigDict:
     m.compute_dtype = "auto"  # "float32" or "bfloat16"; "auto": bfloat16 on accelerators. Parameters stay float32.
     m.cache_dtype = "auto"  # KV cache: "bfloat16" or "int8"; "auto": compute_dtype
     m.attention = "auto"  # "xla", "cudnn" (GPU) or "splash" (TPU, Pallas); "auto": the fastest that can run here
-    m.scan_layers = (
-        True  # compile one layer and loop over it; False: unroll, which compiles slower and is faster on CPU
-    )
+    m.scan_layers = True  # compile one layer and loop over it; False: unroll (slower to compile, faster on CPU)
     # Activations recomputed in the backward pass: "none", "dots" (all but matrix products), "full" (all but the layers'
     # inputs), or "offload" (as "full", with the layers' inputs kept in host memory).
     m.remat = "none"
@@ -164,9 +165,8 @@ def optimizer() -> ConfigDict:
     o.epsilon = 1e-8  # added to the denominator of the update
     o.weight_decay = 0.1  # applied to the layers' matrices only, not to norms, biases and embeddings
     o.clip_norm = 1.0  # clip the gradient to this global norm; 0: off
-    o.layer_decay = (
-        1.0  # layer-wise learning-rate decay: each layer's rate is this factor times that of the layer above
-    )
+    # Layer-wise learning-rate decay: each layer's rate is this factor times that of the layer above.
+    o.layer_decay = 1.0
     return o
 
 

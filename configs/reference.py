@@ -42,8 +42,12 @@ def fields() -> tuple[Field, ...]:
 def titles() -> dict[str, str]:
     """Returns {section: what it is about}, taken from the docstrings of `configs/default.py`."""
     source = Path(default.__file__).read_text(encoding="utf-8")
-    texts = {_section(function): ast.get_docstring(function) or "" for function in _functions(source)}
-    return {section: text.partition(": ")[2] for section, text in texts.items()} | {"": "fields outside of sections"}
+    texts = {
+        _section(function): (ast.get_docstring(function) or "").partition("\n")[0] for function in _functions(source)
+    }
+    return {section: text.partition(": ")[2].rstrip(".") for section, text in texts.items()} | {
+        "": "fields outside of sections"
+    }
 
 
 def _functions(source: str) -> list[ast.FunctionDef]:

@@ -322,6 +322,11 @@ _TRAIN = (
         "tests/train/test_early_stopping.py::test_patience_counts_consecutive_evaluations",
     ),
     Mutant(
+        "an import is turned round", "train/console.py", "from rich.console import Console",
+        "import train.run.history; from rich.console import Console",
+        "tests/test_house.py::test_a_file_is_short_and_imports_only_from_lower_floors[train/console.py]",
+    ),
+    Mutant(
         "bits per byte are in nats", "train/evaluation/scoring.py", "nll / math.log(2) /", "nll /",
         "tests/train/evaluation/test_scoring.py::test_figures_are_those_of_a_uniform_model",
     ),

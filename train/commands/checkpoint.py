@@ -6,8 +6,8 @@ rootstock checkpoint diff runs/tiny runs/other
 rootstock checkpoint prune runs/tiny --keep=1
 
 verify exits with 1 if a checkpoint is damaged, and names the damaged leaves. diff compares the newest checkpoints of
-two runs. prune deletes the oldest checkpoints; it keeps the newest sound one and those of config.checkpoint.keep_period,
-and leaves best/ alone.
+two runs. prune deletes the oldest checkpoints; it keeps the newest sound one, those of config.checkpoint.keep_period
+and best/.
 """
 
 import shutil
