@@ -60,10 +60,11 @@ def test_a_file_is_short_and_imports_only_from_lower_floors(path):
             assert body <= 60, f"{node.name} has {body} lines"
 
 
-def sections_of(hint):
-    """The config section that a type hint names, e.g. "mesh" for `MeshSettings`; None for other hints."""
+def section_of(hint):
+    """Returns the config section that a type hint names, e.g. "mesh" for `MeshSettings` and "" for `Settings`."""
     names = {node.id for node in ast.walk(hint) if isinstance(node, ast.Name)} if hint else set()
-    return next((section for section, kind in SECTIONS.items() if kind.__name__ in names), None)
+    classes = {"Settings": ""} | {kind.__name__: section for section, kind in SECTIONS.items()}
+    return next((section for name, section in classes.items() if name in names), None)
 
 
 def section_names(tree):
@@ -72,12 +73,12 @@ def section_names(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.arg | ast.AnnAssign):
             target = node.arg if isinstance(node, ast.arg) else name_of(node.target)
-            section = sections_of(node.annotation)
+            section = section_of(node.annotation)
         elif isinstance(node, ast.Assign):
-            target, section = name_of(node.targets[0]), name_of(node.value)
+            target, section = name_of(node.targets[0]), name_of(node.value) or None
         else:
             continue
-        if section in SECTIONS:
+        if section in ("", *SECTIONS):
             names.setdefault(target, set()).add(section)
     return names
 
@@ -93,20 +94,33 @@ def fields_read(tree):
     A read is an attribute of a section: of an expression that ends in its name (`settings.faults.every`), of a name
     assigned from one or annotated with its class, or of `self` in its class; or a key (`settings.model["remat"]`).
     """
-    names, classes = section_names(tree), {kind.__name__: section for section, kind in SECTIONS.items()}
+    for scope in getattr(tree, "body", []):
+        yield from fields_read_in(scope)
+        if isinstance(scope, ast.ClassDef):
+            section = section_of(ast.Name(scope.name))
+            yield from (f"{section}.{node.attr}" for node in ast.walk(scope) if is_self_attribute(node))
+
+
+def fields_read_in(scope):
+    """Yields "section.field" for each config field that a function or class reads."""
+    names = section_names(scope)
+
+    def is_settings(node):
+        return "settings" in name_of(node) or "" in names.get(name_of(node), ())
 
     def sections(owner):
-        return (names.get(name_of(owner), set()) | {name_of(owner)}) & set(SECTIONS)
+        found = set(names.get(name_of(owner), ()))
+        if isinstance(owner, ast.Attribute) and is_settings(owner.value):
+            found.add(owner.attr)
+        return found & set(SECTIONS)
 
-    for node in ast.walk(tree):
+    for node in ast.walk(scope):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             yield from (f"{section}.{node.attr}" for section in sections(node.value))
-            if "settings" in name_of(node.value):
+            if is_settings(node.value):
                 yield node.attr
         elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
             yield from (f"{section}.{node.slice.value}" for section in sections(node.value))
-        elif isinstance(node, ast.ClassDef) and node.name in classes:
-            yield from (f"{classes[node.name]}.{x.attr}" for x in ast.walk(node) if is_self_attribute(x))
         elif isinstance(node, ast.Call) and name_of(node.func) in ("asdict", "astuple"):
             for section in sections(node.args[0]):
                 yield from (f"{section}.{field.name}" for field in dataclasses.fields(SECTIONS[section]))
