@@ -1,4 +1,4 @@
-"""The one exception that ends a command with a single line instead of a traceback, and how that line is written."""
+"""`UserError`, which ends a command with one line instead of a traceback, and helpers to write that line."""
 
 import difflib
 import os
@@ -8,7 +8,7 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """A wrong input: names the field or file, what was found and what is expected, in one line."""
+    """Invalid input: one line that names the field or file, the value found and what was expected."""
 
 
 def one_line(error: Exception, limit: int = 200) -> str:
@@ -16,9 +16,9 @@ def one_line(error: Exception, limit: int = 200) -> str:
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
-def did_you_mean(name: str, legal: Iterable[str]) -> str:
-    """Returns "; did you mean 'x'?" for the legal name closest to `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(legal), n=1)
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'?" for the known name closest to `name`, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

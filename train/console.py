@@ -1,4 +1,4 @@
-"""What a person sees while a command runs: messages and progress bars on stderr, tables on stdout."""
+"""Console output: messages and progress bars on stderr, tables on stdout."""
 
 import contextlib
 import re
@@ -18,15 +18,15 @@ from rich.progress import (
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-_WIDTH = 200  # columns: no table has more
+_WIDTH = 200  # columns; the widest table fits
 
 
-# stdout belongs to results (tables, JSON, text), so that a command can be piped.
+# stdout is for results only (tables, JSON, text), so that commands can be piped.
 console = Console(stderr=True, soft_wrap=True)
 
 
 def say(text: str) -> None:
-    """Prints a line of progress to stderr as it is: no markup, no colors."""
+    """Prints a line to stderr verbatim: no markup, no colors."""
     console.print(text, highlight=False, markup=False)
 
 
@@ -36,23 +36,22 @@ def warn(text: str) -> None:
 
 
 def results_console() -> Console:
-    """Returns the console that prints tables to stdout; what is wider than a terminal wraps there, and none is cut."""
+    """Returns a console for tables on stdout; lines wider than the terminal wrap instead of being cut."""
     out = Console(highlight=False, soft_wrap=True)
     out.width = max(out.width, _WIDTH)
     return out
 
 
 def visible(text: str) -> str:
-    """Returns a text on one line that a terminal obeys nothing of, with marks for line feeds and tabs."""
+    """Returns a text on one line without control characters; line feeds and tabs become visible marks."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text.replace("\n", "⏎").replace("\t", "⇥"))
 
 
 def say_skipped(title: str, skipped: Mapping[str, int]) -> None:
-    """Says how many bad rows of each kind the data were read without."""
+    """Warns how many invalid rows of each kind were skipped."""
     if skipped:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))
-        text = f"{title}: {sum(skipped.values()):,} bad rows are skipped: {kinds}"
-        warn(text)
+        warn(f"{title}: {sum(skipped.values()):,} bad rows are skipped: {kinds}")
 
 
 class Bar(Protocol):
@@ -64,7 +63,7 @@ class Bar(Protocol):
 
 @contextlib.contextmanager
 def progress(title: str, total: int | None) -> Iterator[Bar]:
-    """Yields a function that moves a bar with an ETA; where output is no terminal, a line every tenth instead."""
+    """Yields a function that moves a bar with an ETA; without a terminal, prints a line per tenth instead."""
     if not console.is_terminal:
         yield _plain(title, total)
         return
@@ -84,7 +83,7 @@ def progress(title: str, total: int | None) -> Iterator[Bar]:
 
 @contextlib.contextmanager
 def step_progress() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Yields progress(stage, done, total), which opens a bar of its own for each stage it hears of."""
+    """Yields progress(stage, done, total), which opens a new bar for each new stage."""
     with contextlib.ExitStack() as stack:
         bars: dict[str, Bar] = {}
 

@@ -1,9 +1,9 @@
-"""A customer-service assistant of several turns (Taskmaster-4 and short instructions), on a foundation model.
+"""A multi-turn customer-service assistant (Taskmaster-4 and short instructions).
 
 Command:  rootstock finetune --config=configs/finetune/assistant.py --init_from=runs/books --workdir=runs/assistant \
               --config.data.path='dialogues.jsonl,instructions.jsonl'
 Data:     JSONL, Parquet or hf:NAME with a column "messages" ([{role, content}]), or "instruction", "input", "output".
-Mesh:     one CPU; any `--config.mesh` that the machine has devices for.
+Mesh:     one CPU; any `--config.mesh` that matches the number of devices.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,10 @@
-"""Which of 41 kinds a contract's clause is (CUAD), held out by contract, on a foundation model.
+"""Classifies contract clauses into 41 kinds (CUAD); the test set consists of contracts not seen in training.
 
 Command:  rootstock finetune --config=configs/finetune/contract_clause.py --init_from=runs/books \
               --workdir=runs/clause --config.data.path=clauses.jsonl
-Data:     JSONL, CSV, Parquet or hf:NAME with columns "text", "label" and "contract"; rows without contracts:
+Data:     JSONL, CSV, Parquet or hf:NAME with columns "text", "label" and "contract"; for rows without contracts:
           --config.task.group=""
-Mesh:     one CPU; any `--config.mesh` that the machine has devices for.
+Mesh:     one CPU; any `--config.mesh` that matches the number of devices.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from configs.finetune import intent
 
 
 def get_config() -> ConfigDict:
-    """Returns the config: the intent task's, with longer rows."""
+    """Returns the config: that of the intent task, with longer rows."""
     config = intent.get_config()
     config.sequence_length = 256
     config.num_steps = 400

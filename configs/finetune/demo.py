@@ -1,4 +1,4 @@
-"""The classifier of `rootstock demo`: which library does a docstring belong to?
+"""The classifier of `rootstock demo`: predicts the library that a docstring belongs to.
 
 Command:  rootstock demo
 Mesh:     one CPU.

@@ -1,9 +1,9 @@
-"""What was said between two people, in a few sentences (MTS-Dialog: doctor and patient), on a foundation model.
+"""Summarizes dialogues (MTS-Dialog: doctor and patient).
 
 Command:  rootstock finetune --config=configs/finetune/dialogue_summary.py --init_from=runs/books \
               --workdir=runs/summary --config.data.path=train.jsonl --config.task.test_path=test.jsonl
 Data:     JSONL, CSV, Parquet or hf:NAME with a column "dialogue" and a column "summary".
-Mesh:     one CPU; any `--config.mesh` that the machine has devices for.
+Mesh:     one CPU; any `--config.mesh` that matches the number of devices.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""Whether a message is spam (SMS Spam Collection: ham or spam), on a foundation model.
+"""Classifies messages as ham or spam (SMS Spam Collection).
 
 Command:  rootstock finetune --config=configs/finetune/email_spam.py --init_from=runs/books --workdir=runs/spam \
               --config.data.path=messages.jsonl
-Data:     JSONL, CSV, Parquet or hf:NAME with a column "text" and a column "label".
-Mesh:     one CPU; any `--config.mesh` that the machine has devices for.
+Data:     JSONL, CSV, Parquet or hf:NAME with columns "text" and "label".
+Mesh:     one CPU; any `--config.mesh` that matches the number of devices.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from configs.finetune import intent
 
 
 def get_config() -> ConfigDict:
-    """Returns the config: the intent task's, with fewer steps for its two classes."""
+    """Returns the config: that of the intent task, with fewer steps."""
     config = intent.get_config()
     config.num_steps = 200
     config.task.prompt = "Message: {input}\nKind of message:"

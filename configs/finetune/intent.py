@@ -1,9 +1,9 @@
-"""Which of many intents a customer's message has (BANKING77: 77 intents), on a foundation model.
+"""Classifies the intent of customer messages (BANKING77: 77 intents).
 
 Command:  rootstock finetune --config=configs/finetune/intent.py --init_from=runs/books --workdir=runs/intent \
               --config.data.path=train.jsonl --config.task.test_path=test.jsonl
-Data:     JSONL, CSV, Parquet or hf:NAME with a column "text" and a column "label".
-Mesh:     one CPU; any `--config.mesh` that the machine has devices for.
+Data:     JSONL, CSV, Parquet or hf:NAME with columns "text" and "label".
+Mesh:     one CPU; any `--config.mesh` that matches the number of devices.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
-"""Answers to questions about a text, on a foundation model: "span" points at them, "generative" writes them.
+"""Question answering on a text: "span" extracts the answer from it, "generative" writes the answer.
 
 Command:  rootstock finetune --config=configs/finetune/question_answering.py --init_from=runs/books \
               --workdir=runs/qa --config.data.path=squad.jsonl
-          ...question_answering.py:generative... for answers in words
-Data:     JSONL, Parquet or hf:NAME with SQuAD's columns "context", "question", "answers" and "title"; rows without
+          ...question_answering.py:generative... to write answers
+Data:     JSONL, Parquet or hf:NAME with the columns of SQuAD: "context", "question", "answers" and "title"; rows without
           titles: --config.task.group="{context}"
-Mesh:     one CPU; any `--config.mesh` that the machine has devices for.
+Mesh:     one CPU; any `--config.mesh` that matches the number of devices.
 """
 
 from ml_collections import ConfigDict
@@ -39,5 +39,5 @@ def get_config(variant: str = "span") -> ConfigDict:
         config.task.prompt = "{input}\nAnswer:"
         config.task.metrics = ("squad",)
     else:
-        raise UserError(f"question_answering.py:{variant} is unknown; legal: span, generative")
+        raise UserError(f"question_answering.py:{variant} is unknown; expected span or generative")
     return config

@@ -1,9 +1,9 @@
-"""Translation of sentences from English (Tatoeba), on a foundation model: into German ("de") or Vietnamese ("vi").
+"""Translates English sentences (Tatoeba) into German ("de") or Vietnamese ("vi").
 
 Command:  rootstock finetune --config=configs/finetune/translation.py:de --init_from=runs/books \
               --workdir=runs/german --config.data.path=pairs.jsonl
-Data:     JSONL, CSV, Parquet or hf:NAME with a column "en" and a column named like the language.
-Mesh:     one CPU; any `--config.mesh` that the machine has devices for.
+Data:     JSONL, CSV, Parquet or hf:NAME with a column "en" and a column named after the target language.
+Mesh:     one CPU; any `--config.mesh` that matches the number of devices.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ _NAMES = {"de": "German", "vi": "Vietnamese", "fr": "French", "es": "Spanish"}
 
 
 def get_config(language: str = "de") -> ConfigDict:
-    """Returns the config of a language, which is the name of the column to translate into."""
+    """Returns the config for a target language, which is also the name of its column."""
     config = default.get_config()
     config.batch_size = 16
     config.sequence_length = 256

@@ -1,4 +1,4 @@
-"""The foundation model of `rootstock demo`: this machine's Python documentation, a few minutes on two cores.
+"""The pre-trained model of `rootstock demo`: this machine's Python documentation, a few minutes on two cores.
 
 Command:  rootstock demo
 Mesh:     one CPU.

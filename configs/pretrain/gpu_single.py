@@ -1,8 +1,8 @@
 """A 110-million-parameter Llama-like model on one GPU: bfloat16, cuDNN attention, Muon.
 
 Command:  rootstock pretrain --config=configs/pretrain/gpu_single.py --workdir=runs/gpu --config.data.path=STORE
-Mesh:     one GPU. Bytes a device: 12.9 GB at the peak (rootstock plan --topology=h100, attention without its flash
-          kernel), so a card of 24 GB holds it; on a smaller one raise config.microbatches.
+Mesh:     one GPU. Bytes per device: 12.9 GB at the peak (rootstock plan --topology=h100, attention without its flash
+          kernel), so it fits a card of 24 GB; on a smaller one, increase config.microbatches.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from configs import default
 
 
 def get_config() -> ConfigDict:
-    """Returns the config: 0.5 million tokens a step, in 16 microbatches of 32 rows of 1,024."""
+    """Returns the config: 0.5 million tokens per step, in 16 microbatches of 32 rows of 1,024 tokens."""
     config = default.get_config()
     config.tokenizer = "bpe:32768"
     config.batch_size = 512
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.model.num_heads = 12
     config.model.num_kv_heads = 12
     config.model.mlp_dim = 2048
-    # Matrix products are kept for the backward pass; norms and activations are made again.
+    # Matrix products are kept for the backward pass; norms and activations are recomputed.
     config.model.remat = "dots"
     config.loss.chunk = 128
     config.loss.z_loss = 1e-4

@@ -2,8 +2,8 @@
 
 Command:  rootstock pretrain --config=configs/pretrain/llm.py:smollm2_135m --workdir=runs/smollm2 \
               --config.data.path=STORE --config.mesh.fsdp=8
-Mesh:     fsdp over all devices unless told otherwise; float32 parameters and Adam moments need 12 bytes a parameter,
-          shared out over fsdp x tensor.
+Mesh:     fsdp over all devices unless told otherwise; float32 parameters and Adam moments need 12 bytes per
+          parameter, divided over fsdp x tensor.
 """
 
 from ml_collections import ConfigDict
@@ -12,12 +12,12 @@ from configs import default, models
 
 
 def get_config(name: str = "smollm2_135m") -> ConfigDict:
-    """Returns the default config with the architecture `name`, one row of 2,048 tokens a device of 8."""
+    """Returns the default config with the architecture `name`, 8 rows of 2,048 tokens per step."""
     config = default.get_config()
-    # The published numbers say all that differs from a plain Llama; our own small-model choices go.
+    # The published architecture replaces the default's choices for small models.
     config.model.update({"qk_norm": False, "output_init": "scaled", "remat": "full"})
     config.model.update(models.architecture(name))
-    # A vocabulary that meshes do not divide (GPT-2's 50,257) gets rows that no token uses.
+    # A vocabulary that meshes do not divide (GPT-2's 50,257) is padded with rows that no token uses.
     if config.model.vocab_size % 128:
         config.model.vocab_size = -(-config.model.vocab_size // 512) * 512
     config.batch_size = 8

@@ -2,8 +2,8 @@
 
 Command:  rootstock pretrain --config=configs/pretrain/shakespeare_char.py --workdir=runs/shakespeare \
               --config.data.path=input.txt
-Mesh:     one CPU. Bytes a device: 6 MB of state.
-Expect:   1.58 nats a character over the whole validation part (the last 10 % of the text).
+Mesh:     one CPU. Bytes per device: 6 MB of state.
+Expect:   1.58 nats per character over the whole validation part (the last 10% of the text).
 """
 
 from ml_collections import ConfigDict
@@ -25,10 +25,10 @@ def get_config() -> ConfigDict:
     config.model.num_kv_heads = 4
     config.model.mlp_dim = 256
     config.model.tie_embeddings = False
-    # On rows this short the norm of 32-wide heads costs a fifth of the step and gains nothing.
+    # On rows this short, normalizing 32-wide heads costs a fifth of the step time and gains nothing.
     config.model.qk_norm = False
     config.model.scan_layers = False
-    # Matrices this small are done faster by one thread each, two at a time, than by both threads together.
+    # Matrices this small are faster with one thread each, two at a time, than with both threads on one product.
     config.xla_flags = "--xla_cpu_multi_thread_eigen=false --xla_cpu_experimental_ynn_fusion_type="
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 5e-3

@@ -1,7 +1,7 @@
-"""A 3-million-parameter model on whatever text there is: the first thing to run on a laptop.
+"""A 3-million-parameter model on any text: the first config to run on a laptop.
 
 Command:  rootstock pretrain --config=configs/pretrain/tiny.py --workdir=runs/tiny --config.data.path='texts/*.txt'
-Mesh:     one CPU; any `--config.mesh` that the machine has devices for.
+Mesh:     one CPU; any `--config.mesh` that matches the number of devices.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """Llama 2 7B from scratch on a v5e-16 slice: parameters and moments over all chips, every layer recomputed.
 
 Command:  rootstock pretrain --config=configs/pretrain/v5e_16.py --workdir=runs/7b --config.data.path=STORE
-Mesh:     fsdp 16, four hosts (docs/clusters.md). Bytes a device: 14.3 GB at the peak of 17.2 (rootstock plan).
+Mesh:     fsdp 16, four hosts (docs/clusters.md). Bytes per device: 14.3 GB of 17.2 GB at the peak (rootstock plan).
 """
 
 from ml_collections import ConfigDict
@@ -10,7 +10,7 @@ from configs.pretrain import llm
 
 
 def get_config() -> ConfigDict:
-    """Returns the config: 128 rows of 2,048 tokens a step, 8 a chip."""
+    """Returns the config: 128 rows of 2,048 tokens per step, 8 per chip."""
     config = llm.get_config("llama2_7b")
     config.tokenizer = "bpe:32000"
     config.batch_size = 128

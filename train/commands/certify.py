@@ -1,8 +1,8 @@
-"""Certifies that a config trains the same on every mesh: on 8 virtual CPU devices against one, in float32.
+"""Checks that a config gives the same losses on every mesh of 8 virtual CPU devices as on one device, in float32.
 
-Runs the config shrunk, but through the code that trains it, under every layout of the devices, and prints the largest
-relative difference of the loss, the gradient's norm and the updated parameters. Above 1e-5 it fails and names the
-layout and the leaf. Needs no accelerator and no data; about two minutes on two cores, less with fewer devices.
+Runs a small version of the config through the training code under every layout of the devices, and prints the largest
+relative difference of the loss, the gradient norm and the updated parameters. Fails above 1e-5 and names the layout
+and the leaf. Needs no accelerator and no data; about two minutes on two cores, less with fewer devices.
 
   rootstock certify --config=configs/pretrain/tiny.py
 """
@@ -39,10 +39,10 @@ def run(values: flags.FlagValues) -> None:
     """Runs the command."""
     settings = shrink(from_config(values.config.to_dict()))
     count = int(values.devices)
-    # Before JAX looks for a device, and whatever else the machine has.
+    # Before JAX initializes, and independent of the machine's accelerators.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", count)
-    # The partitioner is put to the test, not LLVM: without its expensive passes a layout takes half the time.
+    # This tests the partitioner, not LLVM: without LLVM's expensive passes a layout takes half the time.
     jax.config.update("jax_disable_most_optimizations", True)
     found, meshes = [], layouts(count)
     with progress("certify", len(meshes)) as bar:
@@ -56,7 +56,7 @@ def publish(found: list[Verdict], as_json: bool) -> None:
     """Prints the certificate.
 
     Raises:
-        UserError: a layout is out of tolerance; names the first one and its leaf.
+        UserError: a layout exceeds the tolerance; names the first one and its worst leaf.
     """
     wrong = [verdict for verdict in found if verdict.fault]
     largest = {name: max(getattr(v, name) for v in found) for name in ("loss", "grad_norm", "params")}
@@ -75,7 +75,7 @@ def publish(found: list[Verdict], as_json: bool) -> None:
 
 
 def _strict(values: dict[str, object]) -> dict[str, object]:
-    """Returns the values with null for what JSON has no number for."""
+    """Returns the values with None for numbers that JSON cannot represent."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 

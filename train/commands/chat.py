@@ -1,6 +1,6 @@
-"""Talks with a model on a terminal, in its own template; what it writes appears as it is written.
+"""Chats with a model in a terminal, in its chat template; the answer is streamed.
 
-/reset forgets what was said, /exit (or Ctrl-D) ends.
+/reset clears the conversation, /exit (or Ctrl-D) quits.
 
   rootstock chat --run=runs/assistant
 """
@@ -29,7 +29,7 @@ RENAMED_FLAGS = {"checkpoint": "run"}
 
 @dataclasses.dataclass(frozen=True)
 class Answering:
-    """How answers are written: the flags of `generate`."""
+    """How answers are generated."""
 
     max_new_tokens: int
     sampling: Sampling
@@ -39,26 +39,26 @@ class Answering:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
-    flags.DEFINE_string("run", None, "Directory of a run whose head writes.", flag_values=values)
-    text = "How turns become tokens; empty: the run's own, else the tokenizer's, else plain."
+    flags.DEFINE_string("run", None, "Directory of a run with a language-model head.", flag_values=values)
+    text = "Chat template; empty: that of the run, else the tokenizer's, else plain."
     flags.DEFINE_enum("template", "", ["", *NAMES], text, flag_values=values)
     flags.DEFINE_string("system", "", "System message.", flag_values=values)
     define_sampling_flags(values, temperature=0.7)
 
 
 def run(values: flags.FlagValues) -> None:
-    """Runs the command: reads a message a line from stdin, writes the answers to stdout."""
+    """Runs the command: reads one message per line from stdin, writes the answers to stdout."""
     directory = Path(values.run)
     answering = Answering(values.max_new_tokens, sampling_of(values), values.seed, tuple(values.stop))
     writer = open_writer(directory, values.template or _template(directory), cache_dtype=values.cache_dtype)
     with jax.set_mesh(writer.mesh):
-        say(f"chat: template {writer.template}; /reset forgets, /exit ends")
+        say(f"chat: template {writer.template}; /reset clears the conversation, /exit quits")
         for part in talk(writer, _lines(), values.system, answering):
             print(part, end="", flush=True)
 
 
 def _template(directory: Path) -> str:
-    """Returns the template of a run that has none of its own."""
+    """Returns the template for a run that does not define one."""
     run = open_run(directory)
     if run.record.stage == "finetune":
         return ""
@@ -72,9 +72,9 @@ def _lines() -> Iterator[str]:
 
 
 def talk(writer: Writer, lines: Iterable[str], system: str, answering: Answering) -> Iterator[str]:
-    """Yields the answers to what is said, in parts as they are written, each with a line feed after it.
+    """Yields the answers to `lines` in parts, as they are generated, with a line feed after each answer.
 
-    A conversation that has grown beyond the model's context loses its oldest turns.
+    The oldest turns are dropped when the conversation exceeds the model's context.
     """
     start = [{"role": "system", "content": system}] if system else []
     messages = list(start)
@@ -98,7 +98,7 @@ def talk(writer: Writer, lines: Iterable[str], system: str, answering: Answering
 
 
 def _up_to(parts: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    """Yields a text in parts up to the earliest of `stop`; what may be the beginning of one waits for more."""
+    """Yields a text in parts up to the earliest of `stop`; holds back what may be the beginning of a stop text."""
     text, shown = "", 0
     longest = max(map(len, stop), default=1)
     for part in parts:

@@ -1,8 +1,7 @@
-"""The whole way on this machine's own Python documentation: no download, no account, one CPU.
+"""Runs all stages on this machine's own Python documentation: no download, no account, one CPU.
 
-Collects docstrings, trains a tokenizer, pre-trains a small foundation model, prints two samples, grafts a classifier
-(which library does this docstring belong to?) and ends with the before/after table. Run it again and it goes on where
-it stopped.
+Collects docstrings, trains a tokenizer, pre-trains a small language model, prints two samples, fine-tunes a classifier
+that predicts the library of a docstring, and prints its comparison with baselines. Run it again to resume.
 
   rootstock demo --workdir=runs/demo
 """
@@ -30,9 +29,7 @@ _PROMPTS = ("Return the ", "This function ")
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
     flags.DEFINE_string("workdir", "runs/demo", "Directory of the demo.", flag_values=values)
-    flags.DEFINE_float(
-        "scale", 1.0, "Part of the training steps to take, for a quicker look.", lower_bound=0.01, flag_values=values
-    )
+    flags.DEFINE_float("scale", 1.0, "Fraction of the training steps to run.", lower_bound=0.01, flag_values=values)
 
 
 def run(values: flags.FlagValues) -> None:

@@ -1,4 +1,4 @@
-"""Scores a model: a language model on text or on tasks in words, a fine-tuned one on its labelled rows.
+"""Evaluates a language model on text or on tasks in words, or a fine-tuned model on labeled rows.
 
 rootstock evaluate --run=runs/tiny --text='held_out/*.txt' --json
 rootstock evaluate --run=runs/tiny --tasks=intent --data=test.jsonl --shots=3 --limit=200
@@ -48,21 +48,23 @@ def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
     flags.DEFINE_string("run", None, "Directory of a run.", flag_values=values)
     flags.DEFINE_string("text", "", "Language model: file, glob or hf:NAME of text.", flag_values=values)
-    text = f"With --text: tokens a prediction sees; 0: the model's context, {_WINDOW} at most."
+    text = f"With --text: longest context of a prediction in tokens; 0: the model's, at most {_WINDOW}."
     flags.DEFINE_integer("window", 0, text, lower_bound=0, flag_values=values)
-    text = "With --text: new tokens a window; 0: half of it."
+    text = "With --text: new tokens per window; 0: half of it."
     flags.DEFINE_integer("stride", 0, text, lower_bound=0, flag_values=values)
-    flags.DEFINE_list("tasks", [], "Language model: names of tasks, with commas.", flag_values=values)
-    text = "A folder of task files (YAML of the harness) besides configs/evals/."
+    flags.DEFINE_list("tasks", [], "Language model: comma-separated names of tasks.", flag_values=values)
+    text = "Another directory of task files (the harness's YAML), besides configs/evals/."
     flags.DEFINE_string("task_files", "", text, flag_values=values)
-    text = "Labelled rows, columns as in training; with --tasks: as the task file says."
+    text = "Labeled rows, with columns as in training; with --tasks: with the columns of the task file."
     flags.DEFINE_string("data", "", text, flag_values=values)
-    flags.DEFINE_string("shots_data", "", "With --tasks: rows to show; empty: others of --data.", flag_values=values)
-    text = "With --tasks: answered rows before each question; -1: as the task says."
+    flags.DEFINE_string(
+        "shots_data", "", "With --tasks: rows for few-shot examples; empty: other rows of --data.", flag_values=values
+    )
+    text = "With --tasks: few-shot examples per prompt; -1: as in the task file."
     flags.DEFINE_integer("shots", -1, text, lower_bound=-1, flag_values=values)
-    flags.DEFINE_integer("limit", 0, "With --tasks: rows a task; 0: all.", lower_bound=0, flag_values=values)
-    flags.DEFINE_boolean("chat", False, "With --tasks: put questions in the chat template.", flag_values=values)
-    text = "File for the figures; empty: results.json in the run's directory."
+    flags.DEFINE_integer("limit", 0, "With --tasks: rows per task; 0: all.", lower_bound=0, flag_values=values)
+    flags.DEFINE_boolean("chat", False, "With --tasks: format prompts with the chat template.", flag_values=values)
+    text = "File for the results; empty: results.json in the run's directory."
     flags.DEFINE_string("output", "", text, flag_values=values)
     flags.DEFINE_boolean("json", False, "Print one JSON object.", flag_values=values)
 
@@ -81,8 +83,8 @@ def run(values: flags.FlagValues) -> None:
         name, figures = f"data {values.data}", _score_rows(opened, values.data)
     else:
         kind = "pretrain" if record.stage == "pretrain" else record.task["name"]
-        legal = (["--text", "--tasks"] if language else []) + (["--data"] if record.stage == "finetune" else [])
-        raise UserError(f"{legal[0]} is missing: {directory} is a {kind} run; legal: one of {', '.join(legal)}")
+        expected = (["--text", "--tasks"] if language else []) + (["--data"] if record.stage == "finetune" else [])
+        raise UserError(f"{expected[0]} is missing: {directory} is a {kind} run; expected one of {', '.join(expected)}")
     if not is_process_zero():
         return
     _keep(Path(values.output) if values.output else directory / NAME, name, figures)
@@ -93,15 +95,15 @@ def run(values: flags.FlagValues) -> None:
 
 
 def _keep(path: Path, name: str, figures: dict[str, Any]) -> None:
-    """Adds the figures to a file, under "evaluations"; what else it holds stays."""
+    """Adds the figures to a file, under "evaluations"; keeps its other contents."""
     try:
         add_results(path, lambda held: held.setdefault("evaluations", {}).update({name: figures}))
     except UserError as error:
-        raise UserError(f"{error}; legal: --output=FILE") from None
+        raise UserError(f"{error}; use --output=FILE") from None
 
 
 def _print(name: str, figures: dict[str, Any]) -> None:
-    """Prints a row a source or task where there are several, else a row a figure."""
+    """Prints one row per source or task, or one row per figure if there is a single source."""
     parts = figures.get("sources") or {k: v for k, v in figures.items() if isinstance(v, dict) and "value" not in v}
     table = Table(title=name, title_justify="left")
     if parts:
@@ -140,7 +142,7 @@ def _score_tasks(directory: Path, values: flags.FlagValues) -> dict[str, Any]:
         raise UserError(f"--tasks needs {error.name}: pip install -e '.[evals]'") from None
     folders = [str(_TASK_FILES), *([values.task_files] if values.task_files else [])]
     if values.task_files and not Path(values.task_files).is_dir():
-        raise UserError(f"--task_files={values.task_files}: no such folder")
+        raise UserError(f"--task_files={values.task_files}: is not a directory")
     data = {"test": values.data, "train": values.shots_data}
     return harness.evaluate(
         open_writer(directory, spread=True),

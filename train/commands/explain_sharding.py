@@ -1,7 +1,7 @@
-"""Shows where each parameter of a pre-training config lives: its axes, the rule for them, mesh axes, bytes a device.
+"""Prints how each parameter of a pre-training config is sharded: logical axes, rule, mesh axes, bytes per device.
 
-Nothing is allocated and no device of the mesh need be there. A parameter that no rule covers, and a rule that no
-parameter of any architecture needs, are errors.
+Allocates nothing and needs none of the mesh's devices. A parameter without a rule, or a rule that no parameter of any
+architecture uses, is an error.
 
   rootstock explain-sharding --config=configs/pretrain/llm.py:llama2_7b --devices=16
 """
@@ -41,7 +41,7 @@ def run(values: flags.FlagValues) -> None:
     settings = from_config(values.config.to_dict())
     model = planned_model(settings)
     if values.devices or min(dataclasses.astuple(settings.mesh)) > 0:
-        # Nothing has to be asked of this machine's accelerators, which may be busy.
+        # This machine's accelerators are not needed and may be busy.
         jax.config.update("jax_platforms", "cpu")
     mesh = abstract_mesh(settings, values.devices or _devices(settings))
     check_rules(model)
@@ -66,7 +66,7 @@ def _print(found: dict[str, Any], mesh: AnyMesh) -> None:
     out.print(table)
     totals = found["totals"]
     out.print(
-        f"\n{totals['parameters']:,} parameters: {totals['parameter_bytes'] / 1e9:.3f} GB a device, "
+        f"\n{totals['parameters']:,} parameters: {totals['parameter_bytes'] / 1e9:.3f} GB per device, "
         f"{totals['state_bytes'] / 1e9:.3f} GB with the optimizer's state"
     )
     for name, axes in ACTIVATION_RULES.items():

@@ -1,4 +1,4 @@
-"""Continues prompts with a foundation model, or answers them with one that was fine-tuned to write.
+"""Generates text: continues prompts with a pre-trained model, or answers them with a fine-tuned one.
 
 rootstock generate --run=runs/tiny --prompt='Once upon a time' --max_new_tokens=64 --temperature=0.8
 rootstock generate --run=runs/german --prompts=sentences.txt --output=german.jsonl --temperature=0
@@ -22,17 +22,19 @@ RENAMED_FLAGS = {"checkpoint": "run"}
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
-    flags.DEFINE_string("run", None, "Directory of a run whose head writes.", flag_values=values)
+    flags.DEFINE_string("run", None, "Directory of a run with a language-model head.", flag_values=values)
     flags.DEFINE_string("prompt", "", "Text to continue, or a message to answer.", flag_values=values)
-    flags.DEFINE_string("prompts", "", "File: a prompt a line, or JSONL with a column 'prompt'.", flag_values=values)
-    flags.DEFINE_string("output", "", "With --prompts: JSONL to write; empty: print it.", flag_values=values)
+    flags.DEFINE_string(
+        "prompts", "", "File with one prompt per line, or JSONL with a column 'prompt'.", flag_values=values
+    )
+    flags.DEFINE_string("output", "", "With --prompts: JSONL file to write; empty: print.", flag_values=values)
     define_sampling_flags(values, temperature=0.8)
 
 
 def run(values: flags.FlagValues) -> None:
-    """Runs the command; prints the prompt and its continuation, or the answer alone, or a JSON object a prompt."""
+    """Runs the command; prints the prompt with its continuation, the answer alone, or one JSON object per prompt."""
     if bool(values.prompt) == bool(values.prompts):
-        raise UserError("--prompt is missing; legal: --prompt=TEXT or --prompts=FILE, one of them")
+        raise UserError("--prompt is missing; expected either --prompt=TEXT or --prompts=FILE")
     sampling = sampling_of(values)
     prompts = [values.prompt] if values.prompt else _read(values.prompts)
     writer = open_writer(Path(values.run), cache_dtype=values.cache_dtype)
@@ -53,7 +55,7 @@ def _read(path: str) -> list[str]:
     """Returns the prompts of a file.
 
     Raises:
-        UserError: there is none, or a row without a "prompt".
+        UserError: the file is unreadable or empty, or a row has no "prompt".
     """
     if path.endswith(".txt"):
         try:
@@ -68,5 +70,5 @@ def _read(path: str) -> list[str]:
                 raise UserError(f"{path}: row {number}: no 'prompt'; columns found: {', '.join(map(str, row))}")
             prompts.append(str(row["prompt"]))
     if not prompts:
-        raise UserError(f"--prompts={path} holds no prompt; legal: one a line")
+        raise UserError(f"--prompts={path} contains no prompt; expected one per line")
     return prompts

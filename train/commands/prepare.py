@@ -1,7 +1,7 @@
-"""Turns text into a token store: collect, clean, remove duplicates, split, tokenize, shuffle.
+"""Tokenizes text into a token store: collect, clean, remove duplicates, split, tokenize, shuffle.
 
---input is a file, a glob, several with commas, or hf:NAME: .txt .md (a document a file), .jsonl .csv .parquet (a
-document a row; .gz and .zst too).
+--input is a file, a glob, several with commas, or hf:NAME: .txt .md (one document per file), .jsonl .csv .parquet
+(one document per row; .gz and .zst too).
 
   rootstock prepare --input='texts/*.txt' --output=stores/texts --tokenizer=bpe:8192
 """
@@ -27,12 +27,12 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("output", None, "Directory of the store.", flag_values=values)
     flags.DEFINE_string("tokenizer", "bpe:8192", "bpe:N, bytes, chars, or a tokenizer's path.", flag_values=values)
     flags.DEFINE_string("text_field", "text", "Column of JSONL, CSV and Parquet.", flag_values=values)
-    flags.DEFINE_float("validation_fraction", 0.1, "Part held out.", flag_values=values)
+    flags.DEFINE_float("validation_fraction", 0.1, "Fraction of the text to hold out.", flag_values=values)
     flags.DEFINE_enum(
         "validation_split", "documents", list(SPLIT_METHODS),
         "Hold out whole documents, or the tail of each.", flag_values=values,
     )  # fmt: skip
-    flags.DEFINE_integer("seed", 0, "Of the documents' order.", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Random seed of the document order.", flag_values=values)
     flags.DEFINE_boolean("strict", True, "Stop at a bad row; --nostrict skips and counts it.", flag_values=values)
     text = "Make nothing: compare the files of the store at --output with the checksums in its manifest."
     flags.DEFINE_boolean("verify", False, text, flag_values=values)

@@ -1,7 +1,7 @@
-"""Shows a batch as training reads it: its tokens, the segments of a row, and which tokens are learnt.
+"""Prints a training batch: its tokens, the segments of each row, and which tokens are in the loss.
 
-With --init_from it is a batch of finetune's, without one of pretrain's; text is tokenized for it if need be. Where
-stdout has no colours, the tokens that are learnt stand in brackets.
+With --init_from, prints a fine-tuning batch, otherwise a pre-training batch; tokenizes text if necessary. Without
+colors on stdout, tokens in the loss are printed in brackets.
 
   rootstock show-batch --config=configs/pretrain/tiny.py --config.data.path='texts/*.txt' --rows=2
 """
@@ -30,19 +30,19 @@ from train.settings import Settings, from_config
 
 REQUIRED = ("config",)
 CONFIG_FIELDS = ("seed", "batch_size", "sequence_length", "tokenizer", "data", "task")
-# Characters of several tokens have at most so many.
+# The longest UTF-8 character has this many bytes, hence tokens.
 _CHARACTER_TOKENS = 4
 _BACKGROUNDS = ("on grey11", "on grey23")
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """What is shown.
+    """A batch and what is needed to print it.
 
     Attributes:
         batch: t -> batch t.
-        tokenizer: of its tokens.
-        classes: what integer targets, or the places of target vectors, stand for; None: they are tokens.
+        tokenizer: the tokenizer of its tokens.
+        classes: names of integer targets or of the entries of target vectors; None: targets are tokens.
     """
 
     batch: Callable[[int], Batch]
@@ -52,20 +52,20 @@ class Shown:
 
 @dataclasses.dataclass(frozen=True)
 class _Token:
-    """A token as it is shown: `target` says what is learnt at it where that is not simply the next token."""
+    """A token to print; `target` is its target as text where that is not simply the next token."""
 
     text: str
     special: bool
-    learnt: bool
+    in_loss: bool
     target: str
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
-    text = "Run of the foundation model, for a batch of labelled rows."
+    text = "Run of the base model, for a fine-tuning batch."
     flags.DEFINE_string("init_from", "", text, flag_values=values)
-    flags.DEFINE_integer("step", 0, "Which batch; 0 is the first.", lower_bound=0, flag_values=values)
-    flags.DEFINE_integer("rows", 4, "Rows of the batch, at most.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("step", 0, "Index of the batch, from 0.", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("rows", 4, "Maximum number of rows to print.", lower_bound=1, flag_values=values)
 
 
 def run(values: flags.FlagValues) -> None:
@@ -73,7 +73,7 @@ def run(values: flags.FlagValues) -> None:
     settings = from_config(values.config.to_dict())
     file = Path(config_flags.get_config_filename(values["config"]))
     if file.parent.name == "finetune" and not values.init_from:
-        raise UserError(f"--init_from is missing: the rows of {file.name} have the tokenizer of a foundation model")
+        raise UserError(f"--init_from is missing: {file.name} uses the tokenizer of the base model")
     with tempfile.TemporaryDirectory() as scratch:
         if values.init_from:
             shown = _fine_tuning(settings, Path(values.init_from))
@@ -83,7 +83,7 @@ def run(values: flags.FlagValues) -> None:
 
 
 def _pre_training(settings: Settings, scratch: Path) -> Shown:
-    """Returns the batches that `pretrain` trains on; a store is made in `scratch` where there is none."""
+    """Returns the batches that `pretrain` trains on; tokenizes text into `scratch` if necessary."""
     store = token_store(settings, scratch, None)
     rows = PackedRows(open_store(store, "train"), settings.sequence_length)
     return Shown(BatchFunction(rows, settings.batch_size, settings.seed), load_tokenizer(store))
@@ -101,7 +101,7 @@ def _fine_tuning(settings: Settings, foundation: Path) -> Shown:
 def show(shown: Shown, step: int, rows: int, console: Console) -> None:
     """Prints the first `rows` rows of batch `step` and a legend."""
     batch = shown.batch(step)
-    coloured = console.color_system is not None and not console.no_color
+    colored = console.color_system is not None and not console.no_color
     for row in range(min(rows, len(batch["tokens"]))):
         arrays = {name: values[row] for name, values in batch.items()}
         segments = _segments(arrays["segment_ids"])
@@ -113,20 +113,20 @@ def show(shown: Shown, step: int, rows: int, console: Console) -> None:
         )
         for number, place in enumerate(segments, 1):
             tokens = _tokens({name: values[place] for name, values in arrays.items()}, shown)
-            console.print(_line(tokens, number, coloured))
+            console.print(_line(tokens, number, colored))
         console.print()
-    console.print(_legend(coloured))
+    console.print(_legend(colored))
 
 
 def _segments(segment_ids: np.ndarray) -> list[slice]:
-    """Returns where the segments of a row are; padding is none."""
+    """Returns the slices of a row's segments, without padding."""
     edges = [0, *(np.flatnonzero(np.diff(segment_ids)) + 1).tolist(), len(segment_ids)]
     places = [slice(first, last) for first, last in itertools.pairwise(edges)]
     return [place for place in places if segment_ids[place.start] > 0]
 
 
 def _tokens(segment: Batch, shown: Shown) -> Iterator[_Token]:
-    """Yields the tokens of a segment; those that are learnt are the next of one with a weight, which names them."""
+    """Yields the tokens of a segment; a token is in the loss if it is the target of the token before it."""
     ids, targets, weights = (segment[name] for name in ("tokens", "targets", "weights"))
     as_tokens = shown.classes is None and targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer)
     is_next = np.zeros(len(ids), bool)
@@ -137,8 +137,8 @@ def _tokens(segment: Batch, shown: Shown) -> Iterator[_Token]:
         target = ""
         if weights[place] > 0 and not is_next[place]:
             target = _meaning(targets[place], shown) + (f" x{weights[place]:g}" if weights[place] != 1 else "")
-        learnt = place > 0 and bool(is_next[place - 1])
-        yield _Token(text, int(ids[place]) in special, learnt, target)
+        in_loss = place > 0 and bool(is_next[place - 1])
+        yield _Token(text, int(ids[place]) in special, in_loss, target)
 
 
 def _meaning(target: np.ndarray, shown: Shown) -> str:
@@ -153,13 +153,13 @@ def _meaning(target: np.ndarray, shown: Shown) -> str:
 
 
 def _texts(ids: list[int], tokenizer: Tokenizer) -> list[str]:
-    """Returns what each token adds to the text, special ones as their names.
+    """Returns the text that each token adds; special tokens give their names.
 
-    A character of several tokens stands at the last of them; the others are empty.
+    A character of several tokens is the text of the last of them; the others are empty.
     """
     names = {index: name for name, index in tokenizer.special_tokens.items()}
     texts = []
-    # Of what precedes, `context` to `start` is enough to decode a token as it stands in the text.
+    # Decoding from `context` is enough to decode a token as it appears in the text.
     context = start = 0
     for place, index in enumerate(ids):
         if index in names:
@@ -176,19 +176,19 @@ def _texts(ids: list[int], tokenizer: Tokenizer) -> list[str]:
     return texts
 
 
-def _line(tokens: Iterator[_Token], number: int, coloured: bool) -> Text:
-    """Returns a segment: coloured, or with brackets around what is learnt."""
+def _line(tokens: Iterator[_Token], number: int, colored: bool) -> Text:
+    """Returns a segment: colored, or with brackets around tokens in the loss."""
     background = _BACKGROUNDS[number % 2]
     line = Text.assemble((f"{number} ", "bold cyan"))
     for place, token in enumerate(tokens):
         text = visible(token.text)
-        if not coloured:
+        if not colored:
             text = f"⟨{text}⟩" if token.special else text
-            line.append(f"[{text}]" if token.learnt and text else text)
+            line.append(f"[{text}]" if token.in_loss and text else text)
             line.append(f"{{→ {token.target}}}" if token.target else "")
         else:
-            # Two shades, so that one sees where a token ends.
-            shade = ("green", "bright_green")[place % 2] if token.learnt else ("grey82", "grey58")[place % 2]
+            # Two shades alternate to show where a token ends.
+            shade = ("green", "bright_green")[place % 2] if token.in_loss else ("grey82", "grey58")[place % 2]
             line.append(text, f"{shade} {background}{' italic' if token.special else ''}")
             line.append(f" → {token.target} " if token.target else "", "bold black on yellow")
         if token.text.endswith("\n"):
@@ -196,15 +196,15 @@ def _line(tokens: Iterator[_Token], number: int, coloured: bool) -> Text:
     return line
 
 
-def _legend(coloured: bool) -> Text:
-    if not coloured:
-        names = "[a token that is learnt]  {→ what else is learnt there}  ⟨special token⟩  ⏎ line feed"
+def _legend(colored: bool) -> Text:
+    if not colored:
+        names = "[token in the loss]  {→ other target}  ⟨special token⟩  ⏎ line feed"
         return Text(f"legend: {names}; segments are numbered")
     legend = Text("legend: ")
     for text, style in (
-        ("a token that is learnt", "green on grey11"),
-        ("read, not learnt", "grey82 on grey11"),
-        ("→ what else is learnt there", "bold black on yellow"),
+        ("token in the loss", "green on grey11"),
+        ("not in the loss", "grey82 on grey11"),
+        ("→ other target", "bold black on yellow"),
         ("special", "grey82 on grey11 italic"),
         ("segments alternate", "grey82 on grey23"),
     ):

@@ -1,4 +1,4 @@
-"""The commands end to end on small text: train, kill, resume, graft, score, continue; and every wrong input."""
+"""The commands end to end on small text: train, resume, fine-tune, evaluate, generate; and invalid input."""
 
 import hashlib
 import json

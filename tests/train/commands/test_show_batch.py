@@ -1,4 +1,4 @@
-"""A batch is shown as it is trained on: what is learnt is marked, whatever kind of target it has."""
+"""show-batch prints the batch that training reads and marks the tokens in the loss, for every kind of target."""
 
 import json
 
@@ -53,7 +53,7 @@ def test_next_tokens_are_bracketed_and_one_beyond_the_segment_is_named(capsys):
     answer = {2: tokens[3], 3: tokens[4], 4: TOKENIZER.eos_id}
     found = lines(capsys, row((tokens, answer, {}), length=8))
     assert found[:3] == ["batch 0, row 0: segments 1, tokens 5 of 8, targets 3", "1 ⟨<|bos|>⟩Q⏎", "[N][o]{→ <|eos|>}"]
-    assert found[-1].startswith("legend: [a token that is learnt]")
+    assert found[-1].startswith("legend: [token in the loss]")
 
 
 def test_a_target_that_is_not_the_next_token_is_no_mark_on_it(capsys):
@@ -83,7 +83,7 @@ def test_classes_vectors_and_numbers(capsys, targets, weights, classes, expected
     assert lines(capsys, row((text_of("ab"), targets, weights), length=2), classes)[1] == expected
 
 
-def test_colours_mark_what_is_learnt_and_have_no_brackets(capsys):
+def test_colors_mark_tokens_in_the_loss_without_brackets(capsys):
     tokens = text_of(TOKENIZER.bos_id, "ab")
     batch = row((tokens, {1: tokens[2]}, {}), length=3)
     console = Console(force_terminal=True, color_system="truecolor", soft_wrap=True, highlight=False)
@@ -144,5 +144,5 @@ def test_a_fine_tuning_config_shows_classes(tmp_path, capfd):
 
 def test_a_fine_tuning_config_without_a_foundation_is_an_error(tmp_path):
     values = parse("show-batch", show_batch, ["--config=configs/finetune/email_spam.py"])
-    with pytest.raises(UserError, match=r"--init_from is missing: the rows of email_spam.py"):
+    with pytest.raises(UserError, match=r"--init_from is missing: email_spam.py uses the tokenizer of the base model"):
         show_batch.run(values)
