@@ -3,8 +3,8 @@
 Command:  rootstock finetune --config=configs/finetune/question_answering.py --init_from=runs/books \
               --workdir=runs/qa --config.data.path=squad.jsonl
           ...question_answering.py:generative... to write answers
-Data:     JSONL, Parquet or hf:NAME with the columns of SQuAD: "context", "question", "answers" and "title"; rows without
-          titles: --config.task.group="{context}"
+Data:     JSONL, Parquet or hf:NAME with the columns of SQuAD: "context", "question", "answers" and "title";
+          rows without titles: --config.task.group="{context}"
 Mesh:     one CPU; any `--config.mesh` that matches the number of devices.
 """
 
