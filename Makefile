@@ -1,15 +1,24 @@
-# Everything runs in a virtual environment of the project's own; nothing else on the machine is changed.
+# Every target runs in the project's own virtual environment, $(VENV), and changes nothing else on the machine.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test faults fuzz mutants lint clean
+.PHONY: demo test slow short faults fuzz mutants lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/rootstock demo
 
+# The fast tests.
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# The slow tests: injected failures, the commands of the documents, runs of many processes.
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+# A few fast tests that show whether another version of Python and its JAX work: PYTHON=python3.12 VENV=.venv312.
+short: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/configs tests/data tests/model tests/test_golden.py
 
 faults: $(VENV)/.dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.faults

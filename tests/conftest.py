@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices and a compilation cache, set before JAX starts; small models that many tests share."""
+"""Test setup: eight virtual CPU devices and a compilation cache, set before JAX starts; models and data of tests."""
 
 import math
 import os
@@ -19,28 +19,33 @@ from jax.sharding import Mesh  # noqa: E402
 from configs import default  # noqa: E402
 from model.config import ModelConfig, model_config  # noqa: E402
 from model.sharding import MESH_AXES  # noqa: E402
+from tests.runs import foundation, text  # noqa: E402, F401 - fixtures of every test file
 from train.distributed.mesh import make_mesh  # noqa: E402
 from train.settings import MeshSettings  # noqa: E402
 
 flags.FLAGS(["tests"])
 
 
-# The long ones first, so that both workers end together.
-_LONG = (
-    "train/test_commands.py", "train/test_multihost.py", "faults/test_faults.py", "test_readme.py",
-    "planner/test_pricing.py", "train/test_scaling.py", "train/test_certificate.py", "test_clusters.py",
+# These files start first, so that both workers end at about the same time.
+_LONGEST_FIRST = (
+    "train/distributed/test_multihost.py", "train/finetuning/test_finetune.py", "train/commands/test_commands.py",
+    "model/test_attend.py", "train/scaling/test_scaling.py", "train/test_replay.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: next((i for i, name in enumerate(_LONG) if str(item.path).endswith(name)), len(_LONG)))
+    def rank(item):
+        ranks = (i for i, name in enumerate(_LONGEST_FIRST) if str(item.path).endswith(name))
+        return next(ranks, len(_LONGEST_FIRST))
+
+    items.sort(key=rank)
 
 
 def pytest_addoption(parser):
-    text = "write the entries of tests/fingerprints/ for this minor version of JAX"
-    parser.addoption("--update-fingerprints", action="store_true", help=text)
-    text = "overwrite tests/golden/losses/; allowed only in a commit that says why losses change"
-    parser.addoption("--update-goldens", action="store_true", help=text)
+    what = "write tests/fingerprints/ for this version of JAX"
+    parser.addoption("--update-fingerprints", action="store_true", help=what)
+    what = "write tests/golden/losses/ for this version of JAX; allowed only in a commit that says why losses change"
+    parser.addoption("--update-goldens", action="store_true", help=what)
 
 
 VOCAB = 64

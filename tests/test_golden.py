@@ -1,4 +1,4 @@
-"""Golden files: the losses of four small runs, and a run directory that later versions must still read."""
+"""Golden files: the losses of four small runs, and run directories that later versions must still read."""
 
 import shutil
 from pathlib import Path
@@ -35,10 +35,30 @@ def foundation(data):
     return data / "adamw"
 
 
-def golden_file(name):
-    """The losses of this minor version of JAX where they differ from those of the other versions."""
-    specific = LOSSES / f"{name}-jax-{JAX_VERSION}.txt"
-    return specific if specific.exists() else LOSSES / f"{name}.txt"
+def read_losses(path):
+    return [(int(step), float(loss)) for step, loss in map(str.split, path.read_text().splitlines())]
+
+
+def differences(found, expected):
+    return [
+        f"step {step}: {loss:.9f}, expected {golden:.9f}"
+        for (step, loss), (_, golden) in zip(found, expected, strict=True)
+        if not abs(loss - golden) <= TOLERANCE
+    ]
+
+
+def golden_file(folder, name):
+    """Returns the file of this minor version of JAX, which exists where its losses differ from the general file's."""
+    specific = folder / f"{name}-jax-{JAX_VERSION}.txt"
+    return specific if specific.exists() else folder / f"{name}.txt"
+
+
+def update(folder, name, found):
+    """Writes the general file where it is missing; this version's own file where the general one differs."""
+    general, specific = folder / f"{name}.txt", folder / f"{name}-jax-{JAX_VERSION}.txt"
+    specific.unlink(missing_ok=True)
+    path = specific if general.exists() and differences(found, read_losses(general)) else general
+    path.write_text("".join(f"{step} {loss:.9f}\n" for step, loss in found))
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "lora", "chat"])
@@ -52,21 +72,27 @@ def test_losses_equal_the_golden_file(name, data, foundation, request):
         recipes.finetune_chat(data, foundation, workdir)
     found = recipes.losses(workdir)
     assert len(found) == recipes.STEPS
-    path = golden_file(name)
     if request.config.getoption("--update-goldens"):
-        path.write_text("".join(f"{step} {loss:.9f}\n" for step, loss in found))
-    expected = [(int(step), float(loss)) for step, loss in map(str.split, path.read_text().splitlines())]
-    wrong = [
-        f"step {step}: {loss:.9f}, expected {golden:.9f}"
-        for (step, loss), (_, golden) in zip(found, expected, strict=True)
-        if abs(loss - golden) > TOLERANCE
-    ]
+        update(LOSSES, name, found)
+    path = golden_file(LOSSES, name)
+    wrong = differences(found, read_losses(path))
     assert not wrong, (
-        f"{path.name}: the losses changed: {'; '.join(wrong[:3])}. If the change is meant to alter initialization, "
-        "data order, optimizer or loss, say so in the commit and run pytest tests/test_golden.py --update-goldens; "
-        "if it is a refactoring, it has a bug. If only another minor version of JAX differs, write "
-        f"{path.stem}-jax-X.Y.txt."
+        f"{path.name}: the losses changed: {'; '.join(wrong[:3])}. A refactoring must not change them. If only this "
+        "version of JAX differs, pytest tests/test_golden.py --update-goldens writes its own files. If the change is "
+        "meant to alter initialization, data order, optimizer or loss, say so in the commit, delete the files first, "
+        "and write the general ones with the oldest version of JAX that is supported."
     )
+
+
+def test_update_writes_a_file_for_this_version_only_where_its_losses_differ(tmp_path):
+    update(tmp_path, "run", [(1, 2.0), (2, 1.0)])
+    update(tmp_path, "run", [(1, 2.0), (2, 1.0 + TOLERANCE / 2)])
+    assert [path.name for path in tmp_path.iterdir()] == ["run.txt"]
+    update(tmp_path, "run", [(1, 2.0), (2, 1.1)])
+    assert golden_file(tmp_path, "run").name == f"run-jax-{JAX_VERSION}.txt"
+    assert read_losses(tmp_path / "run.txt")[1][1] == pytest.approx(1.0, abs=TOLERANCE)
+    assert read_losses(golden_file(tmp_path, "run")) == [(1, 2.0), (2, 1.1)]
+    assert differences([(1, float("nan"))], [(1, 2.0)])
 
 
 RUNS = Path(__file__).parent / "golden" / "runs"

@@ -1,213 +1,170 @@
-"""The commands end to end on small text: train, resume, fine-tune, evaluate, generate; and invalid input."""
+"""The commands end to end on small text: train, resume, fine-tune, evaluate, generate; and every invalid input."""
 
 import hashlib
 import json
-import os
-import random
-import subprocess
-import sys
-from pathlib import Path
+import shutil
 
 import pytest
 
 from tests.damage import flip_a_bit
+from tests.runs import STEPS, error_lines, last_loss, records, rootstock, run_process, write_rows
+from train.cli import COMMANDS
 
-ROOT = Path(__file__).resolve().parents[3]
-SMALL = [
-    "--config.batch_size=8", "--config.sequence_length=32", "--config.model.embed_dim=32",
-    "--config.model.num_layers=2", "--config.model.num_heads=2", "--config.model.num_kv_heads=2",
-    "--config.model.mlp_dim=64", "--config.optimizer.warmup_steps=4", "--config.logging.every=5",
+PRETRAIN = [
+    "pretrain", "--config=configs/pretrain/tiny.py", "--config.tokenizer=bytes",
+    "--config.data.validation_split=tail", "--config.batch_size=8", "--config.sequence_length=64",
+    "--config.model.embed_dim=32", "--config.model.num_layers=2", "--config.model.num_heads=2",
+    "--config.model.num_kv_heads=2", "--config.model.mlp_dim=64", "--config.optimizer.warmup_steps=4",
+    "--config.logging.every=5", f"--config.num_steps={STEPS}", "--config.checkpoint.every=10",
+    "--config.evaluation.every=20",
 ]  # fmt: skip
-STEPS = ["--config.num_steps=40", "--config.checkpoint.every=10", "--config.evaluation.every=20"]
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "dog", "run", "far", "away", "home", "again"]
+MESH = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+FINETUNE = [
+    "finetune", "--config=configs/finetune/email_spam.py", "--config.batch_size=8", "--config.sequence_length=64",
+    "--config.num_steps=60", "--config.optimizer.warmup_steps=5", "--config.optimizer.learning_rate=3e-3",
+]  # fmt: skip
 
 
-def command(*arguments, devices=1, check=True):
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "train", *map(str, arguments)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert not check or done.returncode == 0, done.stderr
-    return done
+def pretrain(text, workdir, *flags):
+    return rootstock(*PRETRAIN, f"--config.data.path={text}", f"--workdir={workdir}", *flags)
 
 
-def pretrain(text, workdir, *extra, **options):
-    return command(
-        "pretrain", "--config=configs/pretrain/tiny.py", f"--config.data.path={text}", f"--workdir={workdir}",
-        "--config.tokenizer=chars", "--config.data.validation_split=tail", *SMALL, *STEPS, *extra, **options,
-    )  # fmt: skip
-
-
-def arrays_of(workdir, step):
-    """The bytes of a checkpoint's parameters and optimizer state, by file."""
+def checksums(workdir, step):
+    """Returns {path: checksum} of the parameters and the optimizer state in a checkpoint."""
     manifest = json.loads((workdir / "checkpoints" / str(step) / "manifest" / "metadata").read_text())
     return {path: leaf["checksum"] for path, leaf in manifest["leaves"].items()}
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    rng = random.Random(0)
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("\n".join(" ".join(rng.choices(WORDS, k=8)) + "." for _ in range(600)))
-    return path
+def labeled(tmp_path_factory):
+    return write_rows(tmp_path_factory.mktemp("labeled") / "rows.jsonl")
 
 
 @pytest.fixture(scope="module")
-def foundation(text, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "foundation"
-    pretrain(text, workdir)
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
-    rng = random.Random(1)
-    path = tmp_path_factory.mktemp("labelled") / "rows.jsonl"
-    rows = [
-        (" ".join(rng.choices(WORDS[:7] if i % 2 else WORDS[7:], k=5)), "odd" if i % 2 else "even") for i in range(200)
-    ]
-    path.write_text("".join(json.dumps({"text": t, "label": label}) + "\n" for t, label in rows))
-    return path
-
-
-@pytest.fixture(scope="module")
-def classifier(foundation, labelled, tmp_path_factory):
+def classifier(foundation, labeled, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "classifier"
-    finetune(foundation, labelled, workdir)
+    rootstock(*FINETUNE, f"--init_from={foundation}", f"--config.data.path={labeled}", f"--workdir={workdir}")
     return workdir
 
 
-def finetune(foundation, labelled, workdir, *extra, **options):
-    return command(
-        "finetune", "--config=configs/finetune/email_spam.py", f"--init_from={foundation}", f"--workdir={workdir}",
-        f"--config.data.path={labelled}", "--config.batch_size=8", "--config.sequence_length=64",
-        "--config.num_steps=60", "--config.optimizer.warmup_steps=5", "--config.optimizer.learning_rate=3e-3", *extra,
-        **options,
-    )  # fmt: skip
+@pytest.fixture
+def copied(foundation, tmp_path):
+    """A copy of the foundation run."""
+    return shutil.copytree(foundation, tmp_path / "copy")
 
 
-def records(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def last_loss(workdir):
-    return [r["loss"] for r in records(workdir) if r["phase"] == "eval"][-1]
-
-
-def test_a_run_learns_describes_itself_and_logs_every_field(foundation):
-    lines = records(foundation)
-    train = [r for r in lines if r["phase"] == "train"]
-    assert set(train[0]) == {
-        "step", "phase", "loss", "tokens", "seconds", "tokens_per_second", "mfu", "learning_rate", "grad_norm",
-    }  # fmt: skip
-    assert [r["step"] for r in train] == list(range(5, 41, 5))
-    assert train[-1]["loss"] < train[0]["loss"] - 0.5 and train[-1]["tokens"] == 40 * 8 * 32
-    evaluations = [r for r in lines if r["phase"] == "eval"]
+def test_pretraining_lowers_the_loss_and_logs_every_field(foundation):
+    train = [r for r in records(foundation) if r["phase"] == "train"]
+    fields = {"step", "phase", "loss", "tokens", "seconds", "tokens_per_second", "learning_rate", "grad_norm"}
+    assert set(train[0]) - {"mfu"} == fields
+    assert [r["step"] for r in train] == list(range(5, STEPS + 1, 5))
+    assert train[-1]["loss"] < train[0]["loss"] - 0.5 and train[-1]["tokens"] == STEPS * 8 * 64
+    evaluations = [r for r in records(foundation) if r["phase"] == "eval"]
     assert [r["step"] for r in evaluations] == [20, 40] and evaluations[-1]["bits_per_byte"] > 0
     record = json.loads((foundation / "run.json").read_text())
     assert record["stage"] == "pretrain" and record["model"]["num_layers"] == 2 and record["lineage"] == []
 
 
-def test_a_finished_run_does_nothing_more(text, foundation):
-    before = (foundation / "metrics.jsonl").read_text()
-    pretrain(text, foundation)
-    assert (foundation / "metrics.jsonl").read_text() == before
+def test_rerunning_a_finished_run_changes_nothing(text, copied):
+    before = (copied / "metrics.jsonl").read_text()
+    pretrain(text, copied, *MESH)
+    assert (copied / "metrics.jsonl").read_text() == before
 
 
-def test_it_goes_on_on_another_mesh(text, tmp_path):
-    workdir = tmp_path / "moved"
-    pretrain(text, workdir, "--config.evaluation.every=1000", "--config.checkpoint.keep=10")
-    last = workdir / "checkpoints" / "40"
-    expected = last_loss(workdir)
-    for step in ("30", "40"):
-        subprocess.run(["rm", "-r", str(last.parent / step)], check=True)
-    pretrain(text, workdir, "--config.mesh.fsdp=4", "--config.mesh.data=1", devices=4)
-    assert last_loss(workdir) == pytest.approx(expected, rel=1e-5)
-    assert [r["step"] for r in records(workdir) if r["phase"] == "train"] == list(range(5, 41, 5))
+def test_resume_on_another_mesh_gives_the_same_losses(text, foundation, copied):
+    shutil.rmtree(copied / "checkpoints" / "40")
+    done = pretrain(text, copied, "--config.mesh.fsdp=4", "--config.mesh.data=2")
+    assert "resumed at step 30" in done.stderr
+    assert last_loss(copied) == pytest.approx(last_loss(foundation), rel=1e-5)
+    assert [r["step"] for r in records(copied) if r["phase"] == "train"] == list(range(5, STEPS + 1, 5))
 
 
-def test_a_flipped_bit_is_found_and_the_step_before_is_used(text, foundation, tmp_path):
-    workdir = tmp_path / "damaged"
-    subprocess.run(["cp", "-r", str(foundation), str(workdir)], check=True)
-    flip_a_bit(workdir / "checkpoints" / "40" / "params")
-    done = command("evaluate", f"--run={workdir}", f"--text={text}", "--json")
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(text, foundation, copied):
+    flip_a_bit(copied / "checkpoints" / "40" / "params")
+    done = rootstock("evaluate", f"--run={copied}", f"--text={text}", "--json")
     assert "checkpoint 40 is damaged" in done.stderr and json.loads(done.stdout)["tokens"] > 0
-    resumed = pretrain(text, workdir)
+    resumed = pretrain(text, copied, *MESH)
     assert "checkpoint 40 is damaged" in resumed.stderr and "resumed at step 30" in resumed.stderr
-    assert arrays_of(workdir, 40) == arrays_of(foundation, 40)
-    assert [p.name.split("-")[0] for p in (workdir / "damaged").iterdir()] == ["40"]
+    assert checksums(copied, 40) == checksums(foundation, 40)
+    assert [p.name.split("-")[0] for p in (copied / "damaged").iterdir()] == ["40"]
 
 
-def test_checkpoints_are_listed_verified_compared_and_pruned(foundation, tmp_path):
-    workdir = tmp_path / "copy"
-    subprocess.run(["cp", "-r", str(foundation), str(workdir)], check=True)
-    listed = command("checkpoint", "ls", str(workdir)).stdout
+def test_checkpoint_lists_verifies_compares_and_prunes(foundation, copied):
+    listed = rootstock("checkpoint", "ls", copied).stdout
     assert "checkpoints" in listed and " 30 " in listed and " 40 " in listed
-    assert command("checkpoint", "verify", str(workdir)).stdout.count("sound") == 2
-    assert "leaves are identical" in command("checkpoint", "diff", str(workdir), str(foundation)).stdout
-    flip_a_bit(workdir / "checkpoints" / "40" / "params")
-    found = command("checkpoint", "verify", str(workdir), check=False)
-    assert found.returncode == 1 and "checkpoints/40: checksum differs: params/" in found.stderr
-    # The newest is damaged, so the only sound one stays.
-    assert "deleted nothing; kept 40, 30" in command("checkpoint", "prune", str(workdir), "--keep=1").stdout
-    differing = command("checkpoint", "diff", str(workdir), str(foundation)).stdout
+    assert rootstock("checkpoint", "verify", copied).stdout.count("sound") == 2
+    same = rootstock("checkpoint", "diff", copied, foundation).stdout
+    assert "params/backbone/" not in same and f"{len(checksums(copied, 40))} leaves are" in same
+    assert "would delete 30; kept 40" in rootstock("checkpoint", "prune", copied, "--dry_run").stdout
+    assert checksums(copied, 30)
+    rootstock("checkpoint", "prune", copied)
+    assert [p.name for p in (copied / "checkpoints").iterdir() if p.name.isdecimal()] == ["40"]
+
+
+def test_prune_keeps_the_newest_sound_checkpoint(foundation, copied):
+    flip_a_bit(copied / "checkpoints" / "40" / "params")
+    assert "deleted nothing; kept 40, 30" in rootstock("checkpoint", "prune", copied, "--keep=1").stdout
+    differing = rootstock("checkpoint", "diff", copied, foundation).stdout
     assert "params/backbone/" in differing and "opt_state/" in differing
-    whole = tmp_path / "whole"
-    subprocess.run(["cp", "-r", str(foundation), str(whole)], check=True)
-    assert "would delete 30; kept 40" in command("checkpoint", "prune", str(whole), "--dry_run").stdout
-    command("checkpoint", "prune", str(whole))
-    assert [p.name for p in (whole / "checkpoints").iterdir() if p.name.isdecimal()] == ["40"]
 
 
-def test_evaluate_prints_and_keeps_about_what_training_logged(text, foundation, tmp_path):
+def test_checkpoint_verify_of_a_damaged_run_names_the_leaf_and_exits_1(copied):
+    flip_a_bit(copied / "checkpoints" / "40" / "params")
+    done = run_process("checkpoint", "verify", copied)
+    assert done.returncode == 1 and "sound" in done.stdout
+    (line,) = error_lines(done)
+    assert "checkpoints/40: checksum differs: params/" in line
+
+
+def test_evaluate_reports_about_the_loss_that_training_logged(text, foundation, tmp_path):
     tail = tmp_path / "tail.txt"
     whole = text.read_text()
     tail.write_text(whole[int(len(whole) * 0.9) :])
-    kept = tmp_path / "results.json"
-    arguments = (f"--run={foundation}", f"--text={tail}", f"--output={kept}")
-    figures = json.loads(command("evaluate", *arguments, "--json").stdout)
+    output = tmp_path / "results.json"
+    arguments = (f"--run={foundation}", f"--text={tail}", f"--output={output}")
+    figures = json.loads(rootstock("evaluate", *arguments, "--json").stdout)
     logged = [r for r in records(foundation) if r["phase"] == "eval"][-1]
-    # Training cuts the text into rows that do not see each other.
+    # Training cuts the text into rows, each without the context of the row before it.
     assert figures["nats_per_token"] == pytest.approx(logged["loss"], rel=0.02)
     assert figures["bits_per_byte"] == pytest.approx(logged["bits_per_byte"], rel=0.02)
     assert figures["tokens"] == len(tail.read_text()) + 1
-    command("evaluate", *arguments, "--stride=1", "--window=16")
-    evaluations = json.loads(kept.read_text())["evaluations"]
+    rootstock("evaluate", *arguments, "--stride=1", "--window=16")
+    evaluations = json.loads(output.read_text())["evaluations"]
     assert list(evaluations) == [f"text {tail}"] and evaluations[f"text {tail}"]["tokens"] == figures["tokens"]
     assert evaluations[f"text {tail}"] != figures
 
 
-def test_generate_is_a_function_of_its_seed(foundation):
-    def generated(*extra):
-        return command("generate", f"--run={foundation}", "--prompt=the cat", "--max_new_tokens=12", *extra).stdout
+def test_generate_depends_on_nothing_but_its_seed(foundation):
+    def generated(*flags):
+        return rootstock(
+            "generate", f"--run={foundation}", "--prompt=the cat", "--max_new_tokens=12", *flags
+        ).stdout
 
     assert generated("--temperature=0").startswith("the cat")
     assert generated("--seed=1") == generated("--seed=1") != generated("--seed=2")
 
 
-def test_finetuning_learns_prints_the_table_and_records_its_lineage(foundation, classifier):
+def test_finetuning_beats_its_baselines_and_records_its_lineage(foundation, classifier):
     results = json.loads((classifier / "results.json").read_text())
-    assert list(results["models"]) == [
-        "no model: the most frequent answer", "foundation, zero-shot", "foundation, 3-shot",
-        "head from random weights", "fine-tuned",
-    ]  # fmt: skip
-    accuracy = results["models"]["fine-tuned"]["accuracy"]
-    assert accuracy["value"] >= 0.95 and accuracy["low"] <= accuracy["value"] <= accuracy["high"]
-    gain = results["gain"]["foundation, zero-shot"]["accuracy"]
-    assert gain["apart"] and gain["relative_gain"] > 0.33
+    fine_tuned = results["models"]["fine-tuned"]["accuracy"]
+    assert fine_tuned["value"] >= 0.95 and fine_tuned["low"] <= fine_tuned["value"] <= fine_tuned["high"]
+    assert len(results["models"]) == 5 and set(results["gain"]) == set(results["models"]) - {"fine-tuned"}
+    assert results["gain"]["foundation, zero-shot"]["accuracy"]["relative_gain"] > 0.33
     assert "<svg" in (classifier / "report.html").read_text()
     record = json.loads((classifier / "run.json").read_text())
     assert record["task"]["classes"] == ["even", "odd"]
     assert [run["directory"] for run in record["lineage"]] == [str(foundation)]
 
 
-def test_a_finetuned_run_is_scored_from_its_directory_alone(classifier, labelled):
-    figures = json.loads(command("evaluate", f"--run={classifier}", f"--data={labelled}", "--json").stdout)
+def test_evaluate_scores_a_fine_tuned_run_from_its_directory_alone(classifier, labeled):
+    figures = json.loads(rootstock("evaluate", f"--run={classifier}", f"--data={labeled}", "--json").stdout)
     assert figures["rows"] == 200 and figures["accuracy"]["value"] > 0.9
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_starts_and_explains_its_flags(command):
+    done = rootstock(command, "--help")
+    assert done.stdout.startswith(f"rootstock {command}: ") and "flags:" in done.stdout
 
 
 def digest(directory):
@@ -215,49 +172,70 @@ def digest(directory):
     return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()
 
 
-def test_wrong_input_gives_one_clear_line_and_loses_nothing(text, foundation, classifier, labelled, tmp_path):
-    def bad(name, content):
-        path = tmp_path / name
-        path.write_bytes(content)
-        return path
-
-    empty, latin = bad("empty.txt", b""), bad("latin.txt", "caf\xe9".encode("latin-1"))
-    broken = bad("broken.jsonl", b'{"text": "one"}\n{"text": "two"\n')
-    test_only = bad("test.jsonl", b'{"text": "never", "label": "third"}\n')
-    other = bad("other.txt", b"0123456789\n" * 50)
-    store = tmp_path / "store"
-    command("prepare", f"--input={other}", f"--output={store}", "--tokenizer=chars", "--validation_split=tail")
-    fresh = tmp_path / "fresh"
-    cases = [
-        (pretrain, (tmp_path / "none.txt", fresh), "none.txt"),
-        (pretrain, (empty, fresh), "empty.txt"),
-        (pretrain, (latin, fresh), "latin.txt"),
-        (pretrain, (broken, fresh), "broken.jsonl:2"),
-        (pretrain, (text, fresh, "--config.batch_size=7", "--config.mesh.data=2"), "config.mesh"),
-        (pretrain, (text, fresh, "--config.bach_size=8"), "batch_size"),
-        (pretrain, (text, fresh, "--config.model.embed=8"), "embed"),
-        (pretrain, (text, fresh, "--config.batch_size=1.5"), "batch_size"),
-        (pretrain, (text, fresh, "--config.model.norm=batchnorm"), "rmsnorm, layernorm"),
-        (pretrain, (text, foundation, "--config.optimizer.learning_rate=1"), "config.optimizer.learning_rate"),
-        (pretrain, (store, fresh, f"--init_from={foundation}"), "vocabulary"),
-        (finetune, (foundation, labelled, fresh, f"--config.task.test_path={test_only}"), "'third'"),
-        (finetune, (tmp_path, labelled, fresh), "run.json"),
-        (command, ("evaluate", f"--run={foundation}"), "--text is missing"),
-        (command, ("evaluate", f"--run={classifier}", f"--data={test_only}"), "'third'"),
-        (command, ("generate", f"--run={foundation}"), "--prompt is missing"),
-        (command, ("generate", f"--run={classifier}", "--prompt=x"), "legal: a pre-training run"),
-    ]
-    before = [digest(foundation), digest(classifier)]
-    for function, arguments, expected in cases:
-        done = function(*arguments, check=False)
-        lines = [line for line in done.stderr.splitlines() if line.startswith("rootstock: error:")]
-        assert done.returncode in (1, 2) and len(lines) == 1, (arguments, done.stderr)
-        assert expected in lines[0], (expected, lines[0])
-        assert "Traceback" not in done.stderr, (arguments, done.stderr)
-    assert [digest(foundation), digest(classifier)] == before
+@pytest.fixture(scope="module")
+def inputs(text, foundation, classifier, labeled, tmp_path_factory):
+    """Paths that the flags below name: valid runs and data, and files that no command can read."""
+    folder = tmp_path_factory.mktemp("inputs")
+    files = {
+        "empty": ("empty.txt", b""),
+        "latin": ("latin.txt", "caf\xe9".encode("latin-1")),
+        "broken": ("broken.jsonl", b'{"text": "one"}\n{"text": "two"\n'),
+        "unseen": ("unseen.jsonl", b'{"text": "never", "label": "third"}\n'),
+        "digits": ("digits.txt", b"0123456789\n" * 50),
+    }
+    for name, content in files.values():
+        (folder / name).write_bytes(content)
+    store = folder / "store"
+    tail = "--validation_split=tail"
+    rootstock("prepare", f"--input={folder / 'digits.txt'}", f"--output={store}", "--tokenizer=chars", tail)
+    paths = {key: folder / name for key, (name, _) in files.items()}
+    known = {"text": text, "foundation": foundation, "classifier": classifier, "labeled": labeled, "store": store}
+    return paths | known | {"folder": folder}
 
 
-def test_a_batch_that_the_mesh_does_not_divide_names_the_nearest(text, tmp_path):
-    done = pretrain(text, tmp_path / "run", "--config.batch_size=7", devices=2, check=False)
-    assert done.returncode == 1 and "must be divisible by config.mesh.data = 2" in done.stderr
-    assert "use 6 or 8" in done.stderr
+PRETRAIN_ON = [*PRETRAIN, "--workdir={new}"]
+FINETUNE_ON = [*FINETUNE, "--config.data.path={labeled}", "--workdir={new}"]
+INVALID = {
+    "missing file": ([*PRETRAIN_ON, "--config.data.path={folder}/none.txt"], "none.txt"),
+    "empty file": ([*PRETRAIN_ON, "--config.data.path={empty}"], "empty.txt"),
+    "not UTF-8": ([*PRETRAIN_ON, "--config.data.path={latin}"], "latin.txt"),
+    "broken JSON": ([*PRETRAIN_ON, "--config.data.path={broken}"], "broken.jsonl:2"),
+    "mesh of 7": ([*PRETRAIN_ON, "--config.data.path={text}", "--config.mesh.data=7"], "config.mesh"),
+    "batch of 12": ([*PRETRAIN_ON, "--config.data.path={text}", "--config.batch_size=12"], "8 or 16"),
+    "misspelled field": ([*PRETRAIN_ON, "--config.data.path={text}", "--config.bach_size=8"], "batch_size"),
+    "unknown field": ([*PRETRAIN_ON, "--config.data.path={text}", "--config.model.embed=8"], "embed"),
+    "fraction for a count": ([*PRETRAIN_ON, "--config.data.path={text}", "--config.batch_size=1.5"], "batch_size"),
+    "unknown choice": (
+        [*PRETRAIN_ON, "--config.data.path={text}", "--config.model.norm=batchnorm"], "rmsnorm, layernorm"
+    ),
+    "changed field": (
+        [*PRETRAIN, "--config.data.path={text}", "--workdir={foundation}", *MESH, "--config.optimizer.learning_rate=1"],
+        "config.optimizer.learning_rate",
+    ),
+    "other vocabulary": ([*PRETRAIN_ON, "--config.data.path={store}", "--init_from={foundation}"], "vocabulary"),
+    "unseen class": ([*FINETUNE_ON, "--init_from={foundation}", "--config.task.test_path={unseen}"], "'third'"),
+    "not a run": ([*FINETUNE_ON, "--init_from={folder}"], "run.json"),
+    "nothing to evaluate": (["evaluate", "--run={foundation}"], "--text is missing"),
+    "unseen class in evaluate": (["evaluate", "--run={classifier}", "--data={unseen}"], "'third'"),
+    "nothing to continue": (["generate", "--run={foundation}"], "--prompt is missing"),
+    "a classifier to continue": (["generate", "--run={classifier}", "--prompt=x"], "pre-train"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_invalid_input_is_a_one_line_error_and_changes_no_run(name, inputs, tmp_path):
+    arguments, expected = INVALID[name]
+    runs = inputs["foundation"], inputs["classifier"]
+    before = [digest(run) for run in runs]
+    done = rootstock(*(a.format(**inputs, new=tmp_path / "new") for a in arguments), check=False)
+    (line,) = error_lines(done)
+    assert done.returncode in (1, 2) and expected in line
+    assert [digest(run) for run in runs] == before
+
+
+def test_a_process_with_an_invalid_flag_ends_with_one_line_and_status_2(text, tmp_path):
+    arguments = [*PRETRAIN, f"--config.data.path={text}", f"--workdir={tmp_path / 'new'}", "--config.bach_size=8"]
+    done = run_process(*arguments)
+    (line,) = error_lines(done)
+    assert done.returncode == 2 and "did you mean 'config.batch_size'" in line
+    assert "Traceback" not in done.stderr and done.stdout == "" and not (tmp_path / "new").exists()
