@@ -1,146 +1,156 @@
-"""Many processes train like one: real processes on this machine, joined by JAX's own runtime (gloo), on tiny shapes."""
+"""Several processes train like one: real processes on this machine, joined by JAX's own runtime, on tiny shapes.
+
+The fast tests read what one job of two processes printed and wrote (`two_processes.py`); this process, with its eight
+devices, makes the runs to compare with.
+"""
 
 import json
 import os
-import random
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import mesh_of, random_documents
 
+from configs.errors import UserError
 from data.loader import BatchFunction, evaluation_batches
 from data.packing import PackedRows
 from data.store import store_from_documents
+from tests.runs import ROOT, error_lines, last_loss, process_environment, records, rootstock, write_rows, write_text
+from tests.train.distributed.two_processes import FINETUNE, PRETRAIN, STEPS
 from train.distributed.placement import batch_places
+from train.distributed.processes import run_together
 
-ROOT = Path(__file__).resolve().parents[3]
-SECONDS = 240  # a test that hangs ends here; each takes a tenth of it on two idle cores
-STEPS = 6
-PRETRAIN = [
-    "pretrain", "--config=configs/pretrain/tiny.py", "--config.tokenizer=chars",
-    "--config.data.validation_split=tail", "--config.batch_size=8", "--config.sequence_length=16",
-    "--config.model.embed_dim=32", "--config.model.num_layers=1", "--config.model.num_heads=2",
-    "--config.model.num_kv_heads=2", "--config.model.mlp_dim=32", "--config.optimizer.warmup_steps=2",
-    "--config.logging.every=1", f"--config.num_steps={STEPS}", "--config.checkpoint.every=3",
-    f"--config.evaluation.every={STEPS}",
-]  # fmt: skip
+SECONDS = 240  # after which a job is considered hung; each takes a tenth of it on two idle cores
+JOB = ROOT / "tests" / "train" / "distributed" / "two_processes.py"
 
 
-def spawn(count, devices, *arguments, changes=None):
-    """Runs one command in `count` processes, "{i}" replaced by their number, and returns what each of them left."""
+def spawn(count, devices, *command, changes=None):
+    """Runs `python COMMAND` in `count` processes that join, and returns what each printed.
+
+    Args:
+        count: processes.
+        devices: devices per process.
+        command: arguments of python; "{i}" becomes the number of the process.
+        changes: {process: environment variables of it alone}.
+    """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
     running = []
     for i in range(count):
-        environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "PYTHONPATH": str(ROOT),
-        }
+        environment = process_environment(devices)
         if count > 1:
             environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
             environment |= {"JAX_PROCESS_ID": str(i)}
-        command = [sys.executable, "-m", "train", *(str(a).replace("{i}", str(i)) for a in arguments)]
         running.append(
             subprocess.Popen(
-                command, cwd=ROOT, env=environment | (changes or {}).get(i, {}), text=True,
+                [sys.executable, *(str(argument).replace("{i}", str(i)) for argument in command)],
+                cwd=ROOT, env=environment | (changes or {}).get(i, {}), text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )
         )  # fmt: skip
     deadline = time.monotonic() + SECONDS
     try:
-        left = [process.communicate(timeout=max(deadline - time.monotonic(), 0)) for process in running]
+        printed = [process.communicate(timeout=max(deadline - time.monotonic(), 0)) for process in running]
     finally:
         for process in running:
             process.kill()
     return [
-        # Gloo writes its greetings to stdout.
-        subprocess.CompletedProcess(p.args, p.returncode, "".join(_without_gloo(out)), err)
-        for p, (out, err) in zip(running, left, strict=True)
+        subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        for process, (out, err) in zip(running, printed, strict=True)
     ]
 
 
-def _without_gloo(text):
-    return [line for line in text.splitlines(keepends=True) if not line.startswith("[Gloo]")]
-
-
-def pretrain(text, workdir, count, devices, *extra):
-    done = spawn(count, devices, *PRETRAIN, f"--config.data.path={text}", f"--workdir={workdir}", *extra)
+def pretrain(text, workdir, count, devices, *flags):
+    """Pre-trains in `count` processes and requires success."""
+    command = ("-m", "train", *PRETRAIN, f"--config.data.path={text}", f"--workdir={workdir}", *flags)
+    done = spawn(count, devices, *command)
     assert [process.returncode for process in done] == [0] * count, [process.stderr for process in done]
     return done
 
 
-def records(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def last_loss(workdir):
-    return [r["loss"] for r in records(workdir) if r["phase"] == "eval"][-1]
+def pretrain_here(text, workdir):
+    return rootstock(*PRETRAIN, f"--config.data.path={text}", f"--workdir={workdir}")
 
 
 def losses(workdir):
-    """Of all steps, each once and in order, then of the evaluation."""
+    """Returns the losses of all steps, each logged once and in order, and then of the evaluation."""
     lines = [r for r in records(workdir) if r["phase"] != "goodput"]
     assert [(r["phase"], r["step"]) for r in lines] == [("train", s + 1) for s in range(STEPS)] + [("eval", STEPS)]
     return [r["loss"] for r in lines]
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    rng = random.Random(0)
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("\n".join(" ".join(rng.choices(["the", "cat", "sat", "on", "a", "mat"], k=8)) for _ in range(100)))
-    return path
+def folder(tmp_path_factory):
+    """A directory with the text and the rows that the job reads, in which it writes its runs."""
+    folder = tmp_path_factory.mktemp("job")
+    whole = write_text(folder / "text.txt", 100, ["the", "cat", "sat", "on", "a", "mat"]).read_text()
+    (folder / "tail.txt").write_text(whole[int(len(whole) * 0.9) :])
+    write_rows(folder / "rows.jsonl", 80)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def one(text, tmp_path_factory):
-    """A run of one process with four devices."""
-    workdir = tmp_path_factory.mktemp("runs") / "one"
-    pretrain(text, workdir, 1, 4)
-    return workdir
+def text(folder):
+    return folder / "text.txt"
+
+
+@pytest.fixture(scope="module")
+def one(text, folder):
+    """A run of one process, to compare with."""
+    pretrain_here(text, folder / "one")
+    return folder / "one"
+
+
+@pytest.fixture(scope="module")
+def job(folder):
+    """Returns (the two finished processes, what each printed in each check)."""
+    done = spawn(2, 2, JOB, folder)
+    outputs = [folder / f"output-{i}.json" for i in range(2)]
+    assert all(output.exists() for output in outputs), [process.stderr for process in done]
+    return done, [json.loads(output.read_text()) for output in outputs]
 
 
 @pytest.fixture(scope="module")
 def four(text, tmp_path_factory):
-    """A run of four processes with a device each, which share out rows and parameters; and what they said."""
+    """Returns a run of four processes with one device each, and the finished processes."""
     workdir = tmp_path_factory.mktemp("runs") / "four"
     return workdir, pretrain(text, workdir, 4, 1, "--config.mesh.fsdp=2")
 
 
 def hosts(mesh, count):
-    """The devices of each of `count` hosts, as JAX numbers them."""
+    """Returns the devices of each of `count` hosts, as JAX numbers them."""
     return np.array(sorted(mesh.devices.flat, key=lambda device: device.id)).reshape(count, -1).tolist()
 
 
 @pytest.mark.parametrize(
     "axes", [{"data": 8}, {"data": 2, "fsdp": 4}, {"data": 4, "tensor": 2}, {"fsdp": 4, "context": 2}]
 )
-def test_hosts_read_the_batch_between_them_and_no_row_twice(axes):
+def test_hosts_together_read_each_row_of_the_batch_once(axes):
     mesh = mesh_of(**axes)
     places = [batch_places(mesh, 16, devices).tolist() for devices in hosts(mesh, 4)]
-    assert [place for host in places for place in host] == list(range(16))
+    assert [row for rows in places for row in rows] == list(range(16))
 
 
-def test_hosts_that_share_rows_read_the_same():
+def test_hosts_on_one_context_or_tensor_axis_read_the_same_rows():
     across = mesh_of(data=2, context=4)
     assert [batch_places(across, 4, devices).tolist() for devices in hosts(across, 4)] == [[0, 1]] * 2 + [[2, 3]] * 2
     whole = mesh_of(tensor=8)
     assert [batch_places(whole, 4, devices).tolist() for devices in hosts(whole, 2)] == [[0, 1, 2, 3]] * 2
 
 
-def test_a_hosts_rows_need_not_be_neighbours():
+def test_the_rows_of_a_host_need_not_be_adjacent():
     mesh = mesh_of(fsdp=4)
     assert batch_places(mesh, 8, [mesh.devices.flat[0], mesh.devices.flat[2]]).tolist() == [0, 1, 4, 5]
 
 
-def test_only_a_hosts_own_rows_are_read():
+def test_a_host_reads_only_its_own_rows():
     class Spy(PackedRows):
         def rows(self, indices):
             read.extend(indices.tolist())
@@ -157,6 +167,65 @@ def test_only_a_hosts_own_rows_are_read():
     assert read == [2, 3, 10, 11]
 
 
+def test_two_processes_train_like_one(job, folder, one):
+    _, (first, second) = job
+    np.testing.assert_allclose(losses(folder / "trained"), losses(one), rtol=1e-5)
+    assert "pretrain: done" in first["train"]["stderr"]
+    assert not any(output["stderr"] + output["stdout"] for output in second.values()), "only process 0 prints"
+    checkpoint = folder / "trained" / "checkpoints" / str(STEPS) / "params"
+    assert len(list(checkpoint.glob("ocdbt.process_*"))) == 2, "every process writes its part"
+
+
+def test_two_processes_that_share_rows_train_like_one(job, folder, one):
+    np.testing.assert_allclose(losses(folder / "shared"), losses(one), rtol=1e-5)
+
+
+def test_a_run_of_two_processes_resumes_in_one(job, text, folder, one, tmp_path):
+    workdir = shutil.copytree(folder / "trained", tmp_path / "fewer")
+    shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+    assert "resumed at step 3" in pretrain_here(text, workdir).stderr
+    np.testing.assert_allclose(losses(workdir), losses(one), rtol=1e-5)
+
+
+def test_a_checkpoint_that_one_process_cannot_read_is_skipped_by_all(job, folder, one):
+    _, (first, _) = job
+    assert f"checkpoint {STEPS} is damaged (another process cannot read it)" in first["unreadable"]["stderr"]
+    assert "resumed at step 3" in first["unreadable"]["stderr"]
+    np.testing.assert_allclose(losses(folder / "damaged"), losses(one), rtol=1e-5)
+
+
+def test_evaluation_in_two_processes_gives_the_figures_of_one(job, folder):
+    _, (first, second) = job
+    flags = (f"--run={folder / 'trained'}", f"--text={folder / 'tail.txt'}", "--json")
+    alone = json.loads(rootstock("evaluate", *flags).stdout)
+    assert json.loads(first["evaluate"]["stdout"]) == pytest.approx(alone, rel=1e-5)
+    assert second["evaluate"]["stdout"] == ""
+
+
+def test_finetuning_in_two_processes_gives_the_figures_of_one(job, folder, tmp_path):
+    _, (first, second) = job
+    data = f"--config.data.path={folder / 'rows.jsonl'}"
+    rootstock(*FINETUNE, f"--init_from={folder / 'trained'}", data, f"--workdir={tmp_path / 'tuned'}")
+    assert "fine-tuned" in first["fine-tune"]["stdout"] and second["fine-tune"]["stdout"] == ""
+    results = [json.loads((run / "results.json").read_text()) for run in (tmp_path / "tuned", folder / "tuned")]
+    for published in results:
+        published["training"].pop("seconds")
+    one, two = (jax.tree.leaves_with_path(published) for published in results)
+    for (path, a), (other_path, b) in zip(one, two, strict=True):
+        assert path == other_path and (b == pytest.approx(a, rel=1e-4) if isinstance(a, float) else a == b), path
+    assert last_loss(folder / "tuned") == pytest.approx(last_loss(tmp_path / "tuned"), rel=1e-5)
+
+
+def test_an_error_of_one_process_ends_all_with_its_message(job, folder):
+    (first, second), _ = job
+    error = f"--workdir={folder}/1 is not the directory that process 0 has"
+    assert f"rootstock: error: process 1: {error}" in first.stderr.splitlines()[-1]
+    assert f"rootstock: error: {error}" in second.stderr.splitlines()[-1]
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert "Traceback" not in first.stderr + second.stderr
+
+
+@pytest.mark.slow
 def test_four_processes_train_like_one(one, four):
     workdir, done = four
     np.testing.assert_allclose(losses(workdir), losses(one), rtol=1e-5)
@@ -165,83 +234,28 @@ def test_four_processes_train_like_one(one, four):
     assert len(list(checkpoint.glob("ocdbt.process_*"))) == 4, "every process writes its part"
 
 
-def test_two_processes_that_share_rows_train_like_one(text, one, tmp_path):
-    pretrain(text, tmp_path / "two", 2, 2, "--config.mesh.context=4")
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(one), rtol=1e-5)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "devices"), [(2, 2), (1, 1)])
-def test_a_run_of_four_processes_goes_on_in_fewer(text, one, four, tmp_path, count, devices):
-    workdir = tmp_path / "fewer"
-    shutil.copytree(four[0], workdir)
+def test_a_run_of_four_processes_resumes_in_fewer(text, one, four, tmp_path, count, devices):
+    workdir = shutil.copytree(four[0], tmp_path / "fewer")
     shutil.rmtree(workdir / "checkpoints" / str(STEPS))
     done = pretrain(text, workdir, count, devices)
     assert "resumed at step 3" in done[0].stderr
     np.testing.assert_allclose(losses(workdir), losses(one), rtol=1e-5)
 
 
-def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_all(text, one, four, tmp_path):
-    workdir = tmp_path / "damaged"
-    shutil.copytree(four[0], workdir)
-    part = workdir / "checkpoints" / str(STEPS) / "params" / "ocdbt.process_1" / "d"
-    for file in part.iterdir():
-        os.truncate(file, 10)
-    # The second half of the embedding, which the second process alone needs, was written by process 1 of four.
-    done = pretrain(text, workdir, 2, 1, "--config.mesh.fsdp=2")
-    assert f"checkpoint {STEPS} is damaged (another process cannot read it)" in done[0].stderr
-    assert "resumed at step 3" in done[0].stderr
-    np.testing.assert_allclose(losses(workdir), losses(one), rtol=1e-5)
-
-
-def test_evaluation_is_shared_out_and_its_figures_are_of_all(text, four, tmp_path):
-    tail = tmp_path / "tail.txt"
-    tail.write_text(text.read_text()[int(len(text.read_text()) * 0.9) :])
-    first, second = spawn(2, 1, "evaluate", f"--run={four[0]}", f"--text={tail}", "--json")
-    alone = spawn(1, 2, "evaluate", f"--run={four[0]}", f"--text={tail}", "--json")[0]
-    assert json.loads(first.stdout) == pytest.approx(json.loads(alone.stdout), rel=1e-5)
-    assert (second.returncode, second.stdout) == (0, "")
-
-
-def test_finetuning_in_two_processes_gives_the_figures_of_one(four, tmp_path):
-    rows = [{"text": "the cat sat" if i % 2 else "on a mat", "label": str(i % 2)} for i in range(80)]
-    rows = [row | {"text": f"{row['text']} {i}"} for i, row in enumerate(rows)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    published = []
-    for count, devices in ((1, 2), (2, 1)):
-        workdir = tmp_path / f"in_{count}"
-        done = spawn(
-            count, devices, "finetune", "--config=configs/finetune/email_spam.py", f"--init_from={four[0]}",
-            f"--workdir={workdir}", f"--config.data.path={tmp_path / 'rows.jsonl'}", "--config.batch_size=4",
-            "--config.sequence_length=16", "--config.num_steps=3", "--config.task.baseline=False",
-        )  # fmt: skip
-        assert [process.returncode for process in done] == [0] * count, [process.stderr for process in done]
-        assert ["fine-tuned" in process.stdout for process in done] == [True] + [False] * (count - 1)
-        published.append((json.loads((workdir / "results.json").read_text()), last_loss(workdir)))
-    (one, one_loss), (two, two_loss) = published
-    # Only the clock tells them apart.
-    assert one["training"].pop("seconds").keys() == two["training"].pop("seconds").keys()
-    assert one["training"].pop("held_out") == pytest.approx(two["training"].pop("held_out"), rel=1e-5)
-    assert one == two and two_loss == pytest.approx(one_loss, rel=1e-5)
-
-
-def test_an_error_of_one_process_ends_all_with_its_line(text, tmp_path):
-    first, second = spawn(2, 1, *PRETRAIN, f"--config.data.path={text}", f"--workdir={tmp_path}/{{i}}")
-    fault = f"--workdir={tmp_path}/1 is not the directory that process 0 has"
-    assert f"rootstock: error: process 1: {fault}" in first.stderr.splitlines()[-1]
-    assert f"rootstock: error: {fault}" in second.stderr.splitlines()[-1]
-    assert (first.returncode, second.returncode) == (1, 1)
-    assert "Traceback" not in first.stderr + second.stderr
-
-
+@pytest.mark.slow
 def test_a_wrong_number_of_processes_ends_all_with_one_line(text, tmp_path):
-    done = spawn(2, 1, *PRETRAIN, f"--config.data.path={text}", f"--workdir={tmp_path}/run",
-                 changes={1: {"JAX_NUM_PROCESSES": "3"}})  # fmt: skip
+    command = ("-m", "train", *PRETRAIN, f"--config.data.path={text}", f"--workdir={tmp_path}/run")
+    done = spawn(2, 1, *command, changes={1: {"JAX_NUM_PROCESSES": "3"}})
     for process in done:
         assert process.returncode == 1
-        assert "it is configured for 3 processes, process 0 for 2" in process.stderr.splitlines()[-1]
+        last = process.stderr.splitlines()[-1]
+        assert last.startswith("rootstock: error: ") and "3 processes" in last
 
 
 def join(seconds, **environment):
+    """Joins a cluster in a process of its own: this one's devices are in use already."""
     code = (
         "import jax\nfrom configs.errors import UserError, end\nfrom train.distributed.processes import run_together\n"
         f"try: run_together(lambda: print('joined', jax.distributed.is_initialized()), {seconds})\n"
@@ -252,37 +266,59 @@ def join(seconds, **environment):
     )
 
 
-def test_without_a_cluster_nothing_is_joined():
-    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-    for environment in ({}, {"JAX_NUM_PROCESSES": "1"}, slurm | {"SLURM_NTASKS": "1"}):
-        assert join(1, **environment).stdout == "joined False\n"
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+
+
+def test_a_process_without_a_cluster_runs_alone():
+    assert join(1).stdout == "joined False\n"
+
+
+@pytest.mark.parametrize("environment", [{"JAX_NUM_PROCESSES": "1"}, SLURM | {"SLURM_NTASKS": "1"}])
+def test_a_cluster_of_one_process_is_not_joined(environment, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    joined = []
+    run_together(lambda: joined.append(jax.distributed.is_initialized()), 1)
+    assert joined == [False]
 
 
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
-         "not all processes joined localhost:1 within 2 s"),
-        ({"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_PROCID": "1",
-          "SLURM_LOCALID": "1"}, "not all processes joined localhost:61447"),
-        ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "process_id=2"),
-        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "coordinator_address should be defined"),
-        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES='two'"),
+        ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}, "localhost:1"),
+        pytest.param(
+            SLURM | {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"},
+            "localhost:61447", marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+            "process_id=2", marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+            "coordinator_address should be defined", marks=pytest.mark.slow,
+        ),
     ],
 )  # fmt: skip
-def test_a_cluster_that_cannot_be_joined_is_one_line(environment, expected):
+def test_a_cluster_that_cannot_be_joined_is_a_one_line_error(environment, expected):
     done = join(2, **environment)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("rootstock: error:")]
-    assert done.returncode == 1 and len(errors) == 1 and expected in errors[0], done.stderr
+    (line,) = error_lines(done)
+    assert done.returncode == 1 and expected in line
     assert "Traceback" not in done.stderr
 
 
-def test_a_process_that_jax_aborts_has_a_last_word():
+def test_a_number_of_processes_that_is_not_a_number_is_an_error(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(UserError, match=r"JAX_NUM_PROCESSES.*'two'"):
+        run_together(lambda: None, 1)
+
+
+def test_a_process_that_jax_aborts_ends_with_one_line():
     code = (
         "import ctypes, os, signal\n"
-        "from train.distributed import processes as distributed\n"
-        "distributed.jax_distributed.global_state.process_id = 1\n"
-        "ctypes.CDLL(None).signal(signal.SIGABRT, distributed._on_abort)\n"
+        "from train.distributed import processes\n"
+        "processes.jax_distributed.global_state.process_id = 1\n"
+        "ctypes.CDLL(None).signal(signal.SIGABRT, processes._on_abort)\n"
         "os.abort()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
