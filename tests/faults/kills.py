@@ -124,7 +124,7 @@ def _manifest(workdir: Path, step: int) -> dict[str, Any]:
 
 
 def main(directory: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Returns the outcome of `kills` kills; the run and its undisturbed twin are in `directory`."""
+    """Returns what came of so many kills; the whole run and its undisturbed twin are in `directory`."""
     import train.pretraining  # noqa: F401 - before the first fork
 
     rng, steps = random.Random(seed), kills * _STEPS_PER_START

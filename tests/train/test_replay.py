@@ -6,7 +6,6 @@ import random
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +18,8 @@ from data.packing import PackedRows
 from data.store import open_store
 from data.tokenizer import load_tokenizer
 from train.checkpoint import steps
+from tests.runs import ROOT, WORDS
+from train.checkpoint import restore
 from train.checkpoint.manager import CHECKPOINTS_DIR
 from train.cli import parse
 from train.commands.replay import run
@@ -32,9 +33,7 @@ from train.run.lock import claim
 from train.run.record import open_run
 from train.run.rollback import roll_back
 
-WORDS = "the cat sat on a mat and saw dog run far away home again".split()
 ODD = "ZQXJ" * 12
-ROOT = Path(__file__).resolve().parents[2]
 MESH = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 
 

@@ -10,18 +10,17 @@ import pytest
 
 from configs.errors import UserError
 from configs.finetune import assistant, contract_clause, dialogue_summary, intent, question_answering, sentiment
-from configs.pretrain import tiny
 from model.sampling import Sampling
+from tests.runs import WORDS
 from train.commands.evaluate import _score_rows
 from train.commands.merge import merge
 from train.distributed.mesh import single_device_mesh
 from train.finetuning.run import finetune
 from train.generation.language_model import continuations
 from train.pretraining import pretrain
+from train.run import parameters
 from train.run.language_model import open_writer
 from train.run.record import open_run
-
-WORDS = "the cat sat on a mat and saw dog run far away home again".split()
 
 
 def small(config, path, **changes):
@@ -35,22 +34,6 @@ def small(config, path, **changes):
     config.adapt.targets, config.adapt.rank = ("query", "up"), 2
     config.update_from_flattened_dict(changes)
     return config.to_dict()
-
-
-@pytest.fixture(scope="module")
-def foundation(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("foundation")
-    rng = random.Random(0)
-    (folder / "text.txt").write_text("\n".join(" ".join(rng.choices(WORDS, k=8)) + "." for _ in range(200)))
-    config = tiny.get_config()
-    config.tokenizer = "bytes"
-    config.data.path, config.data.validation_split = str(folder / "text.txt"), "tail"
-    config.batch_size, config.sequence_length, config.num_steps = 8, 64, 4
-    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 2, 2, 2
-    config.model.update({"embed_dim": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "mlp_dim": 48})
-    config.evaluation.batches = 2
-    pretrain(config.to_dict(), folder / "run")
-    return folder / "run"
 
 
 def rows(kind, count=80):
@@ -223,10 +206,10 @@ def test_a_run_of_another_architecture_lists_what_differs(foundation, adapters, 
     other = tmp_path / "other"
     shutil.copytree(foundation, other)
     record = json.loads((other / "run.json").read_text())
-    record["model"]["num_layers"] = 2
+    record["model"]["num_layers"] = 3
     (other / "run.json").write_text(json.dumps(record))
     config = small(intent.get_config(), path, **QUICK)
     with pytest.raises(UserError, match=r"does not match the model: .*layers"):
         finetune(config, other, tmp_path / "run")
-    with pytest.raises(UserError, match="model num_layers: 1 != 2"):
+    with pytest.raises(UserError, match="model num_layers: 2 != 3"):
         finetune(small(intent.get_config(), path, **LORA), other, folder / "lora0")

@@ -9,9 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.slow
 def test_a_new_task_is_one_file_and_one_config(tmp_path):
     text = (ROOT / "docs" / "tasks.md").read_text()
     for name in ("configs", "model", "data", "train"):

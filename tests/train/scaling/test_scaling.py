@@ -1,7 +1,6 @@
 """`rootstock scaling`: a small sweep that is interrupted and resumed, external points, the plot, invalid input."""
 
 import json
-import random
 import sys
 
 import pytest
@@ -13,7 +12,6 @@ from train.scaling import sweep
 from train.scaling.law import Law
 from train.scaling.report import human
 
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "dog", "run", "far", "away", "home", "again"]
 # 1, 2 and 3 heads of 8; 6, 12 and 24 steps of 8 x 16 tokens.
 SMALL = [
     "--config=configs/pretrain/tiny.py", "--config.tokenizer=chars", "--config.data.validation_split=tail",
@@ -26,14 +24,6 @@ RUNS = [f"width{width}-steps{steps}" for width in (8, 16, 24) for steps in (6, 1
 
 def command(*arguments):
     scaling.run(cli.parse("scaling", scaling, list(map(str, arguments))))
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    rng = random.Random(0)
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("\n".join(" ".join(rng.choices(WORDS, k=8)) + "." for _ in range(300)))
-    return path
 
 
 @pytest.fixture
