@@ -52,7 +52,7 @@ VOCAB = 64
 
 
 def tiny_model(**changes: object) -> ModelConfig:
-    """A two-layer model of 64 symbols whose every parameter matters from the first step."""
+    """Returns a two-layer model with 64 tokens in which every parameter affects the first step."""
     section = default.model()
     section.update(
         {"vocab_size": VOCAB, "embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 48,
@@ -63,19 +63,19 @@ def tiny_model(**changes: object) -> ModelConfig:
 
 
 def init(objective, seed: int = 0):
-    """Unboxed parameters, all of them away from their initial zeros and ones."""
+    """Returns unboxed parameters, each moved away from its initial zeros and ones."""
     params = nn.meta.unbox(objective.init(jax.random.key(seed)))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), params)
 
 
 def random_documents(count: int, seed: int = 0, longest: int = 40):
-    """Documents of random symbols: bos 1, eos 2, the rest 3 to VOCAB - 1."""
+    """Returns documents of random tokens between 3 and VOCAB - 1, each with bos (1) and eos (2)."""
     rng = np.random.default_rng(seed)
     return [[1, *rng.integers(3, VOCAB, rng.integers(1, longest)).tolist(), 2] for _ in range(count)]
 
 
 def mesh_of(**axes: int) -> Mesh:
-    """A mesh over as many of the eight devices as it needs; axes that are not named have one."""
+    """Returns a mesh over as many of the eight devices as `axes` needs; axes that are not given have size 1."""
     sizes = dict.fromkeys(MESH_AXES, 1) | axes
     return make_mesh(MeshSettings(**sizes), jax.devices()[: math.prod(sizes.values())])

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import sys
+import ast
 
 import pytest
 
@@ -22,6 +23,14 @@ def test_mutant_changes_one_line_and_leaves_valid_python(mutant):
 def test_every_mutant_has_a_unique_name():
     names = [mutant.name for mutant in MUTANTS]
     assert len(names) == len(set(names)) >= 25
+    functions: dict[str, set[str]] = {}
+    for mutant in MUTANTS:
+        file, _, test = mutant.test.partition("::")
+        if file not in functions:
+            nodes = ast.walk(ast.parse((ROOT / file).read_text()))
+            functions[file] = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+        # `make mutants` checks the parameters too: it runs every test before it plants a mutant.
+        assert test.partition("[")[0] in functions[file], mutant.test
 
 
 @pytest.mark.parametrize("node", sorted({mutant.test for mutant in MUTANTS}))
