@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import jax
 import pytest
 
 from configs.pretrain import tiny
@@ -35,11 +36,12 @@ def run_process(*arguments: object, devices: int = 1) -> subprocess.CompletedPro
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def rootstock(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs `rootstock ARGUMENTS` in this process, on its eight devices, which saves the imports of a new one.
+def rootstock(*arguments: object, devices: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs `rootstock ARGUMENTS` in this process, which saves the imports of a new one.
 
     Args:
         arguments: the command and its flags.
+        devices: run as if this machine had only this many of the eight devices.
         check: require success.
     """
 
@@ -48,7 +50,11 @@ def rootstock(*arguments: object, check: bool = True) -> subprocess.CompletedPro
         raise SystemExit(code)
 
     out, err, code = io.StringIO(), io.StringIO(), 0
+    visible = jax.devices()[:devices]
     with contextlib.ExitStack() as stack:
+        for name in ("devices", "local_devices"):
+            stack.enter_context(mock.patch.object(jax, name, lambda *_: visible))
+        stack.enter_context(mock.patch.object(jax, "device_count", lambda *_: devices))
         stack.enter_context(mock.patch.object(cli, "end", end))
         # JAX cannot look for a cluster once its devices are in use.
         stack.enter_context(mock.patch.dict(os.environ, JAX_NUM_PROCESSES="1"))

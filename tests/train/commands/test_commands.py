@@ -26,7 +26,8 @@ FINETUNE = [
 
 
 def pretrain(text, workdir, *flags):
-    return rootstock(*PRETRAIN, f"--config.data.path={text}", f"--workdir={workdir}", *flags)
+    """Pre-trains on eight devices, as the foundation model was."""
+    return rootstock(*PRETRAIN, f"--config.data.path={text}", f"--workdir={workdir}", *flags, devices=8)
 
 
 def checksums(workdir, step):
@@ -201,7 +202,6 @@ INVALID = {
     "not UTF-8": ([*PRETRAIN_ON, "--config.data.path={latin}"], "latin.txt"),
     "broken JSON": ([*PRETRAIN_ON, "--config.data.path={broken}"], "broken.jsonl:2"),
     "mesh of 7": ([*PRETRAIN_ON, "--config.data.path={text}", "--config.mesh.data=7"], "config.mesh"),
-    "batch of 12": ([*PRETRAIN_ON, "--config.data.path={text}", "--config.batch_size=12"], "8 or 16"),
     "misspelled field": ([*PRETRAIN_ON, "--config.data.path={text}", "--config.bach_size=8"], "batch_size"),
     "unknown field": ([*PRETRAIN_ON, "--config.data.path={text}", "--config.model.embed=8"], "embed"),
     "fraction for a count": ([*PRETRAIN_ON, "--config.data.path={text}", "--config.batch_size=1.5"], "batch_size"),
@@ -209,7 +209,7 @@ INVALID = {
         [*PRETRAIN_ON, "--config.data.path={text}", "--config.model.norm=batchnorm"], "rmsnorm, layernorm"
     ),
     "changed field": (
-        [*PRETRAIN, "--config.data.path={text}", "--workdir={foundation}", *MESH, "--config.optimizer.learning_rate=1"],
+        [*PRETRAIN, "--config.data.path={text}", "--workdir={foundation}", "--config.optimizer.learning_rate=1"],
         "config.optimizer.learning_rate",
     ),
     "other vocabulary": ([*PRETRAIN_ON, "--config.data.path={store}", "--init_from={foundation}"], "vocabulary"),
@@ -231,6 +231,13 @@ def test_invalid_input_is_a_one_line_error_and_changes_no_run(name, inputs, tmp_
     (line,) = error_lines(done)
     assert done.returncode in (1, 2) and expected in line
     assert [digest(run) for run in runs] == before
+
+
+def test_a_batch_that_the_mesh_does_not_divide_names_the_nearest_sizes(text, tmp_path):
+    arguments = [*PRETRAIN, f"--config.data.path={text}", f"--workdir={tmp_path / 'new'}", "--config.batch_size=12"]
+    done = rootstock(*arguments, devices=8, check=False)
+    (line,) = error_lines(done)
+    assert done.returncode == 1 and "config.mesh" in line and "8 or 16" in line
 
 
 def test_a_process_with_an_invalid_flag_ends_with_one_line_and_status_2(text, tmp_path):

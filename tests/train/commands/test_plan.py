@@ -1,12 +1,9 @@
 """The command: JSON for programs, one screen for people, one line for mistakes."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.runs import error_lines, rootstock
+
 KEYS = {
     "peak_bytes_per_chip", "state_bytes_per_chip", "hbm_bytes_per_chip", "fits", "model_flops_per_step",
     "step_seconds", "bound_by", "mfu", "tokens_per_second", "chip_hours", "usd", "compile_seconds", "collectives",
@@ -14,10 +11,7 @@ KEYS = {
 
 
 def plan(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "train", "plan", *arguments],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    return rootstock("plan", *arguments, check=False)
 
 
 def test_json_holds_every_key_and_the_price():
@@ -65,6 +59,5 @@ def test_an_invalid_flag_is_a_one_line_error():
     ]
     for arguments, expected in cases:
         done = plan(*arguments)
-        assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
-        lines = [line for line in done.stderr.splitlines() if line.startswith("rootstock: error:")]
-        assert len(lines) == 1 and expected in lines[0], (expected, done.stderr)
+        (line,) = error_lines(done)
+        assert done.returncode in (1, 2) and expected in line
