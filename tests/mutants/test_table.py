@@ -1,9 +1,9 @@
 """The table of mutants matches the code and the tests; `make mutants` checks that the tests kill them."""
 
+import ast
 import importlib.util
 import re
 import sys
-import ast
 
 import pytest
 

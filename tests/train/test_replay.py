@@ -17,9 +17,8 @@ from data.loader import BatchFunction
 from data.packing import PackedRows
 from data.store import open_store
 from data.tokenizer import load_tokenizer
-from train.checkpoint import steps
 from tests.runs import ROOT, WORDS
-from train.checkpoint import restore
+from train.checkpoint import steps
 from train.checkpoint.manager import CHECKPOINTS_DIR
 from train.cli import parse
 from train.commands.replay import run

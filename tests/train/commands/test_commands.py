@@ -137,9 +137,7 @@ def test_evaluate_reports_about_the_loss_that_training_logged(text, foundation, 
 
 def test_generate_depends_on_nothing_but_its_seed(foundation):
     def generated(*flags):
-        return rootstock(
-            "generate", f"--run={foundation}", "--prompt=the cat", "--max_new_tokens=12", *flags
-        ).stdout
+        return rootstock("generate", f"--run={foundation}", "--prompt=the cat", "--max_new_tokens=12", *flags).stdout
 
     assert generated("--temperature=0").startswith("the cat")
     assert generated("--seed=1") == generated("--seed=1") != generated("--seed=2")

@@ -17,8 +17,6 @@ from train.commands.merge import merge
 from train.distributed.mesh import single_device_mesh
 from train.finetuning.run import finetune
 from train.generation.language_model import continuations
-from train.pretraining import pretrain
-from train.run import parameters
 from train.run.language_model import open_writer
 from train.run.record import open_run
 
