@@ -30,7 +30,8 @@ from train.distributed.mesh import apply_xla_flags, check_batch, make_mesh, spre
 from train.distributed.placement import local_places, put_batch
 from train.distributed.processes import run_on_process_zero
 from train.evaluation.document_losses import document_losses
-from train.finetuning.run import make_graft
+from train.finetuning.comparison import finetuning_job, with_references
+from train.finetuning.run import prepare_run
 from train.job import Job, first_state
 from train.pretraining import job_of
 from train.run.history import read_records
@@ -39,7 +40,6 @@ from train.run.record import RunRecord, read_record, with_execution
 from train.run.rollback import skipped_batches
 from train.settings import MeshSettings, Settings, from_config
 from train.step import make_program
-from train.tasks.task import load
 from train.trees import boxed_params
 
 
@@ -163,14 +163,13 @@ def _job(
             lambda n: f"document {n} of {path}/train",
         )
     assert parent is not None
-    graft, _ = make_graft(record.config, settings, parent, workdir, mesh)
-    _check_data(workdir, record, graft.record.data_fingerprint, step)
-    graft = graft.referenced()
-    task = load(record.task["name"])
-    job = graft.job("replay", objective_of(graft.record, graft.record.model), parent, evaluate)
-    examples = graft.parts["train"].examples
-    by_token = task.language and not task.reference
-    return job, graft.tokenizer, by_token, lambda n: f"row {examples[n].row} of {settings.data.path}"
+    run, _ = prepare_run(record.config, settings, parent, workdir, mesh)
+    _check_data(workdir, record, run.record.data_fingerprint, step)
+    run = with_references(run)
+    job = finetuning_job(run, "replay", objective_of(run.record, run.record.model), evaluate)
+    task, examples = run.data.task, run.data.parts["train"].examples
+    by_token = task.trains_lm_head and not task.needs_reference
+    return job, run.data.tokenizer, by_token, lambda n: f"row {examples[n].row} of {settings.data.path}"
 
 
 def _check_data(workdir: Path, record: RunRecord, fingerprint: str, step: int) -> None:

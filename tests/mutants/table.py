@@ -319,7 +319,7 @@ _TRAIN = (
     ),
     Mutant(
         "bits are nats", "train/evaluation/scoring.py", "nll / math.log(2) /", "nll /",
-        "tests/train/evaluation/test_scoring.py::test_figures_are_those_of_a_uniform_model",
+        "tests/train/evaluation/test_scoring.py::test_metrics_of_a_uniform_model",
     ),
 )  # fmt: skip
 MUTANTS = (*_MODEL, *_DATA, *_TRAIN)

@@ -8,6 +8,7 @@ rootstock evaluate --checkpoint=runs/intent --data=test.jsonl --json
 --tasks are files of configs/evals/, or names of EleutherAI's lm-evaluation-harness (extra: evals).
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,8 @@ from rich.table import Table
 
 from configs.errors import UserError
 from data.labelled import read_examples
-from data.tokenizer import load_tokenizer
+from data.tokenizer import Tokenizer, load_tokenizer
 from model.heads import Objective
-from model.transformer import Params
 from train.console import results_console
 from train.distributed.mesh import spread_mesh
 from train.distributed.processes import is_process_zero
@@ -29,13 +29,14 @@ from train.evaluation.interval import as_json
 from train.evaluation.metrics import require
 from train.evaluation.perplexity import perplexity, summary
 from train.finetuning.predictor import Predictor
-from train.finetuning.rows import render_rows, with_reference
-from train.run.language_model import open_writer
+from train.finetuning.rows import encode_rows, with_reference
+from train.generation.language_model import LanguageModel
+from train.run.language_model import open_language_model
 from train.run.parameters import load_merged_params, load_params, objective_of
 from train.run.record import RunRecord, read_record
 from train.run.results import NAME, add_results
 from train.settings import from_config
-from train.tasks.task import load
+from train.tasks.task import load_task, task_from_record
 from train.trees import boxed_params
 
 REQUIRED = ("checkpoint",)
@@ -72,7 +73,7 @@ def run(values: flags.FlagValues) -> None:
     """Runs the command; prints and writes nats_per_token, bits_per_byte, tokens, or the metrics of a task."""
     directory = Path(values.checkpoint)
     record = read_record(directory)
-    language = record.stage == "pretrain" or load(record.task["name"]).language
+    language = record.stage == "pretrain" or load_task(record.task["name"]).trains_lm_head
     if values.text and not values.tasks and language:
         name, figures = f"text {values.text}", _score_text(directory, record, values)
     elif values.tasks and not values.text and language:
@@ -127,11 +128,11 @@ def _text(value: Any) -> str:  # noqa: ANN401 - a figure
 
 
 def _score_text(directory: Path, record: RunRecord, values: flags.FlagValues) -> dict[str, Any]:
-    writer = open_writer(directory, spread=True)
-    window = values.window or min(writer.model.context_length, _WINDOW)
+    language_model = open_language_model(directory, spread=True)
+    window = values.window or min(language_model.model.context_length, _WINDOW)
     field = record.config["data"]["text_field"]
-    with jax.set_mesh(writer.mesh):
-        return summary(perplexity(writer, values.text, field, window, values.stride or -(-window // 2)))
+    with jax.set_mesh(language_model.mesh):
+        return summary(perplexity(language_model, values.text, field, window, values.stride or -(-window // 2)))
 
 
 def _score_tasks(directory: Path, values: flags.FlagValues) -> dict[str, Any]:
@@ -143,15 +144,14 @@ def _score_tasks(directory: Path, values: flags.FlagValues) -> dict[str, Any]:
     if values.task_files and not Path(values.task_files).is_dir():
         raise UserError(f"--task_files={values.task_files}: no such folder")
     data = {"test": values.data, "train": values.shots_data}
-    return harness.evaluate(
-        open_writer(directory, spread=True),
-        values.tasks,
+    options = harness.HarnessOptions(
         folders,
         shots=None if values.shots < 0 else values.shots,
         limit=values.limit,
         data={split: path for split, path in data.items() if path},
         chat=values.chat,
     )
+    return harness.evaluate(open_language_model(directory, spread=True), values.tasks, options)
 
 
 def _score_rows(directory: Path, record: RunRecord, path: str) -> dict[str, Any]:
@@ -163,32 +163,24 @@ def _score_rows(directory: Path, record: RunRecord, path: str) -> dict[str, Any]
 
 def _score_rows_on(mesh: Mesh, objective: Objective, directory: Path, record: RunRecord, path: str) -> dict[str, Any]:
     require()
-    settings = from_config(record.config)
-    task, facts = load(record.task["name"]), record.task
+    settings = dataclasses.replace(from_config(record.config), batch_size=_batch_size(mesh))
+    task = task_from_record(record.task)
     tokenizer = load_tokenizer(directory / "tokenizer")
     examples = read_examples(path, lambda row: task.parse(row, settings.task))
-    part = render_rows(task, facts, examples, tokenizer, settings.sequence_length, seed=0)
+    part = encode_rows(task, examples, tokenizer, settings.sequence_length, seed=0)
     params = load_params(directory, objective, mesh)
-    if task.reference:
-        part = with_reference(part, record.model, _foundation(record, mesh), _batch_size(mesh), mesh)
-    predictor = Predictor(
-        task,
-        facts,
-        objective,
-        settings.adapt,
-        record.model,
-        tokenizer,
-        _batch_size(mesh),
-        settings.task.max_new_tokens,
-        mesh,
-    )
-    metrics = task.metrics(part.examples, predictor(params, part), None, facts)
+    if task.needs_reference:
+        part = with_reference(part, _foundation(record, tokenizer, mesh), settings.batch_size)
+    predictor = Predictor(task, objective, record.model, tokenizer, settings, mesh)
+    metrics = task.metrics(part.examples, predictor(params, part))
     return {"rows": len(part.examples), **as_json(metrics)}
 
 
-def _foundation(record: RunRecord, mesh: Mesh) -> Params:
-    """Returns the language model that a run was grafted from."""
-    return load_merged_params(Path(record.lineage[-1]["directory"]), record.model, mesh, ("backbone", "head"))
+def _foundation(record: RunRecord, tokenizer: Tokenizer, mesh: Mesh) -> LanguageModel:
+    """Returns the language model that a run was fine-tuned from."""
+    directory = Path(record.lineage[-1]["directory"])
+    params = load_merged_params(directory, record.model, mesh, ("backbone", "head"))
+    return LanguageModel(record.model, params, tokenizer, "", tokenizer.eos_id, mesh)
 
 
 def _batch_size(mesh: Mesh) -> int:

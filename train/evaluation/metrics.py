@@ -7,11 +7,11 @@ import numpy as np
 
 from configs.errors import UserError
 from train.evaluation.interval import RESAMPLES, Interval, bootstrap, draws, interval, mean_interval
-from train.evaluation.squad import exact_match, normalise, token_f1
+from train.evaluation.squad import exact_match, normalize, token_f1
 
 _PACKAGES = {"sklearn": "scikit-learn", "sacrebleu": "sacrebleu", "rouge_score": "rouge-score"}
 # The tag of a word that is nothing of what is looked for (CoNLL).
-_OUTSIDE = "O"
+OUTSIDE = "O"
 
 
 def require() -> None:
@@ -121,7 +121,7 @@ def tagging(labels: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]])
     drawn = draws(len(labels))
     right, words = (drawn @ by_row(x[:, None])[:, 0] for x in (y == p, np.ones(len(y))))
     found = {"accuracy": interval(accuracy_score(y, p), right / np.maximum(words, 1))}
-    tags = np.array([tag for tag in np.unique(y) if tag != _OUTSIDE])
+    tags = np.array([tag for tag in np.unique(y) if tag != OUTSIDE])
     if len(tags):
         true, told = y[:, None] == tags, p[:, None] == tags
         value = f1_score(y, p, labels=tags, average="macro", zero_division=0)
@@ -162,7 +162,7 @@ def squad(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str
     A question without references has no answer, and only "" is right for it (SQuAD 2.0).
     """
     # An answer of articles and signs alone is none.
-    best = [[reference for reference in right if normalise(reference)] or [""] for right in references]
+    best = [[reference for reference in right if normalize(reference)] or [""] for right in references]
     found = {
         "exact_match": mean_interval([max(exact_match(r, t) for r in b) for b, t in zip(best, texts, strict=True)]),
         "f1": mean_interval([max(token_f1(r, t) for r in b) for b, t in zip(best, texts, strict=True)]),

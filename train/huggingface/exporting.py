@@ -20,7 +20,7 @@ from train.distributed.mesh import single_device_mesh
 from train.huggingface.leaf_reader import Read, open_params
 from train.huggingface.safetensors_files import write_weights
 from train.run.record import RunRecord, read_record
-from train.tasks.task import load
+from train.tasks.task import load_task
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -60,7 +60,7 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
 
 def _rows(directory: Path, record: RunRecord, architecture: str) -> tuple[list[Row], list[str]]:
     """Returns the table of a run's model and its classes, which a language model has none of."""
-    if record.stage == "pretrain" or load(record.task["name"]).language:
+    if record.stage == "pretrain" or load_task(record.task["name"]).trains_lm_head:
         return table(architecture, record.model), []
     task = record.task
     if task["name"] != "classification" or task["pooling"] != "last":

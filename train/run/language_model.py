@@ -11,15 +11,17 @@ from data.tokenizer import load_tokenizer
 from model.heads import language_model
 from model.sampling import for_inference
 from train.distributed.mesh import decoding_mesh, spread_mesh
-from train.generation.language_model import Writer
+from train.generation.language_model import LanguageModel
 from train.run.parameters import load_merged_params
 from train.run.record import read_record
-from train.tasks.task import load
+from train.tasks.task import load_task
 from train.trees import boxed_params
 
 
-def open_writer(directory: Path, template: str = "", spread: bool = False, cache_dtype: str = "") -> Writer:
-    """Returns a run's writer, on all devices that can share its parameters.
+def open_language_model(
+    directory: Path, template: str = "", spread: bool = False, cache_dtype: str = ""
+) -> LanguageModel:
+    """Returns the language model of a run, on all devices that can share its parameters.
 
     Args:
         directory: of the run.
@@ -32,7 +34,7 @@ def open_writer(directory: Path, template: str = "", spread: bool = False, cache
     """
     record = read_record(directory)
     tuned = record.stage == "finetune"
-    if tuned and not load(record.task["name"]).language:
+    if tuned and not load_task(record.task["name"]).trains_lm_head:
         raise UserError(
             f"--checkpoint={directory} is a {record.task['name']} model; "
             "legal: a pre-training run, or one of generation, chat or preference"
@@ -46,4 +48,4 @@ def open_writer(directory: Path, template: str = "", spread: bool = False, cache
     mesh = (spread_mesh if spread else decoding_mesh)(boxed_params(language_model(model)))
     with jax.set_mesh(mesh):
         params = for_inference(model, load_merged_params(directory, model, mesh, ("backbone", "head")))
-    return Writer(model, params, tokenizer, template, eos_id, mesh)
+    return LanguageModel(model, params, tokenizer, template, eos_id, mesh)

@@ -14,7 +14,7 @@ from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR
 from train.checkpoint.restore import restore_params
 from train.run.record import RunRecord, read_record
 from train.settings import LossSettings
-from train.tasks.task import load
+from train.tasks.task import task_from_record
 from train.trees import abstract_params
 
 
@@ -23,7 +23,7 @@ def objective_of(record: RunRecord, model: ModelConfig, adapted: bool = True) ->
     if record.stage == "pretrain":
         return language_model(model, chunk=record.config["loss"]["chunk"])
     loss = build(LossSettings, record.config["loss"], "config.loss")
-    objective = load(record.task["name"]).objective(model, record.task, loss)
+    objective = task_from_record(record.task).objective(model, loss)
     return adapt(objective, adaptation_of(record)) if adapted else objective
 
 

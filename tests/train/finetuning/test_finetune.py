@@ -1,4 +1,4 @@
-"""Every task from a foundation to its table on a mesh of eight devices; adapters, merged or not; and what cannot be."""
+"""Fine-tuning for every task on a mesh of eight devices, from the foundation to the table; adapters; invalid input."""
 
 import json
 import random
@@ -11,15 +11,15 @@ import pytest
 from configs.errors import UserError
 from configs.finetune import assistant, contract_clause, dialogue_summary, intent, question_answering, sentiment
 from configs.pretrain import tiny
-from model.sampling import Sampling
 from train.commands.evaluate import _score_rows
 from train.commands.merge import merge
 from train.distributed.mesh import single_device_mesh
 from train.finetuning.run import finetune
-from train.generation.language_model import continuations
+from train.generation.decode import continuations
+from train.generation.language_model import GenerationOptions
 from train.pretraining import pretrain
 from train.run import parameters
-from train.run.language_model import open_writer
+from train.run.language_model import open_language_model
 from train.run.parameters import load_merged_params, load_params, objective_of
 from train.run.record import read_record
 
@@ -92,7 +92,7 @@ def written(folder, kind):
 
 
 SQUAD_FIGURES = {"exact_match", "f1", "no_answer_accuracy"}
-DPO = {"task.name": "preference", "task.baseline": True}  # which it does without
+DPO = {"task.name": "preference", "task.baseline": True}  # which preference training ignores
 TASKS = {
     "classification": (intent.get_config, "labels", {"task.baseline": True}, {"accuracy", "macro_f1"}),
     "by contract": (contract_clause.get_config, "labels", {"task.class_weights": "balanced"}, {"accuracy"}),
@@ -109,7 +109,7 @@ TASKS = {
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_task_goes_from_foundation_to_table(name, foundation, tmp_path):
+def test_finetune_every_task(name, foundation, tmp_path):
     get_config, kind, changes, figures = TASKS[name]
     config = small(get_config(), written(tmp_path, kind), **changes)
     published = finetune(config, foundation, tmp_path / "run")
@@ -118,18 +118,18 @@ def test_a_task_goes_from_foundation_to_table(name, foundation, tmp_path):
     for figure in figures:
         found = models["fine-tuned"][figure]
         assert found["low"] <= found["value"] <= found["high"] and np.isfinite(found["value"])
-    asked = [model for model in models if model.startswith("foundation")]
-    assert bool(asked) == (name not in ("regression", "tagging", "reward"))
-    assert ("head from random weights" in models) == (name == "classification")
+    scored_foundation = [model for model in models if model.startswith("foundation")]
+    assert bool(scored_foundation) == (name not in ("regression", "tagging", "reward"))
+    assert ("random initialization" in models) == (name == "classification")
     assert set(published["gain"]) == set(models) - {"fine-tuned"}
     assert "fine-tuned" in (tmp_path / "run" / "report.html").read_text()
-    # Any rows with the same columns can be scored from the directory alone.
+    # Other rows with the same columns can be scored given only the run directory.
     record = read_record(tmp_path / "run")
     scored = _score_rows(tmp_path / "run", record, config["data"]["path"])
     if name in ("summary", "chat", "preference"):
-        writer = open_writer(tmp_path / "run")
-        assert writer.template == "plain"
-        assert len(continuations(writer, ["the cat", "a dog ran far"], 4, Sampling(), 0)) == 2
+        language_model = open_language_model(tmp_path / "run")
+        assert language_model.template == "plain"
+        assert len(continuations(language_model, ["the cat", "a dog ran far"], GenerationOptions(4))) == 2
     assert set(scored) == {"rows", *set(models["fine-tuned"])} - {"win_by_likelihood"} and scored["rows"] == 80
 
 
@@ -147,7 +147,7 @@ def adapters(foundation, tmp_path_factory):
     return folder, path
 
 
-def test_a_merged_run_predicts_as_the_adapter_does_and_needs_no_foundation(adapters, foundation, tmp_path):
+def test_merged_run_predicts_like_its_adapter_and_can_be_finetuned(adapters, foundation, tmp_path):
     folder, path = adapters
     merge(folder / "lora0", tmp_path / "merged")
     mesh = single_device_mesh()
@@ -165,13 +165,13 @@ def test_a_merged_run_predicts_as_the_adapter_does_and_needs_no_foundation(adapt
         merge(tmp_path / "merged", tmp_path / "again")
     with pytest.raises(UserError, match="is not empty"):
         merge(folder / "lora0", tmp_path / "merged")
-    # A merged run is a foundation like any other.
+    # A merged run can be a foundation.
     config = small(intent.get_config(), path, **{"task.baseline": False, "num_steps": 2})
     finetune(config, tmp_path / "merged", tmp_path / "onto")
     assert len(read_record(tmp_path / "onto").lineage) == 2
 
 
-def test_adapters_share_a_foundation_that_is_read_once(adapters, foundation, monkeypatch):
+def test_adapters_share_foundation_parameters_that_are_read_once(adapters, foundation, monkeypatch):
     folder, _ = adapters
     mesh = single_device_mesh()
     with jax.set_mesh(mesh):
@@ -187,7 +187,7 @@ def test_adapters_share_a_foundation_that_is_read_once(adapters, foundation, mon
     assert not any("kernel" in path or "embedding" in path for path in manifest["leaves"])
 
 
-def test_without_its_foundation_an_adapter_says_so(adapters, foundation, tmp_path):
+def test_adapter_without_its_foundation_is_a_one_line_error(adapters, foundation, tmp_path):
     folder, _ = adapters
     shutil.copytree(folder / "lora0", tmp_path / "moved")
     record = json.loads((tmp_path / "moved" / "run.json").read_text())
@@ -211,26 +211,27 @@ def test_without_its_foundation_an_adapter_says_so(adapters, foundation, tmp_pat
         ({"adapt.method": "lora", "adapt.targets": ("querry",)}, "'querry' matches no parameter; legal: down"),
         ({"evaluation.metric": "acuracy"}, "'acuracy'; legal here: loss, accuracy"),
         ({"task.validation_fraction": 0.0}, "0 validation"),
-        ({"task.target": "text", "task.name": "generation", "task.max_new_tokens": 64}, "max_new_tokens is 64"),
-        ({"sequence_length": 6, "task.zero_shot_rows": 6}, "before an answer of 5 tokens; legal: at least 7"),
+        ({"task.target": "text", "task.name": "generation", "task.max_new_tokens": 64},
+         "max_new_tokens=64 must be less than config.sequence_length=64"),
+        ({"sequence_length": 6, "task.zero_shot_rows": 6}, "before an answer of 5 tokens; use at least 7"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_one_line(changes, message, foundation, tmp_path):
+def test_invalid_config_is_a_one_line_error(changes, message, foundation, tmp_path):
     changes = QUICK | changes
     with pytest.raises(UserError, match=message) as caught:
         finetune(small(intent.get_config(), written(tmp_path, "labels"), **changes), foundation, tmp_path / "run")
     assert "\n" not in str(caught.value)
 
 
-def test_a_classifier_cannot_be_taught_to_write(adapters, tmp_path):
+def test_finetuning_a_classifier_to_generate_text_is_an_error(adapters, tmp_path):
     folder, _ = adapters
     merge(folder / "lora1", tmp_path / "merged")
     config = small(dialogue_summary.get_config(), written(tmp_path, "pairs"))
-    with pytest.raises(UserError, match="is a classification model, whose head cannot write"):
+    with pytest.raises(UserError, match="is a classification model and cannot generate text"):
         finetune(config, tmp_path / "merged", tmp_path / "run")
 
 
-def test_a_run_of_another_architecture_lists_what_differs(foundation, adapters, tmp_path):
+def test_foundation_of_another_architecture_is_an_error_that_lists_the_differences(foundation, adapters, tmp_path):
     folder, path = adapters
     other = tmp_path / "other"
     shutil.copytree(foundation, other)
