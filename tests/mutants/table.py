@@ -252,7 +252,7 @@ _TRAIN = (
     ),
     Mutant(
         "the last layer learns slowest", "train/optimizer.py", "dtype=np.float32)[::-1]", "dtype=np.float32)",
-        f"{_ADAPTATION}test_lower_layers_learn_more_slowly[adamw]",
+        f"{_ADAPTATION}test_layer_decay_scales_updates_of_lower_layers[adamw]",
     ),
     Mutant(
         "Muon takes inputs for outputs", "train/optimizer.py", "if embed < min(others):", "if embed > min(others):",

@@ -69,7 +69,7 @@ def confusion(labels: Sequence[str], predicted: Sequence[str], classes: Sequence
 
 
 def multi_label(labels: Sequence[set[str]], predicted: Sequence[set[str]]) -> dict[str, Interval]:
-    """Returns micro-F1, macro-F1 over the classes that occur among the labels, and how often a row is entirely correct."""
+    """Returns micro-F1, macro-F1 over the classes that occur among the labels, and the share of exact matches."""
     from sklearn.metrics import f1_score
 
     known = sorted(set().union(*labels)) or [""]
