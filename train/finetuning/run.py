@@ -32,8 +32,9 @@ def finetune(
     Raises:
         UserError: an invalid config, row, foundation, mesh or checkpoint.
     """
-    # The run can be evaluated from another directory.
-    config = config | {"task": config["task"] | {"name": absolute_name(config["task"]["name"])}}
+    settings = from_config(config)
+    # A task file's path is stored absolute, so that the run can be read from any directory.
+    config = config | {"task": config["task"] | {"name": absolute_name(settings.task.name)}}
     settings = from_config(config)
     require()
     apply_xla_flags(settings)
