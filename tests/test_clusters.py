@@ -138,8 +138,8 @@ def free_job():
 
 @pytest.mark.slow
 def test_the_slurm_script_joins_its_tasks(tmp_path):
-    put_program(tmp_path / "bin" / "srun", SRUN)
-    put_program(tmp_path / "rootstock", f'#!/bin/sh\nexec "{sys.executable}" -m train "$@"\n')
+    write_program(tmp_path / "bin" / "srun", SRUN)
+    write_program(tmp_path / "rootstock", f'#!/bin/sh\nexec "{sys.executable}" -m train "$@"\n')
     (tmp_path / "text.txt").write_text("the cat sat on the mat\n" * 100)
     environment = os.environ | {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),

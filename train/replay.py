@@ -29,7 +29,8 @@ from train.distributed.mesh import apply_xla_flags, check_batch, make_mesh, spre
 from train.distributed.placement import local_places, put_batch
 from train.distributed.processes import run_on_process_zero
 from train.evaluation.document_losses import document_losses
-from train.finetuning.run import make_graft
+from train.finetuning.comparison import finetuning_job, with_references
+from train.finetuning.run import prepare_run
 from train.job import Job, first_state
 from train.pretraining import job_of
 from train.run.history import read_records
@@ -37,7 +38,6 @@ from train.run.record import Run, RunRecord, open_run
 from train.run.rollback import skipped_batches
 from train.settings import MeshSettings, Settings, from_config
 from train.step import make_program
-from train.tasks.task import load as load_task
 from train.trees import boxed_params
 
 
@@ -163,14 +163,13 @@ def _job(run: Run, settings: Settings, mesh: Mesh, step: int) -> tuple[Job, Toke
         job = job_of(settings, model, rows, None if parent is None else load_initial, evaluate)
         return job, run.tokenizer(), True, lambda n: f"document {n} of {path}/train"
     assert parent is not None
-    graft, _ = make_graft(record.config, settings, parent, workdir, mesh)
-    _check_data(workdir, record, graft.record.data_fingerprint, step)
-    graft = graft.referenced()
-    task = load_task(record.task["name"])
-    job = graft.job("replay", Run(workdir, graft.record).objective(), graft.foundation, evaluate)
-    examples = graft.parts["train"].examples
-    by_token = task.language and not task.reference
-    return job, graft.tokenizer, by_token, lambda n: f"row {examples[n].row} of {settings.data.path}"
+    finetuning, _ = prepare_run(record.config, settings, parent, workdir, mesh)
+    _check_data(workdir, record, finetuning.record.data_fingerprint, step)
+    finetuning = with_references(finetuning)
+    job = finetuning_job(finetuning, "replay", Run(workdir, finetuning.record).objective(), evaluate)
+    task, examples = finetuning.data.task, finetuning.data.parts["train"].examples
+    by_token = task.trains_lm_head and not task.needs_reference
+    return job, finetuning.data.tokenizer, by_token, lambda n: f"row {examples[n].row} of {settings.data.path}"
 
 
 def _check_data(workdir: Path, record: RunRecord, fingerprint: str, step: int) -> None:

@@ -254,7 +254,7 @@ _TRAIN = (
     Mutant(
         "the last layer gets the lowest learning rate", "train/optimizer.py",
         "dtype=np.float32)[::-1]", "dtype=np.float32)",
-        f"{_ADAPTATION}test_lower_layers_learn_more_slowly[adamw]",
+        f"{_ADAPTATION}test_layer_decay_scales_updates_of_lower_layers[adamw]",
     ),
     Mutant(
         "Muon swaps inputs and outputs", "train/optimizer.py", "if embed < min(others):", "if embed > min(others):",
@@ -328,7 +328,7 @@ _TRAIN = (
     ),
     Mutant(
         "bits per byte are in nats", "train/evaluation/scoring.py", "nll / math.log(2) /", "nll /",
-        "tests/train/evaluation/test_scoring.py::test_figures_are_those_of_a_uniform_model",
+        "tests/train/evaluation/test_scoring.py::test_metrics_of_a_uniform_model",
     ),
 )  # fmt: skip
 MUTANTS = (*_MODEL, *_DATA, *_TRAIN)

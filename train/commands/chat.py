@@ -15,26 +15,15 @@ import jax
 from absl import flags
 
 from data.templates import NAMES, render
-from model.sampling import Sampling
 from train.commands.sampling_flags import define_sampling_flags, sampling_of
 from train.console import say
-from train.generation.decode import before
-from train.generation.language_model import Writer
-from train.run.language_model import open_writer
+from train.generation.decode import stream_text, truncate_at_stop
+from train.generation.language_model import GenerationOptions, LanguageModel
+from train.run.language_model import open_language_model
 from train.run.record import open_run
 
 REQUIRED = ("run",)
 RENAMED_FLAGS = {"checkpoint": "run"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Answering:
-    """How answers are generated."""
-
-    max_new_tokens: int
-    sampling: Sampling
-    seed: int
-    stop: tuple[str, ...]
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -49,11 +38,12 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> None:
     """Runs the command: reads one message per line from stdin, writes the answers to stdout."""
     directory = Path(values.run)
-    answering = Answering(values.max_new_tokens, sampling_of(values), values.seed, tuple(values.stop))
-    writer = open_writer(directory, values.template or _template(directory), cache_dtype=values.cache_dtype)
-    with jax.set_mesh(writer.mesh):
-        say(f"chat: template {writer.template}; /reset clears the conversation, /exit quits")
-        for part in talk(writer, _lines(), values.system, answering):
+    options = GenerationOptions(values.max_new_tokens, sampling_of(values), values.seed, tuple(values.stop))
+    template = values.template or _template(directory)
+    language_model = open_language_model(directory, template, cache_dtype=values.cache_dtype)
+    with jax.set_mesh(language_model.mesh):
+        say(f"chat: template {language_model.template}; /reset clears the conversation, /exit quits")
+        for part in talk(language_model, _lines(), values.system, options):
             print(part, end="", flush=True)
 
 
@@ -71,7 +61,7 @@ def _lines() -> Iterator[str]:
             yield input("> " if sys.stdin.isatty() else "")
 
 
-def talk(writer: Writer, lines: Iterable[str], system: str, answering: Answering) -> Iterator[str]:
+def talk(language_model: LanguageModel, lines: Iterable[str], system: str, options: GenerationOptions) -> Iterator[str]:
     """Yields the answers to `lines` in parts, as they are generated, with a line feed after each answer.
 
     The oldest turns are dropped when the conversation exceeds the model's context.
@@ -85,12 +75,11 @@ def talk(writer: Writer, lines: Iterable[str], system: str, answering: Answering
             messages = list(start) if line.strip() else messages
             continue
         messages.append({"role": "user", "content": line})
-        room = writer.model.context_length - answering.max_new_tokens
-        tokens = render(messages, writer.template, writer.tokenizer, max(room, 1), prompt=True).tokens
+        max_prompt_len = max(language_model.model.context_length - options.max_new_tokens, 1)
+        tokens = render(messages, language_model.template, language_model.tokenizer, max_prompt_len, prompt=True).tokens
         answer = ""
-        for part in _up_to(
-            writer.stream(tokens, answering.max_new_tokens, answering.sampling, answering.seed + number), answering.stop
-        ):
+        turn = dataclasses.replace(options, seed=options.seed + number)
+        for part in _up_to(stream_text(language_model, tokens, turn), options.stop):
             answer += part
             yield part
         yield "\n"
@@ -103,7 +92,7 @@ def _up_to(parts: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
     longest = max(map(len, stop), default=1)
     for part in parts:
         text += part
-        kept, ended = before(text, stop)
+        kept, ended = truncate_at_stop(text, stop)
         sure = len(kept) if ended else max(len(text) - longest + 1, shown)
         yield text[shown:sure]
         shown = sure

@@ -19,9 +19,10 @@ from data.demo_corpus import write_demo_corpus
 from model.sampling import Sampling
 from train.console import say, step_progress
 from train.finetuning.run import finetune
-from train.generation.language_model import continuations
+from train.generation.decode import continuations
+from train.generation.language_model import GenerationOptions
 from train.pretraining import pretrain
-from train.run.language_model import open_writer
+from train.run.language_model import open_language_model
 
 _PROMPTS = ("Return the ", "This function ")
 
@@ -43,10 +44,9 @@ def run(values: flags.FlagValues) -> None:
         (corpus / "summary.json").write_text(json.dumps(summary, indent=1))
     foundation = _pretrain(corpus, workdir / "foundation", values.scale)
     out = Console()
-    sampling = Sampling(temperature=0.7, top_k=50)
-    for prompt, text in zip(
-        _PROMPTS, continuations(open_writer(foundation), list(_PROMPTS), 48, sampling, seed=0), strict=True
-    ):
+    options = GenerationOptions(48, Sampling(temperature=0.7, top_k=50))
+    texts = continuations(open_language_model(foundation), _PROMPTS, options)
+    for prompt, text in zip(_PROMPTS, texts, strict=True):
         out.print(f"sample: {' '.join((prompt + text).split())}\n", highlight=False, markup=False)
     config = finetune_config.get_config()
     config.data.path = str(corpus / "labeled_train.jsonl")

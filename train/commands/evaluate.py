@@ -8,6 +8,7 @@ rootstock evaluate --run=runs/intent --data=test.jsonl --json
 --tasks are files of configs/evals/, or names of EleutherAI's lm-evaluation-harness (extra: evals).
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from rich.table import Table
 
 from configs.errors import UserError
 from data.labeled import read_examples
+from data.tokenizer import Tokenizer
 from model.heads import Objective
-from model.transformer import Params
 from train.console import results_console
 from train.distributed.mesh import spread_mesh
 from train.distributed.processes import is_process_zero
@@ -28,12 +29,13 @@ from train.evaluation.interval import as_json
 from train.evaluation.metrics import require
 from train.evaluation.perplexity import perplexity, summary
 from train.finetuning.predictor import Predictor
-from train.finetuning.rows import render_rows, with_reference
-from train.run.language_model import open_writer
+from train.finetuning.rows import encode_rows, with_reference
+from train.generation.language_model import LanguageModel
+from train.run.language_model import open_language_model
 from train.run.record import Run, open_run
 from train.run.results import NAME, add_results
 from train.settings import from_config
-from train.tasks.task import load
+from train.tasks.task import task_from_record
 from train.trees import boxed_params
 
 REQUIRED = ("run",)
@@ -128,11 +130,11 @@ def _text(value: Any) -> str:  # noqa: ANN401 - a figure
 
 
 def _score_text(opened: Run, values: flags.FlagValues) -> dict[str, Any]:
-    writer = open_writer(opened.directory, spread=True)
-    window = values.window or min(writer.model.context_length, _WINDOW)
+    language_model = open_language_model(opened.directory, spread=True)
+    window = values.window or min(language_model.model.context_length, _WINDOW)
     field = opened.record.config["data"]["text_field"]
-    with jax.set_mesh(writer.mesh):
-        return summary(perplexity(writer, values.text, field, window, values.stride or -(-window // 2)))
+    with jax.set_mesh(language_model.mesh):
+        return summary(perplexity(language_model, values.text, field, window, values.stride or -(-window // 2)))
 
 
 def _score_tasks(directory: Path, values: flags.FlagValues) -> dict[str, Any]:
@@ -144,15 +146,14 @@ def _score_tasks(directory: Path, values: flags.FlagValues) -> dict[str, Any]:
     if values.task_files and not Path(values.task_files).is_dir():
         raise UserError(f"--task_files={values.task_files}: is not a directory")
     data = {"test": values.data, "train": values.shots_data}
-    return harness.evaluate(
-        open_writer(directory, spread=True),
-        values.tasks,
+    options = harness.HarnessOptions(
         folders,
         shots=None if values.shots < 0 else values.shots,
         limit=values.limit,
         data={split: path for split, path in data.items() if path},
         chat=values.chat,
     )
+    return harness.evaluate(open_language_model(directory, spread=True), values.tasks, options)
 
 
 def _score_rows(opened: Run, path: str) -> dict[str, Any]:
@@ -164,34 +165,24 @@ def _score_rows(opened: Run, path: str) -> dict[str, Any]:
 
 def _score_rows_on(mesh: Mesh, objective: Objective, opened: Run, path: str) -> dict[str, Any]:
     require()
-    record = opened.record
-    settings = from_config(record.config)
-    task, facts = load(record.task["name"]), record.task
+    settings = dataclasses.replace(from_config(opened.record.config), batch_size=_batch_size(mesh))
+    task = task_from_record(opened.record.task)
     tokenizer = opened.tokenizer()
     examples = read_examples(path, lambda row: task.parse(row, settings.task))
-    part = render_rows(task, facts, examples, tokenizer, settings.sequence_length, seed=0)
+    part = encode_rows(task, examples, tokenizer, settings.sequence_length, seed=0)
     params = opened.load(mesh)
-    if task.reference:
-        part = with_reference(part, record.model, _foundation(opened, mesh), _batch_size(mesh), mesh)
-    predictor = Predictor(
-        task,
-        facts,
-        objective,
-        settings.adapt,
-        record.model,
-        tokenizer,
-        _batch_size(mesh),
-        settings.task.max_new_tokens,
-        mesh,
-    )
-    metrics = task.metrics(part.examples, predictor(params, part), None, facts)
+    if task.needs_reference:
+        part = with_reference(part, _foundation(opened, tokenizer, mesh), settings.batch_size)
+    predictor = Predictor(task, objective, opened.model, tokenizer, settings, mesh)
+    metrics = task.metrics(part.examples, predictor(params, part))
     return {"rows": len(part.examples), **as_json(metrics)}
 
 
-def _foundation(opened: Run, mesh: Mesh) -> Params:
+def _foundation(opened: Run, tokenizer: Tokenizer, mesh: Mesh) -> LanguageModel:
     """Returns the language model that a run was fine-tuned from."""
     foundation = open_run(Path(opened.record.lineage[-1]["directory"])).with_model(opened.model)
-    return foundation.load_merged(mesh, ("backbone", "head"))
+    params = foundation.load_merged(mesh, ("backbone", "head"))
+    return LanguageModel(opened.model, params, tokenizer, "", tokenizer.eos_id, mesh)
 
 
 def _batch_size(mesh: Mesh) -> int:

@@ -13,8 +13,9 @@ from absl import flags
 from configs.errors import UserError
 from data.readers import read_rows
 from train.commands.sampling_flags import define_sampling_flags, sampling_of
-from train.generation.language_model import continuations
-from train.run.language_model import open_writer
+from train.generation.decode import continuations
+from train.generation.language_model import GenerationOptions
+from train.run.language_model import open_language_model
 
 REQUIRED = ("run",)
 RENAMED_FLAGS = {"checkpoint": "run"}
@@ -35,13 +36,13 @@ def run(values: flags.FlagValues) -> None:
     """Runs the command; prints the prompt with its continuation, the answer alone, or one JSON object per prompt."""
     if bool(values.prompt) == bool(values.prompts):
         raise UserError("--prompt is missing; expected either --prompt=TEXT or --prompts=FILE")
-    sampling = sampling_of(values)
+    options = GenerationOptions(values.max_new_tokens, sampling_of(values), values.seed, tuple(values.stop))
     prompts = [values.prompt] if values.prompt else _read(values.prompts)
-    writer = open_writer(Path(values.run), cache_dtype=values.cache_dtype)
-    with jax.set_mesh(writer.mesh):
-        texts = continuations(writer, prompts, values.max_new_tokens, sampling, values.seed, values.stop)
+    language_model = open_language_model(Path(values.run), cache_dtype=values.cache_dtype)
+    with jax.set_mesh(language_model.mesh):
+        texts = continuations(language_model, prompts, options)
     if values.prompt:
-        print(texts[0] if writer.template else values.prompt + texts[0])
+        print(texts[0] if language_model.template else values.prompt + texts[0])
         return
     pairs = zip(prompts, texts, strict=True)
     lines = [json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) + "\n" for prompt, text in pairs]

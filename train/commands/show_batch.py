@@ -24,7 +24,7 @@ from data.packing import PackedRows
 from data.store import open_store
 from data.tokenizer import Tokenizer, load_tokenizer
 from train.console import results_console, visible
-from train.finetuning.rows import read_task, render_rows
+from train.finetuning.rows import encode_rows, read_task
 from train.pretraining import token_store
 from train.settings import Settings, from_config
 
@@ -92,9 +92,9 @@ def _pre_training(settings: Settings, scratch: Path) -> Shown:
 def _fine_tuning(settings: Settings, foundation: Path) -> Shown:
     """Returns the batches that `finetune` trains on."""
     tokenizer = load_tokenizer(foundation / "tokenizer")
-    task, splits, facts = read_task(settings)
-    part = render_rows(task, facts, splits.train, tokenizer, settings.sequence_length, settings.seed)
-    classes = task.target_names or facts.get("classes")
+    task, splits = read_task(settings)
+    part = encode_rows(task, splits.train, tokenizer, settings.sequence_length, settings.seed)
+    classes = task.target_names or None
     return Shown(BatchFunction(part.rows, settings.batch_size, settings.seed), tokenizer, classes)
 
 

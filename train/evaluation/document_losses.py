@@ -1,4 +1,4 @@
-"""Which documents of a batch a loss came from: one mean a document, and a language model's worst tokens."""
+"""The loss of each document in a batch and, for a language model, its tokens with the highest loss."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -19,16 +19,16 @@ _WORST_TOKENS = 3
 
 
 class Document(NamedTuple):
-    """A document, or an example, of a batch.
+    """The loss of a document, or of an example, in a batch.
 
     Attributes:
-        row: number of the row that holds it.
-        number: of the document in its token store, or of the example among those that are trained on, from 0.
-        source: where that is, for people.
-        loss: mean over its targets: nats of a language model, else what the head's loss is measured in.
-        targets: how many.
-        text: of its tokens.
-        worst: (token, its loss) of a language model's worst targets, the worst first.
+        row: index of its row.
+        number: index of the document in its token store, or of the example among the training examples.
+        source: readable description of where it is.
+        loss: mean over its targets: nats for a language model, else the units of the head's loss.
+        targets: number of targets.
+        text: its tokens as text.
+        worst: (token, loss) of a language model's targets with the highest loss, highest first.
     """
 
     row: int
@@ -51,18 +51,18 @@ def document_losses(
     by_token: bool,
     rows_at_once: int,
 ) -> list[Document]:
-    """Returns the documents of batch t that have targets, the worst first; on a mesh, by all processes together.
+    """Returns the documents of batch t that have targets, highest loss first; all processes of a mesh must call it.
 
     Args:
-        objective: what is trained.
+        objective: the model with its head.
         params: all of its parameters.
-        function: the global batch (`places` None).
+        function: returns the global batch (`places` None).
         t: the step, counted from 0.
         tokenizer: of the rows.
         source_of: `Document.number` -> `Document.source`.
-        mesh: where it runs.
-        by_token: `objective.predict` is each target's loss; else the objective is asked of one document at a time.
-        rows_at_once: of the batch, which they divide, where it is by token; memory grows with them.
+        mesh: the devices it runs on.
+        by_token: `objective.predict` returns the loss of each target; else each document is evaluated alone.
+        rows_at_once: rows evaluated together if `by_token`; must divide the batch size.
     """
     batch, numbers = function(t), function.row_numbers(t)
     if by_token:
@@ -85,11 +85,11 @@ _LossOf = Callable[[int, list[slice], Tokenizer], tuple[float, list[tuple[str, f
 
 
 def _documents(function: BatchFunction, batch: Batch, numbers: np.ndarray) -> Iterator[tuple[int, int, list[slice]]]:
-    """Yields (row of the batch, number of the document, where its tokens stand)."""
+    """Yields (row of the batch, number of the document, slices of its tokens)."""
     source = function.source
     for row, number in enumerate(numbers.tolist()):
         if isinstance(source, ExampleRows):
-            # Two answers that are compared are one example.
+            # A pair of answers is one example.
             yield from ((row, example, places) for example, places in source.segment_slices(number))
             continue
         assert isinstance(source, PackedRows)
@@ -122,7 +122,7 @@ def _one_by_one(objective: Objective, params: Params, batch: Batch, mesh: Mesh) 
     compiled = jax.jit(objective.loss)
 
     def loss_of(row: int, places: list[slice], _: Tokenizer) -> tuple[float, list[tuple[str, float]]]:
-        # As few rows as the mesh can have, all the same.
+        # Identical rows, as few as the mesh allows.
         alone = {name: np.repeat(x[row : row + 1], row_parts(mesh), axis=0) for name, x in batch.items()}
         for name in ("weights", "segment_ids"):
             alone[name][:] = 0

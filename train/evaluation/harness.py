@@ -1,9 +1,10 @@
-"""EleutherAI's lm-evaluation-harness over a model of ours, in this process: `evaluate --tasks` imports this.
+"""Runs EleutherAI's lm-evaluation-harness on a language model, in this process; used by `evaluate --tasks`.
 
-What a text's tokens are, what precedes it and where it is cut is as in the harness's own Hugging Face backend, so that
-the same weights get the same scores.
+Tokenization, the prefix token and truncation follow the harness's own Hugging Face backend, so that the same weights
+get the same scores.
 """
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -27,61 +28,62 @@ from data.templates import render
 from model.sampling import Sampling
 from train.evaluation.likelihood import likelihoods
 from train.evaluation.squad import exact_match, token_f1
-from train.generation.decode import complete
-from train.generation.language_model import Writer
+from train.generation.decode import generate_text
+from train.generation.language_model import GenerationOptions, LanguageModel
 
 Pair = tuple[Any, list[int], list[int]]  # (texts, tokens of the context, of the continuation)
 
 
 class Harness(TemplateLM):
-    """What the harness asks of a model."""
+    """The model interface of the harness."""
 
     backend = "causal"
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, language_model: LanguageModel) -> None:
         super().__init__()
-        self.writer = writer
-        self._context = writer.model.context_length
+        self.language_model = language_model
+        self._context = language_model.model.context_length
 
     @property
     def eot_token_id(self) -> int:
-        """Ends what the model writes."""
-        return self.writer.eos_id
+        """The token that ends a generated text."""
+        return self.language_model.eos_id
 
     @property
     def prefix_token_id(self) -> int:
-        """Stands before a text that has nothing before it."""
-        return self.writer.tokenizer.bos_id
+        """The token before a text without a context."""
+        return self.language_model.tokenizer.bos_id
 
     @property
     def tokenizer_name(self) -> str:
-        """Names the chat template in the harness's caches."""
-        return self.writer.tokenizer.sha256
+        """Identifies the tokenizer in the harness's caches."""
+        return self.language_model.tokenizer.sha256
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """Returns the name of the template, for the record."""
-        return self.writer.template
+        """Returns the name of the chat template."""
+        return self.language_model.template
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Returns a chat as the text that the model reads.
+        """Returns a conversation in the model's chat template.
 
         Raises:
-            UserError: the model has no template, or it cannot render these turns.
+            UserError: the model has no template, or the template does not allow these turns.
         """
-        if not self.writer.template:
-            raise UserError("--chat: the model has no chat template; legal: a model that was fine-tuned to chat")
-        rendered = render(chat_history, self.writer.template, self.writer.tokenizer, prompt=add_generation_prompt)
-        return self.writer.tokenizer.decode(rendered.tokens, specials=True)
+        template, tokenizer = self.language_model.template, self.language_model.tokenizer
+        if not template:
+            raise UserError("--chat: the model has no chat template; use a model that was fine-tuned with one")
+        rendered = render(chat_history, template, tokenizer, prompt=add_generation_prompt)
+        return tokenizer.decode(rendered.tokens, specials=True)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:  # noqa: ANN401
-        """Returns the tokens of a text, special tokens by their names, after bos where the tokenizer puts one."""
-        tokenizer = self.writer.tokenizer
+        """Returns the tokens of a text that may name special tokens, after bos if the tokenizer adds one."""
+        tokenizer = self.language_model.tokenizer
         tokens, _places = tokenizer.encode_with_specials(string)
         framed = add_special_tokens is not False and tokenizer.starts_with_bos
         return [tokenizer.bos_id, *tokens] if framed and tokens[:1] != [tokenizer.bos_id] else tokens
 
     def _loglikelihood_tokens(self, requests: Sequence[Pair], **_: Any) -> list[tuple[float, bool]]:  # noqa: ANN401
-        """Returns (log-likelihood in nats, whether greedy decoding would write it) of each continuation."""
+        """Returns (log-likelihood in nats, whether greedy decoding would generate it) of each continuation."""
         found = self._scored([_continuation(context, more, self._context) for _, context, more in requests])
         scores = [(nats, greedy) for nats, _, greedy in found]
         for request, score in zip(requests, scores, strict=True):
@@ -89,7 +91,7 @@ class Harness(TemplateLM):
         return scores
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Returns the log-likelihood of each whole text, in nats."""
+        """Returns the log-likelihood of each complete text, in nats."""
         texts = [request.args[0] for request in requests]
         windows = [
             sliding_windows([self.prefix_token_id, *self.tok_encode(text)], self._context, self._context)
@@ -102,107 +104,102 @@ class Harness(TemplateLM):
         return totals
 
     def _scored(self, segments: Sequence[Segment]) -> list[tuple[float, int, bool]]:
-        w = self.writer
-        found = likelihoods(w.model, w.params, segments, w.tokenizer.pad_id, w.mesh)
+        found = likelihoods(self.language_model, segments)
         return list(zip(found.nats.tolist(), found.targets.tolist(), found.greedy.tolist(), strict=True))
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Returns what the model writes after each context, up to the first of its stops."""
+        """Returns the text generated after each context, up to the first of its stop strings."""
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(number)
-        written: dict[int, str] = {}
+        generated: dict[int, str] = {}
         for numbers in groups.values():
-            texts = self._written([requests[n].args[0] for n in numbers], requests[numbers[0]].args[1])
-            written |= dict(zip(numbers, texts, strict=True))
+            texts = self._generated([requests[n].args[0] for n in numbers], requests[numbers[0]].args[1])
+            generated |= dict(zip(numbers, texts, strict=True))
         for number, request in enumerate(requests):
-            self.cache_hook.add_partial("generate_until", request.args, written[number])
-        return [written[number] for number in range(len(requests))]
+            self.cache_hook.add_partial("generate_until", request.args, generated[number])
+        return [generated[number] for number in range(len(requests))]
 
-    def _written(self, contexts: list[str], asked: dict[str, Any]) -> list[str]:
-        w = self.writer
-        how = normalize_gen_kwargs(asked, 256)
-        room = w.model.context_length - how["max_gen_toks"]
-        if room <= 0:
+    def _generated(self, contexts: list[str], arguments: dict[str, Any]) -> list[str]:
+        tokenizer, eos_id = self.language_model.tokenizer, self.language_model.eos_id
+        how = normalize_gen_kwargs(arguments, 256)
+        max_prompt_len = self._context - how["max_gen_toks"]
+        if max_prompt_len <= 0:
             raise UserError(
-                f"a task asks for {how['max_gen_toks']} new tokens; "
-                f"legal: below the model's context of {w.model.context_length}"
+                f"a task generates {how['max_gen_toks']} new tokens; "
+                f"expected fewer than the model's context of {self._context}"
             )
         temperature = how.get("temperature", 1.0 if how.get("do_sample") else 0.0)
         filters = {name: how[name] for name in ("top_k", "top_p", "min_p", "repetition_penalty") if name in how}
         sampling = Sampling(temperature, **filters)
-        prompts = [self.tok_encode(context)[-room:] for context in contexts]
-        ends = w.tokenizer.token_name(w.eos_id)
-        until = [*how["until"], ends]
-        texts = complete(
-            w.model,
-            w.params,
-            prompts,
-            how["max_gen_toks"],
-            w.tokenizer,
-            w.mesh,
-            tuple(how["until"]),
-            w.eos_id,
-            sampling,
-            after_text=False,
-        )
+        prompts = [self.tok_encode(context)[-max_prompt_len:] for context in contexts]
+        until = [*how["until"], tokenizer.token_name(eos_id)]
+        options = GenerationOptions(how["max_gen_toks"], sampling, stop=tuple(how["until"]), stop_at_start=True)
+        texts = generate_text(self.language_model, prompts, options)
         return [postprocess_generated_text(text, until, None) for text in texts]
 
 
-def _continuation(context: list[int], more: list[int], longest: int) -> Segment:
-    """Returns the segment whose targets are the continuation's tokens; a context that is too long loses its start."""
-    tokens = (context + more)[-(longest + 1) :]
+def _continuation(context: list[int], more: list[int], context_length: int) -> Segment:
+    """Returns the segment whose targets are the continuation's tokens; a long context is cut at its start."""
+    tokens = (context + more)[-(context_length + 1) :]
     return text_segment(tokens, [place >= len(tokens) - len(more) for place in range(len(tokens))])
 
 
-def evaluate(
-    writer: Writer,
-    tasks: Sequence[str],
-    folders: Sequence[str],
-    *,
-    shots: int | None,
-    limit: int,
-    data: Mapping[str, str],
-    chat: bool,
-) -> dict[str, dict[str, Any]]:
-    """Returns {task: its figures as the harness names them, with "num_fewshot" and "rows"}.
+@dataclasses.dataclass(frozen=True)
+class HarnessOptions:
+    """How tasks are evaluated.
+
+    Attributes:
+        folders: folders of task files; those with `metadata.columns` read the rows of `data`.
+        shots: answered examples before each question; None: as each task file says.
+        limit: rows per task: the harness's first ones, or ours drawn at random; 0: all.
+        data: {"test": rows of the questions, "train": rows to show, optional}.
+        chat: put each question into the model's chat template.
+    """
+
+    folders: Sequence[str]
+    shots: int | None = None
+    limit: int = 0
+    data: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    chat: bool = False
+
+
+def evaluate(language_model: LanguageModel, tasks: Sequence[str], options: HarnessOptions) -> dict[str, dict[str, Any]]:
+    """Returns {task: its metrics under the harness's names, with "num_fewshot" and "rows"}.
 
     Args:
-        writer: the model.
-        tasks: names of the harness or of task files.
-        folders: where task files are; those with `metadata.columns` read the rows of `data`.
-        shots: answered examples before each question; None: as each task says.
-        limit: rows of a task, the first ones of the harness's, drawn at random from ours; 0: all.
-        data: {"test": rows of the questions, "train": rows to show, which may be left out}.
-        chat: put each question into the model's chat template.
+        language_model: the model.
+        tasks: names of the harness's tasks or of task files.
+        options: see `HarnessOptions`.
 
     Raises:
         UserError: an unknown task, or data that cannot be read.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    # The harness would fork for its bootstrap, and JAX's threads do not survive that.
+    # The harness would fork for its bootstrap, which JAX's threads do not survive.
     os.environ["DISABLE_MULTIPROC"] = "1"
-    own = TaskManager(include_path=list(folders), include_defaults=False)
-    manager = own if set(tasks) <= set(own.all_tasks) else TaskManager(include_path=list(folders))
+    own = TaskManager(include_path=list(options.folders), include_defaults=False)
+    manager = own if set(tasks) <= set(own.all_tasks) else TaskManager(include_path=list(options.folders))
     for name in tasks:
         if manager.match_tasks([name]) != [name]:
-            legal = f"ours: {', '.join(own.all_tasks)}, or one of the harness"
-            raise UserError(f"--tasks: {name!r} is unknown{did_you_mean(name, manager.all_tasks)} legal: {legal}")
+            expected = f"{', '.join(own.all_tasks)}, or a task of the harness"
+            hint = did_you_mean(name, manager.all_tasks)
+            raise UserError(f"--tasks: {name!r} is unknown{hint}; expected one of {expected}")
     configs = {name: own.task_index[name].cfg or {} for name in own.all_tasks}
-    given = [_with_rows(configs[name], data) if name in configs else name for name in tasks]
-    with jax.set_mesh(writer.mesh):
+    given = [_with_rows(configs[name], options.data) if name in configs else name for name in tasks]
+    with jax.set_mesh(language_model.mesh):
         try:
             found = simple_evaluate(
-                model=Harness(writer),
+                model=Harness(language_model),
                 tasks=given,
-                num_fewshot=shots,
-                limit=limit or None,
+                num_fewshot=options.shots,
+                limit=options.limit or None,
                 task_manager=manager,
-                apply_chat_template=chat,
+                apply_chat_template=options.chat,
                 log_samples=False,
                 bootstrap_iters=1000,
             )
-        # `datasets` and the hub's client raise many types where a data set or the hub is not there.
+        # `datasets` and the Hub's client raise many types if a dataset or the Hub is not available.
         except (OSError, ValueError, ConnectionError) as error:
             raise UserError(f"--tasks={','.join(tasks)}: {' '.join(str(error).split())[:300]}") from None
     assert found is not None
@@ -213,7 +210,7 @@ def evaluate(
 
 
 def _with_rows(config: Mapping[str, Any], data: Mapping[str, str]) -> str | dict[str, Any]:
-    """Returns a task of ours with its rows, read as everywhere; one that names its own data set stays as it is."""
+    """Returns a task file's config with its rows, or its name if it names its own dataset."""
     name, metadata = config["task"], config.get("metadata") or {}
     if "columns" not in metadata:
         return name
@@ -228,7 +225,7 @@ def _with_rows(config: Mapping[str, Any], data: Mapping[str, str]) -> str | dict
 
 
 def _read(path: str, columns: Sequence[str]) -> Dataset:
-    """Returns rows with what task files read: "choices" and "answer" of labels, "first_answer" of answers."""
+    """Returns rows with the added columns that task files read: "choices", "answer" and "first_answer"."""
     rows = []
     for number, row in enumerate(read_rows(path), 1):
         missing = [name for name in columns if name not in row]
@@ -236,8 +233,8 @@ def _read(path: str, columns: Sequence[str]) -> Dataset:
             raise UserError(f"{path}: row {number}: no {missing[0]!r}; columns found: {', '.join(map(str, row))}")
         rows.append({name: row[name] for name in columns})
     if not rows:
-        raise UserError(f"{path} holds no rows")
-    # A limit takes the first ones, and files are often sorted by label.
+        raise UserError(f"{path} contains no rows")
+    # A limit takes the first rows, and files are often sorted by label.
     random.Random(0).shuffle(rows)
     if "label" in columns:
         labels = sorted({str(row["label"]) for row in rows})
@@ -249,12 +246,12 @@ def _read(path: str, columns: Sequence[str]) -> Dataset:
 
 
 def _answers(row: Mapping[str, Any]) -> list[str]:
-    """Returns the right answers of a row, each a text or {"text"}."""
+    """Returns the correct answers of a row, each of which is a text or {"text"}."""
     return [answer["text"] if isinstance(answer, Mapping) else str(answer) for answer in row["answers"]]
 
 
 def _squad(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Returns what the best of the right answers gives: SQuAD's own scores."""
+    """Returns SQuAD's scores against the correct answer that matches best."""
     answers = _answers(doc) or [""]
     return {
         "exact_match": max(exact_match(answer, results[0]) for answer in answers),
@@ -263,7 +260,7 @@ def _squad(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
 
 
 def _figures(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the numbers, named as "acc" or, where a filter made them, "exact_match (strict)"."""
+    """Returns the metrics under names such as "acc" or, for a filtered one, "exact_match (strict)"."""
     named = {}
     for key, value in figures.items():
         name, _, kind = key.partition(",")

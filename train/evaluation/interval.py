@@ -1,4 +1,4 @@
-"""A figure with its 95 % interval: a percentile bootstrap over held-out rows (Efron 1979)."""
+"""Metrics with 95 % intervals: the percentile bootstrap over held-out rows (Efron 1979)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -8,14 +8,14 @@ import numpy as np
 RESAMPLES = 1000
 _SEED = 0
 _PERCENTILES = (2.5, 97.5)
-# Rows of a resample that are averaged at once, which bounds the memory.
-_AT_ONCE = 1 << 22
+# Drawn rows that are averaged at once, which bounds the memory.
+_CHUNK_ROWS = 1 << 22
 
 Better = Literal["higher", "lower"]
 
 
 class Interval(NamedTuple):
-    """A figure, between which values 95 % of its resamples lie, and which direction is better."""
+    """A value, the range that contains 95 % of its bootstrap resamples, and which direction is better."""
 
     value: float
     low: float
@@ -24,28 +24,31 @@ class Interval(NamedTuple):
 
 
 def resamples(n: int) -> np.ndarray:
-    """Returns int32 (`RESAMPLES`, n): row numbers drawn with replacement, the same each time."""
+    """Returns int32 (`RESAMPLES`, n): row indices drawn with replacement, the same in every call.
+
+    All metrics share these draws. `scipy.stats.bootstrap` draws its own, which would change every published interval.
+    """
     return np.random.default_rng(_SEED).integers(0, n, (RESAMPLES, n), dtype=np.int32)
 
 
 def draws(n: int) -> np.ndarray:
-    """Returns float32 (`RESAMPLES`, n): how often each row is in each of the `resamples`."""
+    """Returns float32 (`RESAMPLES`, n): how often each row occurs in each of the `resamples`."""
     return np.stack([np.bincount(rows, minlength=n) for rows in resamples(n)]).astype(np.float32)
 
 
 def interval(value: float, resampled: Sequence[float] | np.ndarray, better: Better = "higher") -> Interval:
-    """Returns a figure with the percentiles of its resamples."""
+    """Returns a value with the percentiles of its resampled values."""
     low, high = np.percentile(np.asarray(resampled, np.float64), _PERCENTILES)
     return Interval(float(value), float(low), float(high), better)
 
 
 def bootstrap(metric: Callable[[np.ndarray], float], n: int, better: Better = "higher") -> Interval:
-    """Returns the interval of a figure of n rows.
+    """Returns the interval of a metric over n rows.
 
     Args:
-        metric: row numbers, which may repeat -> the figure over these rows.
-        n: rows.
-        better: which direction is.
+        metric: row indices, which may repeat -> the metric over these rows.
+        n: number of rows.
+        better: which direction is better.
     """
     return interval(metric(np.arange(n)), [metric(rows) for rows in resamples(n)], better)
 
@@ -53,22 +56,25 @@ def bootstrap(metric: Callable[[np.ndarray], float], n: int, better: Better = "h
 def mean_interval(per_row: Sequence[float] | np.ndarray, better: Better = "higher") -> Interval:
     """Returns the interval of a mean over rows."""
     values = np.asarray(per_row, np.float64)
-    size = max(_AT_ONCE // len(values), 1)
+    size = max(_CHUNK_ROWS // len(values), 1)
     rows = resamples(len(values))
     means = [values[rows[i : i + size]].mean(-1) for i in range(0, RESAMPLES, size)]
     return interval(values.mean(), np.concatenate(means), better)
 
 
 def gain(before: Interval, after: Interval) -> dict[str, Any]:
-    """Returns {"relative_gain", "apart"}: by which part it got better, and whether the two intervals do not overlap.
+    """Returns {"relative_gain", "intervals_overlap"} of one model's metric over that of another.
 
-    Of a figure that is better when lower, the gain is the part by which it fell. None where it was not above 0.
+    The relative gain is the relative increase, or decrease if lower is better; None if `before` is not above 0.
     """
     sign = 1 if after.better == "higher" else -1
-    apart = after.low > before.high if sign > 0 else after.high < before.low
-    return {"relative_gain": sign * (after.value / before.value - 1) if before.value > 0 else None, "apart": apart}
+    disjoint = after.low > before.high or after.high < before.low
+    return {
+        "relative_gain": sign * (after.value / before.value - 1) if before.value > 0 else None,
+        "intervals_overlap": not disjoint,
+    }
 
 
 def as_json(metrics: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
-    """Returns the figures as `results.json` and `--json` hold them."""
+    """Returns the metrics as `results.json` and `--json` contain them."""
     return {name: {"value": i.value, "low": i.low, "high": i.high} for name, i in metrics.items()}

@@ -1,4 +1,4 @@
-"""How likely a language model finds texts: segments of any length, batched by length, packed, on the whole mesh.
+"""Log-likelihoods of texts under a language model: segments of any length, batched by length, packed, on the mesh.
 
 B batch, T length.
 """
@@ -14,23 +14,26 @@ from jax.sharding import Mesh
 from data.examples import Segment, pack
 from model import losses
 from model.config import ModelConfig
-from model.heads import language_model, unembedding
+from model.heads import language_model as lm_objective
+from model.heads import unembedding
 from model.transformer import Batch, Params, forward
 from train.evaluation.scoring import head_outputs
+from train.generation.language_model import LanguageModel
+from train.trees import round_up
 
-_TOKENS_AT_ONCE = 8192
-_LOGITS_AT_ONCE = 2048  # positions whose logits exist at once
-_SHORTEST_ROW = 64
+_TOKENS_PER_BATCH = 8192
+_LOGITS_PER_CHUNK = 2048  # positions whose logits are in memory together
+_MIN_ROW_WIDTH = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Likelihoods:
-    """One number a segment.
+    """Arrays with one element per segment.
 
     Attributes:
-        nats: log-likelihood of its targets together, float64.
-        targets: how many they are.
-        greedy: whether each target is the likeliest token at its place.
+        nats: log-likelihood of all targets together, float64.
+        targets: number of targets.
+        greedy: whether each target is the most likely token at its position.
     """
 
     nats: np.ndarray
@@ -38,27 +41,23 @@ class Likelihoods:
     greedy: np.ndarray
 
 
-def likelihoods(
-    model: ModelConfig, params: Params, segments: Sequence[Segment], pad_id: int, mesh: Mesh
-) -> Likelihoods:
-    """Returns how likely the targets of each segment are, whose weights are 1 or 0.
+def likelihoods(language_model: LanguageModel, segments: Sequence[Segment]) -> Likelihoods:
+    """Returns the log-likelihood of the targets (weight 1) of each segment.
 
     Args:
-        model: its architecture.
-        params: `{"backbone", "head"}` of a language model, on `mesh`.
-        segments: of at most the model's context (`data.examples.text_segment`).
-        pad_id: fills rows up.
-        mesh: where it runs.
+        language_model: the model.
+        segments: of at most the model's context (`data.examples.text_segment`); weights are 1 or 0.
     """
+    model, mesh = language_model.model, language_model.mesh
     found = Likelihoods(np.zeros(len(segments)), np.zeros(len(segments), np.int64), np.ones(len(segments), bool))
     widths = np.array([_row_width(len(segment["tokens"]), model.context_length, mesh) for segment in segments])
     for width in np.unique(widths).tolist():
         numbers = np.flatnonzero(widths == width).tolist()
-        rows = pack([(segments[number],) for number in numbers], width, pad_id, seed=0)
-        batch = _round_up(min(max(_TOKENS_AT_ONCE // width, 1), len(rows)), mesh.size)
-        chunk = width // next(n for n in range(1, width + 1) if width % n == 0 and batch * width <= n * _LOGITS_AT_ONCE)
-        objective = language_model(model)._replace(predict=_scorer(model, chunk))
-        for example, (scores,) in head_outputs(objective, params, rows, batch, mesh):
+        rows = pack([(segments[number],) for number in numbers], width, language_model.tokenizer.pad_id, seed=0)
+        batch = round_up(min(max(_TOKENS_PER_BATCH // width, 1), len(rows)), mesh.size)
+        chunk = _chunk_size(batch, width)
+        objective = lm_objective(model)._replace(predict=_scorer(model, chunk))
+        for example, (scores,) in head_outputs(objective, language_model.params, rows, batch, mesh):
             number = numbers[example]
             scored = segments[number]["weights"] > 0
             found.nats[number] = -scores[scored, 0].sum(dtype=np.float64)
@@ -67,19 +66,20 @@ def likelihoods(
     return found
 
 
-def _row_width(length: int, longest: int, mesh: Mesh) -> int:
-    """Returns a power of two, so that texts of all lengths compile few programs and rows are not mostly mask."""
-    width = max(_SHORTEST_ROW, 1 << (length - 1).bit_length())
-    return _round_up(min(width, max(longest, length)), mesh.shape["context"])
+def _row_width(length: int, context_length: int, mesh: Mesh) -> int:
+    """Returns a power of two, so that texts of all lengths compile few programs and rows have little padding."""
+    width = max(_MIN_ROW_WIDTH, 1 << (length - 1).bit_length())
+    return round_up(min(width, max(context_length, length)), mesh.shape["context"])
 
 
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+def _chunk_size(batch: int, width: int) -> int:
+    """Returns the largest divisor of `width` for which a batch has at most `_LOGITS_PER_CHUNK` positions per chunk."""
+    return width // next(n for n in range(1, width + 1) if width % n == 0 and batch * width <= n * _LOGITS_PER_CHUNK)
 
 
 @functools.lru_cache(maxsize=32)
 def _scorer(model: ModelConfig, chunk: int) -> Callable[[Params, Batch], jax.Array]:
-    """Returns (params, batch) -> `losses.token_scores`: the same function each time, so that it compiles once."""
+    """Returns (params, batch) -> `losses.token_scores`; cached, because jit compiles once per function object."""
 
     def score(params: Params, batch: Batch) -> jax.Array:
         x_BTD = forward(model, params["backbone"], batch)

@@ -1,4 +1,4 @@
-"""Predictions -> figures with intervals, by scikit-learn, sacrebleu and rouge-score; none of them is rewritten here."""
+"""Metrics of predictions with bootstrap intervals, from scikit-learn, sacrebleu and rouge-score."""
 
 import importlib
 from collections.abc import Sequence
@@ -7,15 +7,16 @@ import numpy as np
 
 from configs.errors import UserError
 from train.evaluation.interval import RESAMPLES, Interval, bootstrap, draws, interval, mean_interval
-from train.evaluation.squad import exact_match, normalise, token_f1
+from train.evaluation.squad import exact_match, normalize, token_f1
 
+_TOP = 3
 _PACKAGES = {"sklearn": "scikit-learn", "sacrebleu": "sacrebleu", "rouge_score": "rouge-score"}
-# The tag of a word that is nothing of what is looked for (CoNLL).
-_OUTSIDE = "O"
+# The tag of a word outside every entity (CoNLL).
+OUTSIDE = "O"
 
 
 def require() -> None:
-    """Raises UserError where a library is missing: asked before training, not after."""
+    """Raises UserError if a library is missing; called before training, not after."""
     for module, name in _PACKAGES.items():
         try:
             importlib.import_module(module)
@@ -23,20 +24,19 @@ def require() -> None:
             raise UserError(f"task metrics need {name}: pip install -e '.[tasks]'") from None
 
 
-def classification(labels: Sequence[str], rankings: Sequence[Sequence[str]], top: int = 3) -> dict[str, Interval]:
-    """Returns accuracy, macro-F1 over the classes that occur among the labels, and how often the label is in the top.
+def classification(labels: Sequence[str], rankings: Sequence[Sequence[str]]) -> dict[str, Interval]:
+    """Returns accuracy, macro-F1 over the classes that occur among the labels, and top-3 accuracy.
 
     Args:
-        labels: the right class of each row.
-        rankings: classes of each row, likeliest first.
-        top: how many of them count for the last figure.
+        labels: the expected class of each row.
+        rankings: classes of each row, most likely first.
     """
     predicted = [ranking[0] for ranking in rankings]
-    hits = [label in ranking[:top] for label, ranking in zip(labels, rankings, strict=True)]
+    hits = [label in ranking[:_TOP] for label, ranking in zip(labels, rankings, strict=True)]
     return {
         "accuracy": mean_interval(np.array(labels) == np.array(predicted)),
         "macro_f1": _macro_f1(np.array(labels), np.array(predicted), np.unique(labels)),
-        f"top_{top}": mean_interval(hits),
+        f"top_{_TOP}": mean_interval(hits),
     }
 
 
@@ -44,36 +44,36 @@ def _macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: np.ndarray) ->
     from sklearn.metrics import f1_score
 
     value = f1_score(labels, predicted, labels=classes, average="macro", zero_division=0)
-    true, told = labels[:, None] == classes, predicted[:, None] == classes
-    return interval(value, _resampled_f1(true, told, true & told).mean(-1))
+    is_label, is_prediction = labels[:, None] == classes, predicted[:, None] == classes
+    return interval(value, _resampled_f1(is_label, is_prediction, is_label & is_prediction).mean(-1))
 
 
-def _resampled_f1(true: np.ndarray, told: np.ndarray, both: np.ndarray) -> np.ndarray:
-    """Returns F1 (`RESAMPLES`, classes) in every resample of rows: a matrix product instead of a thousand calls.
+def _resampled_f1(expected: np.ndarray, predicted: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """Returns F1 (`RESAMPLES`, classes) in every resample of rows, by one matrix product instead of a thousand calls.
 
     Args:
-        true: (rows, classes), how often a row has a class.
-        told: (rows, classes), how often that was predicted.
-        both: (rows, classes), how often rightly.
+        expected: (rows, classes), how often a row has a class.
+        predicted: (rows, classes), how often it was predicted.
+        correct: (rows, classes), how often it was predicted correctly.
     """
-    true, told, both = (counts.astype(np.float32) for counts in (true, told, both))
-    drawn = draws(len(true))
-    return 2 * (drawn @ both) / np.maximum(drawn @ (true + told), 1)
+    expected, predicted, correct = (x.astype(np.float32) for x in (expected, predicted, correct))
+    drawn = draws(len(expected))
+    return 2 * (drawn @ correct) / np.maximum(drawn @ (expected + predicted), 1)
 
 
 def confusion(labels: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """Returns int (classes, classes): how often a label (row) was taken for a class (column)."""
+    """Returns int (classes, classes): how often each expected class (row) was predicted as each class (column)."""
     from sklearn.metrics import confusion_matrix
 
     return confusion_matrix(labels, predicted, labels=list(classes))
 
 
 def multi_label(labels: Sequence[set[str]], predicted: Sequence[set[str]]) -> dict[str, Interval]:
-    """Returns micro-F1, macro-F1 over the classes that occur among the labels, and how often all of a row are right."""
+    """Returns micro-F1, macro-F1 over the classes that occur among the labels, and the share of exact matches."""
     from sklearn.metrics import f1_score
 
     known = sorted(set().union(*labels)) or [""]
-    # One more that never occurs: scikit-learn takes a single column for two classes.
+    # An extra class that never occurs, because scikit-learn reads a single column as two classes.
     classes = [*known, *sorted(set().union(*predicted) - set(known)), ""]
     y, p = (np.array([[name in row for name in classes] for row in rows]) for rows in (labels, predicted))
     micro = f1_score(y, p, average="micro", zero_division=0)
@@ -87,7 +87,7 @@ def multi_label(labels: Sequence[set[str]], predicted: Sequence[set[str]]) -> di
 
 
 def regression(values: Sequence[float], predicted: Sequence[float]) -> dict[str, Interval]:
-    """Returns R2, the mean absolute error and Spearman's rank correlation (0 where all predictions are the same)."""
+    """Returns R2, the mean absolute error and Spearman's rank correlation (0 if all predictions are equal)."""
     from scipy.stats import spearmanr
     from sklearn.metrics import r2_score
 
@@ -106,7 +106,7 @@ def regression(values: Sequence[float], predicted: Sequence[float]) -> dict[str,
 def tagging(labels: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, Interval]:
     """Returns accuracy over words and macro-F1 over the tags other than "O".
 
-    Resampled by rows: the words of a sentence are right or wrong together.
+    Resampled by rows, because the words of a sentence are not independent.
     """
     from sklearn.metrics import accuracy_score, f1_score
 
@@ -121,17 +121,17 @@ def tagging(labels: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]])
     drawn = draws(len(labels))
     right, words = (drawn @ by_row(x[:, None])[:, 0] for x in (y == p, np.ones(len(y))))
     found = {"accuracy": interval(accuracy_score(y, p), right / np.maximum(words, 1))}
-    tags = np.array([tag for tag in np.unique(y) if tag != _OUTSIDE])
+    tags = np.array([tag for tag in np.unique(y) if tag != OUTSIDE])
     if len(tags):
-        true, told = y[:, None] == tags, p[:, None] == tags
+        is_label, is_prediction = y[:, None] == tags, p[:, None] == tags
         value = f1_score(y, p, labels=tags, average="macro", zero_division=0)
-        resampled = _resampled_f1(by_row(true), by_row(told), by_row(true & told)).mean(-1)
+        resampled = _resampled_f1(by_row(is_label), by_row(is_prediction), by_row(is_label & is_prediction)).mean(-1)
         found["macro_f1"] = interval(value, resampled)
     return found
 
 
 def rouge(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, Interval]:
-    """Returns ROUGE-1, -2 and -L (F1, stemmed), of each text against the reference that suits it best."""
+    """Returns ROUGE-1, -2 and -L (F1, stemmed), of each text against its best reference."""
     from rouge_score.rouge_scorer import RougeScorer
 
     names = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
@@ -141,7 +141,7 @@ def rouge(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str
 
 
 def bleu_chrf(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, Interval]:
-    """Returns corpus BLEU and chrF, 0 to 100, with sacrebleu's own bootstrap, whose seed is fixed."""
+    """Returns corpus BLEU and chrF, 0 to 100, with sacrebleu's bootstrap, which has a fixed seed."""
     from sacrebleu.metrics import BLEU, CHRF
 
     most = max(len(right) for right in references)
@@ -150,19 +150,19 @@ def bleu_chrf(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict
         name: metric.corpus_score(list(texts), streams, n_bootstrap=RESAMPLES)
         for name, metric in (("bleu", BLEU()), ("chrf", CHRF()))
     }
-    # sacrebleu reports the mean of the resamples and the half width around it.
+    # sacrebleu 2.x stores the mean of the resamples and the half width of the interval in private attributes.
     return {
         name: Interval(float(s.score), float(s._mean - s._ci), float(s._mean + s._ci)) for name, s in scores.items()
     }
 
 
 def squad(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, Interval]:
-    """Returns exact match and F1 against the answer that suits best, and how often "" was told where there is none.
+    """Returns exact match and F1 against the best reference, and the accuracy on questions without an answer.
 
-    A question without references has no answer, and only "" is right for it (SQuAD 2.0).
+    A question without references has no answer; only "" is correct for it (SQuAD 2.0).
     """
-    # An answer of articles and signs alone is none.
-    best = [[reference for reference in right if normalise(reference)] or [""] for right in references]
+    # A reference of only articles and punctuation counts as no answer.
+    best = [[reference for reference in right if normalize(reference)] or [""] for right in references]
     found = {
         "exact_match": mean_interval([max(exact_match(r, t) for r in b) for b, t in zip(best, texts, strict=True)]),
         "f1": mean_interval([max(token_f1(r, t) for r in b) for b, t in zip(best, texts, strict=True)]),

@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte of texts, source by source, each token seen once in a window that slides."""
+"""Perplexity and bits per byte of texts, per source, with a sliding window in which each token is scored once."""
 
 import dataclasses
 import math
@@ -10,21 +10,21 @@ from data.readers import read_documents
 from data.sources import split_sources
 from train.console import say
 from train.evaluation.likelihood import likelihoods
-from train.generation.language_model import Writer
+from train.generation.language_model import LanguageModel
 
-# Segments are scored in parts of about so many tokens, so that a large corpus needs little memory.
-_TOKENS_A_PART = 1 << 21
+# Segments are scored in parts of about this many tokens, so that a large corpus needs little memory.
+_TOKENS_PER_PART = 1 << 21
 
 
 @dataclasses.dataclass(frozen=True)
 class Sums:
-    """What one source comes to.
+    """The sums over one source.
 
     Attributes:
         nats: negative log-likelihood.
-        tokens: targets.
+        tokens: number of targets.
         size: UTF-8 bytes of the text.
-        documents: how many.
+        documents: number of documents.
     """
 
     nats: float = 0.0
@@ -48,41 +48,42 @@ class Sums:
         }
 
 
-def perplexity(writer: Writer, pattern: str, text_field: str, window: int, stride: int) -> dict[str, Sums]:
-    """Returns {source: its sums}: each document between bos and eos, which is a token too.
+def perplexity(
+    language_model: LanguageModel, pattern: str, text_field: str, window: int, stride: int
+) -> dict[str, Sums]:
+    """Returns {source: its sums}; each document is scored between bos and eos, and eos is a target.
 
     Args:
-        writer: the model.
-        pattern: files, globs, hf:NAME; each file is a source.
-        text_field: column of rows.
-        window: tokens a prediction sees at most.
-        stride: new tokens a window; `window` cuts texts into pieces that do not overlap.
+        language_model: the model.
+        pattern: files, globs or hf:NAME; each file is a source.
+        text_field: column of the text in rows.
+        window: maximum number of tokens that a prediction attends to.
+        stride: new tokens per window; equal to `window`, texts are cut into windows that do not overlap.
 
     Raises:
-        UserError: a window or stride out of range, or see `read_documents`.
+        UserError: a window or stride out of range; see also `read_documents`.
     """
-    if not 1 <= window <= writer.model.context_length:
-        raise UserError(f"--window={window}; legal: 1 to {writer.model.context_length}, the model's context")
+    if not 1 <= window <= language_model.model.context_length:
+        raise UserError(f"--window={window}; expected 1 to {language_model.model.context_length}, the model's context")
     if not 1 <= stride <= window:
-        raise UserError(f"--stride={stride}; legal: 1 to --window={window}")
-    return {name: _of_source(writer, name, text_field, window, stride) for name in split_sources(pattern)}
+        raise UserError(f"--stride={stride}; expected 1 to --window={window}")
+    return {name: _of_source(language_model, name, text_field, window, stride) for name in split_sources(pattern)}
 
 
-def _of_source(writer: Writer, name: str, text_field: str, window: int, stride: int) -> Sums:
+def _of_source(language_model: LanguageModel, name: str, text_field: str, window: int, stride: int) -> Sums:
     total = Sums()
-    for segments, size, documents in _parts(writer, name, text_field, window, stride):
-        found = likelihoods(writer.model, writer.params, segments, writer.tokenizer.pad_id, writer.mesh)
+    for segments, size, documents in _parts(language_model, name, text_field, window, stride):
+        found = likelihoods(language_model, segments)
         total += Sums(-float(found.nats.sum()), int(found.targets.sum()), size, documents)
-        text = f"evaluate: {name}: {total.documents:,} documents, {total.tokens:,} tokens scored"
-        say(text)
+        say(f"evaluate: {name}: {total.documents:,} documents, {total.tokens:,} tokens scored")
     return total
 
 
 def _parts(
-    writer: Writer, name: str, text_field: str, window: int, stride: int
+    language_model: LanguageModel, name: str, text_field: str, window: int, stride: int
 ) -> Iterator[tuple[list[Segment], int, int]]:
     """Yields (segments, bytes of their texts, documents)."""
-    tokenizer = writer.tokenizer
+    tokenizer = language_model.tokenizer
     segments: list[Segment] = []
     size = documents = held = 0
     for text in read_documents(name, text_field):
@@ -90,7 +91,7 @@ def _parts(
         segments += sliding_windows(tokens, window, stride)
         size, documents = size + len(text.encode()), documents + 1
         held += len(tokens) * window // stride
-        if held > _TOKENS_A_PART:
+        if held > _TOKENS_PER_PART:
             yield segments, size, documents
             segments, size, documents, held = [], 0, 0, 0
     if segments:
@@ -98,7 +99,7 @@ def _parts(
 
 
 def summary(sources: dict[str, Sums]) -> dict[str, object]:
-    """Returns the figures of all sources together, and of each where there are several."""
-    whole = sum(sources.values(), Sums()).figures()
+    """Returns the metrics of all sources together and, if there are several, of each one."""
+    total = sum(sources.values(), Sums()).figures()
     each = {name: sums.figures() for name, sums in sources.items()}
-    return whole | ({"sources": each} if len(each) > 1 else {})
+    return total | ({"sources": each} if len(each) > 1 else {})

@@ -1,4 +1,4 @@
-"""Parameters and held-out rows -> figures: nats per token and bits per byte, or what a head says of each example.
+"""Parameters and held-out rows -> metrics: nats per token and bits per byte, or a head's outputs for each example.
 
 B batch, T length.
 """
@@ -20,21 +20,21 @@ from model.transformer import Batch, Params
 from train.distributed.placement import local_places, put_batch, replicated
 from train.distributed.watchdog import tick
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 
 def language_model_evaluator(
     objective: Objective, token_bytes: np.ndarray, rows: Rows, batch_size: int, limit: int, mesh: Mesh
-) -> Callable[[Params], Figures]:
-    """Returns parameters -> {"loss": nats a target token, "bits_per_byte", "targets"} over the rows.
+) -> Callable[[Params], Metrics]:
+    """Returns parameters -> {"loss": nats per target token, "bits_per_byte", "targets"} over the rows.
 
     Args:
         objective: a language model.
-        token_bytes: UTF-8 bytes that each token stands for, so that models of other tokenizers compare.
+        token_bytes: number of UTF-8 bytes of each token; bits per byte compare models with different tokenizers.
         rows: held-out rows.
-        batch_size: rows at once.
-        limit: batches, 0 for all.
-        mesh: where it runs.
+        batch_size: rows per batch.
+        limit: maximum number of batches; 0: all.
+        mesh: the devices it runs on.
     """
 
     def sums(params: Params, batch: Batch, token_bytes: jax.Array) -> jax.Array:
@@ -44,8 +44,8 @@ def language_model_evaluator(
 
     compiled = jax.jit(sums, out_shardings=replicated(mesh))
 
-    def evaluate(params: Params) -> Figures:
-        # Added up in float64 on the host: float32 would lose the last digits of a long validation part.
+    def evaluate(params: Params) -> Metrics:
+        # Summed in float64 on the host, because float32 loses digits over a long validation part.
         total = np.zeros(3)
         for batch in evaluation_batches(rows, batch_size, limit, local_places(mesh, batch_size)):
             total += np.asarray(compiled(params, put_batch(batch, mesh), token_bytes), np.float64)
@@ -59,11 +59,11 @@ def language_model_evaluator(
 def head_outputs(
     objective: Objective, params: Params, rows: ExampleRows, batch_size: int, mesh: Mesh
 ) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
-    """Yields (example number, the head's output at the tokens of each of its segments), each example once."""
+    """Yields (example index, the head's output at the tokens of each of its segments), once per example."""
     compiled = _compiled(objective.predict, mesh)
     batches = evaluation_batches(rows, batch_size, 0, local_places(mesh, batch_size))
     for t, batch in enumerate(batches):
-        # Every process gets all rows' outputs, also of rows that it did not read.
+        # Every process gets the outputs of all rows, also of rows that it did not read.
         outputs = np.asarray(compiled(params, put_batch(batch, mesh)))
         tick("a batch of evaluation")
         for row, output in zip(range(t * batch_size, len(rows)), outputs, strict=False):
@@ -72,7 +72,7 @@ def head_outputs(
 
 
 def held_out_loss(objective: Objective, params: Params, rows: Rows, batch_size: int, mesh: Mesh) -> float:
-    """Returns what the objective reports, over all rows: nats a target, or what a head's loss is measured in."""
+    """Returns the mean loss over all rows: nats per target, or the units of the head's loss."""
     compiled = _compiled(objective.loss, mesh)
     batches = evaluation_batches(rows, batch_size, 0, local_places(mesh, batch_size))
     sums = [jax.device_get(compiled(params, put_batch(batch, mesh))) for batch in batches]

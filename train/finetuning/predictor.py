@@ -1,68 +1,64 @@
-"""Predictions of a task model for packed rows."""
+"""Predictions of a task model for encoded rows."""
 
 import dataclasses
+from typing import Any
 
 from jax.sharding import Mesh
 
 from configs.errors import UserError
 from data.templates import end_of_turn
 from data.tokenizer import Tokenizer
-from model.adapt import Adaptation, merge
+from model.adapt import merge
 from model.config import ModelConfig
 from model.heads import Objective
 from model.transformer import Params
 from train.evaluation.scoring import head_outputs
 from train.finetuning.rows import TaskRows
-from train.generation.decode import complete
-from train.tasks.task import Facts, Prediction, Task
+from train.generation.decode import generate_text
+from train.generation.language_model import GenerationOptions, LanguageModel
+from train.settings import Settings
+from train.tasks.task import Prediction, Task
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """How a task's predictions are made, whatever the parameters.
+    """Everything that a task's predictions need besides parameters and rows.
 
     Attributes:
-        task: what is predicted.
-        facts: of the task.
+        task: the task.
         objective: the model with its head.
-        adaptation: how it was trained.
         model: its architecture.
         tokenizer: of the model.
-        batch_size: rows at once.
-        max_new_tokens: of written text.
-        mesh: where it runs.
+        settings: config of the run; `adapt`, `batch_size` and `task.max_new_tokens` are used.
+        mesh: the devices it runs on.
     """
 
-    task: Task
-    facts: Facts
+    task: Task[Any]
     objective: Objective
-    adaptation: Adaptation
     model: ModelConfig
     tokenizer: Tokenizer
-    batch_size: int
-    max_new_tokens: int
+    settings: Settings
     mesh: Mesh
 
     def __call__(self, params: Params, part: TaskRows) -> list[Prediction]:
-        """Returns a prediction an example, in their order."""
-        if self.task.read is None:
-            return list(self._write(params, part))
+        """Returns one prediction per example, in order."""
+        if self.task.generates:
+            return list(self._generate(params, part))
         found: dict[int, Prediction] = {}
-        for example, outputs in head_outputs(self.objective, params, part.rows, self.batch_size, self.mesh):
-            rendered = part.rendered[example]
-            found[example] = self.task.read(part.examples[example], self.facts, outputs, rendered, self.tokenizer)
-        return [found[example] for example in range(len(part.examples))]
+        for i, outputs in head_outputs(self.objective, params, part.rows, self.settings.batch_size, self.mesh):
+            found[i] = self.task.decode(part.examples[i], outputs, part.encoded[i], self.tokenizer)
+        return [found[i] for i in range(len(part.examples))]
 
-    def _write(self, params: Params, part: TaskRows) -> list[Prediction]:
-        assert self.task.ask is not None
-        room = part.rows.sequence_length - self.max_new_tokens
-        if room < 1:
+    def _generate(self, params: Params, part: TaskRows) -> list[str]:
+        max_new_tokens, length = self.settings.task.max_new_tokens, part.rows.sequence_length
+        if max_new_tokens >= length:
             raise UserError(
-                f"config.task.max_new_tokens is {self.max_new_tokens}; "
-                f"legal: less than config.sequence_length {part.rows.sequence_length}"
+                f"config.task.max_new_tokens={max_new_tokens} must be less than config.sequence_length={length}"
             )
-        prompts = [self.task.ask(example, self.facts, self.tokenizer, room) for example in part.examples]
-        plain = merge(params, self.adaptation)
-        end = end_of_turn(self.facts["template"], self.tokenizer)
-        texts = complete(self.model, plain, prompts, self.max_new_tokens, self.tokenizer, self.mesh, eos_id=end)
+        prompts = [self.task.prompt_tokens(e, self.tokenizer, length - max_new_tokens) for e in part.examples]
+        template = self.settings.task.template
+        eos_id = end_of_turn(template, self.tokenizer)
+        merged = merge(params, self.settings.adapt)
+        language_model = LanguageModel(self.model, merged, self.tokenizer, template, eos_id, self.mesh)
+        texts = generate_text(language_model, prompts, GenerationOptions(max_new_tokens))
         return [text.strip() for text in texts]

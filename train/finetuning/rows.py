@@ -1,111 +1,122 @@
-"""A task's examples as rows of tokens, and a model's predictions of them."""
+"""The labeled rows of a task: read, split, encoded and packed into rows of tokens."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from configs.errors import UserError
 from data.examples import ExampleRows, Rendered, Segment, pack
 from data.labeled import Example, SplitOptions, Splits, read_splits
 from data.tokenizer import Tokenizer
-from model.config import ModelConfig
 from model.heads import language_model
-from model.transformer import Params
 from train.evaluation.scoring import head_outputs
+from train.generation.language_model import LanguageModel
 from train.settings import Settings
-from train.tasks.task import Facts, Task, load
+from train.tasks.task import Task, load_task
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskRows:
-    """A part of the data, ready for a model.
+    """One part of the data (training, validation or test), ready for a model.
 
     Attributes:
-        examples: those that something was left of.
-        rendered: their tokens.
-        rows: these, packed.
-        dropped: examples of which nothing to learn was left after they were cut.
+        examples: the examples that have a target left after truncation.
+        encoded: their segments.
+        rows: the segments, packed.
+        dropped: number of examples that had no target left after truncation.
     """
 
     examples: list[Example]
-    rendered: list[Rendered]
+    encoded: list[Rendered]
     rows: ExampleRows
     dropped: int
 
     @property
-    def cut(self) -> int:
-        """Examples that were cut to fit."""
-        return sum(rendered.cut for rendered in self.rendered)
+    def truncated(self) -> int:
+        """Number of examples that were truncated."""
+        return sum(encoded.cut for encoded in self.encoded)
 
 
-def read_task(settings: Settings) -> tuple[Task, Splits, Facts]:
-    """Returns the task of a config, its rows and what they say of it.
+@dataclasses.dataclass(frozen=True)
+class TaskData:
+    """A task with its encoded rows.
+
+    Attributes:
+        task: the task.
+        tokenizer: of the rows.
+        parts: the rows for "train", "validation" and "test".
+    """
+
+    task: Task[Any]
+    tokenizer: Tokenizer
+    parts: Mapping[str, TaskRows]
+
+
+def read_task(settings: Settings) -> tuple[Task[Any], Splits]:
+    """Returns the task of a config, fitted to its training rows, and the rows.
 
     Raises:
-        UserError: an unknown task, no rows, or a fault in them.
+        UserError: the task is unknown, or the rows are missing or cannot be used.
     """
     if not settings.data.path:
-        raise UserError("config.data.path is empty; legal: labelled rows as .jsonl, .csv, .parquet or hf:NAME")
+        raise UserError("config.data.path is empty; expected labeled rows as .jsonl, .csv, .parquet or hf:NAME")
     s = settings.task
-    task = load(s.name)
+    cls = load_task(s.name)
     options = SplitOptions(s.validation_fraction, s.test_fraction, s.test_path, s.test_rows)
-    splits = read_splits(settings.data.path, lambda row: task.parse(row, s), options, settings.data.strict)
-    return task, splits, {"name": s.name, **task.facts(splits.train, s)}
+    splits = read_splits(settings.data.path, lambda row: cls.parse(row, s), options, settings.data.strict)
+    return cls.fit(splits.train, s), splits
 
 
-def render_rows(
-    task: Task, facts: Facts, examples: Sequence[Example], tokenizer: Tokenizer, length: int, seed: int
-) -> TaskRows:
+def encode_rows(task: Task[Any], examples: Sequence[Example], tokenizer: Tokenizer, length: int, seed: int) -> TaskRows:
     """Returns the examples as packed rows of `length` tokens.
 
     Raises:
-        UserError: see `Task.render`; or nothing was left of any example.
+        UserError: see `Task.encode`; or no example has a target left after truncation.
     """
-    pairs = [(example, task.render(example, facts, tokenizer, length)) for example in examples]
-    kept = [(example, rendered) for example, rendered in pairs if rendered is not None]
+    pairs = [(example, task.encode(example, tokenizer, length)) for example in examples]
+    kept = [(example, encoded) for example, encoded in pairs if encoded is not None]
     if not kept:
         raise UserError(
-            f"of {len(pairs)} rows none has anything left to learn in {length} tokens; "
-            "legal: a larger config.sequence_length, or shorter inputs"
+            f"none of the {len(pairs)} rows has a target within config.sequence_length={length} tokens; "
+            "use a larger config.sequence_length or shorter inputs"
         )
-    rows = pack([rendered.segments for _, rendered in kept], length, tokenizer.pad_id, seed)
+    rows = pack([encoded.segments for _, encoded in kept], length, tokenizer.pad_id, seed)
     return TaskRows([e for e, _ in kept], [r for _, r in kept], rows, len(pairs) - len(kept))
 
 
-def with_reference(part: TaskRows, model: ModelConfig, params: Params, batch_size: int, mesh: Mesh) -> TaskRows:
-    """Returns the rows with the log-probability that a language model gives each segment's targets, as "reference"."""
-    objective = language_model(model)
+def with_reference(part: TaskRows, reference: LanguageModel, batch_size: int) -> TaskRows:
+    """Returns the rows with the log-probability of each segment's targets under a language model, as "reference"."""
+    objective = language_model(reference.model)
     found: dict[int, tuple[Segment, ...]] = {}
-    for example, outputs in head_outputs(objective, params, part.rows, batch_size, mesh):
+    for example, outputs in head_outputs(objective, reference.params, part.rows, batch_size, reference.mesh):
         segments = []
         for segment, nll in zip(part.rows.examples[example], outputs, strict=True):
-            reference = np.zeros(len(nll), np.float32)
-            reference[-1] = -(nll * segment["weights"]).sum()
-            segments.append(segment | {"reference": reference})
+            log_probability = np.zeros(len(nll), np.float32)
+            log_probability[-1] = -(nll * segment["weights"]).sum()
+            segments.append(segment | {"reference": log_probability})
         found[example] = tuple(segments)
     segments_of = [found[example] for example in range(len(part.examples))]
-    rendered = [Rendered(s, r.cut) for s, r in zip(segments_of, part.rendered, strict=True)]
-    return dataclasses.replace(part, rendered=rendered, rows=dataclasses.replace(part.rows, examples=segments_of))
+    encoded = [Rendered(s, r.cut) for s, r in zip(segments_of, part.encoded, strict=True)]
+    return dataclasses.replace(part, encoded=encoded, rows=dataclasses.replace(part.rows, examples=segments_of))
 
 
-def with_shots(part: TaskRows, shown: Sequence[Example], task: Task, facts: Facts, tokenizer: Tokenizer) -> TaskRows:
-    """Returns the rows with other examples, answers included, before each text, as many as fit; they do not count."""
+def with_shots(part: TaskRows, shown: Sequence[Example], task: Task[Any], tokenizer: Tokenizer) -> TaskRows:
+    """Returns the rows with as many other answered examples before each text as fit; these are not in the loss."""
     length = part.rows.sequence_length
-    shots = [rendered.segments[0] for e in shown if (rendered := task.render(e, facts, tokenizer, length)) is not None]
+    shots = [encoded.segments[0] for e in shown if (encoded := task.encode(e, tokenizer, length)) is not None]
     made = []
-    for rendered in part.rendered:
-        segment = rendered.segments[0]
+    for encoded in part.encoded:
+        segment = encoded.segments[0]
         before: list[int] = []
         for shot in shots:
-            whole = [*shot["tokens"].tolist(), int(shot["targets"][-1])]
-            if len(before) + len(whole) + len(segment["tokens"]) <= length:
-                before += whole
-        tokens, nothing = np.array(before, np.int32), np.zeros(len(before), np.float32)
-        longer = {"tokens": tokens, "targets": np.zeros_like(tokens), "weights": nothing}
-        made.append(
-            Rendered(({name: np.concatenate([longer[name], segment[name]]) for name in segment},), rendered.cut)
-        )
-    rows = pack([rendered.segments for rendered in made], length, tokenizer.pad_id, seed=0)
-    return dataclasses.replace(part, rendered=made, rows=rows)
+            text = [*shot["tokens"].tolist(), int(shot["targets"][-1])]
+            if len(before) + len(text) + len(segment["tokens"]) <= length:
+                before += text
+        tokens, zeros = np.array(before, np.int32), np.zeros(len(before), np.float32)
+        prefix = {"tokens": tokens, "targets": np.zeros_like(tokens), "weights": zeros}
+        longer = {name: np.concatenate([prefix[name], segment[name]]) for name in segment}
+        made.append(Rendered((longer,), encoded.cut))
+    rows = pack([encoded.segments for encoded in made], length, tokenizer.pad_id, seed=0)
+    return dataclasses.replace(part, encoded=made, rows=rows)

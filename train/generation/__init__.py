@@ -1,1 +1,1 @@
-"""Text generation for batches of prompts."""
+"""Text generation with a language model: batches of prompts, and streams."""

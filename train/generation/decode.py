@@ -1,4 +1,4 @@
-"""Prompts in, texts out: batches of prompts of about one length, written on a mesh until each text has ended."""
+"""Prompts in, texts out: prompts of similar length are decoded in batches until every text has ended."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,95 +6,112 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data.tokenizer import Tokenizer
-from model.config import ModelConfig
-from model.sampling import Prompts, Sampling, advance, prefill
-from model.transformer import Params
+from model.sampling import Prompts, advance, prefill
 from train.distributed.placement import replicate, row_parts, to_host
 from train.distributed.watchdog import tick
+from train.generation.language_model import GenerationOptions, LanguageModel
 from train.trees import round_up
 
-_PROMPTS_AT_ONCE = 32
-
-
-# Prompts are padded to a multiple, so that a session of many prompts compiles few shapes.
+_BATCH_SIZE = 32
+# Prompts are padded to a multiple of this, so that prompts of all lengths compile few shapes.
 _WIDTH_MULTIPLE = 64
+# Decoding steps between two searches for stop strings, in a batch and in a stream.
+_BATCH_STEPS = 16
+_STREAM_STEPS = 4
 
 
-# Tokens between two looks for what ends a text.
-_STEPS = 16
+def continuations(language_model: LanguageModel, prompts: Sequence[str], options: GenerationOptions) -> list[str]:
+    """Returns the continuation of each prompt, or the answer to it if the model has a chat template.
 
-
-def complete(
-    config: ModelConfig,
-    params: Params,
-    prompts: Sequence[list[int]],
-    max_new_tokens: int,
-    tokenizer: Tokenizer,
-    mesh: Mesh,
-    stop: Sequence[str] = (),
-    eos_id: int | None = None,
-    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
-    seed: int = 0,
-    after_text: bool = True,
-) -> list[str]:
-    """Returns a continuation of each prompt: by default the most likely one, token by token (greedy).
-
-    Args:
-        config: the model.
-        params: `{"backbone", "head"}` of a language model.
-        prompts: tokens, with bos.
-        max_new_tokens: tokens a continuation at most.
-        tokenizer: of the model.
-        mesh: where it runs.
-        stop: texts that end a continuation, the earliest of them; it is left out.
-        eos_id: token that ends a continuation; the tokenizer's unless told.
-        sampling: how tokens are drawn.
-        seed: of the samples.
-        after_text: a stop counts only after other text than blanks.
+    Raises:
+        UserError: a prompt does not fit the model's context.
     """
-    end = tokenizer.eos_id if eos_id is None else eos_id
+    max_new_tokens = options.max_new_tokens
+    encoded = [language_model.encode([{"role": "user", "content": prompt}], max_new_tokens) for prompt in prompts]
+    return generate_text(language_model, encoded, options)
+
+
+def generate_text(language_model: LanguageModel, prompts: Sequence[list[int]], options: GenerationOptions) -> list[str]:
+    """Returns the text generated after each prompt (tokens, with bos)."""
     texts: dict[int, str] = {}
-    for batch, (numbers, prompts_BP, lengths_B) in enumerate(prompt_batches(prompts, tokenizer.pad_id, mesh)):
-        rng = jax.random.fold_in(jax.random.key(seed), batch)
-        placed = Prompts(*replicate((prompts_BP, lengths_B), mesh))
-        state = prefill(config, params, placed, rng, sampling, max_new_tokens=max_new_tokens)
-        written: list[list[int]] = [[] for _ in numbers]
-        left = max_new_tokens
-        while left:
-            steps = min(_STEPS, left) if stop else left
-            left -= steps
-            tokens_BM, state = advance(config, params, state, sampling, steps=steps, eos_id=end)
-            tick("a batch of writing")
-            for ids, more in zip(written, to_host(tokens_BM, mesh).tolist(), strict=False):
-                ids += [token for token in more if token != end]
-            cut = [before(tokenizer.decode(ids), stop, after_text) for ids in written]
-            ended_B = np.ones(len(prompts_BP), bool)
-            ended_B[: len(numbers)] = [ended for _, ended in cut]
-            done_B = state.done_B | replicate((ended_B,), mesh)[0]
-            if left and to_host(done_B, mesh).all():
-                break
-            state = state._replace(done_B=done_B)
-        texts |= {number: text for number, (text, _) in zip(numbers, cut, strict=True)}
+    pad_id = language_model.tokenizer.pad_id
+    for i, batch in enumerate(prompt_batches(prompts, pad_id, language_model.mesh)):
+        rng = jax.random.fold_in(jax.random.key(options.seed), i)
+        texts |= _generate_batch(language_model, batch, rng, options)
     return [texts[number] for number in range(len(prompts))]
 
 
-def before(text: str, stop: Sequence[str], after_text: bool = True) -> tuple[str, bool]:
-    """Returns what stands before the earliest of `stop`, and whether there was one; see `complete`."""
-    first = len(text) - len(text.lstrip()) if after_text else 0
-    ends = [place for end in stop if end and (place := text.find(end, first)) >= 0]
+def _generate_batch(
+    language_model: LanguageModel,
+    batch: tuple[list[int], np.ndarray, np.ndarray],
+    rng: jax.Array,
+    options: GenerationOptions,
+) -> dict[int, str]:
+    """Returns index of the prompt -> generated text, for one batch of `prompt_batches`."""
+    model, params, mesh = language_model.model, language_model.params, language_model.mesh
+    numbers, prompts_BP, lengths_B = batch
+    placed = Prompts(*replicate((prompts_BP, lengths_B), mesh))
+    state = prefill(model, params, placed, rng, options.sampling, max_new_tokens=options.max_new_tokens)
+    generated: list[list[int]] = [[] for _ in numbers]
+    texts = [""] * len(numbers)
+    left = options.max_new_tokens
+    while left:
+        steps = min(_BATCH_STEPS, left) if options.stop else left
+        left -= steps
+        tokens_BM, state = advance(model, params, state, options.sampling, steps=steps, eos_id=language_model.eos_id)
+        tick("a batch of generated text")
+        for ids, more in zip(generated, to_host(tokens_BM, mesh).tolist(), strict=False):
+            ids += [token for token in more if token != language_model.eos_id]
+        # Surplus rows of the batch count as ended.
+        ended_B = np.ones(len(prompts_BP), bool)
+        for i, ids in enumerate(generated):
+            text = language_model.tokenizer.decode(ids)
+            texts[i], ended_B[i] = truncate_at_stop(text, options.stop, options.stop_at_start)
+        done_B = state.done_B | replicate((ended_B,), mesh)[0]
+        if left and to_host(done_B, mesh).all():
+            break
+        state = state._replace(done_B=done_B)
+    return dict(zip(numbers, texts, strict=True))
+
+
+def stream_text(language_model: LanguageModel, prompt: list[int], options: GenerationOptions) -> Iterator[str]:
+    """Yields the text generated after a prompt in parts, as it is generated; `options.stop` is ignored."""
+    model, params, tokenizer = language_model.model, language_model.params, language_model.tokenizer
+    _, rows, lengths = next(prompt_batches([prompt], tokenizer.pad_id, language_model.mesh))
+    placed = Prompts(*replicate((rows, lengths), language_model.mesh))
+    steps = round_up(options.max_new_tokens, _STREAM_STEPS)
+    rng = jax.random.key(options.seed)
+    state = prefill(model, params, placed, rng, options.sampling, max_new_tokens=steps)
+    generated: list[int] = []
+    shown = ""
+    while len(generated) < options.max_new_tokens and not bool(state.done_B[0]):
+        tokens, state = advance(
+            model, params, state, options.sampling, steps=_STREAM_STEPS, eos_id=language_model.eos_id
+        )
+        generated += [token for token in np.asarray(tokens)[0].tolist() if token != language_model.eos_id]
+        text = tokenizer.decode(generated[: options.max_new_tokens])
+        # The bytes of one character can be several tokens; an incomplete character decodes to U+FFFD.
+        if not text.endswith("\ufffd"):
+            yield text[len(shown) :]
+            shown = text
+
+
+def truncate_at_stop(text: str, stop: Sequence[str], stop_at_start: bool = False) -> tuple[str, bool]:
+    """Returns (the text before the first of `stop`, whether there was one); see `GenerationOptions`."""
+    first = 0 if stop_at_start else len(text) - len(text.lstrip())
+    ends = [index for end in stop if end and (index := text.find(end, first)) >= 0]
     return (text[: min(ends)], True) if ends else (text, False)
 
 
 def prompt_batches(
     prompts: Sequence[list[int]], pad_id: int, mesh: Mesh
 ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-    """Yields (numbers, prompts_BP, lengths_B) of prompts of about one length, each at the end of its row.
+    """Yields (indices of the prompts, prompts_BP, lengths_B) of prompts of similar length, each right-aligned.
 
-    All batches have the same number of rows, which the mesh divides; the surplus repeats a batch's first prompt.
+    All batches have the same number of rows, a multiple of what the mesh needs; surplus rows repeat the first prompt.
     """
-    # A session of many prompts compiles few shapes: a batch of one, and full ones.
-    size = round_up(_PROMPTS_AT_ONCE if len(prompts) > 1 else 1, row_parts(mesh))
+    # A single prompt, or full batches: few shapes to compile.
+    size = round_up(_BATCH_SIZE if len(prompts) > 1 else 1, row_parts(mesh))
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     for start in range(0, len(order), size):
         numbers = order[start : start + size]
@@ -104,7 +121,7 @@ def prompt_batches(
 
 
 def padded_prompts(prompts: Sequence[list[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns prompts_BP, each at the end of its row, and lengths_B; P is a multiple of 64."""
+    """Returns right-aligned prompts_BP, and lengths_B; P is a multiple of 64."""
     width = round_up(max(map(len, prompts)), _WIDTH_MULTIPLE)
     prompts_BP = np.full((len(prompts), width), pad_id, np.int32)
     for row, tokens in zip(prompts_BP, prompts, strict=True):

@@ -10,12 +10,14 @@ from data.templates import end_of_turn
 from model.heads import language_model
 from model.sampling import for_inference
 from train.distributed.mesh import decoding_mesh, spread_mesh
-from train.generation.language_model import Writer
+from train.generation.language_model import LanguageModel
 from train.run.record import open_run
 from train.trees import boxed_params
 
 
-def open_writer(directory: Path, template: str = "", spread: bool = False, cache_dtype: str = "") -> Writer:
+def open_language_model(
+    directory: Path, template: str = "", spread: bool = False, cache_dtype: str = ""
+) -> LanguageModel:
     """Returns the language model of a run, on all devices that its parameters can be sharded over.
 
     Args:
@@ -42,4 +44,4 @@ def open_writer(directory: Path, template: str = "", spread: bool = False, cache
     mesh = (spread_mesh if spread else decoding_mesh)(boxed_params(language_model(model)))
     with jax.set_mesh(mesh):
         params = for_inference(model, run.with_model(model).load_merged(mesh, ("backbone", "head")))
-    return Writer(model, params, tokenizer, template, eos_id, mesh)
+    return LanguageModel(model, params, tokenizer, template, eos_id, mesh)

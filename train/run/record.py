@@ -26,7 +26,7 @@ from train.console import warn
 from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.files import write_atomically
 from train.settings import RESUMABLE_FIELDS, LossSettings
-from train.tasks.task import load as load_task
+from train.tasks.task import load_task, task_from_record
 from train.trees import abstract_params
 
 _VERSION = 2
@@ -87,7 +87,7 @@ class Run:
     @property
     def is_language_model(self) -> bool:
         """Whether the run has a language-model head, so that it can generate and score text."""
-        return self.record.stage == "pretrain" or load_task(self.record.task["name"]).language
+        return self.record.stage == "pretrain" or load_task(self.record.task["name"]).trains_lm_head
 
     def with_model(self, model: ModelConfig) -> "Run":
         """Returns this run with another `ModelConfig` of the same architecture."""
@@ -112,7 +112,7 @@ class Run:
         if self.record.stage == "pretrain":
             return language_model(self.model, chunk=self.record.config["loss"]["chunk"])
         loss = build(LossSettings, self.record.config["loss"], "config.loss")
-        objective = load_task(self.record.task["name"]).objective(self.model, self.record.task, loss)
+        objective = task_from_record(self.record.task).objective(self.model, loss)
         return adapt(objective, self.adaptation()) if adapted else objective
 
     def load(self, mesh: Mesh, groups: tuple[str, ...] | None = None) -> Params:

@@ -1,1 +1,1 @@
-"""What a head can learn: one file a task, named by `config.task.name`; `contract.py` says what such a file holds."""
+"""The tasks a model can be fine-tuned for, one per file; `task.py` has their base class."""

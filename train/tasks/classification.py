@@ -1,6 +1,9 @@
-"""Which class, or with `multi_label` which classes, a text has."""
+"""Text classification: one class per text or, with `multi_label`, any number of classes."""
 
+import dataclasses
 from collections import Counter
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 
@@ -11,143 +14,153 @@ from data.readers import Row
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, classifier
-from train.evaluation import metrics as figures
+from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Facts, Prediction, Task, Untrained
+from train.tasks.task import Task
 
-# Between the classes of a row of several, where a file can only hold text.
+# Separates the classes of a row where a file can only hold text.
 _SEPARATOR = "|"
 
 
-def parse(row: Row, task: TaskSettings) -> Example:
-    """Returns fields {"text", "labels"}."""
-    text = fill(task.input, row, "config.task.input")
-    value = column(row, task.target, "config.task.target")
-    if task.multi_label:
-        labels = [str(v) for v in value] if isinstance(value, list) else str(value).split(_SEPARATOR)
-        labels = [label.strip() for label in labels if label.strip()]
-    elif isinstance(value, list | dict) or str(value).strip() == "":
-        raise UserError(f"{task.target!r} is {value!r}; legal: the name of a class, or set config.task.multi_label")
-    else:
-        labels = [str(value)]
-    group = fill(task.group, row, "config.task.group") if task.group else text
-    return Example(text, group, {"text": text, "labels": labels})
+@dataclasses.dataclass(frozen=True)
+class Classification(Task[list[str]]):
+    """Predicts the classes, most likely first; with `multi_label` those with a probability above 1/2.
 
-
-def facts(examples: list[Example], task: TaskSettings) -> Facts:
-    """Returns the classes in alphabetical order, and their weights when they are to be balanced.
-
-    Raises:
-        UserError: one class only.
+    Attributes:
+        classes: names in alphabetical order.
+        weights: weight of each class in the loss.
+        multi_label: an example has any number of classes.
+        pooling: which state the head reads.
+        prompt: the question for zero-shot scoring, with {input}.
     """
-    counts = Counter(label for example in examples for label in example.fields["labels"])
-    classes = sorted(counts)
-    if len(classes) < 2:
-        raise UserError(f"config.data.path has one class only ({', '.join(classes)!r}); legal: at least two")
-    balanced = task.class_weights == "balanced"
-    # Weights whose mean over the rows is 1, as scikit-learn's "balanced" (King and Zeng 2001).
-    weights = [counts.total() / (len(classes) * counts[name]) if balanced else 1.0 for name in classes]
-    return {
-        "classes": classes,
-        "weights": weights,
-        "multi_label": task.multi_label,
-        "pooling": task.pooling,
-        "prompt": task.prompt,
-    }
+
+    classes: tuple[str, ...]
+    weights: tuple[float, ...]
+    multi_label: bool
+    pooling: Literal["last", "mean"]
+    prompt: str
+
+    zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
+    baseline_name: ClassVar[str] = "majority-class baseline"
+
+    @classmethod
+    def parse(cls, row: Row, settings: TaskSettings) -> Example:
+        """Returns fields {"text", "labels"}."""
+        text = fill(settings.input, row, "config.task.input")
+        value = column(row, settings.target, "config.task.target")
+        if settings.multi_label:
+            labels = [str(v) for v in value] if isinstance(value, list) else str(value).split(_SEPARATOR)
+            labels = [label.strip() for label in labels if label.strip()]
+        elif isinstance(value, list | dict) or str(value).strip() == "":
+            raise UserError(
+                f"{settings.target!r} is {value!r}; expected the name of a class, or set config.task.multi_label=True"
+            )
+        else:
+            labels = [str(value)]
+        group = fill(settings.group, row, "config.task.group") if settings.group else text
+        return Example(text, group, {"text": text, "labels": labels})
+
+    @classmethod
+    def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
+        """Returns the task with the classes of the examples and their weights in the loss.
+
+        Raises:
+            UserError: there is only one class.
+        """
+        counts = Counter(label for example in examples for label in example.fields["labels"])
+        classes = tuple(sorted(counts))
+        if len(classes) < 2:
+            raise UserError(f"config.data.path contains one class only ({', '.join(classes)!r}); expected at least two")
+        balanced = settings.class_weights == "balanced"
+        # Weights whose mean over the rows is 1, as scikit-learn's "balanced" (King and Zeng 2001).
+        weights = tuple(counts.total() / (len(classes) * counts[name]) if balanced else 1.0 for name in classes)
+        return cls(classes, weights, settings.multi_label, settings.pooling, settings.prompt)
+
+    def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered:
+        """Returns `bos text eos` with the class as the target of its last token.
+
+        Raises:
+            UserError: a label is not one of the classes.
+        """
+        index = {name: i for i, name in enumerate(self.classes)}
+        labels = example.fields["labels"]
+        unknown = [label for label in labels if label not in index]
+        if unknown:
+            raise UserError(
+                f"label {unknown[0]!r} is unknown to the model; its classes are {_abbreviated(self.classes)}"
+            )
+        ids = tokenizer.encode(example.fields["text"])
+        tokens = [tokenizer.bos_id, *ids[: length - 2], tokenizer.eos_id]
+        last = len(tokens) - 1
+        if not self.multi_label:
+            target = index[labels[0]]
+            segment = labeled_segment(tokens, {last: target}, {last: self.weights[target]}, np.int32)
+            return Rendered((segment,), len(ids) > length - 2)
+        segment = labeled_segment(tokens, {}, {last: 1.0}, np.float32)
+        targets = np.zeros((len(tokens), len(index)), np.float32)
+        targets[last, [index[label] for label in labels]] = 1.0
+        return Rendered((segment | {"targets": targets},), len(ids) > length - 2)
+
+    def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
+        """Returns a linear layer on the pooled states, with one output per class."""
+        return classifier(model, len(self.classes), self.pooling, self.multi_label, loss.label_smoothing)
+
+    def decode(
+        self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer
+    ) -> list[str]:
+        """Returns the classes, most likely first; with `multi_label` those with a probability above 1/2."""
+        logits = outputs[0][-1]
+        if self.multi_label:
+            return [name for name, z in zip(self.classes, logits, strict=True) if z > 0]
+        return [self.classes[i] for i in np.argsort(-logits, kind="stable")]
+
+    def metrics(self, examples: Sequence[Example], predictions: Sequence[list[str]]) -> dict[str, Interval]:
+        """Returns accuracy, macro-F1 and, for more than five classes, top-3; multi-label: F1 and exact match."""
+        labels = [example.fields["labels"] for example in examples]
+        if self.multi_label:
+            return scores.multi_label([set(names) for names in labels], [set(names) for names in predictions])
+        found = scores.classification([names[0] for names in labels], predictions)
+        return found if len(self.classes) > 5 else {name: found[name] for name in ("accuracy", "macro_f1")}
+
+    def expected(self, example: Example) -> str:
+        """Returns the class or classes."""
+        return self.format(example, example.fields["labels"])
+
+    def format(self, example: Example, prediction: list[str]) -> str:
+        """Returns the most likely class, or the predicted classes."""
+        return ", ".join(prediction if self.multi_label else prediction[:1])
+
+    def baseline_prediction(self, examples: Sequence[Example]) -> list[str]:
+        """Returns the classes by frequency; with `multi_label` the most frequent one."""
+        counts = Counter(label for example in examples for label in example.fields["labels"])
+        ranking = [name for name, _ in counts.most_common()]
+        return ranking[:1] if self.multi_label else ranking
+
+    def question(self, example: Example) -> tuple[str, str]:
+        """Returns the prompt with the text filled in, and the classes in words."""
+        answer = ", ".join(map(_in_words, example.fields["labels"])) or "none"
+        return self.prompt.replace("{input}", example.fields["text"]), answer
+
+    def choices(self) -> list[str]:
+        """Returns the classes in words."""
+        return [_in_words(name) for name in self.classes]
+
+    def read_answers(self, answers: list[str]) -> list[str]:
+        """Returns the classes of the answers; with `multi_label` the most likely one."""
+        names = {_in_words(name): name for name in self.classes}
+        ranking = [names[answer] for answer in answers]
+        return ranking[:1] if self.multi_label else ranking
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Returns the classes."""
+        return self.classes
 
 
-def render(example: Example, facts: Facts, tokenizer: Tokenizer, length: int) -> Rendered:
-    """Returns `bos text eos` with the class as the target of its last token.
-
-    Raises:
-        UserError: a label that is not among the classes.
-    """
-    index = {name: i for i, name in enumerate(facts["classes"])}
-    labels = example.fields["labels"]
-    unknown = [label for label in labels if label not in index]
-    if unknown:
-        raise UserError(f"label {unknown[0]!r} is unknown to the model; its classes: {_some(facts['classes'])}")
-    ids = tokenizer.encode(example.fields["text"])
-    tokens = [tokenizer.bos_id, *ids[: length - 2], tokenizer.eos_id]
-    last = len(tokens) - 1
-    if not facts["multi_label"]:
-        place = index[labels[0]]
-        segment = labeled_segment(tokens, {last: place}, {last: facts["weights"][place]}, np.int32)
-        return Rendered((segment,), len(ids) > length - 2)
-    segment = labeled_segment(tokens, {}, {last: 1.0}, np.float32)
-    targets = np.zeros((len(tokens), len(index)), np.float32)
-    targets[last, [index[label] for label in labels]] = 1.0
-    return Rendered((segment | {"targets": targets},), len(ids) > length - 2)
-
-
-def _some(names: list[str]) -> str:
+def _abbreviated(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def objective(model: ModelConfig, facts: Facts, loss: LossSettings) -> Objective:
-    """Returns a linear layer on the pooled states, with one output a class."""
-    multi_label = facts["multi_label"]
-    return classifier(model, len(facts["classes"]), facts["pooling"], multi_label, loss.label_smoothing)
-
-
-def read(
-    example: Example, facts: Facts, outputs: tuple[np.ndarray, ...], rendered: Rendered, tokenizer: Tokenizer
-) -> Prediction:
-    """Returns the classes, likeliest first; with `multi_label` those more likely than not."""
-    logits = outputs[0][-1]
-    if facts["multi_label"]:
-        return [name for name, z in zip(facts["classes"], logits, strict=True) if z > 0]
-    return [facts["classes"][i] for i in np.argsort(-logits, kind="stable")]
-
-
-def metrics(
-    examples: list[Example], predictions: list[Prediction], untrained: list[Prediction] | None, facts: Facts
-) -> dict[str, Interval]:
-    """Returns accuracy, macro-F1 and, of more than five classes, top-3; of several labels micro- and macro-F1."""
-    labels = [example.fields["labels"] for example in examples]
-    if facts["multi_label"]:
-        return figures.multi_label([set(names) for names in labels], [set(names) for names in predictions])
-    found = figures.classification([names[0] for names in labels], predictions)
-    return found if len(facts["classes"]) > 5 else {name: found[name] for name in ("accuracy", "macro_f1")}
-
-
-def show(example: Example, prediction: Prediction | None, facts: Facts) -> str:
-    """Returns the class or classes."""
-    names = example.fields["labels"] if prediction is None else prediction
-    return ", ".join(names if facts["multi_label"] else names[:1])
-
-
-def guess(examples: list[Example], facts: Facts) -> Prediction:
-    """Returns the classes by how often they occur; of several labels, the most frequent one."""
-    counts = Counter(label for example in examples for label in example.fields["labels"])
-    ranking = [name for name, _ in counts.most_common()]
-    return ranking[:1] if facts["multi_label"] else ranking
-
-
-def _prompt(example: Example, facts: Facts) -> tuple[str, str]:
-    answer = ", ".join(map(_verbal, example.fields["labels"])) or "none"
-    return facts["prompt"].replace("{input}", example.fields["text"]), answer
-
-
-def _verbal(label: str) -> str:
+def _in_words(label: str) -> str:
     return label.replace("_", " ")
-
-
-def _read_choice(answers: list[str], facts: Facts) -> Prediction:
-    names = {_verbal(name): name for name in facts["classes"]}
-    ranking = [names[answer] for answer in answers]
-    return ranking[:1] if facts["multi_label"] else ranking
-
-
-TASK = Task(
-    parse=parse,
-    facts=facts,
-    render=render,
-    objective=objective,
-    read=read,
-    metrics=metrics,
-    show=show,
-    guess=guess,
-    untrained=Untrained(_prompt, lambda facts: [_verbal(name) for name in facts["classes"]], _read_choice),
-)

@@ -1,4 +1,8 @@
-"""Text in, text out: summaries, translation, answers. The model's own head goes on learning, on the answers alone."""
+"""Text generation from an input: summaries, translations, answers. Trains the language-model head on the answers."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, Self
 
 from configs.errors import UserError
 from data.examples import Rendered, text_segment
@@ -8,101 +12,114 @@ from data.templates import render as render_messages
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, language_model
-from train.evaluation import metrics as figures
+from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
+from train.evaluation.squad import NO_ANSWER
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Facts, Prediction, Task, Untrained
+from train.tasks.task import Task
 
-# What a model writes where a question has no answer.
-_NO_ANSWER = "no answer"
-_METRICS = {"rouge": figures.rouge, "bleu": figures.bleu_chrf, "squad": figures.squad}
+_METRICS = {"rouge": scores.rouge, "bleu": scores.bleu_chrf, "squad": scores.squad}
 
 
-def parse(row: Row, task: TaskSettings) -> Example:
-    """Returns fields {"input", "references"}: all texts that would be right, the first of which is trained on."""
-    text = fill(task.input, row, "config.task.input")
-    references = texts_of(column(row, task.target, "config.task.target"), task.target)
-    group = fill(task.group, row, "config.task.group") if task.group else text
-    content = "\n".join([text, *references[:1]])
-    return Example(content, group, {"input": text, "references": references})
+@dataclasses.dataclass(frozen=True)
+class Generation(Task[str]):
+    """Predicts a text.
+
+    Attributes:
+        template: the chat template that puts input and answer together.
+        metric_names: some of "rouge", "bleu" and "squad".
+        prompt: the question for zero-shot scoring, with {input}.
+    """
+
+    template: str
+    metric_names: tuple[str, ...]
+    prompt: str
+
+    trains_lm_head: ClassVar[bool] = True
+    generates: ClassVar[bool] = True
+    zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
+    renamed_fields: ClassVar[Mapping[str, str]] = {"metrics": "metric_names"}
+
+    @classmethod
+    def parse(cls, row: Row, settings: TaskSettings) -> Example:
+        """Returns fields {"input", "references"}: all correct texts; the first one is trained on."""
+        text = fill(settings.input, row, "config.task.input")
+        references = texts_of(column(row, settings.target, "config.task.target"), settings.target)
+        group = fill(settings.group, row, "config.task.group") if settings.group else text
+        content = "\n".join([text, *references[:1]])
+        return Example(content, group, {"input": text, "references": references})
+
+    @classmethod
+    def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
+        """Returns the task with its template and metrics.
+
+        Raises:
+            UserError: a metric is unknown, or there is none.
+        """
+        unknown = [name for name in settings.metrics if name not in _METRICS]
+        if unknown or not settings.metrics:
+            raise UserError(f"config.task.metrics={settings.metrics}; expected some of {', '.join(_METRICS)}")
+        return cls(settings.template, settings.metrics, settings.prompt)
+
+    def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered | None:
+        """Returns input and answer in the template with the answer as targets, or None if no answer token fits."""
+        answer = (example.fields["references"] or [NO_ANSWER])[0]
+        messages = [{"role": "user", "content": example.fields["input"]}, {"role": "assistant", "content": answer}]
+        return encode_messages(messages, self.template, tokenizer, length)
+
+    def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
+        """Returns next-token prediction."""
+        return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing)
+
+    def prompt_tokens(self, example: Example, tokenizer: Tokenizer, max_prompt_len: int) -> list[int]:
+        """Returns the input in the template, cut to `max_prompt_len` tokens."""
+        messages = [{"role": "user", "content": example.fields["input"]}]
+        return render_messages(messages, self.template, tokenizer, max_prompt_len, prompt=True).tokens
+
+    def metrics(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, Interval]:
+        """Returns what config.task.metrics names: ROUGE-1, -2 and -L, BLEU and chrF, SQuAD's exact match and F1."""
+        references = [example.fields["references"] for example in examples]
+        found: dict[str, Interval] = {}
+        for name in self.metric_names:
+            answers = ["" if name == "squad" and text.strip() == NO_ANSWER else text for text in predictions]
+            found |= _METRICS[name](references, answers)
+        return found
+
+    def expected(self, example: Example) -> str:
+        """Returns the first reference."""
+        return (example.fields["references"] or [NO_ANSWER])[0]
+
+    def format(self, example: Example, prediction: str) -> str:
+        """Returns the text."""
+        return prediction
+
+    def question(self, example: Example) -> tuple[str, str]:
+        """Returns the prompt with the input filled in, and the first reference."""
+        return self.prompt.replace("{input}", example.fields["input"]), self.expected(example)
+
+    def read_answers(self, answers: list[str]) -> str:
+        """Returns the generated text."""
+        return answers[0]
 
 
 def texts_of(value: object, name: str) -> list[str]:
-    """Returns the texts of a column that holds one, a list of them, or SQuAD's answers (a list, or a dict of lists).
+    """Returns the texts in a column that holds one text, a list of texts, or SQuAD's answers in either layout.
 
     Raises:
-        UserError: it holds something else, or an empty text.
+        UserError: the column holds something else, or an empty text.
     """
     if isinstance(value, dict):
         value = value.get("text")
     texts = value if isinstance(value, list) else [value]
     texts = [item.get("text") if isinstance(item, dict) else item for item in texts]
     if any(not isinstance(text, str) or not text.strip() for text in texts):
-        raise UserError(f"{name!r} is {value!r:.80}; legal: a text, a list of texts, or SQuAD's answers")
+        raise UserError(f"{name!r} is {value!r:.80}; expected a text, a list of texts, or SQuAD's answers")
     return [str(text) for text in texts]
 
 
-def facts(examples: list[Example], task: TaskSettings) -> Facts:
-    """Returns how the texts are put to the model and which figures are wanted.
-
-    Raises:
-        UserError: an unknown metric.
-    """
-    unknown = [name for name in task.metrics if name not in _METRICS]
-    if unknown or not task.metrics:
-        raise UserError(f"config.task.metrics is {task.metrics}; legal: some of {', '.join(_METRICS)}")
-    return {"template": task.template, "metrics": list(task.metrics), "prompt": task.prompt}
-
-
-def render(example: Example, facts: Facts, tokenizer: Tokenizer, length: int) -> Rendered | None:
-    """Returns input and answer as the template puts them, the answer alone as targets; None: no answer was left."""
-    answer = (example.fields["references"] or [_NO_ANSWER])[0]
-    messages = [{"role": "user", "content": example.fields["input"]}, {"role": "assistant", "content": answer}]
-    rendered = render_messages(messages, facts["template"], tokenizer, length + 1)
+def encode_messages(
+    messages: Sequence[Mapping[str, str]], template: str, tokenizer: Tokenizer, length: int
+) -> Rendered | None:
+    """Returns a conversation with the assistant's turns as targets, or None if none of their tokens fits."""
+    rendered = render_messages(messages, template, tokenizer, length + 1)
     return Rendered((text_segment(rendered.tokens, rendered.mask),), rendered.cut) if any(rendered.mask[1:]) else None
-
-
-def ask(example: Example, facts: Facts, tokenizer: Tokenizer, room: int) -> list[int]:
-    """Returns the prompt, cut to `room` tokens."""
-    messages = [{"role": "user", "content": example.fields["input"]}]
-    return render_messages(messages, facts["template"], tokenizer, room, prompt=True).tokens
-
-
-def objective(model: ModelConfig, facts: Facts, loss: LossSettings) -> Objective:
-    """Returns next-token prediction."""
-    return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing)
-
-
-def metrics(
-    examples: list[Example], predictions: list[Prediction], untrained: list[Prediction] | None, facts: Facts
-) -> dict[str, Interval]:
-    """Returns the figures of `config.task.metrics`: ROUGE-1, -2 and -L, BLEU and chrF, SQuAD's exact match and F1."""
-    references = [example.fields["references"] for example in examples]
-    found: dict[str, Interval] = {}
-    for name in facts["metrics"]:
-        answers = ["" if name == "squad" and text.strip() == _NO_ANSWER else text for text in predictions]
-        found |= _METRICS[name](references, answers)
-    return found
-
-
-def show(example: Example, prediction: Prediction | None, facts: Facts) -> str:
-    """Returns the text."""
-    return (example.fields["references"] or [_NO_ANSWER])[0] if prediction is None else prediction
-
-
-def _prompt(example: Example, facts: Facts) -> tuple[str, str]:
-    return facts["prompt"].replace("{input}", example.fields["input"]), show(example, None, facts)
-
-
-TASK = Task(
-    parse=parse,
-    facts=facts,
-    render=render,
-    objective=objective,
-    read=None,
-    metrics=metrics,
-    show=show,
-    ask=ask,
-    untrained=Untrained(_prompt, None, lambda answers, facts: answers[0]),
-    language=True,
-)

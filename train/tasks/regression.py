@@ -1,6 +1,9 @@
-"""A number that a text stands for: a score, a price, a rating."""
+"""Text regression: a number for each text, such as a score, a price or a rating."""
 
+import dataclasses
 import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 
@@ -12,76 +15,84 @@ from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective
 from model.task_heads import regressor
-from train.evaluation import metrics as figures
+from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Facts, Prediction, Task
+from train.tasks.task import Task
 
 
-def parse(row: Row, task: TaskSettings) -> Example:
-    """Returns fields {"text", "value"}."""
-    text = fill(task.input, row, "config.task.input")
-    found = column(row, task.target, "config.task.target")
-    try:
-        value = float(found)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{task.target!r} is {found!r:.60}; legal: a finite number")
-    group = fill(task.group, row, "config.task.group") if task.group else text
-    return Example(text, group, {"text": text, "value": value})
+@dataclasses.dataclass(frozen=True)
+class Regression(Task[float]):
+    """Predicts a number in the units of the data.
 
-
-def facts(examples: list[Example], task: TaskSettings) -> Facts:
-    """Returns mean and standard deviation of the values, which the head is spared.
-
-    Raises:
-        UserError: one value only.
+    Attributes:
+        mean: of the training values.
+        std: standard deviation of the training values; the head is trained on (value - mean) / std.
+        pooling: which state the head reads.
     """
-    values = [example.fields["value"] for example in examples]
-    if np.std(values) == 0.0:
-        raise UserError(f"config.data.path has one value only ({values[0]:g}); legal: at least two")
-    return {"mean": float(np.mean(values)), "std": float(np.std(values)), "pooling": task.pooling}
 
+    mean: float
+    std: float
+    pooling: Literal["last", "mean"]
 
-def render(example: Example, facts: Facts, tokenizer: Tokenizer, length: int) -> Rendered:
-    """Returns `bos text eos` with the standardised value as the target of its last token."""
-    ids = tokenizer.encode(example.fields["text"])
-    tokens = [tokenizer.bos_id, *ids[: length - 2], tokenizer.eos_id]
-    target = (example.fields["value"] - facts["mean"]) / facts["std"]
-    last = len(tokens) - 1
-    return Rendered((labeled_segment(tokens, {last: target}, {last: 1.0}, np.float32),), len(ids) > length - 2)
+    baseline_name: ClassVar[str] = "mean of the training values"
 
+    @classmethod
+    def parse(cls, row: Row, settings: TaskSettings) -> Example:
+        """Returns fields {"text", "value"}."""
+        text = fill(settings.input, row, "config.task.input")
+        found = column(row, settings.target, "config.task.target")
+        try:
+            value = float(found)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise UserError(f"{settings.target!r} is {found!r:.60}; expected a finite number")
+        group = fill(settings.group, row, "config.task.group") if settings.group else text
+        return Example(text, group, {"text": text, "value": value})
 
-def objective(model: ModelConfig, facts: Facts, loss: LossSettings) -> Objective:
-    """Returns one linear output and its squared error."""
-    return regressor(model, facts["pooling"])
+    @classmethod
+    def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
+        """Returns the task with the mean and standard deviation of the values.
 
+        Raises:
+            UserError: all values are equal.
+        """
+        values = [example.fields["value"] for example in examples]
+        if np.std(values) == 0.0:
+            raise UserError(f"config.data.path contains one value only ({values[0]:g}); expected at least two")
+        return cls(float(np.mean(values)), float(np.std(values)), settings.pooling)
 
-def read(
-    example: Example, facts: Facts, outputs: tuple[np.ndarray, ...], rendered: Rendered, tokenizer: Tokenizer
-) -> Prediction:
-    """Returns the value."""
-    return float(outputs[0][-1]) * facts["std"] + facts["mean"]
+    def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered:
+        """Returns `bos text eos` with the standardized value as the target of its last token."""
+        ids = tokenizer.encode(example.fields["text"])
+        tokens = [tokenizer.bos_id, *ids[: length - 2], tokenizer.eos_id]
+        target = (example.fields["value"] - self.mean) / self.std
+        last = len(tokens) - 1
+        return Rendered((labeled_segment(tokens, {last: target}, {last: 1.0}, np.float32),), len(ids) > length - 2)
 
+    def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
+        """Returns one linear output with the squared error."""
+        return regressor(model, self.pooling)
 
-def metrics(
-    examples: list[Example], predictions: list[Prediction], untrained: list[Prediction] | None, facts: Facts
-) -> dict[str, Interval]:
-    """Returns R2, mean absolute error and Spearman's rank correlation."""
-    return figures.regression([example.fields["value"] for example in examples], predictions)
+    def decode(
+        self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer
+    ) -> float:
+        """Returns the predicted value in the units of the data."""
+        return float(outputs[0][-1]) * self.std + self.mean
 
+    def metrics(self, examples: Sequence[Example], predictions: Sequence[float]) -> dict[str, Interval]:
+        """Returns R2, mean absolute error and Spearman's rank correlation."""
+        return scores.regression([example.fields["value"] for example in examples], predictions)
 
-def show(example: Example, prediction: Prediction | None, facts: Facts) -> str:
-    """Returns the value."""
-    return f"{example.fields['value'] if prediction is None else prediction:.4g}"
+    def expected(self, example: Example) -> str:
+        """Returns the value."""
+        return self.format(example, example.fields["value"])
 
+    def format(self, example: Example, prediction: float) -> str:
+        """Returns the value."""
+        return f"{prediction:.4g}"
 
-def guess(examples: list[Example], facts: Facts) -> Prediction:
-    """Returns the mean."""
-    return facts["mean"]
-
-
-TASK = Task(
-    parse=parse, facts=facts, render=render, objective=objective, read=read, metrics=metrics, show=show, guess=guess
-)
+    def baseline_prediction(self, examples: Sequence[Example]) -> float:
+        """Returns the mean."""
+        return self.mean

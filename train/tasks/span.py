@@ -1,6 +1,8 @@
-"""Extractive question answering: where in a text its answer stands, or that it has none (SQuAD 2.0)."""
+"""Extractive question answering: the part of a text that answers a question, or that there is none (SQuAD 2.0)."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -12,34 +14,118 @@ from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective
 from model.task_heads import CANDIDATE, END, START, span
-from train.evaluation import metrics as figures
+from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
+from train.evaluation.squad import NO_ANSWER
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Facts, Prediction, Task, Untrained
+from train.tasks.task import Task
 
-_LONGEST_ANSWER = 30  # tokens
-_LONGEST_QUESTION = 1 / 3  # of a row
-_NO_ANSWER = "no answer"
-# What the sums of CANDIDATE, START and END say of a token.
-_FLAGS = ("", "candidate", "", "start", "", "end", "", "start and end")
+_MAX_ANSWER_TOKENS = 30
+_MAX_QUESTION_FRACTION = 1 / 3  # of the row
+# Names of the sums of CANDIDATE, START and END.
+_FLAG_NAMES = ("", "candidate", "", "start", "", "end", "", "start and end")
 
 
-def parse(row: Row, task: TaskSettings) -> Example:
-    """Returns fields {"question", "context", "answers": [{"text", "start"}]}; start is a character of the context."""
-    question = fill(task.input, row, "config.task.input")
-    context = fill(task.context, row, "config.task.context")
-    answers = _answers(column(row, task.target, "config.task.target"), task.target)
-    for answer in answers:
-        found = context[answer["start"] : answer["start"] + len(answer["text"])]
-        if found != answer["text"]:
-            raise UserError(f"{answer['text']!r:.60} does not stand at character {answer['start']} of its text")
-    group = fill(task.group, row, "config.task.group") if task.group else context
-    fields = {"question": question, "context": context, "answers": answers}
-    return Example(f"{context}\n{question}", group, fields)
+@dataclasses.dataclass(frozen=True)
+class Span(Task[str]):
+    """Predicts the answer as text, "" if the text contains none.
+
+    Attributes:
+        prompt: the question for zero-shot scoring, with {input} and {context}.
+    """
+
+    prompt: str
+
+    zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
+
+    @classmethod
+    def parse(cls, row: Row, settings: TaskSettings) -> Example:
+        """Returns fields {"question", "context", "answers": [{"text", "start"}]}; start counts characters."""
+        question = fill(settings.input, row, "config.task.input")
+        context = fill(settings.context, row, "config.task.context")
+        answers = _answers(column(row, settings.target, "config.task.target"), settings.target)
+        for answer in answers:
+            found = context[answer["start"] : answer["start"] + len(answer["text"])]
+            if found != answer["text"]:
+                raise UserError(f"answer {answer['text']!r:.60} is not at character {answer['start']} of its context")
+        group = fill(settings.group, row, "config.task.group") if settings.group else context
+        fields = {"question": question, "context": context, "answers": answers}
+        return Example(f"{context}\n{question}", group, fields)
+
+    @classmethod
+    def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
+        """Returns the task with its zero-shot prompt."""
+        return cls(settings.prompt)
+
+    def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered:
+        """Returns `bos question eos context eos`; the last token, which attends to all others, stands for "no answer".
+
+        An answer that was cut off counts as no answer.
+        """
+        fields = example.fields
+        question = tokenizer.encode(fields["question"])[: int(length * _MAX_QUESTION_FRACTION)]
+        ids, offsets = tokenizer.encode_with_offsets(fields["context"])
+        max_context = length - len(question) - 3
+        tokens = [tokenizer.bos_id, *question, tokenizer.eos_id, *ids[:max_context], tokenizer.eos_id]
+        first, last = len(question) + 2, len(tokens) - 1
+        flags = dict.fromkeys(range(first, last + 1), CANDIDATE)
+        start, end = _answer_tokens(fields["answers"], offsets[:max_context]) or (last - first, last - first)
+        weights = {first + start: 0.5}
+        weights[first + end] = weights.get(first + end, 0.0) + 0.5
+        flags[first + start] |= START
+        flags[first + end] |= END
+        return Rendered((labeled_segment(tokens, dict(flags), weights, np.int32),), len(ids) > max_context)
+
+    def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
+        """Returns two linear scores per token: as the start and as the end of the answer."""
+        return span(model)
+
+    def decode(self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer) -> str:
+        """Returns the most likely answer as written in the context, "" for none."""
+        flags = encoded.segments[0]["targets"]
+        token_scores = outputs[0][flags > 0]
+        found = best_span(token_scores[:, 0], token_scores[:, 1], _MAX_ANSWER_TOKENS)
+        if found is None:
+            return ""
+        _, offsets = tokenizer.encode_with_offsets(example.fields["context"])
+        return example.fields["context"][offsets[found[0]][0] : offsets[found[1]][1]].strip()
+
+    def metrics(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, Interval]:
+        """Returns exact match, F1 and, if some questions have no answer, the accuracy on these."""
+        return scores.squad([[answer["text"] for answer in e.fields["answers"]] for e in examples], predictions)
+
+    def expected(self, example: Example) -> str:
+        """Returns the first answer."""
+        answers = example.fields["answers"]
+        return self.format(example, answers[0]["text"] if answers else "")
+
+    def format(self, example: Example, prediction: str) -> str:
+        """Returns the answer."""
+        return prediction or NO_ANSWER
+
+    def baseline_prediction(self, examples: Sequence[Example]) -> str:
+        """Returns "no answer"."""
+        return ""
+
+    def question(self, example: Example) -> tuple[str, str]:
+        """Returns the prompt with question and context filled in, and the answer."""
+        fields = example.fields
+        prompt = self.prompt.replace("{input}", fields["question"]).replace("{context}", fields["context"])
+        return prompt, self.expected(example)
+
+    def read_answers(self, answers: list[str]) -> str:
+        """Returns the generated text, "" for "no answer"."""
+        text = answers[0].strip()
+        return "" if text == NO_ANSWER else text
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Returns the names of the flags."""
+        return _FLAG_NAMES
 
 
 def _answers(value: object, name: str) -> list[dict[str, Any]]:
-    """Returns the answers of SQuAD's two layouts: a list of {text, answer_start}, or a dict of two lists."""
+    """Returns the answers in either of SQuAD's layouts: a list of {text, answer_start}, or a dict of two lists."""
     try:
         if isinstance(value, dict):
             pairs = list(zip(value["text"], value["answer_start"], strict=True))
@@ -47,36 +133,13 @@ def _answers(value: object, name: str) -> list[dict[str, Any]]:
             pairs = [(answer["text"], answer["answer_start"]) for answer in value]  # type: ignore[attr-defined]
         return [{"text": str(text), "start": int(start)} for text, start in pairs]
     except (TypeError, KeyError, ValueError):
-        raise UserError(f"{name!r} is {value!r:.80}; legal: a list of {{text, answer_start}}, empty: none") from None
+        raise UserError(
+            f"{name!r} is {value!r:.80}; expected a list of {{text, answer_start}}, empty if there is no answer"
+        ) from None
 
 
-def facts(examples: list[Example], task: TaskSettings) -> Facts:
-    """Returns how the foundation is asked."""
-    return {"prompt": task.prompt}
-
-
-def render(example: Example, facts: Facts, tokenizer: Tokenizer, length: int) -> Rendered:
-    """Returns `bos question eos context eos`; the last token, which has seen all, stands for "no answer".
-
-    An answer beyond the cut of a long text counts as none.
-    """
-    fields = example.fields
-    question = tokenizer.encode(fields["question"])[: int(length * _LONGEST_QUESTION)]
-    ids, offsets = tokenizer.encode_with_offsets(fields["context"])
-    room = length - len(question) - 3
-    tokens = [tokenizer.bos_id, *question, tokenizer.eos_id, *ids[:room], tokenizer.eos_id]
-    first, last = len(question) + 2, len(tokens) - 1
-    flags = dict.fromkeys(range(first, last + 1), CANDIDATE)
-    start, end = _places(fields["answers"], offsets[:room]) or (last - first, last - first)
-    weights = {first + start: 0.5}
-    weights[first + end] = weights.get(first + end, 0.0) + 0.5
-    flags[first + start] |= START
-    flags[first + end] |= END
-    return Rendered((labeled_segment(tokens, dict(flags), weights, np.int32),), len(ids) > room)
-
-
-def _places(answers: list[dict[str, Any]], offsets: list[tuple[int, int]]) -> tuple[int, int] | None:
-    """Returns the first and the last token of the first answer that the text still holds whole."""
+def _answer_tokens(answers: list[dict[str, Any]], offsets: list[tuple[int, int]]) -> tuple[int, int] | None:
+    """Returns the first and last token of the first answer that lies completely within the encoded text."""
     for answer in answers:
         stop = answer["start"] + len(answer["text"])
         if answer["text"] and offsets and offsets[-1][1] >= stop:
@@ -85,76 +148,15 @@ def _places(answers: list[dict[str, Any]], offsets: list[tuple[int, int]]) -> tu
     return None
 
 
-def objective(model: ModelConfig, facts: Facts, loss: LossSettings) -> Objective:
-    """Returns two linear scores a token: the answer starts here, and it ends here."""
-    return span(model)
+def best_span(start: np.ndarray, end: np.ndarray, max_tokens: int) -> tuple[int, int] | None:
+    """Returns (first, last) of the span of at most `max_tokens` with the highest start + end score.
 
-
-def read(
-    example: Example, facts: Facts, outputs: tuple[np.ndarray, ...], rendered: Rendered, tokenizer: Tokenizer
-) -> Prediction:
-    """Returns the likeliest answer as it stands in the text, "" for none."""
-    flags = rendered.segments[0]["targets"]
-    scores = outputs[0][flags > 0]
-    found = best_span(scores[:, 0], scores[:, 1], _LONGEST_ANSWER)
-    if found is None:
-        return ""
-    _, offsets = tokenizer.encode_with_offsets(example.fields["context"])
-    return example.fields["context"][offsets[found[0]][0] : offsets[found[1]][1]].strip()
-
-
-def best_span(start: np.ndarray, end: np.ndarray, longest: int) -> tuple[int, int] | None:
-    """Returns the pair of places of highest start + end score, at most `longest` apart; None when the last place wins.
-
-    The last place stands for "no answer" (SQuAD 2.0: Rajpurkar et al. 2018).
+    The last position stands for "no answer" (SQuAD 2.0: Rajpurkar et al. 2018): None if its score is at least as high.
     """
-    scores = np.triu(np.ones((len(start) - 1, len(start) - 1), bool))
-    scores &= ~np.triu(scores, longest)
-    table = np.where(scores, start[:-1, None] + end[None, :-1], -np.inf)
+    allowed = np.triu(np.ones((len(start) - 1, len(start) - 1), bool))
+    allowed &= ~np.triu(allowed, max_tokens)
+    table = np.where(allowed, start[:-1, None] + end[None, :-1], -np.inf)
     if not table.size or table.max() <= start[-1] + end[-1]:
         return None
     first, last = np.unravel_index(table.argmax(), table.shape)
     return int(first), int(last)
-
-
-def metrics(
-    examples: list[Example], predictions: list[Prediction], untrained: list[Prediction] | None, facts: Facts
-) -> dict[str, Interval]:
-    """Returns exact match, F1 and, where some questions have no answer, how often that was seen."""
-    return figures.squad([[answer["text"] for answer in e.fields["answers"]] for e in examples], predictions)
-
-
-def show(example: Example, prediction: Prediction | None, facts: Facts) -> str:
-    """Returns the answer."""
-    answers = example.fields["answers"]
-    text = prediction if prediction is not None else answers[0]["text"] if answers else ""
-    return text or _NO_ANSWER
-
-
-def guess(examples: list[Example], facts: Facts) -> Prediction:
-    """Returns "no answer"."""
-    return ""
-
-
-def _prompt(example: Example, facts: Facts) -> tuple[str, str]:
-    fields = example.fields
-    prompt = facts["prompt"].replace("{input}", fields["question"]).replace("{context}", fields["context"])
-    return prompt, show(example, None, facts)
-
-
-def _read_text(answers: list[str], facts: Facts) -> Prediction:
-    return "" if answers[0].strip() == _NO_ANSWER else answers[0].strip()
-
-
-TASK = Task(
-    parse=parse,
-    facts=facts,
-    render=render,
-    objective=objective,
-    read=read,
-    metrics=metrics,
-    show=show,
-    guess=guess,
-    target_names=_FLAGS,
-    untrained=Untrained(_prompt, None, _read_text),
-)

@@ -1,15 +1,27 @@
-"""What a task is: data plus pure functions. Adding one is one file in this folder and one config (docs/tasks.md)."""
+"""The base class of a task, and how a task is found by name, by file, or in a run's `run.json`.
 
+docs/tasks.md shows how to write one.
+"""
+
+import abc
 import dataclasses
+import functools
+import hashlib
 import importlib
+import importlib.util
+import inspect
 import pkgutil
-from collections.abc import Callable
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import numpy as np
 
 from configs.errors import UserError, did_you_mean
+from configs.schema import build
 from data.examples import Rendered
 from data.labeled import Example
 from data.readers import Row
@@ -19,71 +31,208 @@ from model.heads import Objective
 from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
 
-# What the training rows and the config say of a task; JSON, kept in the run's `run.json`, enough for all that follows.
-Facts = dict[str, Any]
-# What a model says of an example: a task's own `metrics` reads it.
+P = TypeVar("P")  # the type of a task's predictions
+# A prediction of any task; only the task that made it reads it.
 Prediction = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Untrained:
-    """How a foundation model is asked without training.
+class Task(abc.ABC, Generic[P]):
+    """What a head is trained to predict, and how predictions are judged.
+
+    A task is a frozen dataclass. Its fields hold what the task takes from the config and the training rows, such as the
+    names of the classes. They are saved in `run.json`, so each must be an int, float, bool, str or `Literal`, or a
+    tuple of one of these.
 
     Attributes:
-        prompt: (example, facts) -> (the question as text, its answer as text); examples with an answer are the shots.
-        choices: facts -> the answers to choose from by likelihood; None: the model writes the answer.
-        read: (answers as text, the likeliest or the written one first, facts) -> prediction.
+        trains_lm_head: the task trains the language-model head instead of a new head.
+        generates: a prediction is the text generated after `prompt_tokens`; `decode` is not used.
+        needs_reference: the objective reads the foundation's log-probabilities from the batch (see
+            `model.task_heads.preference`).
+        zero_shot: how the foundation is scored before fine-tuning. "prompt": it answers `question`; "head": its
+            language-model head is scored by `decode`; "none": not at all.
+        baseline_name: the name of `baseline_prediction` in the table.
+        renamed_fields: old name -> new name of fields that older `run.json` files contain.
     """
 
-    prompt: Callable[[Example, Facts], tuple[str, str]]
-    choices: Callable[[Facts], list[str]] | None
-    read: Callable[[list[str], Facts], Prediction]
+    trains_lm_head: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
+    zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "none"
+    baseline_name: ClassVar[str] = "most frequent answer"
+    renamed_fields: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    @abc.abstractmethod
+    def parse(cls, row: Row, settings: TaskSettings) -> Example:
+        """Returns the example in a row.
+
+        Raises:
+            UserError: a column is missing or has the wrong type.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
+        """Returns the task for these training examples.
+
+        Raises:
+            UserError: the examples cannot be used for training, such as those of a single class.
+        """
+
+    @abc.abstractmethod
+    def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered | None:
+        """Returns segments of at most `length` tokens together, or None if no target fits."""
+
+    @abc.abstractmethod
+    def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
+        """Returns the model with its head, and the loss."""
+
+    @abc.abstractmethod
+    def metrics(self, examples: Sequence[Example], predictions: Sequence[P]) -> dict[str, Interval]:
+        """Returns the metrics of the predictions, each with its interval."""
+
+    @abc.abstractmethod
+    def expected(self, example: Example) -> str:
+        """Returns the expected answer as text."""
+
+    @abc.abstractmethod
+    def format(self, example: Example, prediction: P) -> str:
+        """Returns a prediction as text."""
+
+    def decode(self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer) -> P:
+        """Returns the prediction for an example.
+
+        Args:
+            example: the example.
+            outputs: the head's outputs at the tokens of each segment.
+            encoded: what `encode` returned.
+            tokenizer: of the model.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define decode")
+
+    def prompt_tokens(self, example: Example, tokenizer: Tokenizer, max_prompt_len: int) -> list[int]:
+        """Returns the tokens after which the model generates its answer, for tasks with `generates`."""
+        raise NotImplementedError(f"{type(self).__name__} does not define prompt_tokens")
+
+    def compare(self, predictions: Sequence[P], zero_shot: Sequence[P]) -> dict[str, Interval]:
+        """Returns metrics relative to the foundation's predictions, for tasks whose `zero_shot` is "head"."""
+        return {}
+
+    def baseline_prediction(self, examples: Sequence[Example]) -> P | None:
+        """Returns the best constant prediction given the training examples, or None if the task has none."""
+        return None
+
+    def question(self, example: Example) -> tuple[str, str]:
+        """Returns (question, answer) as text, for tasks whose `zero_shot` is "prompt"."""
+        raise NotImplementedError(f"{type(self).__name__} does not define question")
+
+    def choices(self) -> list[str]:
+        """Returns the answers that the foundation chooses from by likelihood; empty: it generates its answer."""
+        return []
+
+    def read_answers(self, answers: list[str]) -> P:
+        """Returns the prediction for the foundation's answers: the choices by likelihood, or one generated text."""
+        raise NotImplementedError(f"{type(self).__name__} does not define read_answers")
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Names of the integer targets, or of the columns of target vectors; empty: targets are tokens or numbers."""
+        return ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """A task.
-
-    Attributes:
-        parse: (row, config.task) -> example. Raises UserError for a column that is missing or not what it should be.
-        facts: (training examples, config.task) -> facts. Raises UserError where nothing can be learnt from them.
-        render: (example, facts, tokenizer, T) -> segments of at most T tokens, or None: nothing to train on is left.
-        objective: (architecture, facts, config.loss) -> head and loss.
-        read: (example, facts, the head's output at the tokens of each segment, these, tokenizer) -> prediction;
-            None: the prediction is the text that the model writes after `ask`.
-        metrics: (examples, predictions, the foundation's predictions without training or None, facts) -> figures.
-        show: (example, prediction or None, facts) -> as text for a person: the prediction, or what was expected.
-        ask: (example, facts, tokenizer, room) -> the prompt's tokens, for tasks whose prediction is text.
-        untrained: how the foundation is asked without training. None: its own language-model head is scored as it is,
-            where the task trains that head (`language`), or not at all.
-        guess: (training examples, facts) -> the prediction that needs no model.
-        language: the head is the language model's own, so that the whole foundation is grafted.
-        target_names: what integer targets stand for, where that is not the facts' "classes".
-        reference: the rows hold the foundation's log-probabilities, as "reference" (see `model.task_heads.preference`).
-    """
-
-    parse: Callable[[Row, TaskSettings], Example]
-    facts: Callable[[list[Example], TaskSettings], Facts]
-    render: Callable[[Example, Facts, Tokenizer, int], Rendered | None]
-    objective: Callable[[ModelConfig, Facts, LossSettings], Objective]
-    read: Callable[[Example, Facts, tuple[np.ndarray, ...], Rendered, Tokenizer], Prediction] | None
-    metrics: Callable[[list[Example], list[Prediction], list[Prediction] | None, Facts], dict[str, Interval]]
-    show: Callable[[Example, Prediction | None, Facts], str]
-    ask: Callable[[Example, Facts, Tokenizer, int], list[int]] | None = None
-    untrained: Untrained | None = None
-    guess: Callable[[list[Example], Facts], Prediction] | None = None
-    language: bool = False
-    target_names: tuple[str, ...] = ()
-    reference: bool = False
+def is_file(name: str) -> bool:
+    """Returns whether `config.task.name` is the path of a file."""
+    return name.endswith(".py") or "/" in name
 
 
-def load(name: str) -> Task:
-    """Returns the task of `train/tasks/NAME.py`.
+def absolute_name(name: str) -> str:
+    """Returns `config.task.name` with the path of a file made absolute."""
+    return str(Path(name).expanduser().absolute()) if is_file(name) else name
+
+
+def load_task(name: str) -> type[Task[Any]]:
+    """Returns the task class of `train/tasks/NAME.py`, or of the file at path `name`.
 
     Raises:
-        UserError: there is none.
+        UserError: the task is unknown, or the file is missing, cannot be imported or does not define one task.
     """
-    names = sorted({module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])} - {"contract"})
+    if is_file(name):
+        path = Path(absolute_name(name))
+        if not path.is_file():
+            raise UserError(
+                f"config.task.name={name!r} is not a file; expected a Python file that defines a subclass of Task"
+            )
+        return _task_of(_import_file(path, path.stat().st_mtime_ns), f"config.task.name={name!r}")
+    names = sorted({module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])} - {"task"})
     if name not in names:
-        raise UserError(f"config.task.name is {name!r}{did_you_mean(name, names)}; legal: {', '.join(names)}")
-    return importlib.import_module(f"train.tasks.{name}").TASK
+        raise UserError(
+            f"config.task.name={name!r} is unknown{did_you_mean(name, names)}; "
+            f"expected one of {', '.join(names)}, or the path of a Python file"
+        )
+    return _task_of(importlib.import_module(f"train.tasks.{name}"), name)
+
+
+@functools.lru_cache(maxsize=32)
+def _import_file(path: Path, modified_ns: int) -> ModuleType:
+    """Returns the module of a file; `modified_ns` makes an edited file a new one."""
+    name = f"rootstock_task_{path.stem}_{hashlib.sha256(f'{path} {modified_ns}'.encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look up the module of a class there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        if isinstance(error, SyntaxError):
+            line = error.lineno
+        else:
+            line = next(
+                (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), 1
+            )
+        text = " ".join(str(error).split())
+        raise UserError(f"{path}, line {line}: {type(error).__name__}: {text}") from None
+    return module
+
+
+def _task_of(module: ModuleType, source: str) -> type[Task[Any]]:
+    """Returns the one task class that a module defines; base classes that leave methods undefined do not count."""
+    defined = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Task) and value.__module__ == module.__name__
+    ]
+    complete = [cls for cls in defined if not inspect.isabstract(cls)]
+    if len(complete) == 1:
+        return complete[0]
+    if complete:
+        names = ", ".join(cls.__name__ for cls in complete)
+        raise UserError(f"{source} defines several subclasses of Task ({names}); expected one")
+    if defined:
+        missing = ", ".join(sorted(defined[-1].__abstractmethods__))
+        raise UserError(f"{source}: class {defined[-1].__name__} does not define {missing}")
+    raise UserError(f"{source} does not define a subclass of Task; expected one, see docs/tasks.md")
+
+
+def task_to_record(name: str, task: Task[Any]) -> dict[str, Any]:
+    """Returns a task as `run.json` stores it: its name, or the absolute path of its file, and its fields."""
+    fields = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(task).items()}
+    return {"name": absolute_name(name), **fields}
+
+
+def task_from_record(record: Mapping[str, Any]) -> Task[Any]:
+    """Returns the task stored in a `run.json`.
+
+    Raises:
+        UserError: its file is missing, or the class no longer has the stored fields.
+    """
+    name = record["name"]
+    if is_file(name) and not Path(name).is_file():
+        raise UserError(
+            f"the run's task is defined in {name}, which is missing; "
+            "restore the file, or set task.name in run.json to its new path"
+        )
+    cls = load_task(name)
+    fields = {cls.renamed_fields.get(key, key): value for key, value in record.items() if key != "name"}
+    return build(cls, fields, f"the task {name!r} in run.json")

@@ -1,6 +1,5 @@
 """Writing and talking: parts add up to the whole, turns are remembered and forgotten, what does not fit is one line."""
 
-import jax
 import pytest
 from conftest import init, tiny_model
 
@@ -8,54 +7,56 @@ from configs.errors import UserError
 from data.tokenizer_training import train_tokenizer
 from model.heads import language_model
 from model.sampling import Sampling
-from train.commands.chat import Answering, talk
+from train.commands import chat
+from train.commands.chat import talk
 from train.distributed.mesh import single_device_mesh
-from train.generation.language_model import Writer
+from train.generation.decode import generate_text, stream_text
+from train.generation.language_model import GenerationOptions, LanguageModel
 
 BYTES = train_tokenizer("bytes", [])
 MODEL = tiny_model(vocab_size=320, context_length=96)
 
 
 @pytest.fixture(scope="module")
-def writer():
-    return Writer(MODEL, init(language_model(MODEL)), BYTES, "plain", BYTES.eos_id, single_device_mesh())
+def model():
+    return LanguageModel(MODEL, init(language_model(MODEL)), BYTES, "plain", BYTES.eos_id, single_device_mesh())
 
 
-def test_a_stream_adds_up_to_what_is_written_at_once(writer):
+def test_a_stream_adds_up_to_what_is_written_at_once(model):
     for sampling in (Sampling(), Sampling(temperature=0.9, top_p=0.9, repetition_penalty=1.2)):
-        prompt = writer.encode([{"role": "user", "content": "hello"}], 10)
-        parts = list(writer.stream(prompt, 10, sampling, seed=1))
-        again = list(writer.stream(prompt, 10, sampling, seed=1))
+        prompt = model.encode([{"role": "user", "content": "hello"}], 10)
+        options = GenerationOptions(10, sampling, seed=1)
+        parts = list(stream_text(model, prompt, options))
+        again = list(stream_text(model, prompt, options))
         assert parts == again and len(parts) >= 1
-    greedy = "".join(writer.stream(prompt, 10, Sampling(), 0))
-    (whole,) = writer.write([prompt], 10, Sampling(), 0)
+    greedy = "".join(stream_text(model, prompt, GenerationOptions(10)))
+    (whole,) = generate_text(model, [prompt], GenerationOptions(10))
     assert whole.startswith(greedy.rstrip("\ufffd")) and len(whole) - len(greedy) <= 3
 
 
-def test_a_talk_remembers_until_it_is_reset(writer, monkeypatch):
+def test_a_talk_remembers_until_it_is_reset(model, monkeypatch):
     prompts = []
 
-    def stream(self, tokens, *_):
+    def stream(_, tokens, options):
         prompts.append(BYTES.decode(tokens))
         yield from ("an", "swer END", " never")
 
-    monkeypatch.setattr(Writer, "stream", stream)
+    monkeypatch.setattr(chat, "stream_text", stream)
     said = ["one", "", "two", "/reset", "three", "/exit", "four"]
-    shown = "".join(talk(writer, said, "be kind", Answering(8, Sampling(), 0, (" END",))))
+    shown = "".join(talk(model, said, "be kind", GenerationOptions(8, stop=(" END",))))
     assert shown == "answer\n" * 3
     assert prompts[0].startswith("be kind") and "one" in prompts[0]
     assert "one" in prompts[1] and "answer" in prompts[1] and " END" not in prompts[1] and "two" in prompts[1]
     assert "one" not in prompts[2] and "be kind" in prompts[2] and len(prompts) == 3
 
 
-def test_a_long_talk_loses_its_oldest_turns(writer, monkeypatch):
+def test_a_long_talk_loses_its_oldest_turns(model, monkeypatch):
     lengths = []
-    monkeypatch.setattr(Writer, "stream", lambda self, tokens, *_: lengths.append(len(tokens)) or iter(["yes"]))
-    list(talk(writer, [f"line number {i}" for i in range(12)], "", Answering(16, Sampling(), 0, ())))
+    monkeypatch.setattr(chat, "stream_text", lambda _, tokens, options: lengths.append(len(tokens)) or iter(["yes"]))
+    list(talk(model, [f"line number {i}" for i in range(12)], "", GenerationOptions(16)))
     assert len(lengths) == 12 and max(lengths) <= 80
 
 
-def test_a_prompt_beyond_the_context_is_one_line(writer):
-    with pytest.raises(UserError, match=r"the prompt has \d+ tokens; legal: at most 86, the model's context of 96"):
-        writer.encode([{"role": "user", "content": "x" * 100}], 10)
-    assert jax.tree.leaves(writer.params)
+def test_a_prompt_beyond_the_context_is_one_line(model):
+    with pytest.raises(UserError, match=r"the prompt has \d+ tokens; expected at most 86, the model's context of 96"):
+        model.encode([{"role": "user", "content": "x" * 100}], 10)

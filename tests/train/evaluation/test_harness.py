@@ -1,4 +1,4 @@
-"""The harness's scores are those of its own Hugging Face backend, stored by tests/golden/make_harness.py."""
+"""Tests that our scores equal those of the harness's Hugging Face backend, stored by tests/golden/make_harness.py."""
 
 import json
 import shutil
@@ -9,12 +9,13 @@ import pytest
 from configs.errors import UserError
 from data.tokenizer_training import train_tokenizer
 from train.huggingface.importing import import_hf
-from train.run.language_model import open_writer
+from train.run.language_model import open_language_model
 
 pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 
 from train.evaluation import harness
+from train.evaluation.harness import HarnessOptions
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests" / "golden"
@@ -33,34 +34,34 @@ def imported(name, folder):
 
 @pytest.fixture(scope="module", params=sorted(SCORES))
 def model(request, tmp_path_factory):
-    """(what the peer said, our writer)."""
+    """(the reference scores, our language model)."""
     run = imported(request.param, tmp_path_factory.mktemp(request.param))
-    return SCORES[request.param], open_writer(run, spread=True)
+    return SCORES[request.param], open_language_model(run, spread=True)
 
 
-def ask(kind, arguments):
+def requests(kind, arguments):
     return [Instance(request_type=kind, doc={}, arguments=each, idx=0) for each in arguments]
 
 
-def test_each_kind_of_request_is_answered_alike(model):
-    expected, writer = model
-    ours = harness.Harness(writer)
-    found = ours.loglikelihood(ask("loglikelihood", PAIRS))
+def test_each_request_type_equals_the_hugging_face_backend(model):
+    expected, language_model = model
+    ours = harness.Harness(language_model)
+    found = ours.loglikelihood(requests("loglikelihood", PAIRS))
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected["pairs"]]
     assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected["pairs"]], abs=1e-3)
-    texts = ours.loglikelihood_rolling(ask("loglikelihood_rolling", [(a + b,) for a, b in PAIRS]))
+    texts = ours.loglikelihood_rolling(requests("loglikelihood_rolling", [(a + b,) for a, b in PAIRS]))
     assert texts == pytest.approx(expected["texts"], abs=1e-3)
     until = {"until": ["t"], "max_gen_toks": 16}
-    written = ours.generate_until(ask("generate_until", [(text, until) for text in CONTEXTS]))
-    assert written == expected["written"]
+    generated = ours.generate_until(requests("generate_until", [(text, until) for text in CONTEXTS]))
+    assert generated == expected["written"]
 
 
 @pytest.mark.parametrize("shots", [0, 1])
-def test_tasks_get_the_same_scores(model, shots, monkeypatch):
-    expected, writer = model
+def test_task_scores_equal_the_hugging_face_backend(model, shots, monkeypatch):
+    expected, language_model = model
     monkeypatch.chdir(ROOT)
     folders = [str(GOLDEN / "harness")]
-    found = harness.evaluate(writer, TASKS, folders, shots=shots, limit=0, data={}, chat=False)
+    found = harness.evaluate(language_model, TASKS, HarnessOptions(folders, shots))
     for task, figures in expected[f"tasks, {shots} shots"].items():
         for name, value in figures.items():
             if not name.endswith("stderr"):
@@ -76,12 +77,12 @@ def rows_of(folder, **files):
     return paths
 
 
-def test_our_task_files_read_labelled_rows(model, tmp_path):
-    _, writer = model
+def test_our_task_files_read_labeled_rows(model, tmp_path):
+    _, language_model = model
     evals = [str(ROOT / "configs" / "evals")]
     labels = [{"text": f"t{i}", "label": ("in_a", "b")[i % 2]} for i in range(8)]
     data = rows_of(tmp_path, test=labels[:6], train=labels[6:])
-    found = harness.evaluate(writer, ["intent", "sentiment"], evals, shots=1, limit=4, data=data, chat=False)
+    found = harness.evaluate(language_model, ["intent", "sentiment"], HarnessOptions(evals, 1, limit=4, data=data))
     assert {name: (figures["rows"], figures["num_fewshot"]) for name, figures in found.items()} == {
         "intent": (4, 1),
         "sentiment": (4, 1),
@@ -89,20 +90,20 @@ def test_our_task_files_read_labelled_rows(model, tmp_path):
     assert 0 <= found["intent"]["acc"] <= 1
 
 
-def test_answers_are_scored_by_the_best_of_the_right_ones():
+def test_squad_scores_use_the_best_matching_answer():
     doc = {"answers": [{"text": "the Rhine"}, {"text": "a river"}]}
     assert harness._squad(doc, [" River."]) == {"exact_match": 1.0, "f1": 1.0}
     assert harness._squad({"answers": []}, [""]) == {"exact_match": 1.0, "f1": 1.0}
     assert harness._squad(doc, ["lake"]) == {"exact_match": 0.0, "f1": 0.0}
 
 
-def test_wrong_tasks_and_rows_are_one_line(model, tmp_path):
-    _, writer = model
+def test_unknown_task_or_missing_column_is_a_one_line_error(model, tmp_path):
+    _, language_model = model
     evals = [str(ROOT / "configs" / "evals")]
     data = rows_of(tmp_path, test=[{"text": "a"}])
 
     def evaluated(tasks, data):
-        harness.evaluate(writer, tasks, evals, shots=None, limit=0, data=data, chat=False)
+        harness.evaluate(language_model, tasks, HarnessOptions(evals, data=data))
 
     with pytest.raises(UserError, match="'intents' is unknown; did you mean 'intent'"):
         evaluated(["intents"], data)

@@ -1,4 +1,4 @@
-"""Likelihoods of texts of any length are those of each text alone, packed, in windows and on a mesh."""
+"""Likelihoods of packed texts, in windows and on a mesh, equal those of each text alone."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from model.transformer import forward
 from train.distributed.mesh import single_device_mesh
 from train.evaluation.likelihood import likelihoods
 from train.evaluation.perplexity import perplexity, summary
-from train.generation.language_model import Writer
+from train.generation.language_model import LanguageModel
 
 BYTES = train_tokenizer("bytes", [])
 MODEL = tiny_model(vocab_size=320, context_length=64, logit_softcap=5.0)
@@ -26,8 +26,12 @@ def params():
     return init(language_model(MODEL))
 
 
+def model_of(params, mesh=None):
+    return LanguageModel(MODEL, params, BYTES, "", BYTES.eos_id, mesh or single_device_mesh())
+
+
 def log_probabilities(params, tokens):
-    """(T - 1, V) of the tokens after the first, each from all before it."""
+    """(T - 1, V) log-probabilities of each token but the first, given those before it."""
     row = np.array(tokens, np.int32)[None]
     batch = {"tokens": row, "segment_ids": row * 0 + 1, "positions": np.arange(row.shape[1], dtype=np.int32)[None]}
     x = forward(MODEL, params["backbone"], batch)
@@ -39,18 +43,17 @@ def texts(count=40):
     return [[1, *rng.integers(3, 259, rng.integers(1, 63)).tolist()] for _ in range(count)]
 
 
-def test_each_segment_counts_its_own_targets(params):
+def test_likelihoods_equal_those_of_each_text_alone(params):
     segments, expected = [], []
     for i, tokens in enumerate(texts()):
         known = log_probabilities(params, tokens)
-        if i % 3 == 0:  # what greedy decoding would write
+        if i % 3 == 0:  # what greedy decoding would generate
             tokens[-1] = int(known[-1].argmax())
         first = len(tokens) - 1 if i % 3 == 0 else 1 + i % max(len(tokens) - 1, 1)
         segments.append(text_segment(tokens, [place >= first for place in range(len(tokens))]))
         chosen = known[np.arange(len(tokens) - 1), tokens[1:]][first - 1 :]
         expected.append((chosen.sum(), len(chosen), bool((chosen == known.max(-1)[first - 1 :]).all())))
-    one = single_device_mesh()
-    found = likelihoods(MODEL, params, segments, BYTES.pad_id, one)
+    found = likelihoods(model_of(params), segments)
     np.testing.assert_allclose(found.nats, [nats for nats, _, _ in expected], rtol=1e-5)
     assert found.targets.tolist() == [count for _, count, _ in expected]
     assert found.greedy.tolist() == [greedy for _, _, greedy in expected] and 10 < found.greedy.sum() < 30
@@ -58,13 +61,13 @@ def test_each_segment_counts_its_own_targets(params):
     boxed = jax.eval_shape(language_model(MODEL).init, jax.random.key(0))
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, parameter_shardings(boxed, mesh))
-        shared = likelihoods(MODEL, placed, segments, BYTES.pad_id, mesh)
+        shared = likelihoods(model_of(placed, mesh), segments)
     np.testing.assert_allclose(shared.nats, found.nats, rtol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 3, 8])
 @pytest.mark.parametrize("count", [2, 8, 9, 10, 30])
-def test_windows_hold_each_token_once_and_as_much_before_it_as_fits(count, stride):
+def test_sliding_windows_score_each_token_once_with_as_much_context_as_fits(count, stride):
     tokens = list(range(100, 100 + count))
     seen = []
     for segment in sliding_windows(tokens, 8, stride):
@@ -77,18 +80,14 @@ def test_windows_hold_each_token_once_and_as_much_before_it_as_fits(count, strid
     assert seen == tokens[1:]
 
 
-def writer(params):
-    return Writer(MODEL, params, BYTES, "", BYTES.eos_id, single_device_mesh())
-
-
-def test_perplexity_by_source_is_that_of_each_token_in_its_window(params, tmp_path):
+def test_perplexity_per_source_equals_scoring_each_window_alone(params, tmp_path):
     contents = {
         "a.txt": "short",
         "b.txt": "a longer text of über sixty bytes, more than one window of tokens",
     }
     for name, text in contents.items():
         (tmp_path / name).write_text(text)
-    found = perplexity(writer(params), f"{tmp_path}/*.txt", "text", window=16, stride=4)
+    found = perplexity(model_of(params), f"{tmp_path}/*.txt", "text", window=16, stride=4)
     assert list(found) == [str(tmp_path / name) for name in contents]
     for sums, text in zip(found.values(), contents.values(), strict=True):
         tokens = [1, *BYTES.encode(text), 2]
@@ -102,16 +101,16 @@ def test_perplexity_by_source_is_that_of_each_token_in_its_window(params, tmp_pa
         assert sums.nats == pytest.approx(nats, rel=1e-5)
         assert (sums.tokens, sums.size, sums.documents) == (len(tokens) - 1, len(text.encode()), 1)
     figures = summary(found)
-    whole = sum(sums.nats for sums in found.values())
+    total = sum(sums.nats for sums in found.values())
     assert figures["bits_per_byte"] == pytest.approx(
-        whole / np.log(2) / sum(len(t.encode()) for t in contents.values())
+        total / np.log(2) / sum(len(t.encode()) for t in contents.values())
     )
     assert figures["perplexity"] == pytest.approx(np.exp(figures["nats_per_token"])) and len(figures["sources"]) == 2
 
 
-def test_windows_beyond_the_context_are_refused(params, tmp_path):
+def test_window_or_stride_out_of_range_is_a_one_line_error(params, tmp_path):
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(UserError, match="--window=65; legal: 1 to 64"):
-        perplexity(writer(params), f"{tmp_path}/a.txt", "text", 65, 1)
-    with pytest.raises(UserError, match="--stride=9; legal: 1 to --window=8"):
-        perplexity(writer(params), f"{tmp_path}/a.txt", "text", 8, 9)
+    with pytest.raises(UserError, match="--window=65; expected 1 to 64"):
+        perplexity(model_of(params), f"{tmp_path}/a.txt", "text", 65, 1)
+    with pytest.raises(UserError, match="--stride=9; expected 1 to --window=8"):
+        perplexity(model_of(params), f"{tmp_path}/a.txt", "text", 8, 9)

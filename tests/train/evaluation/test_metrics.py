@@ -1,4 +1,4 @@
-"""Figures and their intervals: values known by hand or from the library, resampling that equals the plain one."""
+"""Metrics equal known or library values; fast resampling equals the direct computation."""
 
 import numpy as np
 import pytest
@@ -6,37 +6,39 @@ from sklearn.metrics import f1_score
 
 from train.evaluation import metrics
 from train.evaluation.interval import Interval, bootstrap, gain, interval, mean_interval, resamples
-from train.evaluation.squad import exact_match, normalise, token_f1
+from train.evaluation.squad import exact_match, normalize, token_f1
 
 
-def test_an_interval_is_the_percentiles_of_the_resamples():
+def test_interval_is_the_percentiles_of_the_resamples():
     values = np.random.default_rng(0).random(200)
     found = mean_interval(values, better="lower")
     plain = bootstrap(lambda rows: float(values[rows].mean()), 200, better="lower")
     np.testing.assert_allclose(found[:3], plain[:3])
     assert found.better == "lower" and found.low < found.value < found.high
-    # The standard error of a mean says how wide it must be.
+    # About 1.96 standard errors on either side.
     assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / 200**0.5, rel=0.1)
     assert mean_interval([1.0] * 5)[:3] == (1.0, 1.0, 1.0)
 
 
-def test_a_long_set_is_averaged_in_parts():
+def test_mean_of_many_rows_in_chunks_equals_the_direct_mean():
     values = np.random.default_rng(0).random(10_000)
     means = values[resamples(10_000)].mean(-1)
     np.testing.assert_allclose(mean_interval(values)[:3], interval(values.mean(), means)[:3])
 
 
-def test_a_gain_knows_which_direction_is_better():
+def test_gain_respects_which_direction_is_better():
     up = gain(Interval(0.2, 0.1, 0.3), Interval(0.5, 0.4, 0.6))
-    assert up == {"relative_gain": pytest.approx(1.5), "apart": True}
+    assert up == {"relative_gain": pytest.approx(1.5), "intervals_overlap": False}
     down = gain(Interval(4.0, 3.9, 4.1, "lower"), Interval(3.0, 2.9, 3.1, "lower"))
-    assert down == {"relative_gain": pytest.approx(0.25), "apart": True}
-    assert not gain(Interval(0.2, 0.1, 0.3), Interval(0.4, 0.3, 0.5))["apart"]
-    for nothing in (0.0, -0.5):
-        assert gain(Interval(nothing, nothing, nothing), Interval(1.0, 1.0, 1.0))["relative_gain"] is None
+    assert down == {"relative_gain": pytest.approx(0.25), "intervals_overlap": False}
+    assert gain(Interval(0.2, 0.1, 0.3), Interval(0.4, 0.3, 0.5))["intervals_overlap"]
+    worse = gain(Interval(0.5, 0.4, 0.6), Interval(0.2, 0.1, 0.3))
+    assert worse["relative_gain"] == pytest.approx(-0.6) and not worse["intervals_overlap"]
+    for value in (0.0, -0.5):
+        assert gain(Interval(value, value, value), Interval(1.0, 1.0, 1.0))["relative_gain"] is None
 
 
-def test_classification_is_scikit_learns_and_resampled_alike():
+def test_classification_metrics_and_resamples_equal_scikit_learn():
     rng = np.random.default_rng(0)
     names = [f"c{i}" for i in range(9)]
     labels = [names[i] for i in rng.integers(0, 7, 150)]
@@ -59,9 +61,9 @@ def test_classification_is_scikit_learns_and_resampled_alike():
     assert counts.sum() == 150 and np.trace(counts) == (y == predicted).sum()
 
 
-def test_several_labels():
+def test_multi_label_metrics():
     found = metrics.multi_label([{"a"}, {"a", "b"}, set()], [{"a"}, {"b"}, {"c"}])
-    # 2 right of 3 told and 3 true.
+    # 2 correct of 3 predicted and 3 expected.
     assert found["micro_f1"].value == pytest.approx(2 * 2 / (3 + 3))
     assert found["exact_match"].value == pytest.approx(1 / 3)
     assert found["macro_f1"].value == pytest.approx((2 / 3 + 1) / 2)
@@ -70,7 +72,7 @@ def test_several_labels():
     assert one["micro_f1"].value == one["macro_f1"].value == pytest.approx(2 / 3)
 
 
-def test_several_labels_are_resampled_as_scikit_learn_would():
+def test_multi_label_resamples_equal_scikit_learn():
     rng = np.random.default_rng(0)
     y, p = rng.random((2, 60, 4)) < 0.4
     y[:, 3] = False
@@ -83,7 +85,7 @@ def test_several_labels_are_resampled_as_scikit_learn_would():
         np.testing.assert_allclose(found[f"{average}_f1"][:3], bootstrap(plain, 60)[:3], atol=1e-6)
 
 
-def test_values_and_tags():
+def test_regression_and_tagging_metrics():
     found = metrics.regression([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 3.0])
     assert found["mean_absolute_error"].value == 0.25 and found["mean_absolute_error"].better == "lower"
     assert found["r2"].value == pytest.approx(1 - 1 / 5)
@@ -119,14 +121,14 @@ def test_texts():
     assert metrics.bleu_chrf([["a b c d"]] * 3, ["x y z w"] * 3)["bleu"].value < 5
 
 
-def test_squad_is_judged_as_its_script_does():
-    assert normalise("The  Cat's, an owl!") == "cats owl"
+def test_squad_metrics_follow_the_official_script():
+    assert normalize("The  Cat's, an owl!") == "cats owl"
     assert exact_match("the Cat", "cat.") == 1.0 and exact_match("cat", "dog") == 0.0
     assert token_f1("the black cat", "a cat sat") == pytest.approx(0.5)
     assert token_f1("", "") == 1.0 and token_f1("", "x") == 0.0
     found = metrics.squad([["a cat", "Tom"], [], []], ["tom", "", "x"])
     assert found["exact_match"].value == pytest.approx(2 / 3) and found["no_answer_accuracy"].value == 0.5
     assert "no_answer_accuracy" not in metrics.squad([["a b"]], ["a b"])
-    # An article alone is no answer, told or expected.
+    # An article alone counts as no answer, predicted or expected.
     found = metrics.squad([["the", "owl"], []], ["the", "the"])
     assert found["exact_match"].value == 0.5 and found["no_answer_accuracy"].value == 1.0

@@ -1,4 +1,4 @@
-"""Held-out figures, against a model whose every figure is known."""
+"""Held-out metrics of a model whose metrics are known."""
 
 import math
 
@@ -13,8 +13,8 @@ from model.heads import language_model
 from train.evaluation.scoring import language_model_evaluator
 
 
-def test_figures_are_those_of_a_uniform_model():
-    """Without an output table all symbols are alike: log V nats a token, whatever fills the last batch up."""
+def test_metrics_of_a_uniform_model():
+    """With a zero output table all tokens are equally likely: log V nats per token, also if a batch is padded."""
     documents = random_documents(20)
     rows = PackedRows(store_from_documents(documents), 32)
     objective = language_model(tiny_model(tie_embeddings=False))

@@ -1,4 +1,4 @@
-"""The foundation asked in words: choices and texts equal plain computation without a cache, on a mesh too."""
+"""Zero-shot choices and texts equal the computation without a KV cache, also on a mesh."""
 
 import jax
 import numpy as np
@@ -11,8 +11,9 @@ from model.losses import logits
 from model.sharding import parameter_shardings
 from model.transformer import forward
 from train.distributed.mesh import single_device_mesh
-from train.evaluation.zero_shot import choose
-from train.generation.decode import complete
+from train.evaluation.zero_shot import rank_choices
+from train.generation.decode import generate_text
+from train.generation.language_model import GenerationOptions, LanguageModel
 
 BYTES = train_tokenizer("bytes", [])
 MODELS = {"plain": {}, "window": {"sliding_window": (4, 0), "logit_softcap": 5.0, "num_kv_heads": 1}}
@@ -20,6 +21,10 @@ MODELS = {"plain": {}, "window": {"sliding_window": (4, 0), "logit_softcap": 5.0
 
 def model_of(name):
     return tiny_model(vocab_size=320, **MODELS[name])
+
+
+def language_model_of(model, params, mesh=None):
+    return LanguageModel(model, params, BYTES, "", BYTES.eos_id, mesh or single_device_mesh())
 
 
 def prompts_of(count, seed=0):
@@ -37,11 +42,11 @@ def row_of(tokens):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_choices_score_as_in_one_text(name):
+def test_choice_scores_equal_scoring_prompt_and_choice_as_one_text(name):
     model = model_of(name)
     params = init(language_model(model))
     prompts, choices = prompts_of(3), [[10], [20, 21, 22], [30, 31]]
-    found = choose(model, params, prompts, choices, BYTES, single_device_mesh())
+    found = rank_choices(language_model_of(model, params), prompts, choices)
     for i, prompt in enumerate(prompts):
         for j, choice in enumerate(choices):
             tokens = [*prompt, *choice]
@@ -51,7 +56,7 @@ def test_choices_score_as_in_one_text(name):
 
 
 def greedy(model, params, prompt, count):
-    """Token by token, everything computed anew."""
+    """Greedy decoding that recomputes everything for each token."""
     tokens = list(prompt)
     for _ in range(count):
         x = forward(model, params["backbone"], row_of(tokens))
@@ -62,27 +67,27 @@ def greedy(model, params, prompt, count):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_texts_are_written_as_without_a_cache_in_the_order_of_the_prompts(name):
+def test_generated_texts_equal_decoding_without_a_cache(name):
     model = model_of(name)
     params = init(language_model(model))
     prompts = prompts_of(3, seed=1)
-    assert complete(model, params, prompts, 4, BYTES, single_device_mesh()) == [
-        greedy(model, params, prompt, 4) for prompt in prompts
-    ]
+    texts = generate_text(language_model_of(model, params), prompts, GenerationOptions(4))
+    assert texts == [greedy(model, params, prompt, 4) for prompt in prompts]
 
 
 @pytest.mark.parametrize("sizes", [{"fsdp": 2, "tensor": 2}, {"data": 3}, {"context": 4}], ids=str)
-def test_sharded_parameters_give_the_same(sizes):
+def test_sharded_parameters_give_the_same_scores_and_texts(sizes):
     model = model_of("plain")
     objective = language_model(model)
     params, prompts, choices = init(objective), prompts_of(3), [[10], [20, 21]]
-    one = single_device_mesh()
-    expected = choose(model, params, prompts, choices, BYTES, one), complete(model, params, prompts, 4, BYTES, one)
+    one = language_model_of(model, params)
+    expected = rank_choices(one, prompts, choices), generate_text(one, prompts, GenerationOptions(4))
     mesh = mesh_of(**sizes)
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, parameter_shardings(jax.eval_shape(objective.init, jax.random.key(0)), mesh))
-        found = choose(model, placed, prompts, choices, BYTES, mesh), complete(model, placed, prompts, 4, BYTES, mesh)
-        alone = choose(model, placed, prompts[:1], choices, BYTES, mesh)
+        sharded = language_model_of(model, placed, mesh)
+        found = rank_choices(sharded, prompts, choices), generate_text(sharded, prompts, GenerationOptions(4))
+        alone = rank_choices(sharded, prompts[:1], choices)
     np.testing.assert_allclose(found[0], expected[0], atol=2e-5)
     np.testing.assert_allclose(alone, expected[0][:1], atol=2e-5)
     assert found[1] == expected[1]

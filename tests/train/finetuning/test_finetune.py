@@ -1,4 +1,4 @@
-"""Every task from a foundation to its table on a mesh of eight devices; adapters, merged or not; and what cannot be."""
+"""Fine-tuning for every task on a mesh of eight devices, from the foundation to the table; adapters; invalid input."""
 
 import json
 import random
@@ -10,14 +10,14 @@ import pytest
 
 from configs.errors import UserError
 from configs.finetune import assistant, contract_clause, dialogue_summary, intent, question_answering, sentiment
-from model.sampling import Sampling
 from tests.runs import WORDS
 from train.commands.evaluate import _score_rows
 from train.commands.merge import merge
 from train.distributed.mesh import single_device_mesh
 from train.finetuning.run import finetune
-from train.generation.language_model import continuations
-from train.run.language_model import open_writer
+from train.generation.decode import continuations
+from train.generation.language_model import GenerationOptions
+from train.run.language_model import open_language_model
 from train.run.record import open_run
 
 
@@ -71,7 +71,7 @@ def written(folder, kind):
 
 
 SQUAD_FIGURES = {"exact_match", "f1", "no_answer_accuracy"}
-DPO = {"task.name": "preference", "task.baseline": True}  # which it does without
+DPO = {"task.name": "preference", "task.baseline": True}  # which preference training ignores
 TASKS = {
     "classification": (intent.get_config, "labels", {"task.baseline": True}, {"accuracy", "macro_f1"}),
     "by contract": (contract_clause.get_config, "labels", {"task.class_weights": "balanced"}, {"accuracy"}),
@@ -88,7 +88,7 @@ TASKS = {
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_task_goes_from_foundation_to_table(name, foundation, tmp_path):
+def test_finetune_every_task(name, foundation, tmp_path):
     get_config, kind, changes, figures = TASKS[name]
     config = small(get_config(), written(tmp_path, kind), **changes)
     published = finetune(config, foundation, tmp_path / "run")
@@ -97,17 +97,17 @@ def test_a_task_goes_from_foundation_to_table(name, foundation, tmp_path):
     for figure in figures:
         found = models["fine-tuned"][figure]
         assert found["low"] <= found["value"] <= found["high"] and np.isfinite(found["value"])
-    asked = [model for model in models if model.startswith("foundation")]
-    assert bool(asked) == (name not in ("regression", "tagging", "reward"))
-    assert ("head from random weights" in models) == (name == "classification")
+    scored_foundation = [model for model in models if model.startswith("foundation")]
+    assert bool(scored_foundation) == (name not in ("regression", "tagging", "reward"))
+    assert ("random initialization" in models) == (name == "classification")
     assert set(published["gain"]) == set(models) - {"fine-tuned"}
     assert "fine-tuned" in (tmp_path / "run" / "report.html").read_text()
     # Any rows with the same columns can be scored from the directory alone.
     scored = _score_rows(open_run(tmp_path / "run"), config["data"]["path"])
     if name in ("summary", "chat", "preference"):
-        writer = open_writer(tmp_path / "run")
-        assert writer.template == "plain"
-        assert len(continuations(writer, ["the cat", "a dog ran far"], 4, Sampling(), 0)) == 2
+        language_model = open_language_model(tmp_path / "run")
+        assert language_model.template == "plain"
+        assert len(continuations(language_model, ["the cat", "a dog ran far"], GenerationOptions(4))) == 2
     assert set(scored) == {"rows", *set(models["fine-tuned"])} - {"win_by_likelihood"} and scored["rows"] == 80
 
 
@@ -125,7 +125,7 @@ def adapters(foundation, tmp_path_factory):
     return folder, path
 
 
-def test_a_merged_run_predicts_as_the_adapter_does_and_needs_no_foundation(adapters, foundation, tmp_path):
+def test_merged_run_predicts_like_its_adapter_and_can_be_finetuned(adapters, foundation, tmp_path):
     folder, path = adapters
     merge(folder / "lora0", tmp_path / "merged")
     mesh = single_device_mesh()
@@ -142,7 +142,7 @@ def test_a_merged_run_predicts_as_the_adapter_does_and_needs_no_foundation(adapt
         merge(tmp_path / "merged", tmp_path / "again")
     with pytest.raises(UserError, match="is not empty"):
         merge(folder / "lora0", tmp_path / "merged")
-    # A merged run is a foundation like any other.
+    # A merged run can be a foundation.
     config = small(intent.get_config(), path, **{"task.baseline": False, "num_steps": 2})
     finetune(config, tmp_path / "merged", tmp_path / "onto")
     assert len(open_run(tmp_path / "onto").record.lineage) == 2
@@ -154,7 +154,7 @@ def test_an_adapter_checkpoint_contains_no_base_parameters(adapters):
     assert not any("kernel" in path or "embedding" in path for path in manifest["leaves"])
 
 
-def test_without_its_foundation_an_adapter_says_so(adapters, foundation, tmp_path):
+def test_adapter_without_its_foundation_is_a_one_line_error(adapters, foundation, tmp_path):
     folder, _ = adapters
     shutil.copytree(folder / "lora0", tmp_path / "moved")
     record = json.loads((tmp_path / "moved" / "run.json").read_text())
@@ -180,26 +180,27 @@ def test_without_its_foundation_an_adapter_says_so(adapters, foundation, tmp_pat
         ({"adapt.method": "lora", "adapt.targets": ("querry",)}, "'querry', which is not a projection"),
         ({"evaluation.metric": "acuracy"}, "'acuracy' is not computed; expected one of: loss, accuracy"),
         ({"task.validation_fraction": 0.0}, "0 validation"),
-        ({"task.target": "text", "task.name": "generation", "task.max_new_tokens": 64}, "max_new_tokens is 64"),
-        ({"sequence_length": 6, "task.zero_shot_rows": 6}, "before an answer of 5 tokens; legal: at least 7"),
+        ({"task.target": "text", "task.name": "generation", "task.max_new_tokens": 64},
+         "max_new_tokens=64 must be less than config.sequence_length=64"),
+        ({"sequence_length": 6, "task.zero_shot_rows": 6}, "before an answer of 5 tokens; use at least 7"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_one_line(changes, message, foundation, tmp_path):
+def test_invalid_config_is_a_one_line_error(changes, message, foundation, tmp_path):
     changes = QUICK | changes
     with pytest.raises(UserError, match=message) as caught:
         finetune(small(intent.get_config(), written(tmp_path, "labels"), **changes), foundation, tmp_path / "run")
     assert "\n" not in str(caught.value)
 
 
-def test_a_classifier_cannot_be_taught_to_write(adapters, tmp_path):
+def test_finetuning_a_classifier_to_generate_text_is_an_error(adapters, tmp_path):
     folder, _ = adapters
     merge(folder / "lora1", tmp_path / "merged")
     config = small(dialogue_summary.get_config(), written(tmp_path, "pairs"))
-    with pytest.raises(UserError, match="is a classification model, whose head cannot write"):
+    with pytest.raises(UserError, match="is a classification model and cannot generate text"):
         finetune(config, tmp_path / "merged", tmp_path / "run")
 
 
-def test_a_run_of_another_architecture_lists_what_differs(foundation, adapters, tmp_path):
+def test_foundation_of_another_architecture_is_an_error_that_lists_the_differences(foundation, adapters, tmp_path):
     folder, path = adapters
     other = tmp_path / "other"
     shutil.copytree(foundation, other)

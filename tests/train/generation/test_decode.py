@@ -1,4 +1,4 @@
-"""Texts end where they are told to, and nothing after that is computed."""
+"""Generated texts end at the eos token or a stop string, and decoding ends with them."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +9,15 @@ from data.tokenizer_training import train_tokenizer
 from model.sampling import Decoding
 from train.distributed.mesh import single_device_mesh
 from train.generation import decode
-from train.generation.decode import complete
+from train.generation.decode import generate_text
+from train.generation.language_model import GenerationOptions, LanguageModel
 
 BYTES = train_tokenizer("bytes", [])
 
 
 @pytest.fixture
-def written(monkeypatch):
-    """Stands in for the model: every row gets the tokens of a text; returns the steps that were asked for."""
+def fake_model(monkeypatch):
+    """Replaces prefill and advance: every row generates the tokens of a text; returns the steps of each advance."""
     asked = []
 
     def use(text):
@@ -38,31 +39,32 @@ def written(monkeypatch):
     return use
 
 
-def completed(**keywords):
-    return complete(tiny_model(), {}, [[1, 5], [1, 6]], 100, BYTES, single_device_mesh(), **keywords)
+def generated(eos_id=BYTES.eos_id, **options):
+    language_model = LanguageModel(tiny_model(), {}, BYTES, "", eos_id, single_device_mesh())
+    return generate_text(language_model, [[1, 5], [1, 6]], GenerationOptions(100, **options))
 
 
-def test_without_a_stop_all_steps_are_one_program(written):
-    asked = written("\n\nfirst\n\nsecond")
-    assert completed() == ["\n\nfirst\n\nsecond"] * 2 and asked == [100]
+def test_without_stop_strings_all_steps_are_one_call(fake_model):
+    asked = fake_model("\n\nfirst\n\nsecond")
+    assert generated() == ["\n\nfirst\n\nsecond"] * 2 and asked == [100]
 
 
-def test_another_token_than_the_tokenizers_may_end_a_text(written):
-    written("\n\nfirst\n\nsecond")
-    assert completed(eos_id=BYTES.encode("s")[0]) == ["\n\nfir"] * 2
+def test_eos_id_may_differ_from_the_tokenizer(fake_model):
+    fake_model("\n\nfirst\n\nsecond")
+    assert generated(eos_id=BYTES.encode("s")[0]) == ["\n\nfir"] * 2
 
 
-def test_the_earliest_stop_after_text_counts_and_ends_the_work(written):
-    asked = written("\n\nfirst\n\nsecond")
-    assert completed(stop=("cond", "\n\n")) == ["\n\nfirst"] * 2
+def test_earliest_stop_string_after_text_ends_decoding(fake_model):
+    asked = fake_model("\n\nfirst\n\nsecond")
+    assert generated(stop=("cond", "\n\n")) == ["\n\nfirst"] * 2
     assert asked == [16]
 
 
-def test_a_stop_may_count_from_the_first_character(written):
-    written("\n\nfirst\n\nsecond")
-    assert completed(stop=("\n\n",), after_text=False) == ["", ""]
+def test_stop_at_start_counts_from_the_first_character(fake_model):
+    fake_model("\n\nfirst\n\nsecond")
+    assert generated(stop=("\n\n",), stop_at_start=True) == ["", ""]
 
 
-def test_a_stop_that_straddles_two_looks_is_found(written):
-    asked = written("0123456789abcdeSTOP and more")
-    assert completed(stop=("STOP",)) == ["0123456789abcde"] * 2 and asked == [16, 16]
+def test_stop_string_across_two_decoding_calls_is_found(fake_model):
+    asked = fake_model("0123456789abcdeSTOP and more")
+    assert generated(stop=("STOP",)) == ["0123456789abcde"] * 2 and asked == [16, 16]

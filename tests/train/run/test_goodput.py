@@ -113,7 +113,7 @@ def test_steps_undone_by_a_rollback_are_lost_time(tmp_path, clock):
     settings = settings_of(**{"faults.max_consecutive_skips": 2, "faults.on_divergence": "roll_back"})
     begin = clock()
     evaluate = lambda params: clock.jump(HOUR) or {"loss": 1.0}  # noqa: E731
-    train(tmp_path, settings, spoilt(settings, (6, 7), nan), evaluate)
+    train(tmp_path, settings, corrupted(settings, (6, 7), nan), evaluate)
     whole = clock() - begin
     parts = accounts(tmp_path)[-1]["parts"]
     assert 0 < parts["lost"] < TOLERANCE

@@ -1,6 +1,7 @@
-"""What each task makes of a row: targets where they belong, labels never among visible tokens, faults in one line."""
+"""What each task makes of a row: where its targets are, that labels are not in the input, and one-line errors."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from configs.errors import UserError
 from configs.schema import build
 from data.tokenizer_training import train_tokenizer
 from train.settings import TaskSettings
-from train.tasks.task import load
+from train.tasks.classification import Classification
+from train.tasks.span import best_span
+from train.tasks.task import load_task, task_from_record, task_to_record
 
 TOKENIZER = train_tokenizer("bytes", [])
 LENGTH = 64
@@ -20,66 +23,66 @@ def settings(name, **changes):
     return dataclasses.replace(build(TaskSettings, default.task(), "config.task"), name=name, **changes)
 
 
-def rendered(name, rows, length=LENGTH, **changes):
-    """The task, its facts, and every row's example with its segments."""
-    task, s = load(name), settings(name, **changes)
-    examples = [task.parse(row, s) for row in rows]
-    facts = {"name": name, **task.facts(examples, s)}
-    return task, facts, [(example, task.render(example, facts, TOKENIZER, length)) for example in examples]
+def encoded(name, rows, length=LENGTH, **changes):
+    """The task, and each row's example with its segments."""
+    cls, s = load_task(name), settings(name, **changes)
+    examples = [cls.parse(row, s) for row in rows]
+    task = cls.fit(examples, s)
+    return task, [(example, task.encode(example, TOKENIZER, length)) for example in examples]
 
 
 def text_of(tokens):
     return TOKENIZER.decode(tokens.tolist())
 
 
-def test_a_class_is_the_target_of_the_last_token_and_stands_nowhere_else():
+def test_class_is_the_target_of_the_last_token_only():
     rows = [{"text": "some words", "label": "spam"}, {"text": "x" * 100, "label": "ham"}]
-    task, facts, [(_, first), (_, second)] = rendered("classification", rows)
+    task, [(_, first), (_, second)] = encoded("classification", rows)
     segment = first.segments[0]
     assert text_of(segment["tokens"]) == "some words" and not first.cut
     assert segment["weights"].tolist() == [0.0] * (len(segment["tokens"]) - 1) + [1.0]
-    assert segment["targets"][-1] == facts["classes"].index("spam") and not segment["targets"][:-1].any()
+    assert segment["targets"][-1] == task.classes.index("spam") and not segment["targets"][:-1].any()
     assert second.cut and len(second.segments[0]["tokens"]) == LENGTH
     assert second.segments[0]["tokens"][-1] == TOKENIZER.eos_id
-    assert task.read(None, facts, (np.array([[9.0, 0], [0, 2.0]]),), first, TOKENIZER) == ["spam", "ham"]
+    assert task.decode(None, (np.array([[9.0, 0], [0, 2.0]]),), first, TOKENIZER) == ["spam", "ham"]
 
 
-def test_balanced_weights_make_every_class_count_the_same():
+def test_balanced_weights_give_every_class_the_same_total():
     rows = [{"text": f"t{i}", "label": "rare" if i == 0 else "common"} for i in range(8)]
-    _, facts, made = rendered("classification", rows, class_weights="balanced")
-    total = dict.fromkeys(facts["classes"], 0.0)
+    task, made = encoded("classification", rows, class_weights="balanced")
+    total = dict.fromkeys(task.classes, 0.0)
     for example, r in made:
         total[example.fields["labels"][0]] += float(r.segments[0]["weights"].sum())
     assert total["rare"] == pytest.approx(total["common"]) == pytest.approx(4.0)
 
 
-def test_several_labels_are_ones_at_the_last_token():
+def test_multi_label_targets_are_ones_at_the_last_token():
     rows = [{"text": "a", "label": ["x", "z"]}, {"text": "b", "label": "y|z"}, {"text": "c", "label": []}]
-    task, facts, made = rendered("classification", rows, multi_label=True)
+    task, made = encoded("classification", rows, multi_label=True)
     assert [r.segments[0]["targets"][-1].tolist() for _, r in made] == [[1, 0, 1], [0, 1, 1], [0, 0, 0]]
     assert not made[0][1].segments[0]["targets"][:-1].any()
-    assert task.read(None, facts, (np.array([[-1.0, 2.0, 3.0]]),), made[0][1], TOKENIZER) == ["y", "z"]
+    assert task.decode(None, (np.array([[-1.0, 2.0, 3.0]]),), made[0][1], TOKENIZER) == ["y", "z"]
 
 
-def test_a_tag_is_the_target_of_each_words_last_token():
+def test_tag_is_the_target_of_the_last_token_of_its_word():
     rows = [{"tokens": ["Ann", "saw", "Rome"], "label": ["PER", "O", "LOC"]}, {"tokens": "a b", "label": "O O"}]
-    task, facts, [(example, r), _] = rendered("tagging", rows)
+    task, [(example, r), _] = encoded("tagging", rows)
     segment = r.segments[0]
     places = np.flatnonzero(segment["weights"])
     assert [text_of(segment["tokens"][: p + 1]) for p in places] == ["Ann", "Ann saw", "Ann saw Rome"]
-    assert [facts["classes"][t] for t in segment["targets"][places]] == ["PER", "O", "LOC"]
+    assert [task.classes[t] for t in segment["targets"][places]] == ["PER", "O", "LOC"]
     logits = np.zeros((len(segment["tokens"]), 3))
     logits[places, segment["targets"][places]] = 1
-    assert task.read(example, facts, (logits,), r, TOKENIZER) == ["PER", "O", "LOC"]
-    short = load("tagging").render(example, facts, TOKENIZER, 9)
-    assert short.cut and task.read(example, facts, (logits[:9],), short, TOKENIZER)[2] == "O"
+    assert task.decode(example, (logits,), r, TOKENIZER) == ["PER", "O", "LOC"]
+    short = task.encode(example, TOKENIZER, 9)
+    assert short.cut and task.decode(example, (logits[:9],), short, TOKENIZER)[2] == "O"
 
 
-def test_a_value_is_standardised_and_read_back():
-    task, facts, made = rendered("regression", [{"text": "a", "label": 3}, {"text": "b", "label": "7.0"}])
+def test_value_is_standardized_and_decoded():
+    task, made = encoded("regression", [{"text": "a", "label": 3}, {"text": "b", "label": "7.0"}])
     targets = [r.segments[0]["targets"][-1] for _, r in made]
     assert targets == [-1.0, 1.0]
-    assert task.read(None, facts, (np.array([0.0, 1.0]),), made[0][1], TOKENIZER) == pytest.approx(7.0)
+    assert task.decode(None, (np.array([0.0, 1.0]),), made[0][1], TOKENIZER) == pytest.approx(7.0)
 
 
 SQUAD = [
@@ -89,8 +92,8 @@ SQUAD = [
 ]
 
 
-def test_a_span_is_marked_where_it_stands_and_read_back():
-    task, facts, made = rendered("span", SQUAD, input="{question}", target="answers")
+def test_span_targets_mark_the_answer_and_decode_to_it():
+    task, made = encoded("span", SQUAD, input="{question}", target="answers")
     for example, r in made:
         flags, segment = r.segments[0]["targets"], r.segments[0]
         start, end = np.flatnonzero(flags & 2), np.flatnonzero(flags & 4)
@@ -98,17 +101,16 @@ def test_a_span_is_marked_where_it_stands_and_read_back():
         assert text_of(segment["tokens"][flags > 0]) == example.fields["context"][: (flags > 0).sum() - 1]
         outputs = np.zeros((len(flags), 2), np.float32)
         outputs[start, 0] = outputs[end, 1] = 5.0
-        told = task.read(example, facts, (outputs,), r, TOKENIZER)
+        told = task.decode(example, (outputs,), r, TOKENIZER)
         unanswered = not example.fields["answers"] or r.cut
         assert told == ("" if unanswered else example.fields["answers"][0]["text"])
         if unanswered:
             assert start[0] == end[0] == len(flags) - 1
 
 
-def test_the_best_span_is_in_order_short_enough_and_beats_no_answer():
-    best_span = __import__("train.tasks.span", fromlist=["best_span"]).best_span
+def test_best_span_is_ordered_short_enough_and_beats_no_answer():
     start, end = np.array([0.0, 5, 0, 0, 1]), np.array([6.0, 0, 0, 4, 1])
-    assert best_span(start, end, 30) == (1, 3)  # not (1, 0), which would be higher but ends before it starts
+    assert best_span(start, end, 30) == (1, 3)  # not (1, 0), which would be higher, but ends before it starts
     assert best_span(start, end, 2) == (0, 0)  # (1, 3) is too long
     assert best_span(start, np.array([0.0, 0, 0, 0, 9]), 30) is None
     assert best_span(np.array([1.0]), np.array([1.0]), 30) is None
@@ -118,24 +120,24 @@ def targets_of(segment):
     return TOKENIZER.decode(segment["targets"][segment["weights"] > 0].tolist())
 
 
-def test_only_the_answer_is_learnt_and_it_is_kept_when_the_input_is_cut():
+def test_only_the_answer_is_in_the_loss_and_long_inputs_are_cut_before_it():
     rows = [{"text": "a question", "out": "an answer"}, {"text": "long " * 40, "out": ["first", "second"]}]
-    task, facts, [(_, first), (example, second)] = rendered("generation", rows, target="out")
+    task, [(_, first), (example, second)] = encoded("generation", rows, target="out")
     assert targets_of(first.segments[0]) == "an answer" and not first.cut
     assert (
         targets_of(second.segments[0]) == "first" and second.cut and example.fields["references"] == ["first", "second"]
     )
     assert second.segments[0]["targets"][-1] == TOKENIZER.eos_id and len(second.segments[0]["tokens"]) <= LENGTH
-    asked = task.ask(example, facts, TOKENIZER, 20)
+    asked = task.prompt_tokens(example, TOKENIZER, 20)
     assert len(asked) <= 20 and "first" not in TOKENIZER.decode(asked)
 
 
-def test_an_answer_that_is_none_is_trained_as_words_and_scored_as_none():
+def test_missing_answer_is_trained_as_text_and_scored_as_no_answer():
     rows = [{"text": "q", "out": []}, {"text": "p", "out": [{"text": "yes", "answer_start": 1}]}]
-    task, facts, made = rendered("generation", rows, target="out", metrics=("squad",))
+    task, made = encoded("generation", rows, target="out", metrics=("squad",))
     assert targets_of(made[0][1].segments[0]) == "no answer"
     examples = [example for example, _ in made]
-    figures = task.metrics(examples, ["no answer", "yes"], None, facts)
+    figures = task.metrics(examples, ["no answer", "yes"])
     assert figures["exact_match"].value == 1.0 and figures["no_answer_accuracy"].value == 1.0
 
 
@@ -146,23 +148,24 @@ CHAT = [
 ]  # fmt: skip
 
 
-def test_only_the_assistants_turns_are_learnt():
-    task, facts, [(_, chat), (example, pair)] = rendered("chat", CHAT, target="messages", length=256)
+def test_only_the_assistant_turns_are_in_the_loss():
+    task, [(_, chat), (example, pair)] = encoded("chat", CHAT, target="messages", length=256)
     assert targets_of(chat.segments[0]).replace("\n", "") == "hellosure"
     assert targets_of(pair.segments[0]) == "3" and example.fields["messages"][0]["content"] == "Add.\n1 and 2"
     nll = np.ones(len(chat.segments[0]["tokens"]), np.float32)
-    nats, tokens = task.read(example, facts, (nll,), chat, TOKENIZER)
+    nats, tokens = task.decode(example, (nll,), chat, TOKENIZER)
     assert nats == tokens == chat.segments[0]["weights"].sum()
-    figures = task.metrics([example] * 2, [(2.0, 2.0), (1.0, 2.0)], [(3.0, 2.0), (1.0, 2.0)], facts)
-    assert figures["assistant_loss"].value == 0.75 and figures["win_by_likelihood"].value == 0.75
+    predictions = [(2.0, 2.0), (1.0, 2.0)]
+    assert task.metrics([example] * 2, predictions)["assistant_loss"].value == 0.75
+    assert task.compare(predictions, [(3.0, 2.0), (1.0, 2.0)])["win_by_likelihood"].value == 0.75
 
 
 PAIRS = [{"text": "q?", "chosen": "good one", "rejected": "bad"}, {"text": "r?", "chosen": "yes", "rejected": "no"}]
 
 
-def test_pairs_are_two_segments_of_one_prompt():
+def test_answer_pairs_are_two_segments_with_one_prompt():
     for name in ("preference", "reward"):
-        _, _, made = rendered(name, PAIRS)
+        _, made = encoded(name, PAIRS)
         chosen, rejected = made[0][1].segments
         if name == "preference":
             assert (targets_of(chosen), targets_of(rejected)) == ("good one", "bad")
@@ -178,29 +181,123 @@ def test_pairs_are_two_segments_of_one_prompt():
         ("classification", [{"text": "a", "label": "x"}], {}, "one class only"),
         ("classification", [{"text": "a", "label": ["x"]}], {}, "config.task.multi_label"),
         ("classification", [{"body": "a", "label": "x"}], {}, "no 'text'; columns found: body, label"),
-        ("regression", [{"text": "a", "label": "high"}], {}, "'label' is 'high'; legal: a finite number"),
+        ("regression", [{"text": "a", "label": "high"}], {}, "'label' is 'high'; expected a finite number"),
         ("regression", [{"text": "a", "label": 1}], {}, "one value only"),
         ("tagging", [{"tokens": ["a", "b"], "label": ["O"]}], {}, "2 'tokens' and 1 'label'"),
-        ("span", [SQUAD[0] | {"answers": "Rome"}], {"input": "{question}", "target": "answers"}, "legal: a list of"),
+        ("span", [SQUAD[0] | {"answers": "Rome"}], {"input": "{question}", "target": "answers"}, "expected a list of"),
         ("span", [SQUAD[0] | {"answers": [{"text": "Rom", "answer_start": 3}]}],
-         {"input": "{question}", "target": "answers"}, "does not stand at character 3"),
-        ("generation", [{"text": "a", "label": 3}], {}, "legal: a text"),
-        ("generation", [{"text": "a", "label": "b"}], {"metrics": ("blue",)}, "legal: some of rouge, bleu, squad"),
+         {"input": "{question}", "target": "answers"}, "is not at character 3"),
+        ("generation", [{"text": "a", "label": 3}], {}, "expected a text"),
+        ("generation", [{"text": "a", "label": "b"}], {"metrics": ("blue",)}, "expected some of rouge, bleu, squad"),
         ("chat", [{"text": "a"}], {"target": "messages"}, "no 'messages'; columns found: text"),
-        ("chat", [{"messages": CHAT[0]["messages"][:1]}], {"target": "messages"}, "no turn is the assistant's"),
+        ("chat", [{"messages": CHAT[0]["messages"][:1]}], {"target": "messages"}, "the row has no assistant turn"),
         ("preference", [{"text": "a", "chosen": "b"}], {}, "no 'rejected'"),
     ],
 )  # fmt: skip
-def test_faults_are_one_line(name, rows, changes, message):
+def test_invalid_rows_are_one_line_errors(name, rows, changes, message):
     with pytest.raises(UserError, match=message.replace("(", "\\(")) as caught:
-        rendered(name, rows, **changes)
+        encoded(name, rows, **changes)
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_label_or_task_names_what_is_known():
-    task, facts, _ = rendered("classification", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
+def test_unknown_label_or_task_error_lists_the_known_ones():
+    task, _ = encoded("classification", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
     other = task.parse({"text": "c", "label": "q"}, settings("classification"))
-    with pytest.raises(UserError, match="label 'q' is unknown to the model; its classes: x, y"):
-        task.render(other, facts, TOKENIZER, LENGTH)
+    with pytest.raises(UserError, match="label 'q' is unknown to the model; its classes are x, y"):
+        task.encode(other, TOKENIZER, LENGTH)
     with pytest.raises(UserError, match="did you mean 'classification'"):
-        load("clasification")
+        load_task("clasification")
+
+
+EXAMPLES = {
+    "classification": ([{"text": "a", "label": "x"}, {"text": "b", "label": "y"}], {}),
+    "regression": ([{"text": "a", "label": 1}, {"text": "b", "label": 2}], {}),
+    "tagging": ([{"tokens": ["a", "b"], "label": ["O", "N"]}], {}),
+    "span": (SQUAD, {"input": "{question}", "target": "answers"}),
+    "generation": ([{"text": "a", "label": "b"}], {}),
+    "chat": (CHAT, {"target": "messages"}),
+    "preference": (PAIRS, {}),
+    "reward": (PAIRS, {}),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_task_is_restored_from_run_json(name):
+    rows, changes = EXAMPLES[name]
+    task, _ = encoded(name, rows, length=256, **changes)
+    stored = json.loads(json.dumps(task_to_record(name, task)))
+    assert stored["name"] == name and task_from_record(stored) == task
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"name": "classification", "classes": ["a", "b"], "weights": [1.0, 1.0], "multi_label": False,
+         "pooling": "mean", "prompt": "{input}"},
+        {"name": "regression", "mean": 1.5, "std": 2.0, "pooling": "last"},
+        {"name": "tagging", "classes": ["N", "O"]},
+        {"name": "span", "prompt": "{input}"},
+        {"name": "generation", "template": "plain", "metrics": ["rouge"], "prompt": "{input}"},
+        {"name": "chat", "template": "chatml"},
+        {"name": "preference", "template": "plain", "beta": 0.1},
+        {"name": "reward", "template": "plain", "beta": 0.1},
+    ],
+    ids=lambda record: record["name"],
+)  # fmt: skip
+def test_run_json_of_the_first_version_is_still_read(record):
+    task = task_from_record(record)
+    assert list(dataclasses.asdict(task).values()) == [
+        tuple(value) if isinstance(value, list) else value for key, value in record.items() if key != "name"
+    ]
+
+
+HEADER = "from train.tasks.classification import Classification\nfrom train.tasks.task import Task\n"
+LENGTH_TASK = "class Length(Classification):\n    def question(self, example):\n        return 'length?', 'long'\n"
+
+
+def task_file(folder, source):
+    path = folder / "length.py"
+    path.write_text(HEADER + source)
+    return path
+
+
+def test_task_from_a_file_is_restored_from_its_absolute_path(tmp_path, monkeypatch):
+    task_file(tmp_path, LENGTH_TASK)
+    monkeypatch.chdir(tmp_path)
+    task, _ = encoded("length.py", EXAMPLES["classification"][0])
+    assert isinstance(task, Classification) and task.question(None) == ("length?", "long")
+    record = task_to_record("length.py", task)
+    assert record["name"] == str(tmp_path / "length.py")
+    monkeypatch.chdir("/")
+    assert task_from_record(record) == task
+
+
+def test_missing_task_file_of_a_run_is_a_one_line_error(tmp_path):
+    path = task_file(tmp_path, LENGTH_TASK)
+    task, _ = encoded(str(path), EXAMPLES["classification"][0])
+    path.unlink()
+    with pytest.raises(
+        UserError, match=r"defined in .*length.py, which is missing; restore the file, or set task.name"
+    ):
+        task_from_record(task_to_record(str(path), task))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "length.py' is not a file"),
+        ("", "does not define a subclass of Task"),
+        (LENGTH_TASK + LENGTH_TASK.replace("Length", "Other"), r"defines several subclasses of Task \(Length, Other\)"),
+        ("class Length(Task):\n    pass\n", "class Length does not define encode, expected, fit, format"),
+        ("import nothing_of_that_name\n", "length.py, line 3: ModuleNotFoundError: No module named"),
+        ("x = (\n", "length.py, line 3: SyntaxError"),
+        ("def f():\n    raise ValueError('first\\nsecond')\n\n\nf()\n", "length.py, line 4: ValueError: first second"),
+    ],
+)  # fmt: skip
+def test_invalid_task_file_is_a_one_line_error(source, message, tmp_path):
+    path = tmp_path / "length.py"
+    if source is not None:
+        task_file(tmp_path, source)
+    with pytest.raises(UserError, match=message) as caught:
+        load_task(str(path))
+    assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
-"""The report of a fine-tuning run: one HTML file that needs no network and runs no script."""
+"""The report of a fine-tuning run: one HTML file that loads nothing from the network and runs no script."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,13 @@ from train.evaluation.interval import Interval, gain
 from train.finetuning.report import svg
 from train.finetuning.report.table import shown
 
+# (model, number of rows it was scored on, metrics)
 Row = tuple[str, int, Mapping[str, Interval]]
+# (input, expected, answer before, answer after); "" before: the model before was not scored on this example
+Sample = tuple[str, str, str, str]
 
-_MOST_CLASSES = 20
-_MOST_CHARACTERS = 4000
+_MAX_CLASSES = 20
+_MAX_CHARACTERS = 4000
 _PHASES = {"train": "Training loss", "eval": "Held-out loss"}
 _STYLE = """
 :root { color-scheme: light dark; --page: #fbfbf9; --box: #ffffff; --text: #1d2125; --muted: #63696f; --edge: #dcdcd6;
@@ -85,50 +89,54 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--text); }
 """
 
 
-def write(
-    path: Path,
-    title: str,
-    rows: Sequence[Row],
-    curves: Mapping[str, Path],
-    confusion: tuple[list[str], np.ndarray] | None,
-    samples: Sequence[tuple[str, str, str, str]],
-    about: Mapping[str, str],
-) -> None:
-    """Writes the report to `path`.
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The contents of a report.
 
-    Args:
-        path: of the file.
+    Attributes:
         title: of the page.
-        rows: (model, rows it was scored on, figures) each; the last is the fine-tuned model.
+        rows: (model, number of rows it was scored on, metrics); the last is the fine-tuned model.
         curves: model -> its `metrics.jsonl`, which need not exist.
-        confusion: (classes, counts with rows for the expected class) of the fine-tuned model; None: no classes.
-        samples: (input, expected, answer before, answer after) each; "" before: nobody was asked.
-        about: facts of the run, name -> value.
+        confusion: (classes, counts with a row per expected class) of the fine-tuned model, or None.
+        samples: held-out examples with their answers.
+        about: properties of the run, name -> value.
     """
-    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in about.items())
+
+    title: str
+    rows: Sequence[Row]
+    curves: Mapping[str, Path]
+    confusion: tuple[list[str], np.ndarray] | None
+    samples: Sequence[Sample]
+    about: Mapping[str, str]
+
+
+def write(path: Path, report: Report) -> None:
+    """Writes a report to `path`."""
+    about = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in report.about.items())
+    confusion = report.confusion
     body = [
-        f"<h1>{escape(title)}</h1><dl>{facts}</dl>",
-        _table(rows),
-        _gains(rows),
-        _curves({name: _losses(file) for name, file in curves.items()}),
+        f"<h1>{escape(report.title)}</h1><dl>{about}</dl>",
+        _table(report.rows),
+        _gains(report.rows),
+        _curves({name: _losses(file) for name, file in report.curves.items()}),
         _confusion(*confusion) if confusion is not None and len(confusion[0]) else "",
-        _samples(samples),
+        _samples(report.samples),
     ]
-    # The policy makes the browser hold the promise: styles from within, else nothing.
+    # The content security policy makes the browser enforce this: inline styles only.
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        f"<title>{escape(report.title)}</title><style>{_STYLE}</style></head>\n<body>\n"
         + "\n".join(part for part in body if part)
         + "\n</body></html>\n"
     )
-    # Half of a surrogate pair, which JSON may hold, is not UTF-8.
+    # JSON may contain half of a surrogate pair, which UTF-8 cannot encode.
     path.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
 
 
 def _grid(head: Sequence[str], body: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Returns a table in a box that scrolls; a row is (class, cells), cells and heads are HTML."""
+    """Returns a table in a scrolling box; a row is (CSS class, cells), cells and heads are HTML."""
     heads = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     lines = [
         f'<tr class="{kind}"><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
@@ -137,19 +145,19 @@ def _grid(head: Sequence[str], body: Sequence[tuple[str, Sequence[str]]]) -> str
     return f'<div class="box"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def _named(metric: str) -> str:
+def _metric_name(metric: str) -> str:
     return escape(metric.replace("_", "-"))
 
 
 def _table(rows: Sequence[Row]) -> str:
-    """Returns the figures of every model, all intervals of a figure drawn on one scale."""
+    """Returns the metrics of every model, with the intervals of a metric drawn on one scale."""
     figures = rows[-1][2]
     scales = {name: _scale([metrics[name] for *_, metrics in rows if name in metrics]) for name in figures}
     head = ["model", "rows"]
     for name, figure in figures.items():
         low, high = scales[name]
         lower = ", lower is better" if figure.better == "lower" else ""
-        head.append(f'{_named(name)}<br><span class="range">{low:g} to {high:g}{lower}</span>')
+        head.append(f'{_metric_name(name)}<br><span class="range">{low:g} to {high:g}{lower}</span>')
     body = [
         (
             "tuned" if row is rows[-1] else "",
@@ -159,7 +167,7 @@ def _table(rows: Sequence[Row]) -> str:
     ]
     note = (
         "Value and 95 % bootstrap interval over held-out rows. The dot is the value, the bar its interval, "
-        "drawn on the scale that stands below the figure's name."
+        "drawn on the scale below the metric's name."
     )
     return f'<h2>Before and after</h2>{_grid(head, body)}<p class="note">{note}</p>'
 
@@ -178,80 +186,80 @@ def _figure(figure: Interval | None, low: float, high: float) -> str:
 
 
 def _gains(rows: Sequence[Row]) -> str:
-    """Returns how much better the last model is than each of the others."""
+    """Returns the relative gain of the last model over each of the others."""
     *others, (tuned, _, figures) = rows
     if not others:
         return ""
-    head = ["instead of", *(_named(name) for name in figures)]
+    head = ["compared with", *(_metric_name(name) for name in figures)]
     body = [
         ("", [escape(name), *(_gain(metrics.get(key), figure) for key, figure in figures.items())])
         for name, _, metrics in others
     ]
     note = (
-        "By which part each figure got better; where lower is better, by which part it fell. "
-        "“Overlap”: the two intervals do, so the difference may be chance."
+        "Relative improvement of each metric; if lower is better, the relative decrease. "
+        "“Overlap”: the two intervals overlap, so the difference may be due to chance."
     )
     return f'<h2>Gain of “{escape(tuned)}”</h2>{_grid(head, body)}<p class="note">{note}</p>'
 
 
 def _gain(before: Interval | None, after: Interval) -> str:
-    # A part of nothing, or of a negative figure, says nothing.
+    # A gain relative to zero or to a negative value has no meaning.
     if before is None or not before.value > 0 or not math.isfinite(after.value):
         return "-"
     found = gain(before, after)
     part = found["relative_gain"]
-    kind = "better" if found["apart"] else "worse" if gain(after, before)["apart"] else ""
+    kind = "" if found["intervals_overlap"] else "better" if part > 0 else "worse"
     overlap = "" if kind else ' <span class="range">overlap</span>'
     shown_part = f"{1 + part:.1f} times" if part >= 9 and after.better == "higher" else f"{part:+.1%}"
     return f'<span class="{kind}">{shown_part}</span>{overlap}'
 
 
 def _losses(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """Returns the (step, loss) of each phase that `metrics.jsonl` tells of."""
+    """Returns phase -> (step, loss) of each record of a `metrics.jsonl`."""
     found: dict[str, list[tuple[float, float]]] = {phase: [] for phase in _PHASES}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
-            # A loss that is not finite is null there.
+            # A loss that is not finite is stored as null.
             if record["loss"] is not None:
                 found[record["phase"]].append((record["step"], record["loss"]))
         except (ValueError, KeyError, TypeError):
-            # A kill can cut a line short.
+            # The last line is incomplete if the run was killed.
             continue
     return found
 
 
 def _curves(losses: Mapping[str, Mapping[str, svg.Points]]) -> str:
-    """Returns a chart a phase, with the same axes, and a line a model."""
+    """Returns one chart per phase, with the same axes, and one line per model."""
     points = [point for phases in losses.values() for some in phases.values() for point in some]
     if not points:
         return ""
     steps, values = zip(*points, strict=True)
     x_ticks, y_ticks = [t for t in svg.ticks(0, max(steps)) if t == int(t)], svg.ticks(min(values), max(values))
-    known = {number: name for number, name in enumerate(losses) if any(losses[name].values())}
-    legend = "".join(f'<span class="line-{n % svg.LINES}">{escape(name)}</span>' for n, name in known.items())
+    named = {number: name for number, name in enumerate(losses) if any(losses[name].values())}
+    legend = "".join(f'<span class="line-{n % svg.LINES}">{escape(name)}</span>' for n, name in named.items())
     charts = []
     for phase, title in _PHASES.items():
-        lines = {number: losses[name][phase] for number, name in known.items() if losses[name][phase]}
+        lines = {number: losses[name][phase] for number, name in named.items() if losses[name][phase]}
         charts.append(f'<div class="box"><h3>{title}</h3>{svg.line_chart(title, lines, x_ticks, y_ticks)}</div>')
     return f'<h2>Curves</h2><p class="legend">{legend}</p><div class="charts">{"".join(charts)}</div>'
 
 
 def _confusion(classes: Sequence[str], counts: np.ndarray) -> str:
-    """Returns the heat map, of many classes only those that are confused the most."""
+    """Returns the heat map; of many classes, only those that are confused most often."""
     totals = counts.sum(1)
-    note = "Rows: the expected class; columns: the answer. A cell is as strong as its part of its row."
-    if len(classes) > _MOST_CLASSES:
+    note = "Rows: expected class; columns: predicted class. The color shows the fraction of the row."
+    if len(classes) > _MAX_CLASSES:
         wrong = counts - np.diag(np.diag(counts))
         mistakes = wrong.sum(0) + wrong.sum(1)
-        chosen = np.sort(np.argsort(-mistakes, kind="stable")[:_MOST_CLASSES])
-        note += f" Shown are the {_MOST_CLASSES} of {len(classes):,} classes that are confused the most."
+        chosen = np.sort(np.argsort(-mistakes, kind="stable")[:_MAX_CLASSES])
+        note += f" Shown: the {_MAX_CLASSES} of {len(classes):,} classes that are confused most often."
         classes, counts, totals = [classes[i] for i in chosen], counts[np.ix_(chosen, chosen)], totals[chosen]
     drawing = svg.heat_map(classes, counts, totals)
     return f'<h2>Confusions</h2><p class="note">{note}</p><div class="box">{drawing}</div>'
 
 
-def _samples(samples: Sequence[tuple[str, str, str, str]]) -> str:
+def _samples(samples: Sequence[Sample]) -> str:
     if not samples:
         return ""
     heads = ("input", "expected", "before", "after")
@@ -264,12 +272,12 @@ def _samples(samples: Sequence[tuple[str, str, str, str]]) -> str:
             text = f'<div class="text" dir="auto">{_cut(sample[i])}</div>'
             cells.append(f"<div><h3>{heads[i]}{' ✓' if right else ''}</h3>{text}</div>")
         cards.append(f'<div class="box sample">{"".join(cells)}</div>')
-    note = f"{len(samples)} held-out rows, drawn at random. ✓: the same as expected."
+    note = f"{len(samples)} held-out rows, drawn at random. ✓: equal to the expected answer."
     return f'<h2>Samples</h2><p class="note">{note}</p>{"".join(cards)}'
 
 
 def _cut(text: str) -> str:
-    surplus = len(text) - _MOST_CHARACTERS
+    surplus = len(text) - _MAX_CHARACTERS
     if surplus <= 0:
         return escape(text)
-    return f'{escape(text[:_MOST_CHARACTERS])}<span class="cut"> … {surplus:,} more characters</span>'
+    return f'{escape(text[:_MAX_CHARACTERS])}<span class="cut"> … {surplus:,} more characters</span>'

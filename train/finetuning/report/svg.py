@@ -1,6 +1,6 @@
-"""The drawings of the report as inline SVG, one unit a pixel: interval bars, loss curves, the heat map.
+"""The charts of the report as inline SVG, one unit per pixel: interval bars, loss curves, the heat map.
 
-Colours are CSS variables of the page, so that they follow light and dark.
+Colors are CSS variables of the page, so that they follow its light and dark mode.
 """
 
 import math
@@ -14,21 +14,21 @@ from train.evaluation.interval import Interval
 
 Points = Sequence[tuple[float, float]]
 
-# Colours of lines that `html.py` defines, as --line-0 and so on.
+# Number of line colors that `html.py` defines: --line-0, --line-1 and so on.
 LINES = 4
 _BAR_WIDTH, _BAR_HEIGHT = 140, 12
 _CHART_WIDTH, _CHART_HEIGHT = 380, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 10, 40
-# A curve of more points says nothing more at this width.
-_MOST_POINTS = 400
+# More points than this are not visible at this width.
+_MAX_POINTS = 400
 _CELL, _GAP = 30, 2
-# Of the widest font that browsers take for system-ui (DejaVu Sans); others leave a margin.
+# Character width of the widest font that browsers use for system-ui (DejaVu Sans).
 _CHARACTER = 7.6
-_LONGEST_NAME = 24
+_MAX_NAME_LEN = 24
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Returns round numbers, the first at or below `low`, the last at or above `high`, about so many steps between."""
+    """Returns round numbers, the first at or below `low`, the last at or above `high`, in about `about` steps."""
     span = high - low or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / about))
     step = next(m * power for m in (1, 2, 5, 10) if m * power * about >= span * (1 - 1e-9))
@@ -55,10 +55,10 @@ def line_chart(title: str, lines: Mapping[int, Points], x_ticks: Sequence[float]
     """Returns a chart of loss over steps.
 
     Args:
-        title: what it shows, for who cannot see it.
-        lines: number of the colour -> its points (step, loss).
-        x_ticks: of the axis of steps; it goes from the first to the last.
-        y_ticks: of the axis of the loss.
+        title: accessible description (aria-label).
+        lines: color number -> points (step, loss).
+        x_ticks: of the step axis, which ends at the first and the last of them.
+        y_ticks: of the loss axis.
     """
     bottom, right = _CHART_HEIGHT - _BOTTOM, _CHART_WIDTH - _RIGHT
 
@@ -85,7 +85,7 @@ def line_chart(title: str, lines: Mapping[int, Points], x_ticks: Sequence[float]
         shown = [(x(step), y(loss)) for step, loss in _thinned(points)]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in shown)
         parts.append(f'<g class="line-{number % LINES}"><polyline points="{path}"/>')
-        if len(shown) <= _MOST_POINTS / 10:
+        if len(shown) <= _MAX_POINTS / 10:
             parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>' for a, b in shown]
         parts.append("</g>")
     size = f'viewBox="0 0 {_CHART_WIDTH} {_CHART_HEIGHT}"'
@@ -93,10 +93,10 @@ def line_chart(title: str, lines: Mapping[int, Points], x_ticks: Sequence[float]
 
 
 def _thinned(points: Points) -> Points:
-    """Returns at most `_MOST_POINTS` points, each the mean of its neighbours."""
-    if len(points) <= _MOST_POINTS:
+    """Returns at most `_MAX_POINTS` points, each the mean of neighboring ones."""
+    if len(points) <= _MAX_POINTS:
         return points
-    return [tuple(part.mean(0)) for part in np.array_split(np.asarray(points), _MOST_POINTS)]
+    return [tuple(part.mean(0)) for part in np.array_split(np.asarray(points), _MAX_POINTS)]
 
 
 def _short(number: float) -> str:
@@ -107,18 +107,18 @@ def _short(number: float) -> str:
 
 
 def heat_map(classes: Sequence[str], counts: np.ndarray, totals: np.ndarray) -> str:
-    """Returns the counts as coloured cells, rows expected, columns predicted.
+    """Returns the counts as colored cells, with a row per expected and a column per predicted class.
 
     Args:
         classes: names of the rows and columns.
         counts: (classes, classes).
-        totals: rows of each expected class, over all classes: a cell is as strong as its part of them.
+        totals: number of examples of each expected class; the color of a cell shows its fraction of them.
     """
-    names = [name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in classes]
-    # Chinese letters take two columns.
+    names = [name if len(name) <= _MAX_NAME_LEN else name[: _MAX_NAME_LEN - 1] + "…" for name in classes]
+    # Chinese characters are two columns wide.
     longest = max(map(cell_len, names)) * _CHARACTER
     left, top = longest + 12, longest * 0.72 + 16
-    # The last column's name leans over the edge.
+    # The rotated name of the last column extends beyond its cell.
     width, height = left + len(names) * _CELL + longest * 0.72 + 8, top + len(names) * _CELL + 4
     parts = []
     for i, name in enumerate(names):
@@ -141,7 +141,7 @@ def _cell(x: float, y: float, count: int, total: int, right: bool) -> str:
     cell = f'<rect class="empty" x="{x:.1f}" y="{y:.1f}" width="{size}" height="{size}" rx="3"/>'
     if not count:
         return cell
-    # Rare ones stay visible.
+    # A minimum opacity keeps small counts visible.
     kind = "right" if right else "wrong"
     cell += cell.replace('"empty"', f'"{kind}" fill-opacity="{0.12 + 0.88 * part:.2f}"')
     dark = ' class="on-dark"' if part > 0.5 else ""

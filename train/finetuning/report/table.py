@@ -1,4 +1,4 @@
-"""The before/after table that a person sees."""
+"""The before/after table on the terminal."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from train.evaluation.interval import Interval
 
 
 def comparison(title: str, rows: Sequence[tuple[str, int, Mapping[str, Interval]]]) -> Table:
-    """Returns the table of (model, rows it was scored on, figures): one model a row, each figure with its interval."""
+    """Returns a table with one row per (model, number of rows it was scored on, metrics)."""
     table = Table(title=title, title_justify="left", caption="95 % bootstrap intervals", caption_justify="left")
     table.add_column("model")
     table.add_column("rows", justify="right")
@@ -22,7 +22,7 @@ def comparison(title: str, rows: Sequence[tuple[str, int, Mapping[str, Interval]
 
 
 def shown(figure: Interval | None) -> str:
-    """Returns a figure as text, "0.912 [0.900, 0.923]"; "-" where a model has none."""
+    """Returns a metric as text, "0.912 [0.900, 0.923]"; "-" for None."""
     if figure is None:
         return "-"
     digits = 1 if max(abs(figure.low), abs(figure.high)) >= 10 else 3

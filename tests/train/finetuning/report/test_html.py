@@ -1,4 +1,4 @@
-"""The report holds what it was given, escaped, in one file that asks the network for nothing."""
+"""The report escapes its contents, and is one file that loads nothing from the network."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from train.finetuning.report import html, svg
 
 ATTACK = "<script>alert('&')</script>"
 ROWS = [
-    ("guess", 40, {"accuracy": Interval(0.25, 0.2, 0.3), "error": Interval(2.0, 1.8, 2.2, "lower")}),
+    ("baseline", 40, {"accuracy": Interval(0.25, 0.2, 0.3), "error": Interval(2.0, 1.8, 2.2, "lower")}),
     ("tuned", 3080, {"accuracy": Interval(0.5, 0.4, 0.6), "error": Interval(1.0, 0.9, 1.1, "lower")}),
 ]
 
@@ -20,12 +20,12 @@ ROWS = [
 def written(directory, **changes):
     path = directory / "report.html"
     given = {"rows": ROWS, "curves": {}, "confusion": None, "samples": [], "about": {}}
-    html.write(path, **{"title": "intent", **given, **changes})
+    html.write(path, html.Report(**{"title": "intent", **given, **changes}))
     return path.read_text(encoding="utf-8")
 
 
 class Nested(HTMLParser):
-    """Fails where an element is not closed by its own end tag; keeps the elements and attributes."""
+    """Fails if an element is not closed by its own end tag; collects elements and attributes."""
 
     def __init__(self, page):
         super().__init__()
@@ -46,7 +46,7 @@ class Nested(HTMLParser):
         self.seen.append(tag)
 
 
-def everything(directory):
+def full_report(directory):
     lines = [{"step": s, "phase": phase, "loss": 5 - s / 300} for s in range(1, 1001) for phase in ("train", "eval")]
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 7, "pha')
     return written(
@@ -60,25 +60,25 @@ def everything(directory):
     )
 
 
-def test_data_is_escaped_and_elements_are_nested(tmp_path):
-    page = Nested(everything(tmp_path))
+def test_report_escapes_data_and_nests_elements(tmp_path):
+    page = Nested(full_report(tmp_path))
     assert "script" not in page.seen and {"h1", "polyline", "rect"} <= {*page.seen}
 
 
-def test_nothing_comes_from_the_network(tmp_path):
-    page = everything(tmp_path)
+def test_report_loads_nothing_from_the_network(tmp_path):
+    page = full_report(tmp_path)
     assert not re.search(r"https?:|//\w|url\(|@import", page)
     assert not {"src", "href", "srcset", "data", "action"} & {name for name, _ in Nested(page).attributes}
 
 
-def test_figures_gains_and_rows_are_told(tmp_path):
+def test_report_contains_metrics_gains_and_row_counts(tmp_path):
     page = written(tmp_path)
     for text in ("3,080", "0.500", "[0.400, 0.600]", "+100.0%", "+50.0%", "lower is better"):
         assert text in page
     assert "overlap<" not in page
 
 
-def test_a_gain_within_chance_says_so_and_one_over_nothing_is_none(tmp_path):
+def test_gain_with_overlapping_intervals_is_marked_and_gain_over_zero_is_omitted(tmp_path):
     rows = [("a", 9, {"r2": Interval(-0.1, -0.2, 0.35)}), ("b", 9, {"r2": Interval(0.3, 0.2, 0.4)})]
     tuned = ("tuned", 9, {"r2": Interval(0.33, 0.3, 0.5)})
     page = written(tmp_path, rows=[*rows, tuned])
@@ -86,40 +86,40 @@ def test_a_gain_within_chance_says_so_and_one_over_nothing_is_none(tmp_path):
     assert '<th scope="row">a</th><td>-</td>' in page
 
 
-def test_a_figure_that_a_model_lacks_or_that_is_no_number(tmp_path):
+def test_missing_or_nan_metric_is_a_dash(tmp_path):
     page = written(tmp_path, rows=[("a", 9, {}), ("b", 9, {"x": Interval(*[float("nan")] * 3)}), ROWS[-1]])
     assert page.count("<td>-</td>") == 8 and "nan" not in page
 
 
-def test_a_single_model_has_no_gain(tmp_path):
+def test_single_model_has_no_gain_table(tmp_path):
     assert "Gain of" not in written(tmp_path, rows=ROWS[-1:])
 
 
 @pytest.mark.parametrize("content", [None, "", "no json\n", '{"step": 1, "phase": "train", "loss": null}\n'])
-def test_metrics_without_a_loss_leave_the_curves_out(tmp_path, content):
+def test_curves_are_omitted_without_losses(tmp_path, content):
     path = tmp_path / "metrics.jsonl"
     if content is not None:
         path.write_text(content)
     assert "Curves" not in written(tmp_path, curves={"tuned": path})
 
 
-def test_a_curve_of_one_point_is_a_dot(tmp_path):
+def test_curve_of_one_point_is_drawn_as_a_dot(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "phase": "eval", "loss": 2.0}\n')
     page = written(tmp_path, curves={"tuned": tmp_path / "metrics.jsonl"})
     assert page.count("<polyline") == 1 and 'r="2.5"' in page
 
 
-def test_of_long_curves_the_shape_is_drawn():
+def test_long_curves_are_thinned():
     points = [(step, 1.0) for step in range(10_000)]
     chart = svg.line_chart("loss", {0: points}, [0, 10_000], [0, 2])
     assert len(re.search('points="([^"]*)"', chart)[1].split()) == 400
 
 
-def test_one_class(tmp_path):
+def test_confusion_matrix_of_one_class(tmp_path):
     assert "<title>only</title>" in written(tmp_path, confusion=(["only"], np.array([[0]])))
 
 
-def test_of_many_classes_the_confused_are_shown(tmp_path):
+def test_confusion_matrix_of_many_classes_shows_the_most_confused(tmp_path):
     counts = np.diag(np.full(50, 9))
     for i in range(20, 40):
         counts[i, i - 1 if i % 2 else i + 1] = 3
@@ -128,13 +128,13 @@ def test_of_many_classes_the_confused_are_shown(tmp_path):
     assert {*re.findall(r"class \d\d", page)} == {f"class {i}" for i in range(20, 40)}
 
 
-def test_samples_keep_their_lines_are_marked_right_and_are_cut_visibly(tmp_path):
+def test_samples_keep_line_breaks_mark_correct_answers_and_show_truncation(tmp_path):
     page = written(tmp_path, samples=[("a\nb", "yes", "no", "yes "), ("x" * 5000, "yes", "no", "no")])
     assert "a\nb" in page and "1,000 more characters" in page
     assert "<h3>before</h3>" in page and page.count("✓</h3>") == 1
 
 
-def test_nobody_asked_before(tmp_path):
+def test_samples_omit_the_before_column_if_it_is_empty(tmp_path):
     assert "<h3>before" not in written(tmp_path, samples=[("a", "yes", "", "yes")])
 
 

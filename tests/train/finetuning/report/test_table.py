@@ -1,4 +1,4 @@
-"""The table that a person sees: nothing is cut on a narrow terminal."""
+"""The before/after table is not truncated on a narrow terminal."""
 
 import re
 
@@ -15,9 +15,9 @@ ROWS = [
 
 
 @pytest.mark.parametrize("columns", [40, 200])
-def test_the_table_shows_every_figure_at_any_width(columns, capsys, monkeypatch):
+def test_table_shows_every_metric_at_any_width(columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
-    results_console().print(comparison("intent", [("no model", 10, {}), *ROWS]))
+    results_console().print(comparison("intent", [("majority-class baseline", 10, {}), *ROWS]))
     shown = re.sub(r"[^\w.\[\],-]", "", capsys.readouterr().out)
     for text in ("0.900[0.850,0.950]", "3.000[2.900,3.100]", "3,079", "foundation,zero-shot", "lowerisbetter"):
         assert text in shown, shown

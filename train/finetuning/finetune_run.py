@@ -1,0 +1,67 @@
+"""A fine-tuning run whose rows are read and encoded, and a row of its table."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from data.labeled import Example
+from train.evaluation.interval import Interval
+from train.finetuning.rows import TaskData
+from train.run.record import Run, RunRecord
+from train.settings import Settings
+from train.tasks.task import Prediction
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneRun:
+    """A fine-tuning run whose rows are read and encoded.
+
+    Attributes:
+        workdir: directory of the run.
+        record: the contents of its `run.json`.
+        settings: its config.
+        foundation: the run that is fine-tuned, with this run's execution options.
+        data: the task and its rows.
+        mesh: the devices it trains on.
+    """
+
+    workdir: Path
+    record: RunRecord
+    settings: Settings
+    foundation: Run
+    data: TaskData
+    mesh: Mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A row of the table: a model and its metrics on held-out examples.
+
+    Attributes:
+        name: of the model.
+        examples: the held-out examples.
+        predictions: one per example.
+        metrics: over all of them.
+    """
+
+    name: str
+    examples: list[Example]
+    predictions: list[Prediction]
+    metrics: dict[str, Interval]
+
+
+def score(
+    run: FinetuneRun,
+    name: str,
+    examples: list[Example],
+    predictions: list[Prediction],
+    zero_shot: Sequence[Prediction] | None = None,
+) -> Scored:
+    """Returns the row of a model; `zero_shot` are the foundation's predictions, for tasks that compare with them."""
+    task = run.data.task
+    metrics = task.metrics(examples, predictions)
+    if zero_shot is not None:
+        metrics |= task.compare(predictions, zero_shot)
+    return Scored(name, examples, predictions, metrics)

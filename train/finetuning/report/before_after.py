@@ -1,0 +1,120 @@
+"""The results of a fine-tuning run: the printed table, `results.json` and `report.html`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs import default
+from data.labeled import draw
+from train.console import results_console
+from train.distributed.processes import is_process_zero
+from train.evaluation.interval import as_json, gain
+from train.evaluation.metrics import confusion
+from train.finetuning.comparison import FINE_TUNED, RANDOM_INIT, RANDOM_INIT_DIR
+from train.finetuning.finetune_run import FinetuneRun, Scored
+from train.finetuning.report import html
+from train.finetuning.report.table import comparison
+from train.run import goodput
+from train.run.record import config_changes
+from train.run.results import NAME, add_results, training_summary
+from train.tasks.classification import Classification
+from train.tasks.task import Prediction
+
+_SAMPLES = 20
+
+
+def publish(run: FinetuneRun, table: list[Scored]) -> dict[str, Any]:
+    """Prints the table and writes `results.json` and `report.html` on process 0; returns the contents of the former."""
+    results = _results(run, table)
+    if is_process_zero():
+        rows = [(row.name, len(row.examples), row.metrics) for row in table]
+        results_console().print(comparison(f"{_task_name(run)}: held-out rows", rows))
+        add_results(run.workdir / NAME, lambda stored: stored.update(results))
+        html.write(run.workdir / "report.html", _report(run, table))
+    return results
+
+
+def _task_name(run: FinetuneRun) -> str:
+    return Path(run.settings.task.name).stem
+
+
+def _results(run: FinetuneRun, table: list[Scored]) -> dict[str, Any]:
+    """Returns what `results.json` contains; "gain" compares the fine-tuned model, the last row, with each other row."""
+    *others, tuned = table
+    return {
+        "task": _task_name(run),
+        "train_rows": len(run.data.parts["train"].examples),
+        "held_out_rows": len(tuned.examples),
+        "models": {row.name: {"rows": len(row.examples), **as_json(row.metrics)} for row in table},
+        "gain": {
+            row.name: {name: gain(row.metrics[name], tuned.metrics[name]) for name in row.metrics} for row in others
+        },
+        "training": training_summary(run.workdir),
+    }
+
+
+def _report(run: FinetuneRun, table: list[Scored]) -> html.Report:
+    curves = {FINE_TUNED: run.workdir / "metrics.jsonl"}
+    if any(row.name == RANDOM_INIT for row in table):
+        curves[RANDOM_INIT] = run.workdir / RANDOM_INIT_DIR / "metrics.jsonl"
+    return html.Report(
+        title=f"{_task_name(run)}: before and after fine-tuning",
+        rows=[(row.name, len(row.examples), row.metrics) for row in table],
+        curves=curves,
+        confusion=_confusion(run, table[-1]),
+        samples=_samples(run, table),
+        about=_about(run, table[-1]),
+    )
+
+
+def _samples(run: FinetuneRun, table: list[Scored]) -> list[html.Sample]:
+    """Returns held-out examples with their answers before and after.
+
+    "Before" is the foundation if it was scored, else the model from random initialization.
+    """
+    task = run.data.task
+    *others, tuned = table
+    before: dict[int, Prediction] = {}
+    for row in reversed(others):
+        if row.name != task.baseline_name:
+            before = dict(zip(map(id, row.examples), row.predictions, strict=True))
+    after = dict(zip(map(id, tuned.examples), tuned.predictions, strict=True))
+    examples = [e for e in tuned.examples if id(e) in before] or tuned.examples
+    return [
+        (
+            e.content,
+            task.expected(e),
+            task.format(e, before[id(e)]) if id(e) in before else "",
+            task.format(e, after[id(e)]),
+        )
+        for e in draw(examples, _SAMPLES)
+    ]
+
+
+def _confusion(run: FinetuneRun, row: Scored) -> tuple[list[str], np.ndarray] | None:
+    """Returns (classes, counts with a row per expected class) if each example has one class."""
+    task = run.data.task
+    if not isinstance(task, Classification):
+        return None
+    labels = [task.expected(example) for example in row.examples]
+    predicted = [task.format(e, p) for e, p in zip(row.examples, row.predictions, strict=True)]
+    classes = list(task.classes)
+    return (classes, confusion(labels, predicted, classes)) if {*labels, *predicted} <= {*classes} else None
+
+
+def _about(run: FinetuneRun, tuned: Scored) -> dict[str, str]:
+    """Returns what the run was trained from and how."""
+    s, parts = run.settings, run.data.parts
+    return {
+        "task": s.task.name,
+        "foundation": " → ".join(entry["directory"] for entry in run.record.lineage),
+        "this run": str(run.workdir.absolute()),
+        "training": f"{len(parts['train'].examples):,} rows of {s.data.path}, {s.num_steps:,} steps of "
+        f"{s.batch_size} x {s.sequence_length} tokens, {s.adapt.method}",
+        "validation rows": f"{len(parts['validation'].examples):,}",
+        "held-out rows": f"{len(tuned.examples):,}",
+        "wall time": goodput.describe(training_summary(run.workdir)["seconds"]),
+        "data fingerprint": run.record.data_fingerprint,
+        "changed from the defaults": "; ".join(config_changes(default.get_config().to_dict(), run.record.config)),
+    }
