@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.faults.tiny_run import EVERY, nan, settings_of, train
+from tests.faults.tiny_run import EVERY, corrupted, nan, settings_of, train
 from train.run import goodput
 from train.run.goodput import PARTS, spent_before
 from train.run.history import read_records
