@@ -54,7 +54,7 @@ def test_an_invalid_flag_is_a_one_line_error():
         ((tiny,), "--topology is missing"),
         (
             ("--config=configs/pretrain/llm.py:llama2_70b", "--topology=v100-8"),
-            "do not fit v100-8's usable 32.3 GB; largest: optimizer state",
+            "do not fit in the usable 32.3 GB of v100-8; largest: optimizer state",
         ),
     ]
     for arguments, expected in cases:
