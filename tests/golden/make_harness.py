@@ -1,6 +1,6 @@
-"""Makes tests/golden/harness/scores.json: what the harness's own Hugging Face backend gives the stored models.
+"""Writes tests/golden/harness/scores.json: scores of the stored models by the harness's Hugging Face backend.
 
-Needs torch, transformers, accelerate, peft and lm_eval, and runs from the project's root:
+Needs torch, transformers, accelerate, peft and lm_eval. Run it from the root of the repository:
 
     PYTHONPATH=. python tests/golden/make_harness.py llama3 gpt2
 """
@@ -20,18 +20,18 @@ from data.tokenizer_training import train_tokenizer
 
 GOLDEN = Path(__file__).resolve().parent
 TASKS = ["golden_choice", "golden_text", "golden_written"]
-# (context, continuation): an empty context, blanks between, one that is cut, one that is all continuation.
+# (context, continuation): empty context, trailing space, truncated context, truncated continuation.
 PAIRS = [("", "the cat"), ("a dog ", "ran"), ("far away " * 9, "home"), ("a", " sat on the mat " * 3), ("so", "\n")]
 CONTEXTS = ["the cat", "a dog ran far away and", "far away " * 9, "über"]
 
 
 def request(kind: str, arguments: tuple) -> Instance:
-    """Returns one request as the harness puts it."""
+    """Returns one request in the harness's format."""
     return Instance(request_type=kind, doc={}, arguments=arguments, idx=0)
 
 
 def scores(name: str) -> dict:
-    """Returns the answers of one model to all requests, and its figures in each task with and without shots."""
+    """Returns one model's answers to all requests, and its metrics in each task with 0 and 1 shots."""
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / name
         shutil.copytree(GOLDEN / "huggingface" / name, directory)

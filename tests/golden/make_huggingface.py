@@ -1,6 +1,6 @@
-"""Makes tests/golden/huggingface/: tiny random models by transformers, with the logits that it gives them.
+"""Writes tests/golden/huggingface/: tiny random models made by transformers, with their logits.
 
-Needs torch and transformers (pip install torch transformers), which the project itself does not.
+Needs torch and transformers (pip install torch transformers), which are not dependencies of the project.
 
     python tests/golden/make_huggingface.py tests/golden/huggingface gpt2 llama3 qwen2 gemma2 olmo2
 """
@@ -31,7 +31,7 @@ GPT2 = {"vocab_size": 272, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions
 
 
 def configs():
-    """Returns {name: config} of every architecture, with the choices in which its models differ."""
+    """Returns {name: config} of every architecture, with the options in which its models differ."""
     t = transformers
     return {
         "gpt2": t.GPT2Config(**GPT2, **IDS),
@@ -47,7 +47,7 @@ def configs():
 
 
 def make(directory: Path, name: str) -> None:
-    """Writes one model, token ids with padding at their ends, and the logits."""
+    """Writes one model, right-padded token ids, and their logits."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(configs()[name], attn_implementation="eager").float().eval()
     ids = torch.randint(3, 259, (3, 20))
@@ -55,7 +55,7 @@ def make(directory: Path, name: str) -> None:
     mask[1, 15:] = 0
     mask[2, 5:] = 0
     with torch.no_grad():
-        # Away from the zeros and ones that weights start with.
+        # Move weights away from their initial zeros and ones.
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
         logits = model(ids, attention_mask=mask).logits.numpy()

@@ -58,7 +58,7 @@ def publish(found: list[Verdict], as_json: bool) -> None:
     Raises:
         UserError: a layout exceeds the tolerance; names the first one and its worst leaf.
     """
-    wrong = [verdict for verdict in found if verdict.fault]
+    wrong = [verdict for verdict in found if verdict.mismatch]
     largest = {name: max(getattr(v, name) for v in found) for name in ("loss", "grad_norm", "params")}
     if as_json:
         rows = [{**v._asdict(), "layout": dataclasses.asdict(v.layout)} for v in found]
@@ -69,7 +69,7 @@ def publish(found: list[Verdict], as_json: bool) -> None:
         first = wrong[0]
         raise UserError(
             f"{len(wrong)} of {len(found)} layouts differ from one device by more than {TOLERANCE:.0e}; first: "
-            f"{layout_name(first.layout)}: {first.fault}; worst leaf: {first.leaf}"
+            f"{layout_name(first.layout)}: {first.mismatch}; worst leaf: {first.leaf}"
         )
     say(f"certify: {len(found)} layouts agree with one device to {TOLERANCE:.0e}")
 
@@ -85,7 +85,7 @@ def _table(found: list[Verdict], largest: dict[str, float]) -> Table:
         table.add_column(name, justify="right" if name in ("loss", "grad norm", "params") else "left", no_wrap=True)
     for v in found:
         figures = [f"{x:.0e}" if x else "0" for x in (v.loss, v.grad_norm, v.params)]
-        table.add_row(layout_name(v.layout), *figures, v.leaf, "differs" if v.fault else "ok")
+        table.add_row(layout_name(v.layout), *figures, v.leaf, "differs" if v.mismatch else "ok")
     table.add_section()
     table.add_row(f"all {len(found)}", *(f"{x:.0e}" if x else "0" for x in largest.values()))
     return table

@@ -48,7 +48,7 @@ class Verdict(NamedTuple):
         leaf: the parameter that differs most, at the first step out of tolerance if there is one. If that is step 1 and
             the gradient norm differs, it is the parameter with the largest difference of the gradient: clipping spreads
             a wrong gradient over all parameters, and Muon hides it in its own.
-        fault: what is out of tolerance and at which step; empty if nothing is.
+        mismatch: what is out of tolerance and at which step; empty if everything agrees.
     """
 
     layout: MeshSettings
@@ -56,7 +56,7 @@ class Verdict(NamedTuple):
     grad_norm: float
     params: float
     leaf: str
-    fault: str
+    mismatch: str
 
 
 class _Snapshot(NamedTuple):
@@ -196,16 +196,16 @@ def _compare(layout: MeshSettings, reference: list[_Snapshot], got: list[_Snapsh
     norms = [_relative(a.grad_norm, b.grad_norm) for a, b in zip(reference, got, strict=True)]
     leaves = [_worst_leaf(a.params, b.params) for a, b in zip(reference, got, strict=True)]
     params, leaf = max(leaves)
-    fault = ""
+    mismatch = ""
     for step, (loss, norm, (difference, its_leaf)) in enumerate(zip(losses, norms, leaves, strict=True)):
         figures = {"the loss": loss, "the gradient's norm": norm, "a parameter": difference}
         wrong = [f"{name} by {figure:.1e}" for name, figure in figures.items() if figure > TOLERANCE]
         if wrong:
-            fault, leaf = f"{', '.join(wrong)} {f'at step {step}' if step else 'before the first step'}", its_leaf
+            mismatch, leaf = f"{', '.join(wrong)} {f'at step {step}' if step else 'before the first step'}", its_leaf
             if step == 1 and norm > TOLERANCE:
                 leaf = _worst_leaf(reference[1].moments, got[1].moments)[1]
             break
-    return Verdict(layout, max(losses), max(norms), params, leaf, fault)
+    return Verdict(layout, max(losses), max(norms), params, leaf, mismatch)
 
 
 def _worst_leaf(reference: dict[str, list[Part]], got: dict[str, list[Part]]) -> tuple[float, str]:

@@ -23,22 +23,22 @@ def check_rules(model: ModelConfig) -> None:
     switches = {"position": "learned", "norm": "layernorm", "qk_norm": True}
     variant = dataclasses.replace(model, **switches, qkv_bias=True, output_bias=True, mlp_bias=True)  # type: ignore[arg-type]
     used: set[str] = set()
-    faults = []
+    errors = []
     head = classifier(model, 2, "last")
     lora = adapt(head, Adaptation("lora", last_layers=1, rank=1, alpha=1.0, targets=("query",)))
     for objective in (language_model(model), language_model(variant), head, lora):
         for path, box in _boxes(objective):
             if not isinstance(box, nn.Partitioned):
-                faults.append(f"{path} has no axis names")
+                errors.append(f"{path} has no axis names")
                 continue
             names = [str(name) for name in box.names]
             used |= set(names)
             unruled = [name for name in names if name not in PARAMETER_RULES]
             if unruled:
-                faults.append(f"{path} has an axis {' and '.join(map(repr, unruled))} without a rule")
-    faults += [f"the rule for {rule!r} has no parameter" for rule in PARAMETER_RULES if rule not in used]
-    if faults:
-        raise UserError(f"model/sharding.py: {'; '.join(dict.fromkeys(faults))}; rules: {', '.join(PARAMETER_RULES)}")
+                errors.append(f"{path} has an axis {' and '.join(map(repr, unruled))} without a rule")
+    errors += [f"the rule for {rule!r} has no parameter" for rule in PARAMETER_RULES if rule not in used]
+    if errors:
+        raise UserError(f"model/sharding.py: {'; '.join(dict.fromkeys(errors))}; rules: {', '.join(PARAMETER_RULES)}")
 
 
 def explain(settings: Settings, model: ModelConfig, mesh: AbstractMesh) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Hugging Face's format both ways: logits as transformers gives them, weights back bit for bit, faults in one line.
+"""Hugging Face import and export: logits equal transformers', weights round-trip bit for bit, errors are one line.
 
-The models were made by tests/golden/make_huggingface.py; where torch and transformers are installed, all architectures
-are made anew and what is exported is loaded by them.
+tests/golden/make_huggingface.py made the stored models. If torch and transformers are installed, all architectures are
+created again and the exported checkpoints are loaded by transformers.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ ALL = ("gpt2", "llama2", "llama3", "smollm2", "mistral", "qwen2", "qwen3", "gemm
 
 
 def source(name, folder):
-    """A copy of a stored model, with a tokenizer."""
+    """Returns a copy of a stored model, with a tokenizer."""
     shutil.copytree(GOLDEN / "huggingface" / name, folder / name)
     train_tokenizer("bytes", []).save(folder / name)
     return folder / name
@@ -59,7 +59,7 @@ def logits_of(model, params, tokens, segments, positions):
 
 
 def check(directory, tmp_path):
-    """Parity of padded and of packed rows, and the way back."""
+    """Checks logits of padded and packed rows, and the export."""
     model, params = imported(directory, tmp_path / "run")
     expected = np.load(directory / "expected.npz")
     ids, mask = expected["ids"].astype(np.int32), expected["mask"].astype(np.int32)
@@ -165,7 +165,7 @@ def test_exported_architecture_is_found_or_the_error_names_the_mismatch():
 
 
 def test_export_of_a_lora_classifier(tmp_path):
-    """Its weights, its classes, and a tokenizer that frames a text as training did."""
+    """Weights, classes, and a tokenizer that adds the same special tokens as training."""
     import_hf(str(source("llama3", tmp_path)), tmp_path / "base")
     rows = [{"text": f"{'good' if i % 2 else 'bad'} {i}", "label": "ab"[i % 2]} for i in range(60)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -255,7 +255,7 @@ def test_a_missing_source_or_a_used_output_is_an_error(tmp_path):
 
 
 class Code:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

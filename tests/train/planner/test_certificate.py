@@ -43,7 +43,7 @@ def test_published_architectures_pass_and_keep_their_options(name):
         "rope_original_context", "query_scale", "sliding_window", "compute_dtype", "attention",
     }  # fmt: skip
     for found in verdict(config, "fsdp 2", "tensor 2", "context 2"):
-        assert not found.fault and max(found.loss, found.grad_norm, found.params) <= TOLERANCE
+        assert not found.mismatch and max(found.loss, found.grad_norm, found.params) <= TOLERANCE
 
 
 def test_certificate_catches_a_mean_of_means(monkeypatch):
@@ -60,7 +60,7 @@ def test_certificate_catches_a_mean_of_means(monkeypatch):
 
     monkeypatch.setattr(step, "summed_gradients", mean_of_means)
     (found,) = verdict(config_of(microbatches=2), "data 2")
-    assert "the gradient's norm" in found.fault and found.leaf.startswith("backbone/")
+    assert "the gradient's norm" in found.mismatch and found.leaf.startswith("backbone/")
 
 
 def test_certificate_catches_a_diverging_replica(monkeypatch):
@@ -85,7 +85,7 @@ def test_certificate_catches_a_diverging_replica(monkeypatch):
 
     monkeypatch.setattr(certificate, "objective_with_noise", with_stray_replica)
     (found,) = verdict(config_of(), "data 2")
-    assert "before the first step" in found.fault and found.leaf == "backbone/final_norm/scale"
+    assert "before the first step" in found.mismatch and found.leaf == "backbone/final_norm/scale"
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -102,6 +102,6 @@ def test_certificate_catches_scaled_gradient(optimizer, monkeypatch):
     config.optimizer.name = optimizer
     (found,) = verdict(config, "fsdp 2")
     leaf = "backbone/layers/attention/key/kernel"
-    assert "a parameter" in found.fault and found.leaf == leaf
+    assert "a parameter" in found.mismatch and found.leaf == leaf
     with pytest.raises(UserError, match=rf"1 of 1 layouts differ .* first: fsdp 2: .* worst leaf: {leaf}"):
         certify.publish([found], as_json=False)

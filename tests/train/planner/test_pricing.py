@@ -34,7 +34,7 @@ def estimated(settings, topology, **budget):
 
 
 def test_gpt3_costs_what_was_published():
-    """355 GPU-years and 4.6 million dollars: lambda.ai/blog/demystifying-gpt-3, at 28 TFLOP/s a V100."""
+    """355 GPU-years and 4.6 million dollars: lambda.ai/blog/demystifying-gpt-3, at 28 TFLOP/s per V100."""
     settings = settings_of("gpt3_175b", batch_size=512)
     plan = estimated(settings, "v100-512", tokens=300e9, tflops=28, price=1.5)
     assert plan.chip_hours / 8760 == pytest.approx(355, rel=0.01)
@@ -43,7 +43,7 @@ def test_gpt3_costs_what_was_published():
 
 @pytest.mark.parametrize(("name", "hours"), [("7b", 184_320), ("13b", 368_640), ("70b", 1_720_320)])
 def test_llama2_took_the_published_hours(name, hours):
-    """arXiv:2307.09288, table 2: A100-80GB hours for 2 trillion tokens; 40 % of 312 TFLOP/s for all three sizes."""
+    """arXiv:2307.09288, table 2: A100-80GB hours for 2 trillion tokens at 40 % of 312 TFLOP/s for all three sizes."""
     settings = settings_of(f"llama2_{name}", batch_size=1024, sequence_length=4096, mesh__data=16, mesh__fsdp=64)
     plan = estimated(settings, "a100-1024", tokens=2e12, tflops=0.4 * 312)
     assert plan.mfu == pytest.approx(0.4)
@@ -52,7 +52,7 @@ def test_llama2_took_the_published_hours(name, hours):
 
 def test_state_is_12_bytes_per_parameter_sharded_over_fsdp():
     plan = estimated(settings_of("llama2_7b", batch_size=64), "a100-64")
-    # Norms are whole on every device.
+    # Norms are replicated on every device.
     assert plan.state_bytes_per_chip == pytest.approx(12 * plan.parameters / 64, rel=5e-3)
     assert plan.fits and not plan.compiled and plan.usd is None
 
@@ -68,7 +68,7 @@ def test_a_roofline_is_its_slowest_part_and_scales_with_the_batch():
 
 
 def test_devices_of_one_machine_split_its_network_traffic():
-    """Were every GPU to send all of it by itself, Llama 2 70B could not have been trained in the published hours."""
+    """If every GPU sent all of the traffic itself, the published hours of Llama 2 70B would be impossible."""
     settings = settings_of("llama2_70b", batch_size=1024, sequence_length=4096, mesh__data=16, mesh__fsdp=64)
     assert estimated(settings, "a100-1024", tokens=2e12).chip_hours < 1_720_320
     inside = estimated(settings_of("llama2_7b", mesh__fsdp=8), "a100-8").network_seconds
@@ -103,7 +103,7 @@ def test_search_ranks_layouts_and_its_first_is_a_config():
     assert [c.flags for c in found] == [c.flags for c in again] and len(found) > 100
     fitting = [c for c in found if c.fits]
     assert found[: len(fitting)] == fitting and len(fitting) < len(found)
-    # 15 heads on 5 kv heads: a tensor axis of 2 or more cannot be.
+    # 15 heads on 5 kv heads: a tensor axis of 2 or more does not divide them.
     assert {c.settings.mesh.tensor for c in found} == {1}
     plan = make_plan(found[0].settings, topology, [], NO_GPU)
     assert plan.fits and plan.tokens_per_second == pytest.approx(found[0].tokens_per_second)
@@ -112,7 +112,7 @@ def test_search_ranks_layouts_and_its_first_is_a_config():
 
 @pytest.fixture(scope="module")
 def llama2_7b_on_v5e_16():
-    """The plan and XLA's own figures: fsdp 16, one row of 2,048 tokens a chip, full remat, float32 state."""
+    """The plan and XLA's own figures: fsdp 16, one row of 2,048 tokens per chip, full remat, float32 state."""
     settings, topology = settings_of("llama2_7b", batch_size=16), parse_topology("v5e-16")
     devices, note = compiler_devices(topology)
     seen = []
@@ -130,7 +130,7 @@ def test_llama2_7b_needs_less_than_8_gb_on_v5e_16(llama2_7b_on_v5e_16):
     assert plan.compiled and plan.fits and plan.peak_bytes_per_chip <= 8.0e9
     assert plan.state_bytes_per_chip == pytest.approx(5.055e9, rel=1e-3)
     assert estimate.peak_bytes_per_chip == pytest.approx(plan.peak_bytes_per_chip, rel=0.15)
-    # The state is written in place; the batch alone is not.
+    # The state is updated in place; only the batch is not.
     assert compiled.alias_bytes == pytest.approx(compiled.argument_bytes, rel=1e-3)
 
 
@@ -139,7 +139,7 @@ def test_collectives_carry_the_weights_forward_backward_and_the_gradients_back(l
     plan, _, estimate = llama2_7b_on_v5e_16
     sent = sum(kind["bytes"] for kind in plan.collectives.values())
     matrices = 2 * 6.476e9 * 15 / 16
-    # Three passes of the matrices in bfloat16, and the share of loss and embedding.
+    # Three passes of the matrices in bfloat16, plus the share of loss and embedding.
     assert 3 * matrices < sent < 3.8 * matrices
     assert sum(kind["bytes"] for kind in estimate.collectives.values()) == pytest.approx(3 * matrices, rel=0.01)
 
@@ -150,7 +150,7 @@ def test_out_of_memory_in_xla_gives_a_plan_that_does_not_fit():
     topology = parse_topology("v5e-16")
     plan = make_plan(settings, topology, *compiler_devices(topology))
     assert plan.refused and not plan.fits and plan.peak_bytes_per_chip > plan.hbm_bytes_per_chip
-    # What XLA asks for holds the state already: it is what arithmetic says, not that and the state once more.
+    # The size in XLA's error includes the state, so it must not be added again.
     estimate = make_plan(settings, topology, [], "")
     assert plan.peak_bytes_per_chip == pytest.approx(estimate.peak_bytes_per_chip, rel=0.15)
     line = advice(plan, settings, topology)

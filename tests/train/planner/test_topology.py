@@ -50,7 +50,7 @@ def test_unknown_topology_lists_the_nearest_names(name, nearest):
         parse_topology(name)
 
 
-def test_every_figure_has_a_source_and_the_right_size():
+def test_every_chip_has_a_source_and_plausible_figures():
     for name, chip in CHIPS.items():
         assert chip.source and chip.flops > 1e14 and 1e10 < chip.hbm_bytes < 3e11, name
         # A chip computes faster than its memory feeds it, and its memory is faster than its links.

@@ -1,4 +1,4 @@
-"""FLOPs of the jaxpr are those of the closed formula, whatever the architecture, scan or remat."""
+"""FLOPs of the jaxpr equal the closed formula for every architecture, scan and remat policy."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def test_remat_policies_recompute_and_save_as_documented():
     once = found["none"].flops
     assert 1.2 * once < found["full"].flops < 4 / 3 * once and found["dots"].flops < 1.05 * once
     kept = {policy: t.saved + t.saved_split for policy, t in found.items()}
-    # Full: one bfloat16 stream a layer; offloaded, it is not on the device.
+    # full: one bfloat16 residual stream per layer; offload: nothing on the device.
     assert kept["full"] == model.num_layers * model.embed_dim * 2 and kept["offload"] == 0
     assert kept["none"] > kept["dots"] > 5 * kept["full"]
 

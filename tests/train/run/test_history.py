@@ -10,7 +10,7 @@ def test_lines_of_repeated_steps_are_dropped(tmp_path):
     with open_writer(tmp_path, 0, tensorboard=False, writing=True) as write:
         for step in (5, 10, 15):
             write({"step": step, "phase": "train", "loss": float("nan") if step == 10 else 1.0})
-    # A kill cuts the last line short.
+    # A kill can truncate the last line.
     path.write_text(path.read_text() + '{"step": 8, "pha')
     with open_writer(tmp_path, 10, tensorboard=False, writing=True) as write:
         write({"step": 11, "phase": "train", "loss": 2.0})

@@ -1,4 +1,4 @@
-"""Batches that are passed over after a roll-back: which batch a step has, and what the run's directory says of it."""
+"""Batches that are skipped after a roll-back: which batch a step gets, and `skipped_batches.json`."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_skipped_ranges_are_batch_numbers(tmp_path):
     # Steps 5 to 7 now have batches 8 to 10.
     roll_back(tmp_path, 4, 7)
     assert skipped_batches(tmp_path) == ((4, 7), (8, 10))
-    # A checkpoint was damaged, and the run goes back further: what is passed over spans the others.
+    # A checkpoint was damaged and the run returns to an earlier one: the skipped range spans the others.
     roll_back(tmp_path, 2, 6)
     assert skipped_batches(tmp_path)[-1] == (2, 12)
     assert batch_number(2, skipped_batches(tmp_path)) == 13
