@@ -33,7 +33,7 @@ def trained(monkeypatch):
     class Trained(list):
         limit = 100
 
-    calls, pretrain = Trained()
+    calls, pretrain = Trained(), sweep.pretrain
 
     def counted(config, workdir):
         if len(calls) >= calls.limit:
