@@ -161,14 +161,14 @@ def test_invalid_input_is_a_one_line_error_before_training(text, points, trained
     few.write_text("".join(points.read_text().splitlines(keepends=True)[:6]))
     sweep = [*SMALL, f"--config.data.path={text}", f"--workdir={tmp_path / 'sweep'}"]
     for arguments, message in (
-        ([f"--workdir={tmp_path}"], "one of --config and --points"),
-        ([*sweep, f"--points={points}"], "one of --config and --points"),
+        ([f"--workdir={tmp_path}"], "expected either --config or --points"),
+        ([*sweep, f"--points={points}"], "expected either --config or --points"),
         ([f"--points={few}", f"--workdir={tmp_path}"], "6 runs of 2 model sizes and 3 numbers of tokens"),
         ([f"--points={tmp_path / 'none.jsonl'}", f"--workdir={tmp_path}"], "none.jsonl"),
         ([*sweep, "--sizes=0.5,1"], "--sizes=0.5,1 gives runs of [2, 3] heads"),
-        ([*sweep, "--sizes=small,1"], "--sizes has 'small'; legal: numbers above 0"),
-        ([*sweep, "--lengths=0,1,2"], "--lengths has '0'"),
-        ([*sweep, "--flops=-1e20"], "--flops has '-1e20'"),
+        ([*sweep, "--sizes=small,1"], "--sizes contains 'small'; expected comma-separated numbers above 0"),
+        ([*sweep, "--lengths=0,1,2"], "--lengths contains '0'"),
+        ([*sweep, "--flops=-1e20"], "--flops contains '-1e20'"),
         ([*sweep, "--config.optimizer.beta1=2.0"], "config.optimizer.beta1"),
         ([*SMALL, f"--workdir={tmp_path / 'sweep'}"], "config.data.path is empty"),
     ):
