@@ -112,7 +112,7 @@ def data() -> ConfigDict:
 def task() -> ConfigDict:
     """Returns `config.task`: the task to fine-tune for, its columns and its baselines."""
     t = ConfigDict()
-    t.name = "classification"  # one of train/tasks/; docs/tasks.md describes the columns that each one reads
+    t.name = "classification"  # one of train/tasks/, or the path of a Python file with a task (docs/tasks.md)
     t.input = "{text}"  # pattern of the model's input; {NAME} inserts a column of the row
     t.context = "{context}"  # span: pattern of the text that contains the answers
     t.target = "label"  # column with the target: class or classes, number, tags, answers, text or messages
