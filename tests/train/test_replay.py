@@ -189,7 +189,7 @@ def test_replay_of_continued_pretraining_starts_from_the_parent_run(foundation, 
 
 
 def test_replay_on_fewer_devices_reports_both_meshes(foundation):
-    flags = [f"--workdir={foundation}", "--step=12", "--documents=2", "--json"]
+    flags = [f"--run={foundation}", "--step=12", "--documents=2", "--json"]
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "train", "replay", *flags]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True)

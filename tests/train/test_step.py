@@ -105,7 +105,7 @@ def test_step_uses_the_mean_over_its_targets(batches):
 
     loss, gradient = jax.jit(jax.value_and_grad(mean))(params)
     step = make_train_step(objective, optimizer, optax.linear_schedule(1.0, 0.0, 4), 1)
-    state = TrainState(jnp.asarray(1), params, optimizer.init(params))
+    state = TrainState(jnp.asarray(1), params, optimizer.init(params), {})
     after, metrics = jax.jit(step)(state, batch)
     found = {name: float(value) for name, value in metrics.items()}
     expected = {"loss": loss, "grad_norm": optax.tree.norm(gradient), "learning_rate": 0.75, "targets": targets}

@@ -192,7 +192,9 @@ def inputs(text, foundation, classifier, labeled, tmp_path_factory):
     tail = "--validation_split=tail"
     rootstock("prepare", f"--input={folder / 'digits.txt'}", f"--output={store}", "--tokenizer=chars", tail)
     paths = {key: folder / name for key, (name, _) in files.items()}
-    known = {"text": text, "foundation": foundation, "classifier": classifier, "labeled": labeled, "store": store}
+    # The other worker uses the shared run at the same time, so its files may change.
+    own = shutil.copytree(foundation, folder / "foundation")
+    known = {"text": text, "foundation": own, "classifier": classifier, "labeled": labeled, "store": store}
     return paths | known | {"folder": folder}
 
 
@@ -214,7 +216,9 @@ INVALID = {
         [*PRETRAIN, "--config.data.path={text}", "--workdir={foundation}", "--config.optimizer.learning_rate=1"],
         "config.optimizer.learning_rate",
     ),
-    "other vocabulary": ([*PRETRAIN_ON, "--config.data.path={store}", "--init_from={foundation}"], "was tokenized with another tokenizer"),
+    "other vocabulary": (
+        [*PRETRAIN_ON, "--config.data.path={store}", "--init_from={foundation}"], "was tokenized with another tokenizer",
+    ),
     "unseen class": ([*FINETUNE_ON, "--init_from={foundation}", "--config.task.test_path={unseen}"], "'third'"),
     "not a run": ([*FINETUNE_ON, "--init_from={folder}"], "run.json"),
     "nothing to evaluate": (["evaluate", "--run={foundation}"], "--text is missing"),

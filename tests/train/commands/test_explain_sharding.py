@@ -61,5 +61,5 @@ def test_a_parameter_without_a_rule_and_a_rule_without_a_parameter_are_errors(ll
 
 def test_a_parameter_that_names_no_axes_is_an_error(llama, monkeypatch):
     monkeypatch.setattr("model.transformer.with_axes", lambda init, *names: init)
-    with pytest.raises(UserError, match="backbone/embedding/table names no axes"):
+    with pytest.raises(UserError, match="backbone/embedding/table has no axis names"):
         check_rules(llama[1])

@@ -47,7 +47,7 @@ def test_an_invalid_flag_is_a_one_line_error():
     tiny = "--config=configs/pretrain/tiny.py"
     cases = [
         ((tiny, "--topology=v5e-17"), "nearest: v5e-8, v5e-16, v5e-32"),
-        ((tiny, "--topology=v100-7"), "does not divide"),
+        ((tiny, "--topology=v100-7"), "must be divisible by config.mesh.data = 7"),
         ((tiny, "--topology=v100", "--price=-1"), "--price=-1.0; expected a finite number of at least 0"),
         ((tiny, "--topology=v100", "--tokens=nan"), "--tokens=nan; expected a finite number"),
         ((tiny, "--topology=v100", "--config.tokenizer=chars"), "set config.model.vocab_size"),

@@ -84,7 +84,7 @@ def test_all_errors_of_a_mesh_are_listed():
     settings = settings_of("llama2_7b", mesh__fsdp=3, mesh__tensor=8)
     with pytest.raises(UserError, match=r"batch_size.*fsdp = 3; use 6 or 9.*vocab axis of 32000.*embed axis"):
         estimated(settings, "h100-24")
-    with pytest.raises(UserError, match=r"does not fit 8 device.*nearest: config\.mesh\.tensor=8"):
+    with pytest.raises(UserError, match=r"does not fit 8 device.*use config\.mesh\.tensor=8"):
         estimated(settings_of("llama2_7b", mesh__fsdp=1, mesh__tensor=3), "h100-8")
 
 
