@@ -217,7 +217,8 @@ INVALID = {
         "config.optimizer.learning_rate",
     ),
     "other vocabulary": (
-        [*PRETRAIN_ON, "--config.data.path={store}", "--init_from={foundation}"], "was tokenized with another tokenizer",
+        [*PRETRAIN_ON, "--config.data.path={store}", "--init_from={foundation}"],
+        "was tokenized with another tokenizer",
     ),
     "unseen class": ([*FINETUNE_ON, "--init_from={foundation}", "--config.task.test_path={unseen}"], "'third'"),
     "not a run": ([*FINETUNE_ON, "--init_from={folder}"], "run.json"),
