@@ -13,7 +13,6 @@ from ml_collections import config_flags
 
 from configs import reference
 from configs.errors import UserError, did_you_mean, end
-from train.distributed.sigterm import exit_on_sigterm
 
 # Command NAME is the module train/commands/NAME.py, with "_" for "-".
 COMMANDS = {
@@ -45,8 +44,6 @@ def main(argv: list[str] | None = None) -> None:
     0: success; 1: invalid input; 2: invalid command line; 75: SIGTERM, saved: run it again; 130: Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if argv is None:
-        exit_on_sigterm(arguments)
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_overview())
         sys.exit(0 if arguments else 2)

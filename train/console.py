@@ -16,11 +16,7 @@ from rich.progress import (
 )
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
 _WIDTH = 200  # columns; the widest table fits
-
-
 # stdout is for results only (tables, JSON, text), so that commands can be piped.
 console = Console(stderr=True, soft_wrap=True)
 

@@ -7,7 +7,6 @@ import pytest
 
 from configs.errors import UserError
 from data import prepare as preparation
-from data import sources
 from data.prepare import DataChanged, StoreOptions, clean, prepare
 from data.store import open_store, read_manifest, verify_store
 from data.tokenizer import load_tokenizer
@@ -126,15 +125,6 @@ def test_existing_store_is_reused_or_refused(tmp_path):
     (store / "train" / "tokens.bin").write_bytes(b"")
     with pytest.raises(UserError, match="has 0 bytes"):
         make(source, store, "bytes")
-
-
-@pytest.fixture
-def hashed(monkeypatch):
-    """The names of the input files that were read and hashed."""
-    names = []
-    hash_file = sources.hash_file
-    monkeypatch.setattr(sources, "hash_file", lambda path: names.append(path.name) or hash_file(path))
-    return names
 
 
 def test_second_start_reads_no_input_file(tmp_path, hashed):

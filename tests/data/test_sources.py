@@ -3,7 +3,6 @@ import os
 import pytest
 
 from configs.errors import UserError
-from data import sources
 from data.sources import differences, fingerprint, hash_sources, inventory
 
 
@@ -32,15 +31,6 @@ def test_differences_list_each_changed_file(tmp_path):
     assert found[0].startswith("a.txt: 1 ca978112 -> 4 ")
     assert found[1].endswith("-> missing") and found[2].startswith("d.txt: missing -> 1 ")
     assert differences(before, before) == []
-
-
-@pytest.fixture
-def hashed(monkeypatch):
-    """The names of the files that were read and hashed."""
-    names = []
-    hash_file = sources.hash_file
-    monkeypatch.setattr(sources, "hash_file", lambda path: names.append(path.name) or hash_file(path))
-    return names
 
 
 def test_files_with_known_size_and_time_are_not_read(tmp_path, hashed):
