@@ -192,9 +192,7 @@ def inputs(text, foundation, classifier, labeled, tmp_path_factory):
     tail = "--validation_split=tail"
     rootstock("prepare", f"--input={folder / 'digits.txt'}", f"--output={store}", "--tokenizer=chars", tail)
     paths = {key: folder / name for key, (name, _) in files.items()}
-    # The other worker uses the shared run at the same time, so its files may change.
-    own = shutil.copytree(foundation, folder / "foundation")
-    known = {"text": text, "foundation": own, "classifier": classifier, "labeled": labeled, "store": store}
+    known = {"text": text, "foundation": foundation, "classifier": classifier, "labeled": labeled, "store": store}
     return paths | known | {"folder": folder}
 
 
