@@ -1,6 +1,7 @@
 """Generation with the KV cache equals the model without a cache, for batches of prompts of different lengths."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +25,21 @@ VARIANTS = {
 }
 
 
+@partial(jax.jit, static_argnums=0)
+def logits_of_row(model, params, row):
+    batch = {"tokens": row, "segment_ids": jnp.ones_like(row), "positions": jnp.arange(row.shape[1])[None]}
+    return losses.logits(forward(model, params["backbone"], batch), unembedding(params), model.logit_softcap)[0]
+
+
+def uncached_logits(model, params, tokens):
+    """The logits after each of `tokens`. Padding on the right changes nothing, and one length compiles once."""
+    return logits_of_row(model, params, np.array([[*tokens, *[0] * (16 - len(tokens))]]))[: len(tokens)]
+
+
 def greedy_without_cache(model, params, prompt, count):
     tokens = list(prompt)
     for _ in range(count):
-        row = jnp.asarray([tokens])
-        batch = {"tokens": row, "segment_ids": jnp.ones_like(row), "positions": jnp.arange(len(tokens))[None]}
-        z = losses.logits(forward(model, params["backbone"], batch), unembedding(params), model.logit_softcap)
-        tokens.append(int(z[0, -1].argmax()))
+        tokens.append(int(uncached_logits(model, params, tokens)[-1].argmax()))
         if tokens[-1] == EOS:
             break
     return tokens[len(prompt) :]
@@ -64,10 +73,8 @@ def test_cached_logits_equal_uncached_logits(variant):
     texts = [list(prompt) for prompt in prompts]
     for _ in range(5):
         for row, tokens in enumerate(texts):
-            ids = jnp.asarray([tokens])
-            batch = {"tokens": ids, "segment_ids": jnp.ones_like(ids), "positions": jnp.arange(len(tokens))[None]}
-            z = losses.logits(forward(model, params["backbone"], batch), unembedding(params), model.logit_softcap)
-            np.testing.assert_allclose(state.logits_BV[row], z[0, -1], rtol=1e-5, atol=1e-5)
+            expected = uncached_logits(model, params, tokens)[-1]
+            np.testing.assert_allclose(state.logits_BV[row], expected, rtol=1e-5, atol=1e-5)
         new, state = advance(model, params, state, Sampling(), steps=1, eos_id=-1)
         for tokens, token in zip(texts, np.asarray(new)[:, 0].tolist(), strict=True):
             tokens.append(token)
@@ -119,11 +126,9 @@ def test_choice_scores_equal_full_text_scores(variant):
     weights = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], np.float32)
     got = score_choices(model, params, Prompts(padded, np.array([5, 2], np.int32)), rows, weights)
     for b, c in np.ndindex(2, 2):
-        tokens = jnp.asarray([prompts[b] + choices[c]])
-        batch = {"tokens": tokens, "segment_ids": jnp.ones_like(tokens), "positions": jnp.arange(tokens.size)[None]}
-        z = losses.logits(forward(model, params["backbone"], batch), unembedding(params), model.logit_softcap)
+        z = uncached_logits(model, params, prompts[b] + choices[c])
         first = len(prompts[b])
-        own = jax.nn.log_softmax(z[0, first - 1 : -1])[jnp.arange(len(choices[c])), jnp.asarray(choices[c])]
+        own = jax.nn.log_softmax(z[first - 1 : -1])[jnp.arange(len(choices[c])), jnp.asarray(choices[c])]
         np.testing.assert_allclose(got[b, c], own.mean(), rtol=1e-5, atol=1e-5)
 
 

@@ -132,15 +132,19 @@ def test_skipped_step_changes_only_the_step_number(name, microbatches, batches):
     with_nan["weights"][3, 2] = np.nan
     with_inf = {k: v.copy() for k, v in batches[1].items()}
     with_inf["weights"][3, 2] = np.inf
-    for batch, bound in ((with_nan, 0.0), (with_inf, 0.0), (batches[1], 1e-3)):
+    program = make_program(objective, settings, mesh)
+
+    def skipping(bound):
         faults = dataclasses.replace(settings.faults, max_grad_norm=bound)
-        bounded = dataclasses.replace(settings, faults=faults, microbatches=microbatches)
-        program = make_program(objective, settings, mesh)
+        return make_program(objective, dataclasses.replace(settings, faults=faults, microbatches=microbatches), mesh)
+
+    not_finite, too_large = skipping(bound=0.0), skipping(bound=1e-3)
+    for batch, skips in ((with_nan, not_finite), (with_inf, not_finite), (batches[1], too_large)):
         with jax.set_mesh(mesh):
             state = program.initialize(jax.random.key_data(jax.random.key(0)))
             state, metrics = program.step(state, put_batch(batches[0], mesh))
             before = jax.device_get(state)
-            state, skipped = make_program(objective, bounded, mesh).step(state, put_batch(batch, mesh))
+            state, skipped = skips.step(state, put_batch(batch, mesh))
             after = jax.device_get(state)
             state, last = program.step(state, put_batch(batches[1], mesh))
         assert (float(metrics["skipped"]), float(skipped["skipped"]), float(last["skipped"])) == (0, 1, 0)

@@ -30,12 +30,21 @@ def model_of(params, mesh=None):
     return LanguageModel(MODEL, params, BYTES, "", BYTES.eos_id, mesh or single_device_mesh())
 
 
-def log_probabilities(params, tokens):
-    """(T - 1, V) log-probabilities of each token but the first, given those before it."""
-    row = np.array(tokens, np.int32)[None]
+@jax.jit
+def log_probabilities_of_row(params, tokens):
+    """(T, V) log-probabilities of the next token at each place of a row."""
+    row = tokens[None]
     batch = {"tokens": row, "segment_ids": row * 0 + 1, "positions": np.arange(row.shape[1], dtype=np.int32)[None]}
     x = forward(MODEL, params["backbone"], batch)
-    return np.asarray(jax.nn.log_softmax(logits(x, unembedding(params), MODEL.logit_softcap)))[0, :-1]
+    return jax.nn.log_softmax(logits(x, unembedding(params), MODEL.logit_softcap))[0]
+
+
+def log_probabilities(params, tokens):
+    """(T - 1, V) log-probabilities of each token but the first, given those before it."""
+    # Padding on the right changes nothing on its left, and one length compiles once.
+    row = np.zeros(MODEL.context_length, np.int32)
+    row[: len(tokens)] = tokens
+    return np.asarray(log_probabilities_of_row(params, row))[: len(tokens) - 1]
 
 
 def texts(count=40):

@@ -16,6 +16,12 @@ TOKENS = np.geomspace(2e7, 2e9, 5)
 CHINCHILLA_FLOPS = 5.76e23
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """A quarter of the resamples: wider noise in the bounds of intervals, which no test here depends on."""
+    monkeypatch.setattr(laws, "RESAMPLES", 100)
+
+
 def sweep(noise=0.0, law=TRUE, sizes=SIZES, tokens=TOKENS, seed=0):
     """A grid of runs with the losses of a law times exp(noise)."""
     rng = np.random.default_rng(seed)

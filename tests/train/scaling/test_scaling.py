@@ -8,6 +8,7 @@ import pytest
 from configs.errors import UserError
 from train import cli
 from train.commands import scaling
+from train.scaling import law as laws
 from train.scaling import sweep
 from train.scaling.law import Law
 from train.scaling.report import human
@@ -24,6 +25,12 @@ RUNS = [f"width{width}-steps{steps}" for width in (8, 16, 24) for steps in (6, 1
 
 def command(*arguments):
     scaling.run(cli.parse("scaling", scaling, list(map(str, arguments))))
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """The intervals are tested in test_law.py; here they only have to be there."""
+    monkeypatch.setattr(laws, "RESAMPLES", 20)
 
 
 @pytest.fixture
