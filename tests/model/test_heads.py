@@ -57,7 +57,7 @@ def test_running_mean_stays_within_its_segment():
 def test_new_classifier_predicts_uniformly():
     objective = classifier(tiny_model(), 5, "mean")
     params = jax.tree.map(
-        lambda box: box.value, objective.init(jax.random.key(0)), is_leaf=lambda x: hasattr(x, "names")
+        lambda box: box.value, jax.jit(objective.init)(jax.random.key(0)), is_leaf=lambda x: hasattr(x, "names")
     )
     sums = objective.loss(params, row(([1, 8, 2], 4)))
     assert float(sums.nll) == pytest.approx(np.log(5), rel=1e-6)

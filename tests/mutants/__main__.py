@@ -40,7 +40,7 @@ def run_tests(copy: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
     """Runs tests of a copy in a new process."""
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu"}
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
-    options = ["-n", "0", "-x", "--tb=line", "-p", "no:cacheprovider"]
+    options = ["-n", "0", "-x", "--tb=line", "-p", "no:cacheprovider", "-m", ""]
     command = [sys.executable, "-m", "pytest", *options, *tests]
     return subprocess.run(
         command, cwd=copy, env=environment, capture_output=True, text=True, timeout=_LIMIT_SECONDS * len(tests)

@@ -87,7 +87,7 @@ def test_microbatches_of_unequal_weight_equal_one_batch(batches):
     batch["weights"][0, 3:] = 0
     batch["weights"][5, 1:] = 0
     whole, sums = jax.jit(lambda p, b: summed_gradients(objective, p, b, 1))(params, batch)
-    for microbatches in (2, 4, 8):
+    for microbatches in (2, 8):
         cut, cut_sums = jax.jit(lambda p, b, m=microbatches: summed_gradients(objective, p, b, m))(params, batch)
         np.testing.assert_allclose(cut_sums, sums, rtol=1e-6)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), cut, whole)
@@ -124,8 +124,7 @@ def test_batch_without_targets_gives_zero_gradients(batches):
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize(("name", "microbatches"), [("adamw", 1), ("muon", 2)])
 def test_skipped_step_changes_only_the_step_number(name, microbatches, batches):
     settings, objective, mesh = settings_of(name=name), language_model(tiny_model()), mesh_of(data=2, fsdp=2)
     with_nan = {k: v.copy() for k, v in batches[1].items()}
@@ -185,7 +184,7 @@ def test_muon_orthogonalizes_only_matrices_layer_by_layer():
     params = init(objective)
     optimizer = make_optimizer(settings_of(name="muon", clip_norm=0.0, weight_decay=0.0).optimizer, 10, boxed)
     gradient = jax.tree.map(lambda p: p, params)
-    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
     up = np.asarray(updates["backbone"]["layers"]["mlp"]["up"]["kernel"])
     query = np.asarray(updates["backbone"]["layers"]["attention"]["query"]["kernel"]).reshape(3, 32, -1)
     for matrix in (*up, *query):
@@ -204,7 +203,7 @@ def test_weight_decay_applies_only_to_matrices():
     boxed = jax.eval_shape(objective.init, jax.random.key(0))
     params = init(objective)
     optimizer = make_optimizer(settings_of(weight_decay=0.5, clip_norm=0.0).optimizer, 10, boxed)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     matrices = jax.tree.map(is_matrix, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
     moved = jax.tree.map(lambda u: bool((u != 0).any()), updates)
     assert moved == matrices

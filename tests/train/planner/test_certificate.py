@@ -33,7 +33,7 @@ def test_layouts_contains_every_factorization():
     assert set(TWO) == {"slice 2", "data 2", "fsdp 2", "tensor 2", "context 2"}
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2_2b"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("gemma2_2b", marks=pytest.mark.slow)])
 def test_published_architectures_pass_and_keep_their_options(name):
     config = llm.get_config(name)
     shrunk = shrink(from_config(config.to_dict())).model
@@ -88,7 +88,7 @@ def test_certificate_catches_a_diverging_replica(monkeypatch):
     assert "before the first step" in found.mismatch and found.leaf == "backbone/final_norm/scale"
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_certificate_catches_scaled_gradient(optimizer, monkeypatch):
     summed = step.summed_gradients
 

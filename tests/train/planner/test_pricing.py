@@ -123,6 +123,7 @@ def llama2_7b_on_v5e_16():
     return plan, seen[0], make_plan(settings, topology, [], note)
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_llama2_7b_needs_less_than_8_gb_on_v5e_16(llama2_7b_on_v5e_16):
     plan, compiled, estimate = llama2_7b_on_v5e_16
@@ -134,6 +135,7 @@ def test_llama2_7b_needs_less_than_8_gb_on_v5e_16(llama2_7b_on_v5e_16):
     assert compiled.alias_bytes == pytest.approx(compiled.argument_bytes, rel=1e-3)
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_collectives_carry_the_weights_forward_backward_and_the_gradients_back(llama2_7b_on_v5e_16):
     plan, _, estimate = llama2_7b_on_v5e_16

@@ -52,6 +52,7 @@ def trained(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_resumes_and_fits_the_law(text, trained, tmp_path, capsys):
     arguments = [*SMALL, f"--config.data.path={text}", f"--workdir={tmp_path / 'sweep'}"]
     trained.limit = 4
