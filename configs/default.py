@@ -156,8 +156,9 @@ def optimizer() -> ConfigDict:
     o.learning_rate = 1e-3  # peak learning rate of AdamW
     o.muon_learning_rate = 0.02  # peak learning rate of Muon
     o.muon_iterations = 5  # Newton-Schulz iterations; fewer are cheaper and orthogonalize less accurately
-    o.schedule = "cosine"  # after warmup: "cosine", "linear", or "wsd" (constant, then linear decay)
-    o.warmup_steps = 50  # steps of linear warmup
+    # After warmup: "cosine" or "linear" decay, "constant", or "wsd" (constant, then linear decay).
+    o.schedule = "cosine"
+    o.warmup_steps = 50  # steps of linear warmup; less than num_steps, with wsd before the decay
     o.decay_fraction = 0.2  # wsd: part of num_steps in which the learning rate decays, at the end
     o.final_fraction = 0.1  # final learning rate, as a fraction of the peak
     o.beta1 = 0.9  # AdamW: decay rate of the first moment

@@ -1,5 +1,6 @@
 """Optax optimizers and schedules; logical axes decide which parameters get weight decay and which get Muon."""
 
+import math
 from typing import Any
 
 import jax
@@ -12,8 +13,38 @@ from model.transformer import Params
 from train.settings import OptimizerSettings
 
 
+def decay_steps(settings: OptimizerSettings, num_steps: int) -> int:
+    """Returns the number of steps at the end in which "wsd" decays."""
+    return max(round(num_steps * settings.decay_fraction), 1)
+
+
+def schedule_errors(settings: OptimizerSettings, num_steps: int) -> list[str]:
+    """Returns what is wrong with a schedule whose warm-up leaves no room for the rest; a list of at most one line."""
+    warmup = settings.warmup_steps
+    if warmup and warmup >= num_steps:
+        return [
+            f"config.optimizer.warmup_steps={warmup} must be less than config.num_steps={num_steps}; "
+            f"expected at most {num_steps - 1}, or config.num_steps of at least {warmup + 1}"
+        ]
+    decay = decay_steps(settings, num_steps)
+    if settings.schedule != "wsd" or warmup + decay <= num_steps:
+        return []
+    longest = num_steps - warmup
+    # Rounded down, so that the steps of the decay, which are rounded, still fit.
+    fraction = math.floor(1000 * longest / num_steps) / 1000
+    return [
+        f"config.optimizer.decay_fraction={settings.decay_fraction:g} ({decay} of {num_steps} steps) overlaps "
+        f"config.optimizer.warmup_steps={warmup}; expected a decay_fraction of at most {fraction:g} ({longest} steps)"
+        + (f", or warmup_steps of at most {num_steps - decay}" if decay <= num_steps else "")
+    ]
+
+
 def make_schedule(settings: OptimizerSettings, peak: float, num_steps: int) -> optax.Schedule:
-    """Returns step -> learning rate: linear warm-up to `peak`, then cosine, linear or constant-then-linear decay."""
+    """Returns step -> learning rate: linear warm-up to `peak`, then constant, or cosine or linear decay, or both.
+
+    "wsd" is constant and decays linearly in the last `decay_steps`. Schedules for which `schedule_errors` returns an
+    error keep the values that earlier versions gave them: runs that exist resume with them.
+    """
     warmup = min(settings.warmup_steps, num_steps)
     final = peak * settings.final_fraction
     rest = max(num_steps - warmup, 1)
@@ -22,8 +53,10 @@ def make_schedule(settings: OptimizerSettings, peak: float, num_steps: int) -> o
         boundaries: list[int] = []
     elif settings.schedule == "linear":
         after, boundaries = [optax.linear_schedule(peak, final, rest)], []
+    elif settings.schedule == "constant":
+        after, boundaries = [optax.constant_schedule(peak)], []
     else:
-        decay = max(round(num_steps * settings.decay_fraction), 1)
+        decay = decay_steps(settings, num_steps)
         after = [optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)]
         boundaries = [max(num_steps - decay, warmup)]
     if not warmup:

@@ -25,6 +25,7 @@ from train.evaluation.scoring import language_model_evaluator
 from train.job import Evaluate, Job
 from train.loop import fit
 from train.run.lock import claim
+from train.run.new_run import PRETRAIN_UNUSED, check_new_run
 from train.run.record import Run, RunRecord, open_run
 from train.run.record import start as start_run
 from train.run.results import NAME, add_results, training_summary
@@ -50,13 +51,14 @@ def pretrain(
         UserError: the config, the data, the mesh or the checkpoint is invalid.
     """
     settings = from_config(config)
+    source = None if parent is None else open_run(parent).with_execution(settings.model)
+    check_new_run(workdir, config, settings, PRETRAIN_UNUSED, source)
     apply_xla_flags(settings)
     mesh = make_mesh(settings.mesh)
     check_batch(settings, mesh)
     with claim(workdir):
         store = token_store(settings, workdir, parent, accept_changed_data)
         tokenizer = load_tokenizer(store)
-        source = None if parent is None else open_run(parent).with_execution(settings.model)
         model, lineage = _architecture(settings, tokenizer, source)
         train = open_store(store, "train")
         rows = PackedRows(train, settings.sequence_length)

@@ -163,7 +163,7 @@ def _job(run: Run, settings: Settings, mesh: Mesh, step: int) -> tuple[Job, Toke
         job = job_of(settings, model, rows, None if parent is None else load_initial, evaluate)
         return job, run.tokenizer(), True, lambda n: f"document {n} of {path}/train"
     assert parent is not None
-    finetuning, _ = prepare_run(record.config, settings, parent, workdir, mesh)
+    finetuning, _ = prepare_run(record.config, settings, open_run(parent).with_execution(settings.model), workdir, mesh)
     _check_data(workdir, record, finetuning.record.data_fingerprint, step)
     finetuning = with_references(finetuning)
     job = finetuning_job(finetuning, "replay", Run(workdir, finetuning.record).objective(), evaluate)

@@ -249,7 +249,7 @@ _TRAIN = (
     ),
     Mutant(
         "warm-up ends one step late", "train/optimizer.py", "max(warmup - 1, 1)", "max(warmup, 1)",
-        f"{_STEP}test_schedules_warm_up_and_end_at_the_final_fraction",
+        "tests/train/test_schedule.py::test_schedules_warm_up_and_end_at_the_final_fraction",
     ),
     Mutant(
         "the last layer gets the lowest learning rate", "train/optimizer.py",

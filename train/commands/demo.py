@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 from rich.console import Console
 
 from configs.finetune import demo as finetune_config
@@ -51,7 +52,7 @@ def run(values: flags.FlagValues) -> None:
     config = finetune_config.get_config()
     config.data.path = str(corpus / "labeled_train.jsonl")
     config.task.test_path = str(corpus / "labeled_test.jsonl")
-    config.num_steps = max(int(config.num_steps * values.scale), 2)
+    _shorten(config, values.scale)
     finetune(config.to_dict(), foundation, workdir / "classifier")
     say(f"demo: {time.perf_counter() - started:.0f} s in all; results in {workdir}")
 
@@ -59,6 +60,12 @@ def run(values: flags.FlagValues) -> None:
 def _pretrain(corpus: Path, workdir: Path, scale: float) -> Path:
     config = pretrain_config.get_config()
     config.data.path = str(corpus / "unlabeled.jsonl")
-    config.num_steps = max(int(config.num_steps * scale), 2)
+    _shorten(config, scale)
     pretrain(config.to_dict(), workdir)
     return workdir
+
+
+def _shorten(config: ConfigDict, scale: float) -> None:
+    """Multiplies the length of a run and of its warm-up by `scale`."""
+    config.num_steps = max(int(config.num_steps * scale), 2)
+    config.optimizer.warmup_steps = min(round(config.optimizer.warmup_steps * scale), config.num_steps - 1)

@@ -11,7 +11,7 @@ from train.evaluation.scoring import held_out_loss
 from train.finetuning.baselines import constant_baseline, foundation_head, prompted_foundation
 from train.finetuning.finetune_run import FinetuneRun, Scored, score
 from train.finetuning.predictor import Predictor
-from train.finetuning.rows import with_reference
+from train.finetuning.rows import first_rows, with_reference
 from train.generation.language_model import LanguageModel
 from train.job import Evaluate, Job
 from train.loop import fit
@@ -111,8 +111,12 @@ def _predictor(run: FinetuneRun, objective: Objective) -> Predictor:
 
 
 def _evaluation(run: FinetuneRun, objective: Objective, predictor: Predictor) -> Evaluate:
-    """Returns parameters -> loss and metrics on the validation rows; no metrics for tasks that generate text."""
-    task, validation = run.data.task, run.data.parts["validation"]
+    """Returns parameters -> loss and metrics on validation rows, as many as `config.evaluation.batches` says.
+
+    No metrics for tasks that generate text.
+    """
+    task, batches = run.data.task, run.settings.evaluation.batches
+    validation = first_rows(run.data.parts["validation"], batches * run.settings.batch_size)
 
     def evaluate(params: Params) -> dict[str, float]:
         loss = held_out_loss(objective, params, validation.rows, run.settings.batch_size, run.mesh)
