@@ -67,7 +67,7 @@ def test_new_classifier_predicts_uniformly():
 def test_multi_label_loss_is_weighted_by_class_and_by_its_target():
     weights = np.array([[0.5, 3.0, 1.0], [4.0, 0.25, 1.0]], np.float32)
     targets = np.array([1.0, 0.0, 1.0], np.float32)
-    batch = row((8, 0), length=8) | {"targets": np.broadcast_to(targets, (1, 8, 3))}
+    batch = row(([5] * 8, 0), length=8) | {"targets": np.broadcast_to(targets, (1, 8, 3))}
     plain, weighted = (
         objective.loss(nn.meta.unbox(objective.init(jax.random.key(0))), batch)
         for objective in (

@@ -40,7 +40,7 @@ def run(values: flags.FlagValues) -> None:
         }
         print(json.dumps({"config": config, "changed": changed}, indent=1))
     else:
-        results_console().print("\n".join(_lines(config)), markup=False)
+        results_console().print("\n".join(_lines(config)))
 
 
 def _lines(config: dict[str, Any]) -> list[str]:

@@ -12,13 +12,12 @@ from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from configs.finetune import demo as finetune_config
 from configs.pretrain import demo as pretrain_config
 from data.demo_corpus import write_demo_corpus
 from model.sampling import Sampling
-from train.console import say, step_progress
+from train.console import results_console, say, step_progress
 from train.finetuning.run import finetune
 from train.generation.decode import continuations
 from train.generation.language_model import GenerationOptions
@@ -44,11 +43,11 @@ def run(values: flags.FlagValues) -> None:
             summary = write_demo_corpus(corpus, progress)
         (corpus / "summary.json").write_text(json.dumps(summary, indent=1))
     foundation = _pretrain(corpus, workdir / "foundation", values.scale)
-    out = Console()
+    out = results_console()
     options = GenerationOptions(48, Sampling(temperature=0.7, top_k=50))
     texts = continuations(open_language_model(foundation), _PROMPTS, options)
     for prompt, text in zip(_PROMPTS, texts, strict=True):
-        out.print(f"sample: {' '.join((prompt + text).split())}\n", highlight=False, markup=False)
+        out.print(f"sample: {' '.join((prompt + text).split())}\n")
     config = finetune_config.get_config()
     config.data.path = str(corpus / "labeled_train.jsonl")
     config.task.test_path = str(corpus / "labeled_test.jsonl")

@@ -163,7 +163,7 @@ def test_merged_run_predicts_like_its_adapter_and_can_be_finetuned(adapters, fou
     with pytest.raises(UserError, match="is not empty"):
         merge(folder / "lora0", tmp_path / "merged")
     # A merged run can be a foundation.
-    config = small(intent.get_config(), path, **{"task.baseline": False, "num_steps": 2})
+    config = small(intent.get_config(), path, **{"task.baseline": False, "num_steps": 3})
     finetune(config, tmp_path / "merged", tmp_path / "onto")
     assert len(open_run(tmp_path / "onto").record.lineage) == 2
 
