@@ -1,5 +1,6 @@
 """Pre-training: a config and text or a token store -> a run directory."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.evaluation.scoring import language_model_evaluator
 from train.job import Evaluate, Job
 from train.loop import fit
+from train.run.length import earlier_lengths
 from train.run.lock import claim
 from train.run.new_run import PRETRAIN_UNUSED, check_new_run
 from train.run.record import Run, RunRecord, open_run
@@ -65,7 +67,7 @@ def pretrain(
         objective = objective_of(settings, model)
         files = read_manifest(store).get("files", [])
         record = RunRecord("pretrain", model, config, {}, train.fingerprint, lineage, files)
-        start_run(workdir, record, tokenizer, accept_changed_data)
+        record = start_run(workdir, record, tokenizer, accept_changed_data)
         count = parameter_count(boxed_params(objective))
         axes = ", ".join(f"{axis} {mesh.shape[axis]}" for axis in MESH_AXES)
         say(
@@ -82,7 +84,9 @@ def pretrain(
                 mesh,
             )
             load_initial = None if source is None else lambda groups: source.load_merged(mesh, groups)
-            fit(job_of(settings, model, rows, load_initial, evaluate), settings, mesh, workdir)
+            job = job_of(settings, model, rows, load_initial, evaluate)
+            job = dataclasses.replace(job, earlier_lengths=earlier_lengths(record.length_changes))
+            fit(job, settings, mesh, workdir)
         if is_process_zero():
             add_results(workdir / NAME, lambda held: held.update(training=training_summary(workdir)))
     say(f"pretrain: done; the model is in {workdir}")

@@ -34,6 +34,7 @@ from train.finetuning.run import prepare_run
 from train.job import Job, first_state
 from train.pretraining import job_of
 from train.run.history import read_records
+from train.run.length import earlier_lengths
 from train.run.record import Run, RunRecord, open_run
 from train.run.rollback import skipped_batches
 from train.settings import MeshSettings, Settings, from_config
@@ -69,7 +70,8 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
     check_batch(settings, mesh)
     with contextlib.ExitStack() as stack, jax.set_mesh(mesh):
         job, tokenizer, by_token, source_of = _job(run, settings, mesh, step)
-        program = make_program(job.objective, settings, mesh)
+        # The learning rates of the steps before a change of the run's length.
+        program = make_program(job.objective, settings, mesh, earlier_lengths(record.length_changes))
         state = first_state(job, settings, program, restore_before(workdir, step - 1, program.state, mesh))
         start = int(state.step)
         _check_one_version(record, start, step)

@@ -15,6 +15,7 @@ from train.finetuning.rows import first_rows, with_reference
 from train.generation.language_model import LanguageModel
 from train.job import Evaluate, Job
 from train.loop import fit
+from train.run.length import earlier_lengths
 from train.run.record import Run
 from train.tasks.task import Prediction
 
@@ -144,4 +145,5 @@ def finetuning_job(
         load_initial=(lambda groups: run.foundation.load_merged(run.mesh, groups)) if from_foundation else None,
         initial_groups=("backbone", "head") if lm_head else ("backbone",),
         flops_per_step=run.settings.batch_size * length * training_flops_per_token(counted, length),
+        earlier_lengths=earlier_lengths(run.record.length_changes, "." if from_foundation else RANDOM_INIT_DIR),
     )

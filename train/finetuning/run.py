@@ -1,5 +1,6 @@
 """Fine-tuning as a function: a config, a foundation run and labeled rows -> a run directory."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def finetune(
         f"were truncated to {settings.sequence_length} tokens and {train.dropped:,} dropped"
     )
     with claim(workdir), jax.set_mesh(mesh):
-        start_run(workdir, run.record, run.data.tokenizer, accept_changed_data)
+        stored = start_run(workdir, run.record, run.data.tokenizer, accept_changed_data)
+        run = dataclasses.replace(run, record=dataclasses.replace(run.record, length_changes=stored.length_changes))
         return publish(run, compare(run))
 
 
