@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # random seed of parameter initialization and data order
     config.batch_size = 32  # rows per step, over all devices
     config.sequence_length = 256  # tokens per row
-    config.num_steps = 1000  # optimizer steps
+    config.num_steps = 1000  # optimizer steps; how a run goes on for longer: docs/run-directory.md
     config.microbatches = 1  # gradient accumulation: split each batch into this many parts; must divide batch_size
     # "bpe:N" (N tokens in total), "bytes" or "chars" to train a tokenizer on the text, or the path of a saved one.
     # Used only when data.path is text: a token store contains its tokenizer.

@@ -28,8 +28,9 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "runs"
 # String flags that hold no path.
 TEXT_FLAGS = {"prompt", "stop", "system", "tasks", "text_field", "topology", "sizes", "lengths", "flops"}
+LIST = "comma separated list of strings"
 # Flags without which a command's line does not parse.
-ACTION = {"checkpoint": ["--action=ls"], "plan": ["--topology=v5e-16"]}
+ACTION = {"checkpoint": ["--action=ls"], "plan": ["--topology=v5e-16"], "replay": ["--step=1"]}
 
 
 def command_of(name):
@@ -47,6 +48,16 @@ def parsed(name, *arguments):
     return cli.parse(name, command, [*filled, *arguments])
 
 
+@pytest.fixture(autouse=True)
+def errors_raise(monkeypatch):
+    """Without this an error of the command line ends the process of the tests."""
+
+    def end(message, code):
+        raise AssertionError(message)
+
+    monkeypatch.setattr(cli, "end", end)
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -56,7 +67,7 @@ def home(tmp_path, monkeypatch):
 def string_flags(name):
     values = cli.flags.FlagValues()
     command_of(name).define_flags(values)
-    return {flag for flag in values if values[flag].flag_type() in ("string", "list", "multi string")}
+    return {flag for flag in values if values[flag].flag_type() in ("string", LIST, "multi string")}
 
 
 def test_every_string_flag_is_a_path_or_a_text():

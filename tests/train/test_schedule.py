@@ -68,3 +68,12 @@ def test_a_schedule_without_an_error_ends_where_it_should_and_named_values_have_
         if not errors:
             end = 1.0 if name == "constant" else found.final_fraction
             assert float(make_schedule(found, 1.0, steps)(steps)) == pytest.approx(end, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["linear", "wsd", "constant"])
+def test_a_change_of_length_keeps_the_steps_before_it(name):
+    o = optimizer_of(schedule=name, warmup_steps=5, final_fraction=0.1)
+    rate = make_schedule(o, 1.0, 80, earlier=((10, 20), (30, 40)))
+    lengths = {step: 20 if step < 10 else 40 if step < 30 else 80 for step in range(90)}
+    for step, length in lengths.items():
+        assert float(rate(step)) == float(make_schedule(o, 1.0, length)(step)), step
