@@ -117,6 +117,7 @@ def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagVal
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
         _expand_paths(values)
+        _check_needs(command, values)
         for flag in getattr(command, "REQUIRED", ()):
             if not values[flag].value:
                 raise UserError(f"--{flag} is missing; see rootstock {name} --help")
@@ -145,6 +146,15 @@ def _expand_paths(values: flags.FlagValues) -> None:
         # A wrong type is reported with the other errors of the config.
         if isinstance(owner[field], str):
             owner[field] = expand(owner[field])
+
+
+def _check_needs(command: ModuleType, values: flags.FlagValues) -> None:
+    """Raises UserError for a flag that has no effect without another one (the command's `FLAG_NEEDS`)."""
+    for name, needed in getattr(command, "FLAG_NEEDS", {}).items():
+        other, _, value = needed.partition("=")
+        found = values[other].value
+        if values[name].value != values[name].default and not (found == value if value else found):
+            raise UserError(f"--{name} has no effect without --{needed}")
 
 
 def _check_utf8(arguments: list[str]) -> None:

@@ -30,6 +30,7 @@ from train.run.record import config_changes, open_run
 POSITIONAL = ("action", "run", "other")
 REQUIRED = ("action", "run")
 RENAMED_FLAGS = {"directory": "run"}
+FLAG_NEEDS = {"other": "action=diff", "keep": "action=prune", "dry_run": "action=prune"}
 
 
 def define_flags(values: flags.FlagValues) -> None:
