@@ -55,7 +55,7 @@ def schedule_of(config, num_steps, earlier=()):
     return make_schedule(from_config(config).optimizer, PEAK, num_steps, earlier)
 
 
-@pytest.fixture(scope="module", params=["constant", "linear", "wsd"])
+@pytest.fixture(scope="module", params=["linear", "wsd"])
 def extended(request, text, tmp_path_factory):
     """(schedule, a finished run of 8 steps that went on to 12, its config)."""
     workdir = tmp_path_factory.mktemp(request.param) / "run"
@@ -88,7 +88,7 @@ def test_the_history_shows_the_join(extended):
     assert lengths(workdir) == [(8, 8, 12)] and open_run(workdir).record == record
 
 
-@pytest.mark.parametrize("step", [7, 8, 9, 12])
+@pytest.mark.parametrize("step", [8, 9])
 def test_steps_on_both_sides_of_the_join_replay_bit_for_bit(extended, step):
     _, workdir, _ = extended
     assert replay(workdir, step)["equal"]
@@ -130,10 +130,10 @@ def test_what_a_run_cannot_do_is_one_line(extended, text):
 
 
 def test_a_cosine_keeps_its_length(text, tmp_path):
-    pretrain(config_of(text, 4, "cosine"), tmp_path / "run")
+    config = config_of(text, 4, "cosine")
     for num_steps in (3, 8):
         with pytest.raises(UserError, match=rf"config.num_steps={num_steps}: .*='cosine', whose every step depends on"):
-            pretrain(config_of(text, num_steps, "cosine"), tmp_path / "run")
+            length_change(tmp_path / "run", config, config | {"num_steps": num_steps})
 
 
 def test_a_run_may_become_shorter_but_not_than_its_schedule(text, tmp_path):
