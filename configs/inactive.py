@@ -29,6 +29,20 @@ class Condition:
 
 
 CONDITIONS = (
+    Condition(
+        ("model.rope_theta", "model.rope_scaling"),
+        lambda c: c["model"]["position"] == "rope",
+        "config.model.position='rope'",
+    ),
+    Condition(
+        (
+            *("model.rope_scaling_factor", "model.rope_low_frequency_factor", "model.rope_high_frequency_factor"),
+            "model.rope_original_context",
+        ),
+        lambda c: c["model"]["rope_scaling"] == "llama3",
+        "config.model.rope_scaling='llama3'",
+    ),
+    Condition(("model.qk_norm_joint",), lambda c: c["model"]["qk_norm"], "config.model.qk_norm=True"),
     Condition(("adapt.last_layers",), lambda c: c["adapt"]["method"] == "last", "config.adapt.method='last'"),
     Condition(
         ("adapt.rank", "adapt.alpha", "adapt.targets"),
@@ -39,6 +53,11 @@ CONDITIONS = (
         ("optimizer.muon_learning_rate", "optimizer.muon_iterations"),
         lambda c: c["optimizer"]["name"] == "muon",
         "config.optimizer.name='muon'",
+    ),
+    Condition(
+        ("optimizer.name", "optimizer.weight_decay", "optimizer.layer_decay"),
+        lambda c: c["adapt"]["method"] != "head",
+        "a config.adapt.method that trains layers, not the 'head' alone",
     ),
     Condition(
         ("optimizer.decay_fraction",),

@@ -1,6 +1,7 @@
 """Every config field of every task acts or is refused: `config.task`, `config.loss` and what fine-tuning ignores."""
 
 import dataclasses
+import importlib
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,17 +12,18 @@ import pytest
 from conftest import mesh_of, tiny_model
 from flax import linen as nn
 
-from configs import default
+from configs import default, models, reference
 from configs.errors import UserError
 from configs.finetune import intent
 from configs.inactive import CONDITIONS, inactive_fields
-from configs.pretrain import tiny
+from configs.pretrain import llm, tiny
 from data.examples import pack
 from data.tokenizer_training import train_tokenizer
 from train.finetuning import baselines, comparison
 from train.finetuning.finetune_run import FinetuneRun, Scored
 from train.finetuning.rows import TaskData, TaskRows, encode_rows
 from train.finetuning.run import finetune
+from train.optimizer import schedule_errors
 from train.pretraining import pretrain
 from train.run.new_run import FINETUNE_UNUSED, PRETRAIN_UNUSED, check_new_run
 from train.settings import from_config
@@ -30,7 +32,8 @@ from train.tasks.task import fields_without_effect, load_task
 TOKENIZER = train_tokenizer("bytes", [])
 MODEL = tiny_model(vocab_size=320)
 MESH = mesh_of()
-FOUNDATION = Path(__file__).parents[2] / "golden" / "runs" / "foundation"
+ROOT = Path(__file__).parents[3]
+FOUNDATION = ROOT / "tests" / "golden" / "runs" / "foundation"
 # Rows from which each task can read everything that a changed field names.
 ROWS = [
     {
@@ -198,15 +201,60 @@ def test_pre_training_refuses_a_field_without_effect(changes, message, tmp_path)
         pretrain(config.to_dict(), tmp_path / "run")
 
 
-def test_every_condition_can_be_met():
+def changed(config, name, value):
+    section, field = name.split(".")
+    return config | {section: config[section] | {field: value}}
+
+
+def test_every_condition_is_met_by_one_config_and_not_by_another():
     defaults = default.get_config().to_dict()
-    met = {"adapt.method": ("last", "lora"), "optimizer.name": ("muon",), "optimizer.schedule": ("wsd",)}
+    values = {
+        "adapt.method": ("last", "lora", "head"), "optimizer.name": ("muon",), "checkpoint.best": (True,),
+        "optimizer.schedule": ("wsd", "constant"), "model.position": ("learned",), "model.rope_scaling": ("llama3",),
+        "model.qk_norm": (False,),
+    }  # fmt: skip
+    configs = [defaults, *(changed(defaults, name, value) for name, some in values.items() for value in some)]
+    known = {field.name for field in reference.fields()}
     for condition in CONDITIONS:
-        configs = [defaults]
-        for name, values in {**met, "checkpoint.best": (True,)}.items():
-            section, field = name.split(".")
-            configs += [defaults | {section: defaults[section] | {field: value}} for value in values]
-        assert any(condition.acts(config) for config in configs), condition.needs
+        assert set(condition.fields) <= known
+        assert {bool(condition.acts(config)) for config in configs} == {True, False}, condition.needs
+
+
+@pytest.mark.parametrize(
+    ("without", "name", "value"),
+    [
+        ({"model.position": "learned"}, "model.rope_theta", 5e5),
+        ({}, "model.rope_scaling_factor", 8.0),
+        ({"model.qk_norm": False}, "model.qk_norm_joint", True),
+        ({"adapt.method": "head"}, "optimizer.layer_decay", 0.9),
+        ({"adapt.method": "lora"}, "adapt.last_layers", 1),
+        ({"optimizer.schedule": "constant"}, "optimizer.final_fraction", 0.5),
+    ],
+)
+def test_a_field_without_the_value_that_it_needs_is_refused(without, name, value):
+    config = default.get_config().to_dict()
+    for switch, found in without.items():
+        config = changed(config, switch, found)
+    assert inactive_fields(config, {}) == []
+    (message,) = inactive_fields(changed(config, name, value), {})
+    assert message.startswith(f"config.{name}={value!r} has no effect without ")
+
+
+@pytest.mark.parametrize("name", sorted(models._ARCHITECTURES))
+def test_published_architectures_set_no_field_without_effect(name):
+    assert inactive_fields(llm.get_config(name).to_dict(), PRETRAIN_UNUSED) == []
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*/*.py")), ids=lambda path: path.stem)
+def test_shipped_configs_set_no_field_without_effect(path):
+    if path.stem == "__init__":
+        return
+    config = importlib.import_module(f"configs.{path.parent.name}.{path.stem}").get_config().to_dict()
+    unused = PRETRAIN_UNUSED
+    if path.parent.name == "finetune":
+        unused = FINETUNE_UNUSED | dict.fromkeys(fields_without_effect(load_task(config["task"]["name"])), "")
+    assert inactive_fields(config, unused) == []
+    assert schedule_errors(from_config(config).optimizer, config["num_steps"]) == []
 
 
 def test_a_run_that_exists_resumes_with_a_warning(tmp_path, capsys):
