@@ -19,7 +19,7 @@ from model.flops import training_flops_per_token
 from model.heads import parameter_count
 from model.sharding import MESH_AXES
 from model.transformer import Params
-from train.console import say, say_skipped, step_progress
+from train.console import say, say_skipped, step_progress, warn
 from train.distributed.mesh import apply_xla_flags, check_batch, make_mesh
 from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.evaluation.scoring import language_model_evaluator
@@ -27,7 +27,7 @@ from train.job import Evaluate, Job
 from train.loop import fit
 from train.run.length import earlier_lengths
 from train.run.lock import claim
-from train.run.new_run import PRETRAIN_UNUSED, check_new_run
+from train.run.new_run import PRETRAIN_UNUSED, check_new_run, overridden_fields
 from train.run.record import Run, RunRecord, open_run
 from train.run.record import start as start_run
 from train.run.results import NAME, add_results, training_summary
@@ -54,7 +54,10 @@ def pretrain(
     """
     settings = from_config(config)
     source = None if parent is None else open_run(parent).with_execution(settings.model)
-    check_new_run(workdir, config, settings, PRETRAIN_UNUSED, source)
+    check_new_run(workdir, config, settings, PRETRAIN_UNUSED, None)
+    # Not an error: a config file for pre-training describes a model, and --init_from replaces it.
+    for text in overridden_fields(config, source) if source is not None else ():
+        warn(f"pretrain: {text}")
     apply_xla_flags(settings)
     mesh = make_mesh(settings.mesh)
     check_batch(settings, mesh)

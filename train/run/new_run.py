@@ -25,7 +25,7 @@ PRETRAIN_UNUSED = {"task": "in pre-training", "adapt": "in pre-training, which t
 
 
 def check_new_run(
-    workdir: Path, config: Mapping[str, Any], settings: Settings, unused: Mapping[str, str], parent: Run | None
+    workdir: Path, config: Mapping[str, Any], settings: Settings, unused: Mapping[str, str], foundation: Run | None
 ) -> None:
     """Checks the config of a run that starts in `workdir`; if a run exists there, only warns.
 
@@ -34,22 +34,25 @@ def check_new_run(
         config: the config, complete.
         settings: the same, checked.
         unused: see `inactive_fields`.
-        parent: the run of `--init_from`, which determines architecture and tokenizer.
+        foundation: the run that is fine-tuned, which determines architecture and tokenizer; None in pre-training.
 
     Raises:
         UserError: fields that would change nothing, or a schedule whose parts overlap; all in one message.
     """
     errors = inactive_fields(config, unused) + schedule_errors(settings.optimizer, settings.num_steps)
-    if parent is not None:
-        errors += _overridden(config, parent)
+    if foundation is not None:
+        errors += overridden_fields(config, foundation)
     if errors and not (workdir / "run.json").exists():
         raise UserError("; ".join(errors))
     for error in errors:
         warn(f"{workdir} was started with this config: {error}")
 
 
-def _overridden(config: Mapping[str, Any], parent: Run) -> list[str]:
-    """Returns one message per field whose value is neither the default nor what the parent run has and determines."""
+def overridden_fields(config: Mapping[str, Any], parent: Run) -> list[str]:
+    """Returns one message per field of architecture and tokenizer that `--init_from` overrides.
+
+    A field may have the value of the parent run, or the default.
+    """
     defaults = default.get_config().to_dict()
     pairs = [
         (f"model.{name}", value, defaults["model"][name], getattr(parent.model, name))
@@ -59,7 +62,7 @@ def _overridden(config: Mapping[str, Any], parent: Run) -> list[str]:
     pairs.append(("tokenizer", config["tokenizer"], defaults["tokenizer"], parent.record.config["tokenizer"]))
     return [
         f"config.{name}={value!r} has no effect with --init_from={parent.directory}, which has {theirs!r}; "
-        f"expected {usual!r}, the default"
+        f"expected that, or {usual!r}, the default"
         for name, value, usual, theirs in pairs
         if value not in (usual, theirs)
     ]
