@@ -120,7 +120,7 @@ def with_zero_reference(part):
 def stub_models(monkeypatch, calls):
     """Replaces training, generation and scores by a record of the calls."""
 
-    def answer(foundation, questions, shown, choices, max_new_tokens, length):
+    def answer(foundation, questions, shown, choices, max_new_tokens, *_):
         calls.append(["answer", questions, shown, choices or max_new_tokens])
         return [choices or ["text"] for _ in questions]
 
