@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # random seed of parameter initialization and data order
     config.batch_size = 32  # rows per step, over all devices
     config.sequence_length = 256  # tokens per row
-    config.num_steps = 1000  # optimizer steps
+    config.num_steps = 1000  # optimizer steps; how a run goes on for longer: docs/run-directory.md
     config.microbatches = 1  # gradient accumulation: split each batch into this many parts; must divide batch_size
     # "bpe:N" (N tokens in total), "bytes" or "chars" to train a tokenizer on the text, or the path of a saved one.
     # Used only when data.path is text: a token store contains its tokenizer.
@@ -156,8 +156,9 @@ def optimizer() -> ConfigDict:
     o.learning_rate = 1e-3  # peak learning rate of AdamW
     o.muon_learning_rate = 0.02  # peak learning rate of Muon
     o.muon_iterations = 5  # Newton-Schulz iterations; fewer are cheaper and orthogonalize less accurately
-    o.schedule = "cosine"  # after warmup: "cosine", "linear", or "wsd" (constant, then linear decay)
-    o.warmup_steps = 50  # steps of linear warmup
+    # After warmup: "cosine" or "linear" decay, "constant", or "wsd" (constant, then linear decay).
+    o.schedule = "cosine"
+    o.warmup_steps = 50  # steps of linear warmup; less than num_steps, with wsd before the decay
     o.decay_fraction = 0.2  # wsd: part of num_steps in which the learning rate decays, at the end
     o.final_fraction = 0.1  # final learning rate, as a fraction of the peak
     o.beta1 = 0.9  # AdamW: decay rate of the first moment

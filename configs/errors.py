@@ -1,5 +1,6 @@
 """`UserError`, which ends a command with one line instead of a traceback, and helpers to write that line."""
 
+import contextlib
 import difflib
 import os
 import sys
@@ -24,8 +25,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def end(message: str, code: int) -> NoReturn:
     """Writes the one line of an error and ends the process."""
-    print(f"rootstock: error: {message}", file=sys.stderr)
+    # Whoever read the output may be gone.
+    with contextlib.suppress(OSError):
+        print(f"rootstock: error: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     # Skips the exit handlers of half-built runtimes, which would bury the line under tracebacks.
-    sys.stderr.flush()
-    sys.stdout.flush()
     os._exit(code)

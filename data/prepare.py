@@ -19,9 +19,10 @@ from typing import IO, Any, TypeVar
 
 from configs.errors import UserError
 from data import sources
+from data.new_directory import new_directory
 from data.readers import read_documents
 from data.sources import SourceEntry
-from data.store import is_store, new_store, open_store, read_manifest, token_dtype, write_manifest, write_split
+from data.store import is_store, open_store, read_manifest, token_dtype, write_manifest, write_split
 from data.tokenizer import Tokenizer
 from data.tokenizer_training import get_tokenizer, is_trainable
 
@@ -153,7 +154,7 @@ def prepare(
         return _existing(input, output, recorded, progress)
     entries = sources.hash_sources(input)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    with new_store(output) as directory, tempfile.TemporaryFile(dir=directory) as scratch:
+    with new_directory(output) as directory, tempfile.TemporaryFile(dir=directory) as scratch:
         documents = _collect(input, options, scratch, progress)
         parts = _split(documents, options, input)
         tokenizer = tokenizer or _tokenizer(options.tokenizer, documents, parts["train"], progress)

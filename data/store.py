@@ -6,14 +6,12 @@ A document is stored as bos, its tokens, eos. A store is written to a temporary 
 with a manifest is complete.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,29 +203,6 @@ def _sha256(path: Path) -> str | None:
         return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def new_store(path: Path) -> Iterator[Path]:
-    """Yields a temporary directory that is renamed to `path` when the block ends, or removed if it raises.
-
-    Raises:
-        UserError: `path` exists and is not an empty directory, or cannot be written.
-    """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path} exists and is not empty; expected a new directory")
-    # Next to `path`, because a rename is atomic only within one file system.
-    temporary = path.absolute().with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_split(directory: Path, documents: Iterable[tuple[bytes, Sequence[int]]], dtype: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 
@@ -87,13 +88,14 @@ def classifier(
     pooling: Literal["last", "mean", "none"],
     multi_label: bool = False,
     smoothing: float = 0.0,
+    class_weights_2V: np.ndarray | None = None,
 ) -> Objective:
     """Returns the `Objective` of classification: a linear layer on the pooled states.
 
     "last" reads the example's last token, like the ...ForSequenceClassification models of `transformers`; "mean"
     averages the example's tokens; "none" is for token tagging, where each target reads its own token. With
     `multi_label` each class is a separate yes/no decision: targets are float (B, T, V), the loss is the mean binary
-    cross-entropy over the classes.
+    cross-entropy over the classes, weighted by `class_weights_2V[y]` for a class with target y.
     """
     options = losses.LossOptions(symbols="classes", smoothing=smoothing)
 
@@ -103,11 +105,14 @@ def classifier(
             return losses.cross_entropy(x_BTD, table_VD, batch["targets"], batch["weights"], options)
         logits_BTV = losses.logits(x_BTD, table_VD)
         soft_BTV = batch["targets"] * (1.0 - smoothing) + 0.5 * smoothing
+        weights_BTV = batch["weights"][..., None] * jnp.ones(num_classes)
+        if class_weights_2V is not None:
+            weights_BTV *= jnp.where(batch["targets"] > 0, class_weights_2V[1], class_weights_2V[0])
         objective, nll = (
-            (optax.sigmoid_binary_cross_entropy(logits_BTV, y).mean(-1) * batch["weights"]).sum()
+            (optax.sigmoid_binary_cross_entropy(logits_BTV, y) * weights_BTV).mean(-1).sum()
             for y in (soft_BTV, batch["targets"])
         )
-        return losses.LossSums(objective, jax.lax.stop_gradient(nll), batch["weights"].sum())
+        return losses.LossSums(objective, jax.lax.stop_gradient(nll), weights_BTV.mean(-1).sum())
 
     def predict(params: Params, batch: Batch) -> jax.Array:
         return losses.logits(pooled(config, params, batch, pooling), params["head"]["table"])

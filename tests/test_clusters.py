@@ -151,7 +151,7 @@ def test_the_slurm_script_joins_its_tasks(tmp_path):
          f"--config.data.path={tmp_path / 'text.txt'}", "--config.data.validation_split=tail",
          "--config.tokenizer=bytes", "--config.model.num_layers=1", "--config.model.embed_dim=32",
          "--config.model.num_heads=2", "--config.model.num_kv_heads=2", "--config.sequence_length=16",
-         "--config.batch_size=4", "--config.num_steps=2"],
+         "--config.batch_size=4", "--config.num_steps=2", "--config.optimizer.warmup_steps=1"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -243,6 +244,20 @@ def test_training_imports_no_other_framework():
         "assert not bad & set(sys.modules), bad & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_wheel_contains_every_file_of_the_packages():
+    """Python files belong to a package, and other files to the data of one; `.ci/wheel` installs the wheel itself."""
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    listed = subprocess.run(["git", "ls-files", *ROOMS], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.split():
+        path = Path(name)
+        if path.suffix == ".py":
+            assert (ROOT / path.parent / "__init__.py").exists(), name
+        else:
+            package = next(folder for folder in path.parents if (ROOT / folder / "__init__.py").exists())
+            patterns = data.get(".".join(package.parts), [])
+            assert any(path.relative_to(package).match(pattern) for pattern in patterns), name
 
 
 def test_every_path_that_the_documents_name_exists():

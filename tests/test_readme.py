@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from configs.inactive import inactive_fields
 from train import cli
+from train.optimizer import schedule_errors
 from train.settings import from_config
+from train.tasks.task import fields_without_effect, load_task
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [page for page in ("README.md", "docs/quickstart.md") if (ROOT / page).exists()]
@@ -39,7 +42,18 @@ def test_a_documented_command_has_valid_flags_and_config(page, command, monkeypa
     module = importlib.import_module(f"train.commands.{name.replace('-', '_')}")
     values = cli.parse(name, module, arguments)
     if "config" in values and values.config is not None:
-        from_config(values.config.to_dict())
+        config = values.config.to_dict()
+        settings = from_config(config)
+        if name in ("pretrain", "finetune"):
+            assert schedule_errors(settings.optimizer, settings.num_steps) == []
+            assert inactive_fields(config, unused(settings)) == []
+
+
+def unused(settings):
+    """Returns what `train.run.new_run` takes as unused for a documented fine-tuning run; see `inactive_fields`."""
+    # The task file of the tutorial is not in the repository, and such a task reads every field.
+    task = None if settings.task.name.endswith(".py") else load_task(settings.task.name)
+    return dict.fromkeys(fields_without_effect(task), "") if task else {}
 
 
 def test_the_commands_of_each_page_are_found():

@@ -1,7 +1,11 @@
 """`rootstock COMMAND [--flag=value ...]`: parses flags, runs the command, and reports a `UserError` in one line."""
 
 import importlib
+import io
 import logging
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,15 +39,39 @@ COMMANDS = {
     "scaling": "fit a scaling law to small runs and print the best model for a compute budget",
     "demo": "pre-train, generate and fine-tune on this machine's Python documentation",
 }
+# Flags and config fields that hold a path, a glob, several with commas, or a name that is no path (hf:NAME, bpe:N).
+PATH_FLAGS = frozenset(
+    {"run", "other", "workdir", "init_from", "input", "output", "data", "shots_data", "text", "prompts", "task_files",
+     "points", "source", "tokenizer"}
+)  # fmt: skip
+PATH_FIELDS = ("data.path", "task.test_path", "task.name", "tokenizer")
 _ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs `rootstock` and exits.
 
-    0: success; 1: invalid input; 2: invalid command line; 75: SIGTERM, saved: run it again; 130: Ctrl-C.
+    0: success; 1: invalid input; 2: invalid command line; 75: SIGTERM, saved: run it again; 130: Ctrl-C; 141: stdout
+    was closed.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _escape_what_a_terminal_cannot_show()
+    _check_utf8(arguments)
+    try:
+        try:
+            _run(arguments)
+        finally:
+            # What is left in the buffer would be written after the last chance to report an error.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The pipe of a worker process is something else.
+        if not _stdout_is_closed():
+            raise
+        end("stdout was closed before everything was printed", 141)
+
+
+def _run(arguments: list[str]) -> None:
+    """Runs `rootstock ARGUMENTS`."""
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_overview())
         sys.exit(0 if arguments else 2)
@@ -55,6 +83,8 @@ def main(argv: list[str] | None = None) -> None:
     # Grain's worker processes read absl's global flags.
     flags.FLAGS(["rootstock"])
     logging.getLogger("absl").setLevel(logging.ERROR)
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         if getattr(command, "MULTI_PROCESS", False):
             from train.distributed.processes import run_together
@@ -86,6 +116,8 @@ def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagVal
         rest = values(["rootstock", *arguments])[1:]
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+        _expand_paths(values)
+        _check_needs(command, values)
         for flag in getattr(command, "REQUIRED", ()):
             if not values[flag].value:
                 raise UserError(f"--{flag} is missing; see rootstock {name} --help")
@@ -93,6 +125,63 @@ def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagVal
     except Exception as error:
         end(" ".join(str(error).split()) or type(error).__name__, 2)
     return values
+
+
+def expand(paths: str) -> str:
+    """Returns a path, or paths separated by commas, with `~` and `~USER` at their beginning expanded."""
+    return ",".join(os.path.expanduser(path) for path in paths.split(","))
+
+
+def _expand_paths(values: flags.FlagValues) -> None:
+    """Expands `~` in every flag and config field that holds a path: shells do not expand it after `--name=`."""
+    for name in PATH_FLAGS & set(values):
+        if values[name].value:
+            values[name].value = expand(str(values[name].value))
+    config = values["config"].value if "config" in values else None
+    if config is None:
+        return
+    for name in PATH_FIELDS:
+        section, _, field = name.rpartition(".")
+        owner = config[section] if section else config
+        # A wrong type is reported with the other errors of the config.
+        if isinstance(owner[field], str):
+            owner[field] = expand(owner[field])
+
+
+def _check_needs(command: ModuleType, values: flags.FlagValues) -> None:
+    """Raises UserError for a flag that has no effect without another one (the command's `FLAG_NEEDS`)."""
+    for name, needed in getattr(command, "FLAG_NEEDS", {}).items():
+        other, _, value = needed.partition("=")
+        found = values[other].value
+        if values[name].value != values[name].default and not (found == value if value else found):
+            raise UserError(f"--{name} has no effect without --{needed}")
+
+
+def _check_utf8(arguments: list[str]) -> None:
+    """Exits with one line of error for an argument that is not UTF-8, which nothing could print, encode or store."""
+    for argument in arguments:
+        if any(0xD800 <= ord(character) < 0xE000 for character in argument):
+            shown = argument.encode("utf-8", "backslashreplace").decode()
+            end(f"{shown}: is not valid UTF-8; expected UTF-8 text", 2)
+
+
+def _escape_what_a_terminal_cannot_show() -> None:
+    """Makes stdout and stderr print an escape for a character that the terminal's encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        # Tests replace the streams.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _stdout_is_closed() -> bool:
+    """Returns whether stdout is a pipe that nobody reads any more."""
+    try:
+        number = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return False
+    poll = select.poll()
+    poll.register(number, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _with_positionals(command: ModuleType, arguments: list[str]) -> list[str]:
@@ -138,13 +227,14 @@ def _locate_config(argument: str) -> str:
     flag, _, path = argument.partition("=")
     if flag not in ("--config", "-config") or not path:
         return argument
+    path = os.path.expanduser(path)
     file = path.partition(":")[0]
     if not Path(file).is_file() and (_ROOT / file).is_file():
         return f"{flag}={_ROOT / path}"
     if not Path(file).is_file():
         shipped = sorted(str(p.relative_to(_ROOT)) for p in (_ROOT / "configs").glob("*/*.py") if p.stem != "__init__")
         end(f"--config={file}: no such file{did_you_mean(file, shipped)}; shipped: {', '.join(shipped)}", 2)
-    return argument
+    return f"{flag}={path}"
 
 
 def _overview() -> str:

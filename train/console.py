@@ -17,23 +17,38 @@ from rich.progress import (
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _WIDTH = 200  # columns; the widest table fits
+
+
+class _Console(Console):
+    """A console whose reader may go away."""
+
+    def on_broken_pipe(self) -> None:
+        """Raises BrokenPipeError; rich would exit without a line."""
+        raise BrokenPipeError
+
+
+def _plain_console(stderr: bool) -> Console:
+    """Returns a console that prints text as it is: `[brackets]` and `:names:` in a path are not markup or emoji."""
+    return _Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
 # stdout is for results only (tables, JSON, text), so that commands can be piped.
-console = Console(stderr=True, soft_wrap=True)
+console = _plain_console(stderr=True)
 
 
 def say(text: str) -> None:
-    """Prints a line to stderr verbatim: no markup, no colors."""
-    console.print(text, highlight=False, markup=False)
+    """Prints a line to stderr verbatim."""
+    console.print(text)
 
 
 def warn(text: str) -> None:
     """Prints a warning to stderr."""
-    console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+    console.print(f"warning: {text}", style="yellow")
 
 
 def results_console() -> Console:
-    """Returns a console for tables on stdout; lines wider than the terminal wrap instead of being cut."""
-    out = Console(highlight=False, soft_wrap=True)
+    """Returns a console for tables and text on stdout; lines wider than the terminal wrap instead of being cut."""
+    out = _plain_console(stderr=False)
     out.width = max(out.width, _WIDTH)
     return out
 
@@ -64,10 +79,10 @@ def progress(title: str, total: int | None) -> Iterator[Bar]:
         yield _plain(title, total)
         return
     columns = (
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(elapsed_when_finished=False),

@@ -27,6 +27,7 @@ class Job:
         load_initial: names of parameter groups -> these groups of another run; None: random initialization.
         initial_groups: the groups to load when training starts.
         flops_per_step: model FLOPs of one step, for MFU.
+        earlier_lengths: ((step, num_steps), ...): up to that step the run had that length (`train.run.length`).
     """
 
     title: str
@@ -36,6 +37,7 @@ class Job:
     load_initial: Callable[[tuple[str, ...]], Params] | None
     initial_groups: tuple[str, ...]
     flops_per_step: float
+    earlier_lengths: tuple[tuple[int, int], ...] = ()
 
 
 def first_state(job: Job, settings: Settings, program: Program, restored: TrainState | None) -> TrainState:

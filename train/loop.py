@@ -24,7 +24,7 @@ from train.distributed.placement import local_places, put_batch
 from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.early_stopping import Selection, resume_selection
 from train.job import Job, first_state
-from train.reporter import Diverged, StepReporter, open_reporter
+from train.reporter import LENGTH_PHASE, Diverged, StepReporter, open_reporter
 from train.run import goodput
 from train.run.goodput import Goodput
 from train.run.history import read_records
@@ -74,7 +74,7 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
     """
     began = time.perf_counter()
     check_host_memory(settings, mesh)
-    program = make_program(job.objective, settings, mesh)
+    program = make_program(job.objective, settings, mesh, job.earlier_lengths)
     options = settings.checkpoint
     with contextlib.ExitStack() as stack:
         # Entered first so that it also covers shutdown, which can hang.
@@ -129,6 +129,7 @@ def _train(session: Session, state: TrainState, times: Goodput) -> TrainState:
         preemption.notices() as preempted_at,
     ):
         schedule = CheckpointSchedule(settings)
+        _report_lengths(session, reporter)
         reporter.write_wall_time(start)
         times.enter("step")
         for step, batch in enumerate(_placed_batches(session, batches, start, times), start + 1):
@@ -164,6 +165,15 @@ def _train(session: Session, state: TrainState, times: Goodput) -> TrainState:
                 break
     _say_end(session, times)
     return state
+
+
+def _report_lengths(session: Session, reporter: StepReporter) -> None:
+    """Reports the changes of the run's length that metrics.jsonl does not show yet."""
+    earlier = session.job.earlier_lengths
+    after = [*(length for _, length in earlier[1:]), session.settings.num_steps]
+    shown = sum(record["phase"] == LENGTH_PHASE for record in read_records(session.workdir))
+    for (step, before), now in list(zip(earlier, after, strict=True))[shown:] if earlier else ():
+        reporter.write_length(step, before, now)
 
 
 def _placed_batches(session: Session, batches: BatchFunction, start: int, times: Goodput) -> Iterator[Batch]:

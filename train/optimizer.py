@@ -1,8 +1,11 @@
 """Optax optimizers and schedules; logical axes decide which parameters get weight decay and which get Muon."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
@@ -12,8 +15,59 @@ from model.transformer import Params
 from train.settings import OptimizerSettings
 
 
-def make_schedule(settings: OptimizerSettings, peak: float, num_steps: int) -> optax.Schedule:
-    """Returns step -> learning rate: linear warm-up to `peak`, then cosine, linear or constant-then-linear decay."""
+def decay_steps(settings: OptimizerSettings, num_steps: int) -> int:
+    """Returns the number of steps at the end in which "wsd" decays."""
+    return max(round(num_steps * settings.decay_fraction), 1)
+
+
+def schedule_errors(settings: OptimizerSettings, num_steps: int) -> list[str]:
+    """Returns what is wrong with a schedule whose warm-up leaves no room for the rest; a list of at most one line."""
+    warmup = settings.warmup_steps
+    if warmup and warmup >= num_steps:
+        return [
+            f"config.optimizer.warmup_steps={warmup} must be less than config.num_steps={num_steps}; "
+            f"expected at most {num_steps - 1}, or config.num_steps of at least {warmup + 1}"
+        ]
+    decay = decay_steps(settings, num_steps)
+    if settings.schedule != "wsd" or warmup + decay <= num_steps:
+        return []
+    longest = num_steps - warmup
+    # Rounded down, so that the steps of the decay, which are rounded, still fit.
+    fraction = math.floor(1000 * longest / num_steps) / 1000
+    return [
+        f"config.optimizer.decay_fraction={settings.decay_fraction:g} ({decay} of {num_steps} steps) overlaps "
+        f"config.optimizer.warmup_steps={warmup}; expected a decay_fraction of at most {fraction:g} ({longest} steps)"
+        + (f", or warmup_steps of at most {num_steps - decay}" if decay <= num_steps else "")
+    ]
+
+
+def make_schedule(
+    settings: OptimizerSettings, peak: float, num_steps: int, earlier: Sequence[tuple[int, int]] = ()
+) -> optax.Schedule:
+    """Returns step -> learning rate: linear warm-up to `peak`, then constant, or cosine or linear decay, or both.
+
+    "wsd" is constant and decays linearly in the last `decay_steps`. Schedules for which `schedule_errors` returns an
+    error keep the values that earlier versions gave them: runs that exist resume with them.
+
+    Args:
+        settings: `config.optimizer`.
+        peak: learning rate after the warm-up.
+        num_steps: length of the run.
+        earlier: ((step, length), ...), oldest first: up to that step the run had that length (`train.run.length`).
+    """
+    schedule = _schedule(settings, peak, num_steps)
+    for until, length in reversed(earlier):
+        schedule = _switch(_schedule(settings, peak, length), schedule, until)
+    return schedule
+
+
+def _switch(before: optax.Schedule, after: optax.Schedule, step: int) -> optax.Schedule:
+    """Returns `before` up to `step` and then `after`, at the same steps; `optax.join_schedules` would count from 0."""
+    return lambda count: jnp.where(count < step, before(count), after(count))
+
+
+def _schedule(settings: OptimizerSettings, peak: float, num_steps: int) -> optax.Schedule:
+    """Returns the schedule of a run whose length never changed."""
     warmup = min(settings.warmup_steps, num_steps)
     final = peak * settings.final_fraction
     rest = max(num_steps - warmup, 1)
@@ -22,8 +76,10 @@ def make_schedule(settings: OptimizerSettings, peak: float, num_steps: int) -> o
         boundaries: list[int] = []
     elif settings.schedule == "linear":
         after, boundaries = [optax.linear_schedule(peak, final, rest)], []
+    elif settings.schedule == "constant":
+        after, boundaries = [optax.constant_schedule(peak)], []
     else:
-        decay = max(round(num_steps * settings.decay_fraction), 1)
+        decay = decay_steps(settings, num_steps)
         after = [optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)]
         boundaries = [max(num_steps - decay, warmup)]
     if not warmup:
@@ -38,16 +94,19 @@ def is_matrix(box: nn.Partitioned) -> bool:
     return "embed" in box.names
 
 
-def make_optimizer(settings: OptimizerSettings, num_steps: int, boxed: Params) -> optax.GradientTransformation:
+def make_optimizer(
+    settings: OptimizerSettings, num_steps: int, boxed: Params, earlier: Sequence[tuple[int, int]] = ()
+) -> optax.GradientTransformation:
     """Returns the optimizer: gradient clipping, then AdamW, or Muon for the matrices of layers and AdamW otherwise.
 
     Args:
         settings: `config.optimizer`.
         num_steps: length of the run and of its schedules.
         boxed: the (abstract) parameters in boxes that name their logical axes.
+        earlier: see `make_schedule`.
     """
     matrices = jax.tree.map(is_matrix, boxed, is_leaf=is_partitioned)
-    schedule = make_schedule(settings, settings.learning_rate, num_steps)
+    schedule = make_schedule(settings, settings.learning_rate, num_steps, earlier)
     if settings.name == "adamw":
         main = optax.adamw(
             schedule,
@@ -59,7 +118,7 @@ def make_optimizer(settings: OptimizerSettings, num_steps: int, boxed: Params) -
         )
     else:
         main = optax.contrib.muon(
-            make_schedule(settings, settings.muon_learning_rate, num_steps),
+            make_schedule(settings, settings.muon_learning_rate, num_steps, earlier),
             ns_steps=settings.muon_iterations,
             # Almost-orthogonal scaling before the first iteration saves one of them (arXiv:2512.04632).
             preconditioning="aol",

@@ -1,5 +1,6 @@
 """Pre-training: a config and text or a token store -> a run directory."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +19,15 @@ from model.flops import training_flops_per_token
 from model.heads import parameter_count
 from model.sharding import MESH_AXES
 from model.transformer import Params
-from train.console import say, say_skipped, step_progress
+from train.console import say, say_skipped, step_progress, warn
 from train.distributed.mesh import apply_xla_flags, check_batch, make_mesh
 from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.evaluation.scoring import language_model_evaluator
 from train.job import Evaluate, Job
 from train.loop import fit
+from train.run.length import earlier_lengths
 from train.run.lock import claim
+from train.run.new_run import PRETRAIN_UNUSED, check_new_run, overridden_fields
 from train.run.record import Run, RunRecord, open_run
 from train.run.record import start as start_run
 from train.run.results import NAME, add_results, training_summary
@@ -50,20 +53,24 @@ def pretrain(
         UserError: the config, the data, the mesh or the checkpoint is invalid.
     """
     settings = from_config(config)
+    source = None if parent is None else open_run(parent).with_execution(settings.model)
+    check_new_run(workdir, config, settings, PRETRAIN_UNUSED, None)
+    # Not an error: a config file for pre-training describes a model, and --init_from replaces it.
+    for text in overridden_fields(config, source) if source is not None else ():
+        warn(f"pretrain: {text}")
     apply_xla_flags(settings)
     mesh = make_mesh(settings.mesh)
     check_batch(settings, mesh)
     with claim(workdir):
         store = token_store(settings, workdir, parent, accept_changed_data)
         tokenizer = load_tokenizer(store)
-        source = None if parent is None else open_run(parent).with_execution(settings.model)
         model, lineage = _architecture(settings, tokenizer, source)
         train = open_store(store, "train")
         rows = PackedRows(train, settings.sequence_length)
         objective = objective_of(settings, model)
         files = read_manifest(store).get("files", [])
         record = RunRecord("pretrain", model, config, {}, train.fingerprint, lineage, files)
-        start_run(workdir, record, tokenizer, accept_changed_data)
+        record = start_run(workdir, record, tokenizer, accept_changed_data)
         count = parameter_count(boxed_params(objective))
         axes = ", ".join(f"{axis} {mesh.shape[axis]}" for axis in MESH_AXES)
         say(
@@ -80,7 +87,9 @@ def pretrain(
                 mesh,
             )
             load_initial = None if source is None else lambda groups: source.load_merged(mesh, groups)
-            fit(job_of(settings, model, rows, load_initial, evaluate), settings, mesh, workdir)
+            job = job_of(settings, model, rows, load_initial, evaluate)
+            job = dataclasses.replace(job, earlier_lengths=earlier_lengths(record.length_changes))
+            fit(job, settings, mesh, workdir)
         if is_process_zero():
             add_results(workdir / NAME, lambda held: held.update(training=training_summary(workdir)))
     say(f"pretrain: done; the model is in {workdir}")

@@ -34,6 +34,7 @@ from train.finetuning.run import prepare_run
 from train.job import Job, first_state
 from train.pretraining import job_of
 from train.run.history import read_records
+from train.run.length import earlier_lengths
 from train.run.record import Run, RunRecord, open_run
 from train.run.rollback import skipped_batches
 from train.settings import MeshSettings, Settings, from_config
@@ -69,7 +70,8 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
     check_batch(settings, mesh)
     with contextlib.ExitStack() as stack, jax.set_mesh(mesh):
         job, tokenizer, by_token, source_of = _job(run, settings, mesh, step)
-        program = make_program(job.objective, settings, mesh)
+        # The learning rates of the steps before a change of the run's length.
+        program = make_program(job.objective, settings, mesh, earlier_lengths(record.length_changes))
         state = first_state(job, settings, program, restore_before(workdir, step - 1, program.state, mesh))
         start = int(state.step)
         _check_one_version(record, start, step)
@@ -163,7 +165,7 @@ def _job(run: Run, settings: Settings, mesh: Mesh, step: int) -> tuple[Job, Toke
         job = job_of(settings, model, rows, None if parent is None else load_initial, evaluate)
         return job, run.tokenizer(), True, lambda n: f"document {n} of {path}/train"
     assert parent is not None
-    finetuning, _ = prepare_run(record.config, settings, parent, workdir, mesh)
+    finetuning, _ = prepare_run(record.config, settings, open_run(parent).with_execution(settings.model), workdir, mesh)
     _check_data(workdir, record, finetuning.record.data_fingerprint, step)
     finetuning = with_references(finetuning)
     job = finetuning_job(finetuning, "replay", Run(workdir, finetuning.record).objective(), evaluate)

@@ -20,6 +20,9 @@ from train.run.history import Writer, open_writer
 from train.settings import Settings
 from train.step import Metrics
 
+# The phase of the lines that `write_length` writes.
+LENGTH_PHASE = "length"
+
 
 class Diverged(UserError):
     """Too many consecutive steps were skipped; `step` is the last of them."""
@@ -71,6 +74,11 @@ class StepReporter:
         with self.goodput.part(part):
             yield
         self.outside += time.perf_counter() - begin
+
+    def write_length(self, step: int, before: int, after: int) -> None:
+        """Writes and prints that the run was going to have `before` steps up to `step`, and since then `after`."""
+        self.write({"step": step, "phase": LENGTH_PHASE, "before": before, "after": after})
+        say(f"{self.title}: config.num_steps {before} -> {after} from step {step} on")
 
     def write_wall_time(self, step: int) -> None:
         """Writes the seconds spent in each part of the run up to now, after `step` steps."""

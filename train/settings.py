@@ -79,7 +79,7 @@ class OptimizerSettings:
     learning_rate: Annotated[float, at_least(0)]
     muon_learning_rate: Annotated[float, at_least(0)]
     muon_iterations: Annotated[int, at_least(1)]
-    schedule: Literal["cosine", "linear", "wsd"]
+    schedule: Literal["cosine", "linear", "wsd", "constant"]
     warmup_steps: Annotated[int, at_least(0)]
     decay_fraction: Annotated[float, between(0, 1)]
     final_fraction: Annotated[float, between(0, 1)]

@@ -3,7 +3,7 @@
 Shape suffixes: M microbatches, B batch, T length.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -103,17 +103,18 @@ class Program(NamedTuple):
     batch: Batch
 
 
-def make_program(objective: Objective, settings: Settings, mesh: AnyMesh) -> Program:
-    """Returns the `Program` of a run.
+def make_program(
+    objective: Objective, settings: Settings, mesh: AnyMesh, earlier: Sequence[tuple[int, int]] = ()
+) -> Program:
+    """Returns the `Program` of a run; `earlier` lists the lengths that it had before (`make_schedule`).
 
     Raises:
         UserError: a mesh axis does not divide a parameter.
     """
     boxed = boxed_params(objective)
-    optimizer = make_optimizer(
-        settings.optimizer, settings.num_steps, {group: boxed[group] for group in objective.trained}
-    )
-    schedule = make_schedule(settings.optimizer, settings.optimizer.learning_rate, settings.num_steps)
+    trained = {group: boxed[group] for group in objective.trained}
+    optimizer = make_optimizer(settings.optimizer, settings.num_steps, trained, earlier)
+    schedule = make_schedule(settings.optimizer, settings.optimizer.learning_rate, settings.num_steps, earlier)
     shardings = state_shardings(objective, optimizer, mesh)
     shapes = jax.eval_shape(lambda rng: init_state(objective, optimizer, rng), jax.random.key(0))
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
+from data.new_directory import new_directory
 from data.store import (
-    new_store,
     open_store,
     store_from_documents,
     token_dtype,
@@ -23,7 +23,7 @@ DOCUMENTS = [[1, 5, 6, 2], [1, 2], [1, 7, 258, 9, 2]]
 def store(tmp_path):
     path = tmp_path / "store"
     tokenizer = train_tokenizer("bytes", [])
-    with new_store(path) as directory:
+    with new_directory(path) as directory:
         tokenizer.save(directory)
         split = write_split(directory / "train", zip([b"b", b"c", b"a"], DOCUMENTS, strict=True), "uint16")
         described = {"vocab_size": 259, "dtype": "uint16", "tokenizer_sha256": tokenizer.sha256}
@@ -130,19 +130,19 @@ def test_failed_write_leaves_no_files(tmp_path):
         yield b"a", [1, 2]
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), new_store(tmp_path / "store") as directory:
+    with pytest.raises(KeyboardInterrupt), new_directory(tmp_path / "store") as directory:
         write_split(directory / "train", documents(), "uint16")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_existing_files_are_not_overwritten(store, tmp_path):
     for path in (store, store / "manifest.json"):
-        with pytest.raises(UserError, match="exists and is not empty"), new_store(path):
+        with pytest.raises(UserError, match="exists and is not empty"), new_directory(path):
             pytest.fail("the block must not run")
     verify_store(store)
-    with pytest.raises(UserError, match="cannot be written"), new_store(store / "manifest.json" / "below"):
+    with pytest.raises(UserError, match="cannot be written"), new_directory(store / "manifest.json" / "below"):
         pytest.fail("the block must not run")
     (tmp_path / "empty").mkdir()
-    with new_store(tmp_path / "empty") as directory:
+    with new_directory(tmp_path / "empty") as directory:
         (directory / "x").touch()
     assert [path.name for path in (tmp_path / "empty").iterdir()] == ["x"]

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import init, tiny_model
+from flax import linen as nn
 
 from model.heads import classifier, running_mean
 from model.transformer import forward
@@ -61,3 +62,20 @@ def test_new_classifier_predicts_uniformly():
     )
     sums = objective.loss(params, row(([1, 8, 2], 4)))
     assert float(sums.nll) == pytest.approx(np.log(5), rel=1e-6)
+
+
+def test_multi_label_loss_is_weighted_by_class_and_by_its_target():
+    weights = np.array([[0.5, 3.0, 1.0], [4.0, 0.25, 1.0]], np.float32)
+    targets = np.array([1.0, 0.0, 1.0], np.float32)
+    batch = row(([5] * 8, 0), length=8) | {"targets": np.broadcast_to(targets, (1, 8, 3))}
+    plain, weighted = (
+        objective.loss(nn.meta.unbox(objective.init(jax.random.key(0))), batch)
+        for objective in (
+            classifier(tiny_model(), 3, "last", multi_label=True, class_weights_2V=given) for given in (None, weights)
+        )
+    )
+    # A head of zeros gives every class a probability of 1/2.
+    chosen = np.where(targets > 0, weights[1], weights[0])
+    assert float(plain.nll) == pytest.approx(np.log(2)) and float(plain.weight) == 1.0
+    assert float(weighted.nll) == pytest.approx(np.log(2) * chosen.mean())
+    assert float(weighted.weight) == pytest.approx(chosen.mean())

@@ -249,7 +249,7 @@ _TRAIN = (
     ),
     Mutant(
         "warm-up ends one step late", "train/optimizer.py", "max(warmup - 1, 1)", "max(warmup, 1)",
-        f"{_STEP}test_schedules_warm_up_and_end_at_the_final_fraction",
+        "tests/train/test_schedule.py::test_schedules_warm_up_and_end_at_the_final_fraction",
     ),
     Mutant(
         "the last layer gets the lowest learning rate", "train/optimizer.py",
@@ -320,6 +320,29 @@ _TRAIN = (
         "self.settings.patience <= self.since",
         "self.settings.patience < self.since",
         "tests/train/test_early_stopping.py::test_patience_counts_consecutive_evaluations",
+    ),
+    Mutant(
+        "a class that a resample lacks counts as 0", "train/evaluation/metrics.py",
+        "np.ma.masked_array(f1, absent)", "np.ma.masked_array(np.nan_to_num(f1), False)",
+        "tests/train/evaluation/test_intervals.py::test_perfect_predictions_of_rare_classes",
+    ),
+    Mutant(
+        "the weights of having and lacking a class are swapped", "model/heads.py",
+        "class_weights_2V[1], class_weights_2V[0]", "class_weights_2V[0], class_weights_2V[1]",
+        "tests/model/test_heads.py::test_multi_label_loss_is_weighted_by_class_and_by_its_target",
+    ),
+    Mutant(
+        "a longer run keeps the old schedule", "train/optimizer.py",
+        "jnp.where(count < step,", "jnp.where(count >= 0,",
+        "tests/train/test_schedule.py::test_a_change_of_length_keeps_the_steps_before_it[linear]",
+    ),
+    Mutant(
+        "a run may become shorter than what it has done", "train/run/length.py", "if new < done:", "if new < 0:",
+        "tests/train/run/test_length.py::test_what_a_run_cannot_do_is_one_line[linear]",
+    ),
+    Mutant(
+        "a directory appears before it is complete", "data/new_directory.py", "yield temporary", "yield path",
+        "tests/train/test_paths_and_terminals.py::test_an_interrupted_command_runs_again[export-hf]",
     ),
     Mutant(
         "an import is turned round", "train/console.py", "from rich.console import Console",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
-from configs.finetune import assistant, intent
+from configs.finetune import assistant, intent, preference
 from configs.pretrain import tiny
 from data.loader import BatchFunction
 from data.packing import PackedRows
@@ -129,7 +129,7 @@ def test_a_checkpoint_deleted_during_replay_is_not_reported_as_damaged(foundatio
 TASKS = {
     "chat by LoRA": (assistant.get_config, {"adapt.method": "lora", "task.zero_shot_rows": 0, "task.baseline": False}),
     "classes": (intent.get_config, {"task.zero_shot_rows": 0, "task.baseline": False}),
-    "preference": (assistant.get_config, {"task.name": "preference", "task.zero_shot_rows": 0}),
+    "preference": (preference.get_config, {"task.input": "{text}", "task.zero_shot_rows": 0}),
 }
 
 
@@ -180,7 +180,8 @@ def test_replay_of_a_skipped_step_after_a_roll_back_uses_its_batch(foundation, t
 
 
 def test_replay_of_continued_pretraining_starts_from_the_parent_run(foundation, tmp_path):
-    config = open_run(foundation).record.config | {"num_steps": 3, "tokenizer": ""}
+    config = open_run(foundation).record.config | {"num_steps": 3}
+    config["optimizer"] |= {"warmup_steps": 2}
     pretrain(config, tmp_path / "run", foundation)
     shutil.rmtree(tmp_path / "run" / CHECKPOINTS_DIR)
     found = replay(tmp_path / "run", 2)

@@ -18,7 +18,7 @@ from model.heads import language_model
 from model.sharding import PARAMETER_RULES, parameter_shardings, spec
 from train.distributed.mesh import check_batch, make_mesh
 from train.distributed.placement import batch_sharding, put_batch, replicated
-from train.optimizer import is_matrix, make_optimizer, make_schedule
+from train.optimizer import is_matrix, make_optimizer
 from train.settings import MeshSettings, from_config
 from train.step import TrainState, init_state, make_program, make_train_step, state_shardings, summed_gradients
 
@@ -219,15 +219,6 @@ def test_gradients_are_clipped_to_clip_norm():
         _, state = optimizer.update(gradient, optimizer.init(params), params)
         moment = optax.tree.get(state, "mu")
         assert float(optax.tree.norm(moment)) == pytest.approx(0.1 * expected, rel=1e-5)
-
-
-def test_schedules_warm_up_and_end_at_the_final_fraction():
-    for name in ("cosine", "linear", "wsd"):
-        o = settings_of(schedule=name, warmup_steps=10, final_fraction=0.1, decay_fraction=0.2).optimizer
-        rate = make_schedule(o, 1.0, 100)
-        assert float(rate(0)) == pytest.approx(0.1) and float(rate(9)) == pytest.approx(1.0)
-        assert float(rate(100)) == pytest.approx(0.1, abs=1e-5)
-        assert (float(rate(79)) == 1.0) == (name == "wsd")
 
 
 def test_axis_without_a_sharding_rule_is_an_error():

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
+from configs.errors import UserError
 from data.templates import NAMES, render
 from train.commands.sampling_flags import define_sampling_flags, sampling_of
 from train.console import say
@@ -58,7 +59,11 @@ def _template(directory: Path) -> str:
 def _lines() -> Iterator[str]:
     with contextlib.suppress(EOFError):
         while True:
-            yield input("> " if sys.stdin.isatty() else "")
+            try:
+                line = input("> " if sys.stdin.isatty() else "")
+            except UnicodeDecodeError as error:
+                raise UserError(f"stdin is not valid UTF-8: {error}; expected UTF-8 text") from None
+            yield line
 
 
 def talk(language_model: LanguageModel, lines: Iterable[str], system: str, options: GenerationOptions) -> Iterator[str]:

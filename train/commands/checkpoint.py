@@ -30,6 +30,7 @@ from train.run.record import config_changes, open_run
 POSITIONAL = ("action", "run", "other")
 REQUIRED = ("action", "run")
 RENAMED_FLAGS = {"directory": "run"}
+FLAG_NEEDS = {"other": "action=diff", "keep": "action=prune", "dry_run": "action=prune"}
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -129,7 +130,7 @@ def _diff(directory: Path, other: Path) -> None:
     table.caption = f"{same} leaves are identical"
     results_console().print(table)
     for change in config_changes(open_run(directory).record.config, open_run(other).record.config):
-        results_console().print(change, markup=False)
+        results_console().print(change)
 
 
 def _prune(directory: Path, keep: int, dry_run: bool) -> None:

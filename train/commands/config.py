@@ -11,7 +11,9 @@ from typing import Any
 from absl import flags
 
 from configs import reference
+from configs.errors import UserError
 from train.console import results_console
+from train.optimizer import schedule_errors
 from train.settings import SECTIONS, from_config
 
 REQUIRED = ("config",)
@@ -27,7 +29,9 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
     config = values.config.to_dict()
-    from_config(config)
+    settings = from_config(config)
+    if errors := schedule_errors(settings.optimizer, settings.num_steps):
+        raise UserError("; ".join(errors))
     if values.json:
         changed = {
             field.name: {"value": value, "default": field.default}
@@ -36,7 +40,7 @@ def run(values: flags.FlagValues) -> None:
         }
         print(json.dumps({"config": config, "changed": changed}, indent=1))
     else:
-        results_console().print("\n".join(_lines(config)), markup=False)
+        results_console().print("\n".join(_lines(config)))
 
 
 def _lines(config: dict[str, Any]) -> list[str]:

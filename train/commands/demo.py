@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 from absl import flags
-from rich.console import Console
+from ml_collections import ConfigDict
 
 from configs.finetune import demo as finetune_config
 from configs.pretrain import demo as pretrain_config
 from data.demo_corpus import write_demo_corpus
 from model.sampling import Sampling
-from train.console import say, step_progress
+from train.console import results_console, say, step_progress
 from train.finetuning.run import finetune
 from train.generation.decode import continuations
 from train.generation.language_model import GenerationOptions
@@ -43,15 +43,15 @@ def run(values: flags.FlagValues) -> None:
             summary = write_demo_corpus(corpus, progress)
         (corpus / "summary.json").write_text(json.dumps(summary, indent=1))
     foundation = _pretrain(corpus, workdir / "foundation", values.scale)
-    out = Console()
+    out = results_console()
     options = GenerationOptions(48, Sampling(temperature=0.7, top_k=50))
     texts = continuations(open_language_model(foundation), _PROMPTS, options)
     for prompt, text in zip(_PROMPTS, texts, strict=True):
-        out.print(f"sample: {' '.join((prompt + text).split())}\n", highlight=False, markup=False)
+        out.print(f"sample: {' '.join((prompt + text).split())}\n")
     config = finetune_config.get_config()
     config.data.path = str(corpus / "labeled_train.jsonl")
     config.task.test_path = str(corpus / "labeled_test.jsonl")
-    config.num_steps = max(int(config.num_steps * values.scale), 2)
+    _shorten(config, values.scale)
     finetune(config.to_dict(), foundation, workdir / "classifier")
     say(f"demo: {time.perf_counter() - started:.0f} s in all; results in {workdir}")
 
@@ -59,6 +59,12 @@ def run(values: flags.FlagValues) -> None:
 def _pretrain(corpus: Path, workdir: Path, scale: float) -> Path:
     config = pretrain_config.get_config()
     config.data.path = str(corpus / "unlabeled.jsonl")
-    config.num_steps = max(int(config.num_steps * scale), 2)
+    _shorten(config, scale)
     pretrain(config.to_dict(), workdir)
     return workdir
+
+
+def _shorten(config: ConfigDict, scale: float) -> None:
+    """Multiplies the length of a run and of its warm-up by `scale`."""
+    config.num_steps = max(int(config.num_steps * scale), 2)
+    config.optimizer.warmup_steps = min(round(config.optimizer.warmup_steps * scale), config.num_steps - 1)

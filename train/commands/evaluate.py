@@ -41,6 +41,10 @@ from train.trees import boxed_params
 REQUIRED = ("run",)
 RENAMED_FLAGS = {"checkpoint": "run"}
 MULTI_PROCESS = True
+FLAG_NEEDS = {
+    **dict.fromkeys(("window", "stride"), "text"),
+    **dict.fromkeys(("task_files", "shots_data", "shots", "limit", "chat"), "tasks"),
+}
 _BATCH_SIZE = 16
 _WINDOW = 2048
 _TASK_FILES = Path(__file__).resolve().parents[2] / "configs" / "evals"

@@ -19,6 +19,7 @@ from train.run.language_model import open_language_model
 
 REQUIRED = ("run",)
 RENAMED_FLAGS = {"checkpoint": "run"}
+FLAG_NEEDS = {"output": "prompts"}
 
 
 def define_flags(values: flags.FlagValues) -> None:

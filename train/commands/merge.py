@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from absl import flags
 
 from configs.errors import UserError
+from data.new_directory import check_new, new_directory
 from train.checkpoint.manager import open_manager
 from train.checkpoint.save import save
 from train.console import say
 from train.distributed.mesh import single_device_mesh
-from train.run.lock import claim
 from train.run.record import open_run
 from train.run.record import start as start_run
 from train.step import TrainState
@@ -39,7 +39,7 @@ def run(values: flags.FlagValues) -> None:
 
 
 def merge(directory: Path, output: Path) -> None:
-    """Writes a run with the same predictions whose checkpoint contains every parameter.
+    """Writes a run with the same predictions whose checkpoint contains every parameter; it appears when complete.
 
     Raises:
         UserError: the run trained all parameters, its base model is missing, or `output` is not empty.
@@ -48,17 +48,16 @@ def merge(directory: Path, output: Path) -> None:
     record = adapter.record
     if record.stage == "pretrain" or adapter.adaptation().method == "full":
         raise UserError(f"--run={directory} trained all of its parameters; there is nothing to merge")
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"--workdir={output} is not empty; expected a new directory")
+    check_new(output)
     mesh = single_device_mesh()
     groups = tuple(boxed_params(adapter.objective(adapted=False)))
     config = record.config | {"adapt": record.config["adapt"] | {"method": "full"}}
     # load_merged_params already returns the best parameters if the run kept them.
     config |= {"checkpoint": config["checkpoint"] | {"best": False}}
-    with claim(output), jax.set_mesh(mesh):
+    with new_directory(output) as partial, jax.set_mesh(mesh):
         params = adapter.load_merged(mesh, groups)
-        start_run(output, dataclasses.replace(record, config=config), adapter.tokenizer())
+        start_run(partial, dataclasses.replace(record, config=config), adapter.tokenizer())
         step = jnp.asarray(record.config["num_steps"], jnp.int32)
-        with open_manager(output, keep=1) as manager:
+        with open_manager(partial, keep=1) as manager:
             save(manager, TrainState(step, params, None, {}), mesh)
     say(f"merge: {output} contains the whole model")

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from absl import flags
 from rich.table import Column, Table
+from rich.text import Text
 
 from configs.errors import UserError
 from train.console import results_console, step_progress
@@ -94,7 +95,8 @@ def _as_json(plan: Plan, found: list[Candidate]) -> dict[str, Any]:
 def _print_plan(plan: Plan, topology: Topology) -> None:
     out = results_console()
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
-    out.print(f"[bold]{plan.parameters:,} parameters on {plan.topology}[/] ({plan.chips} chips), mesh: {mesh}")
+    title = (f"{plan.parameters:,} parameters on {plan.topology}", "bold")
+    out.print(Text.assemble(title, f" ({plan.chips} chips), mesh: {mesh}"))
     source = f"compiled in {plan.compile_seconds:.0f} s" if plan.compiled else f"estimated: {plan.note}"
     if plan.refused:
         source = "XLA ran out of memory while compiling; estimated"
@@ -104,18 +106,18 @@ def _print_plan(plan: Plan, topology: Topology) -> None:
     for name, size in plan.buffers.items():
         if size:
             memory.add_row(name, f"{size / 1e9:.3f}")
-    verdict = "[green]fits[/]" if plan.fits else "[red]DOES NOT FIT[/]"
-    memory.add_row("[bold]peak[/]", f"[bold]{plan.peak_bytes_per_chip / 1e9:.3f}[/]", end_section=True)
+    verdict = ("fits", "green") if plan.fits else ("DOES NOT FIT", "red")
+    memory.add_row("peak", f"{plan.peak_bytes_per_chip / 1e9:.3f}", style="bold", end_section=True)
     out.print(memory)
     used = plan.peak_bytes_per_chip / plan.hbm_bytes_per_chip
-    out.print(f"of {plan.hbm_bytes_per_chip / 1e9:.1f} GB: {used:.0%}, {verdict}\n")
+    out.print(Text.assemble(f"of {plan.hbm_bytes_per_chip / 1e9:.1f} GB: {used:.0%}, ", verdict, "\n"))
     step = Table("time per step", "ms", box=None, pad_edge=False)
     step.columns[1].justify = "right"
     for name in ("compute", "memory", "network"):
         step.add_row(f"{name} at its peak rate", f"{getattr(plan, f'{name}_seconds') * 1e3:,.1f}")
     if topology.slices > 1 and not topology.chip.network_bandwidth:
         step.add_row("network between slices: no published bandwidth, not counted", "")
-    step.add_row(f"[bold]step[/], bound by {plan.bound_by}", f"[bold]{plan.step_seconds * 1e3:,.1f}[/]")
+    step.add_row(f"step, bound by {plan.bound_by}", f"{plan.step_seconds * 1e3:,.1f}", style="bold")
     out.print(step)
     ceiling = "MFU" if plan.bound_by == "--tflops" else "MFU at most"
     out.print(
@@ -133,10 +135,8 @@ def _print_plan(plan: Plan, topology: Topology) -> None:
     cost = f", {plan.usd:,.0f} USD" if plan.usd is not None else "; --price=USD_PER_CHIP_HOUR estimates the cost"
     years = plan.chip_hours / 8760
     days = plan.chip_hours / plan.chips / 24
-    out.print(
-        f"[bold]{plan.tokens:.4g} tokens: {plan.chip_hours:,.0f} chip-hours[/] ({years:,.1f} chip-years, "
-        f"{days:,.1f} days){cost}"
-    )
+    total = (f"{plan.tokens:.4g} tokens: {plan.chip_hours:,.0f} chip-hours", "bold")
+    out.print(Text.assemble(total, f" ({years:,.1f} chip-years, {days:,.1f} days){cost}"))
     if plan.bound_by != "--tflops":
         out.print(
             "Times are a roofline: no real run is faster. --tflops=ACHIEVED_PER_CHIP uses a measured rate instead."
@@ -164,4 +164,4 @@ def _print_search(found: list[Candidate]) -> None:
         misfits = sum(not c.fits for c in found)
         out.print(f"and {left} more; {misfits} of all {len(found)} do not fit")
     if found[0].fits:
-        out.print(f"\n[bold]flags of the best candidate:[/]\n{found[0].flags}\n")
+        out.print(Text.assemble("\n", ("flags of the best candidate:", "bold"), f"\n{found[0].flags}\n"))

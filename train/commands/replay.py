@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 from absl import flags
-from rich.markup import escape
 from rich.table import Table
 
 from configs.errors import UserError
@@ -63,8 +62,6 @@ def _show(found: dict[str, Any], count: int) -> None:
         f"step {found['step']}: loss {found['loss']!r}, {verdict[found['equal']]}; gradient norm "
         f"{found['grad_norm']:.4g}{skipped}\nbatch {found['batch']}, {len(documents)} documents; "
         f"re-run from step {found['from_step']}{where if ran_on_another_mesh_size(found) else ''}",
-        highlight=False,
-        markup=False,
     )
     if not count:
         return
@@ -74,6 +71,5 @@ def _show(found: dict[str, Any], count: int) -> None:
     for d in documents[:count]:
         text = visible(d.text if len(d.text) <= _SHOWN_CHARACTERS else f"{d.text[:_SHOWN_CHARACTERS]}…")
         worst = " ".join(f"{token!r} {loss:.2f}" for token, loss in d.worst)
-        cells = (str(d.row), f"{d.loss:.4f}", str(d.targets), d.source, text, worst)
-        table.add_row(*map(escape, cells))
+        table.add_row(str(d.row), f"{d.loss:.4f}", str(d.targets), d.source, text, worst)
     out.print(table)

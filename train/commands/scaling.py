@@ -32,6 +32,7 @@ from train.scaling.sweep import flags_for_budget, next_decades, positive_number,
 REQUIRED = ("workdir",)
 OPTIONAL = ("config",)
 CONFIG_FIELDS = (*("", "model", "mesh", "data", "optimizer", "loss", "evaluation", "checkpoint", "faults", "logging"),)
+FLAG_NEEDS = {"sizes": "config", "lengths": "config"}
 MULTI_PROCESS = True
 PREEMPTIBLE = True
 

@@ -91,7 +91,7 @@ def run_together(command: Callable[[], None], start_timeout: int = START_TIMEOUT
         _client().wait_at_barrier("rootstock/done", _WEEK_MS)
     except BaseException as error:
         _ending.acquire()
-        if isinstance(error, UserError | KeyboardInterrupt):
+        if isinstance(error, UserError | KeyboardInterrupt | BrokenPipeError):
             _announce(str(error) or "interrupted")
             raise
         traceback.print_exc()

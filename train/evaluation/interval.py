@@ -1,5 +1,6 @@
 """Metrics with 95 % intervals: the percentile bootstrap over held-out rows (Efron 1979)."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -37,20 +38,36 @@ def draws(n: int) -> np.ndarray:
 
 
 def interval(value: float, resampled: Sequence[float] | np.ndarray, better: Better = "higher") -> Interval:
-    """Returns a value with the percentiles of its resampled values."""
-    low, high = np.percentile(np.asarray(resampled, np.float64), _PERCENTILES)
-    return Interval(float(value), float(low), float(high), better)
+    """Returns a value with the percentiles of its resampled values, widened if necessary to contain the value.
+
+    Args:
+        value: the metric over all rows.
+        resampled: the metric in each resample; NaN where it is undefined there, such as an F1 without any label. These
+            resamples are left out, because any number in their place would be made up.
+        better: which direction is better.
+    """
+    found = np.asarray(resampled, np.float64)
+    found = found[~np.isnan(found)]
+    low, high = np.percentile(found, _PERCENTILES) if len(found) else (value, value)
+    # Rounding, and the bias of metrics that are not means, can leave the value just outside.
+    return Interval(float(value), min(float(low), float(value)), max(float(high), float(value)), better)
 
 
-def bootstrap(metric: Callable[[np.ndarray], float], n: int, better: Better = "higher") -> Interval:
+def bootstrap(
+    metric: Callable[[np.ndarray], float], n: int, better: Better = "higher", undefined: float = math.nan
+) -> Interval:
     """Returns the interval of a metric over n rows.
 
     Args:
-        metric: row indices, which may repeat -> the metric over these rows.
+        metric: row indices, which may repeat -> the metric over these rows, or NaN if it is undefined for them.
         n: number of rows.
         better: which direction is better.
+        undefined: the value to report if the metric is undefined for all rows together.
     """
-    return interval(metric(np.arange(n)), [metric(rows) for rows in resamples(n)], better)
+    value = metric(np.arange(n))
+    if math.isnan(value):
+        return Interval(undefined, undefined, undefined, better)
+    return interval(value, [metric(rows) for rows in resamples(n)], better)
 
 
 def mean_interval(per_row: Sequence[float] | np.ndarray, better: Better = "higher") -> Interval:

@@ -1,12 +1,13 @@
 """Metrics of predictions with bootstrap intervals, from scikit-learn, sacrebleu and rouge-score."""
 
 import importlib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from configs.errors import UserError
-from train.evaluation.interval import RESAMPLES, Interval, bootstrap, draws, interval, mean_interval
+from train.evaluation.interval import Interval, bootstrap, draws, interval, mean_interval
 from train.evaluation.squad import exact_match, normalize, token_f1
 
 _TOP = 3
@@ -45,11 +46,24 @@ def _macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: np.ndarray) ->
 
     value = f1_score(labels, predicted, labels=classes, average="macro", zero_division=0)
     is_label, is_prediction = labels[:, None] == classes, predicted[:, None] == classes
-    return interval(value, _resampled_f1(is_label, is_prediction, is_label & is_prediction).mean(-1))
+    return interval(value, _resampled_macro_f1(is_label, is_prediction, is_label & is_prediction))
+
+
+def _resampled_macro_f1(expected: np.ndarray, predicted: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """Returns (`RESAMPLES`,): in every resample, the mean F1 over the classes that occur among its labels.
+
+    That is the metric itself: a class that a resample does not contain has no F1 there, so it counts neither as 0 nor
+    as 1. NaN where a resample contains no class. The arguments are those of `_resampled_f1`.
+    """
+    absent = draws(len(expected)) @ expected.astype(np.float32) == 0
+    f1 = _resampled_f1(expected, predicted, correct)
+    return np.ma.masked_array(f1, absent).mean(-1).filled(np.nan)
 
 
 def _resampled_f1(expected: np.ndarray, predicted: np.ndarray, correct: np.ndarray) -> np.ndarray:
     """Returns F1 (`RESAMPLES`, classes) in every resample of rows, by one matrix product instead of a thousand calls.
+
+    NaN where a class is neither expected nor predicted.
 
     Args:
         expected: (rows, classes), how often a row has a class.
@@ -58,7 +72,8 @@ def _resampled_f1(expected: np.ndarray, predicted: np.ndarray, correct: np.ndarr
     """
     expected, predicted, correct = (x.astype(np.float32) for x in (expected, predicted, correct))
     drawn = draws(len(expected))
-    return 2 * (drawn @ correct) / np.maximum(drawn @ (expected + predicted), 1)
+    found = drawn @ (expected + predicted)
+    return np.where(found > 0, 2 * (drawn @ correct) / np.maximum(found, 1), np.nan)
 
 
 def confusion(labels: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -80,26 +95,35 @@ def multi_label(labels: Sequence[set[str]], predicted: Sequence[set[str]]) -> di
     macro = f1_score(y, p, labels=range(len(known)), average="macro", zero_division=0)
     totals = (counts.sum(1, keepdims=True) for counts in (y, p, y & p))
     return {
-        "micro_f1": interval(micro, _resampled_f1(*totals)),
-        "macro_f1": interval(macro, _resampled_f1(y, p, y & p)[:, : len(known)].mean(-1)),
+        "micro_f1": interval(micro, _resampled_f1(*totals)[:, 0]),
+        "macro_f1": interval(macro, _resampled_macro_f1(*(x[:, : len(known)] for x in (y, p, y & p)))),
         "exact_match": mean_interval([a == b for a, b in zip(labels, predicted, strict=True)]),
     }
 
 
 def regression(values: Sequence[float], predicted: Sequence[float]) -> dict[str, Interval]:
-    """Returns R2, the mean absolute error and Spearman's rank correlation (0 if all predictions are equal)."""
+    """Returns R2, the mean absolute error and Spearman's rank correlation.
+
+    If all values are equal, R2 is 1 for perfect predictions and otherwise 0, as in scikit-learn. If all values or all
+    predictions are equal, Spearman's correlation is 0.
+    """
     from scipy.stats import spearmanr
-    from sklearn.metrics import r2_score
 
     y, p = np.asarray(values, np.float64), np.asarray(predicted, np.float64)
 
+    def r2(rows: np.ndarray) -> float:
+        if np.ptp(y[rows]) == 0:
+            return math.nan
+        return float(1 - np.square(y[rows] - p[rows]).sum() / np.square(y[rows] - y[rows].mean()).sum())
+
     def rank_correlation(rows: np.ndarray) -> float:
-        return 0.0 if np.ptp(p[rows]) == 0 or np.ptp(y[rows]) == 0 else float(spearmanr(y[rows], p[rows]).statistic)
+        defined = np.ptp(p[rows]) > 0 and np.ptp(y[rows]) > 0
+        return float(spearmanr(y[rows], p[rows]).statistic) if defined else math.nan
 
     return {
-        "r2": bootstrap(lambda rows: float(r2_score(y[rows], p[rows])) if np.ptp(y[rows]) else 0.0, len(y)),
+        "r2": bootstrap(r2, len(y), undefined=float(np.array_equal(y, p))),
         "mean_absolute_error": mean_interval(np.abs(y - p), better="lower"),
-        "spearman": bootstrap(rank_correlation, len(y)),
+        "spearman": bootstrap(rank_correlation, len(y), undefined=0.0),
     }
 
 
@@ -120,13 +144,13 @@ def tagging(labels: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]])
 
     drawn = draws(len(labels))
     right, words = (drawn @ by_row(x[:, None])[:, 0] for x in (y == p, np.ones(len(y))))
-    found = {"accuracy": interval(accuracy_score(y, p), right / np.maximum(words, 1))}
+    found = {"accuracy": interval(accuracy_score(y, p), np.where(words > 0, right / np.maximum(words, 1), np.nan))}
     tags = np.array([tag for tag in np.unique(y) if tag != OUTSIDE])
     if len(tags):
         is_label, is_prediction = y[:, None] == tags, p[:, None] == tags
         value = f1_score(y, p, labels=tags, average="macro", zero_division=0)
-        resampled = _resampled_f1(by_row(is_label), by_row(is_prediction), by_row(is_label & is_prediction)).mean(-1)
-        found["macro_f1"] = interval(value, resampled)
+        counts = (by_row(is_label), by_row(is_prediction), by_row(is_label & is_prediction))
+        found["macro_f1"] = interval(value, _resampled_macro_f1(*counts))
     return found
 
 
@@ -141,19 +165,34 @@ def rouge(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str
 
 
 def bleu_chrf(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, Interval]:
-    """Returns corpus BLEU and chrF, 0 to 100, with sacrebleu's bootstrap, which has a fixed seed."""
+    """Returns sacrebleu's corpus BLEU and chrF, 0 to 100.
+
+    sacrebleu's own bootstrap gives a mean and a half width, which can exceed 100, and counts a resample without any
+    4-gram, for which BLEU is undefined, as 0.
+    """
     from sacrebleu.metrics import BLEU, CHRF
 
     most = max(len(right) for right in references)
     streams = [[right[min(i, len(right) - 1)] for right in references] for i in range(most)]
-    scores = {
-        name: metric.corpus_score(list(texts), streams, n_bootstrap=RESAMPLES)
-        for name, metric in (("bleu", BLEU()), ("chrf", CHRF()))
-    }
-    # sacrebleu 2.x stores the mean of the resamples and the half width of the interval in private attributes.
+    bleu, chrf = BLEU(), CHRF()
+
+    # The counts of a row, and the score of their sum: private, and what sacrebleu's significance tests call, too.
+    def bleu_of(counts: list[int]) -> float:
+        return bleu._compute_score_from_stats(counts).score if counts[-1] else math.nan
+
+    def chrf_of(counts: list[int]) -> float:
+        return chrf._compute_score_from_stats(counts).score
+
     return {
-        name: Interval(float(s.score), float(s._mean - s._ci), float(s._mean + s._ci)) for name, s in scores.items()
+        "bleu": _corpus_interval(bleu._extract_corpus_statistics(list(texts), streams), bleu_of),
+        "chrf": _corpus_interval(chrf._extract_corpus_statistics(list(texts), streams), chrf_of),
     }
+
+
+def _corpus_interval(counts_of_rows: Sequence[Sequence[int]], score: Callable[[list[int]], float]) -> Interval:
+    """Returns the interval of a corpus metric: `score` of counts that are summed over rows; 0 if it is undefined."""
+    counts = np.array(counts_of_rows, np.int64)
+    return bootstrap(lambda rows: float(score(counts[rows].sum(0).tolist())), len(counts), undefined=0.0)
 
 
 def squad(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, Interval]:

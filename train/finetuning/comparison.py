@@ -11,10 +11,11 @@ from train.evaluation.scoring import held_out_loss
 from train.finetuning.baselines import constant_baseline, foundation_head, prompted_foundation
 from train.finetuning.finetune_run import FinetuneRun, Scored, score
 from train.finetuning.predictor import Predictor
-from train.finetuning.rows import with_reference
+from train.finetuning.rows import first_rows, with_reference
 from train.generation.language_model import LanguageModel
 from train.job import Evaluate, Job
 from train.loop import fit
+from train.run.length import earlier_lengths
 from train.run.record import Run
 from train.tasks.task import Prediction
 
@@ -111,8 +112,12 @@ def _predictor(run: FinetuneRun, objective: Objective) -> Predictor:
 
 
 def _evaluation(run: FinetuneRun, objective: Objective, predictor: Predictor) -> Evaluate:
-    """Returns parameters -> loss and metrics on the validation rows; no metrics for tasks that generate text."""
-    task, validation = run.data.task, run.data.parts["validation"]
+    """Returns parameters -> loss and metrics on validation rows, as many as `config.evaluation.batches` says.
+
+    No metrics for tasks that generate text.
+    """
+    task, batches = run.data.task, run.settings.evaluation.batches
+    validation = first_rows(run.data.parts["validation"], batches * run.settings.batch_size)
 
     def evaluate(params: Params) -> dict[str, float]:
         loss = held_out_loss(objective, params, validation.rows, run.settings.batch_size, run.mesh)
@@ -140,4 +145,5 @@ def finetuning_job(
         load_initial=(lambda groups: run.foundation.load_merged(run.mesh, groups)) if from_foundation else None,
         initial_groups=("backbone", "head") if lm_head else ("backbone",),
         flops_per_step=run.settings.batch_size * length * training_flops_per_token(counted, length),
+        earlier_lengths=earlier_lengths(run.record.length_changes, "." if from_foundation else RANDOM_INIT_DIR),
     )

@@ -86,6 +86,16 @@ def encode_rows(task: Task[Any], examples: Sequence[Example], tokenizer: Tokeniz
     return TaskRows([e for e, _ in kept], [r for _, r in kept], rows, len(pairs) - len(kept))
 
 
+def first_rows(part: TaskRows, count: int) -> TaskRows:
+    """Returns the examples of the first `count` rows; all for 0."""
+    if not count or count >= len(part.rows):
+        return part
+    chosen = sorted(example for row in part.rows.packed[:count] for example in row)
+    encoded = [part.encoded[i] for i in chosen]
+    rows = pack([r.segments for r in encoded], part.rows.sequence_length, part.rows.pad_id, seed=0)
+    return TaskRows([part.examples[i] for i in chosen], encoded, rows, part.dropped)
+
+
 def with_reference(part: TaskRows, reference: LanguageModel, batch_size: int) -> TaskRows:
     """Returns the rows with the log-probability of each segment's targets under a language model, as "reference"."""
     objective = language_model(reference.model)

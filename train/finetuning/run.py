@@ -1,5 +1,6 @@
 """Fine-tuning as a function: a config, a foundation run and labeled rows -> a run directory."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from train.finetuning.finetune_run import FinetuneRun
 from train.finetuning.report.before_after import publish
 from train.finetuning.rows import TaskData, encode_rows, read_task
 from train.run.lock import claim
-from train.run.record import RunRecord, open_run
+from train.run.new_run import FINETUNE_UNUSED, check_new_run
+from train.run.record import Run, RunRecord, open_run
 from train.run.record import start as start_run
 from train.settings import Settings, from_config
-from train.tasks.task import absolute_name, task_to_record
+from train.tasks.task import absolute_name, fields_without_effect, load_task, task_to_record
 
 
 def finetune(
@@ -35,11 +37,15 @@ def finetune(
     # A task file's path is stored absolute, so that the run can be read from any directory.
     config = config | {"task": config["task"] | {"name": absolute_name(settings.task.name)}}
     settings = from_config(config)
+    task = settings.task.name
+    unused = dict.fromkeys(fields_without_effect(load_task(task)), f"with config.task.name={task!r}")
+    parent = open_run(foundation).with_execution(settings.model)
+    check_new_run(workdir, config, settings, unused | FINETUNE_UNUSED, parent)
     require()
     apply_xla_flags(settings)
     mesh = make_mesh(settings.mesh)
     check_batch(settings, mesh)
-    run, splits = prepare_run(config, settings, foundation, workdir, mesh)
+    run, splits = prepare_run(config, settings, parent, workdir, mesh)
     say_skipped("finetune", splits.skipped)
     counts = " · ".join(f"{len(part.examples):,} {name}" for name, part in run.data.parts.items())
     train = run.data.parts["train"]
@@ -48,20 +54,27 @@ def finetune(
         f"were truncated to {settings.sequence_length} tokens and {train.dropped:,} dropped"
     )
     with claim(workdir), jax.set_mesh(mesh):
-        start_run(workdir, run.record, run.data.tokenizer, accept_changed_data)
+        stored = start_run(workdir, run.record, run.data.tokenizer, accept_changed_data)
+        run = dataclasses.replace(run, record=dataclasses.replace(run.record, length_changes=stored.length_changes))
         return publish(run, compare(run))
 
 
 def prepare_run(
-    config: dict[str, Any], settings: Settings, foundation: Path, workdir: Path, mesh: Mesh
+    config: dict[str, Any], settings: Settings, parent: Run, workdir: Path, mesh: Mesh
 ) -> tuple[FinetuneRun, Splits]:
     """Returns (the run with its rows encoded, the rows as read).
+
+    Args:
+        config: the config, complete.
+        settings: the same, checked.
+        parent: the foundation, with the execution options of the config.
+        workdir: the run directory.
+        mesh: the devices.
 
     Raises:
         UserError: invalid rows, or a foundation with too short a context.
     """
-    parent = open_run(foundation).with_execution(settings.model)
-    _check_length(settings, parent.model, foundation)
+    _check_length(settings, parent.model, parent.directory)
     tokenizer = parent.tokenizer()
     task, splits = read_task(settings)
     parts = {

@@ -1,8 +1,6 @@
 """Exports a run as a Hugging Face checkpoint."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import jax
 import numpy as np
 
 from configs.errors import UserError
+from data.new_directory import check_new, new_directory
 from model.huggingface import Row, expected_shapes, group_of, leaves, table
 from model.huggingface_config import architecture_of, class_prefix, to_config
 from model.transformer import Params
@@ -29,8 +28,7 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
     Raises:
         UserError: no Hugging Face architecture matches the model or its head, or `output` is not empty.
     """
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"--output={output} exists and is not empty; expected a new directory")
+    check_new(output)
     run = open_run(directory)
     architecture = architecture_of(run.model)
     rows, classes = _rows(run, architecture)
@@ -39,20 +37,13 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
         architecture, run.model, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, dtype
     ) | _classification(architecture, classes)
     mesh = single_device_mesh()
-    temporary = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
+    with new_directory(output) as partial:
         with jax.set_mesh(mesh), open_params(run, mesh) as (params, read):
-            write_weights(temporary, _shapes(params, rows), dtype, _tensors(params, rows, read))
-        (temporary / "config.json").write_text(json.dumps(config, indent=2))
+            write_weights(partial, _shapes(params, rows), dtype, _tensors(params, rows, read))
+        (partial / "config.json").write_text(json.dumps(config, indent=2))
         # An imported tokenizer keeps its own post-processor; ours has none and needs one that adds special tokens.
         framed = classes or (tokenizer.starts_with_bos and not json.loads(tokenizer.serialized)["post_processor"])
-        (tokenizer.with_post_processor(eos=bool(classes)) if framed else tokenizer).save(temporary)
-        if output.exists():
-            output.rmdir()
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (tokenizer.with_post_processor(eos=bool(classes)) if framed else tokenizer).save(partial)
     say(f"export-hf: {config['architectures'][0]} in {output}")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from configs import default
 from configs.errors import UserError
+from data.new_directory import check_new, new_directory
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig, model_config
 from model.heads import language_model, parameter_count
@@ -24,7 +25,6 @@ from train.console import say
 from train.distributed.mesh import spread_mesh
 from train.huggingface.safetensors_files import Weights, find_weights
 from train.huggingface.torch_files import PICKLED, PICKLED_INDEX, find_pickled_weights
-from train.run.lock import claim
 from train.run.record import RunRecord
 from train.run.record import start as start_run
 from train.step import TrainState
@@ -35,14 +35,13 @@ _FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer
 
 
 def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
-    """Writes a run with the weights, tokenizer and chat template of a Hugging Face model.
+    """Writes a run with the weights, tokenizer and chat template of a Hugging Face model; it appears when complete.
 
     Raises:
         UserError: not a model, an unsupported architecture, weights or a tokenizer that do not match it, or `output`
             is not empty.
     """
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"--output={output} exists and is not empty; expected a new directory")
+    check_new(output)
     directory = _local(source, (*_FILES, *(_PICKLED if allow_pickle else ())))
     found = read_config(directory / "config.json")
     architecture, section = to_section(found, str(directory / "config.json"))
@@ -55,9 +54,9 @@ def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
     config["model"] = section
     config["sequence_length"] = min(model.context_length, config["sequence_length"])
     record = RunRecord("pretrain", model, config, {}, f"huggingface:{source}", [])
-    with claim(output), jax.set_mesh(mesh):
-        start_run(output, record, tokenizer)
-        with open_manager(output, keep=1) as manager:
+    with new_directory(output) as partial, jax.set_mesh(mesh):
+        start_run(partial, record, tokenizer)
+        with open_manager(partial, keep=1) as manager:
             save(manager, TrainState(jnp.asarray(0, jnp.int32), params, None, {}), mesh)
     count = parameter_count(params)
     say(f"import-hf: {architecture}, {count:,} parameters; the model is in {output}")

@@ -25,6 +25,7 @@ from train.checkpoint.restore import restore_params
 from train.console import warn
 from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.files import write_atomically
+from train.run.length import LengthChange, length_change
 from train.settings import RESUMABLE_FIELDS, LossSettings
 from train.tasks.task import load_task, task_from_record
 from train.trees import abstract_params
@@ -54,6 +55,7 @@ class RunRecord:
         lineage: the runs that this one starts from, oldest first: {"stage", "directory", "data_fingerprint"} each.
         data_files: the files that the rows were read from (`data.sources.inventory`); empty for a prepared store.
         data_changes: {"step", "before", "after"} for each accepted change of data; both values are fingerprints.
+        length_changes: each change of `config.num_steps`, oldest first (`train.run.length`).
     """
 
     stage: Literal["pretrain", "finetune"]
@@ -64,6 +66,7 @@ class RunRecord:
     lineage: list[dict[str, str]]
     data_files: Inventory = dataclasses.field(default_factory=list)
     data_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    length_changes: list[LengthChange] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,10 +176,11 @@ def open_run(directory: Path) -> Run:
     return Run(directory, read_record(directory))
 
 
-def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer, accept_changed_data: bool = False) -> None:
+def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer, accept_changed_data: bool = False) -> RunRecord:
     """Writes `run.json` and the tokenizer of a new run, or checks that an existing run is the same run.
 
-    Process 0 writes; the other processes check that they have the same run.
+    Process 0 writes; the other processes check that they have the same run. Returns the contents of `run.json`, where a
+    new `config.num_steps` is recorded.
 
     Args:
         workdir: the run directory.
@@ -185,13 +189,14 @@ def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer, accept_changed
         accept_changed_data: continue on different data and record the change in `run.json`.
 
     Raises:
-        UserError: the config, the data or the tokenizer differs from the run's, in a field that must not change.
+        UserError: the config, the data or the tokenizer differs from the run's, in a field that must not change; or see
+            `length_change`.
     """
     if run_on_process_zero(lambda: _write_if_new(workdir, record, tokenizer)) and is_process_zero():
-        return
+        return record
     before = read_record(workdir)
     changed = [f"model {difference}" for difference in architecture_difference(before.model, record.model)]
-    changed += config_changes(before.config, record.config)
+    changed += config_changes(before.config, record.config | {"num_steps": before.config["num_steps"]})
     if before.data_fingerprint != record.data_fingerprint and not accept_changed_data:
         files = differences(before.data_files, record.data_files) if before.data_files else []
         prints = f"data: {before.data_fingerprint[:16]} != {record.data_fingerprint[:16]}"
@@ -204,12 +209,20 @@ def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer, accept_changed
             "use the old values, or a new --workdir; --help marks the fields that may change, and "
             "--accept_changed_data allows different data"
         )
-    if before.data_fingerprint != record.data_fingerprint:
-        run_on_process_zero(lambda: _accept(workdir, before, record))
+    run_on_process_zero(lambda: _accept(workdir, record))
+    return read_record(workdir)
 
 
-def _accept(workdir: Path, before: RunRecord, record: RunRecord) -> None:
-    """Records a change of data in `run.json`, with a warning."""
+def _accept(workdir: Path, record: RunRecord) -> None:
+    """Records a change of length, and with a warning one of data, in `run.json`."""
+    before = read_record(workdir)
+    length = length_change(workdir, before.config, record.config)
+    if length is not None:
+        config = before.config | {"num_steps": record.config["num_steps"]}
+        before = dataclasses.replace(before, config=config, length_changes=[*before.length_changes, length])
+        _write(workdir, before)
+    if before.data_fingerprint == record.data_fingerprint:
+        return
     step = next(iter(saved_steps(workdir)), 0)
     change = {"step": step, "before": before.data_fingerprint, "after": record.data_fingerprint}
     now = dataclasses.replace(

@@ -67,7 +67,7 @@ def print_tables(found: Results) -> None:
         if "flags" in budget:
             out.print(f"{budget['flops']:.3g} FLOPs, nearest model: {' '.join(budget['flags'])}")
     for line in found["cautions"]:
-        out.print(f"caution: {line}", markup=False)
+        out.print(f"caution: {line}")
 
 
 def _run_table(runs: Sequence[Results]) -> Table:

@@ -37,6 +37,7 @@ def scaled(config: Config, size: float, length: float) -> Config:
         o["learning_rate"] /= ratio
     o["warmup_steps"] = math.ceil(length * min(o["warmup_steps"], config["num_steps"]))
     config["num_steps"] = max(1, round(length * config["num_steps"]))
+    o["warmup_steps"] = min(o["warmup_steps"], config["num_steps"] - 1)
     # Only the loss of the final evaluation is used, and the last step always evaluates.
     config["evaluation"]["every"] = config["num_steps"]
     return config

@@ -35,6 +35,10 @@ class Chat(Task[tuple[float, float]]):
 
     trains_lm_head: ClassVar[bool] = True
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "head"
+    unused_fields: ClassVar[tuple[str, ...]] = (
+        *("task.input", "task.context", "task.pooling", "task.multi_label", "task.class_weights", "task.metrics"),
+        "task.beta",
+    )
 
     @classmethod
     def parse(cls, row: Row, settings: TaskSettings) -> Example:

@@ -29,10 +29,12 @@ class Classification(Task[list[str]]):
 
     Attributes:
         classes: names in alphabetical order.
-        weights: weight of each class in the loss.
+        weights: weight of each class in the loss; with `multi_label`, where an example has the class.
         multi_label: an example has any number of classes.
         pooling: which state the head reads.
         prompt: the question for zero-shot scoring, with {input}.
+        absent_weights: with `multi_label`, weight of each class in the loss where an example does not have it; empty:
+            no weights, whatever `weights` says, as in runs of earlier versions.
     """
 
     classes: tuple[str, ...]
@@ -40,9 +42,14 @@ class Classification(Task[list[str]]):
     multi_label: bool
     pooling: Literal["last", "mean"]
     prompt: str
+    absent_weights: tuple[float, ...] = ()
 
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
     baseline_name: ClassVar[str] = "majority-class baseline"
+    unused_fields: ClassVar[tuple[str, ...]] = (
+        *("task.context", "task.template", "task.metrics", "task.max_new_tokens", "task.beta"),
+        *("loss.z_loss", "loss.chunk"),
+    )
 
     @classmethod
     def parse(cls, row: Row, settings: TaskSettings) -> Example:
@@ -72,9 +79,13 @@ class Classification(Task[list[str]]):
         classes = tuple(sorted(counts))
         if len(classes) < 2:
             raise UserError(f"config.data.path contains one class only ({', '.join(classes)!r}); expected at least two")
-        balanced = settings.class_weights == "balanced"
-        # Weights whose mean over the rows is 1, as scikit-learn's "balanced" (King and Zeng 2001).
-        weights = tuple(counts.total() / (len(classes) * counts[name]) if balanced else 1.0 for name in classes)
+        if settings.multi_label and settings.class_weights == "balanced":
+            # Each class is a decision of its own, between the rows that have it and those that do not.
+            rows = len(examples)
+            weights = tuple(rows / (2 * counts[name]) for name in classes)
+            absent = tuple(rows / (2 * max(rows - counts[name], 1)) for name in classes)
+            return cls(classes, weights, True, settings.pooling, settings.prompt, absent)
+        weights = class_weights(counts, classes, settings.class_weights)
         return cls(classes, weights, settings.multi_label, settings.pooling, settings.prompt)
 
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered:
@@ -104,7 +115,8 @@ class Classification(Task[list[str]]):
 
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
         """Returns a linear layer on the pooled states, with one output per class."""
-        return classifier(model, len(self.classes), self.pooling, self.multi_label, loss.label_smoothing)
+        weights_2V = np.array([self.absent_weights, self.weights], np.float32) if self.absent_weights else None
+        return classifier(model, len(self.classes), self.pooling, self.multi_label, loss.label_smoothing, weights_2V)
 
     def decode(
         self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer
@@ -156,6 +168,16 @@ class Classification(Task[list[str]]):
     def target_names(self) -> tuple[str, ...]:
         """Returns the classes."""
         return self.classes
+
+
+def class_weights(
+    counts: Counter[str], classes: Sequence[str], method: Literal["none", "balanced"]
+) -> tuple[float, ...]:
+    """Returns the weight of each class in the loss: 1, or its inverse frequency, with a mean of 1 over all targets.
+
+    "balanced" is scikit-learn's (King and Zeng 2001).
+    """
+    return tuple(counts.total() / (len(classes) * counts[c]) if method == "balanced" else 1.0 for c in classes)
 
 
 def _abbreviated(names: Sequence[str]) -> str:

@@ -38,6 +38,9 @@ class Generation(Task[str]):
     trains_lm_head: ClassVar[bool] = True
     generates: ClassVar[bool] = True
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
+    unused_fields: ClassVar[tuple[str, ...]] = (
+        *("task.context", "task.pooling", "task.multi_label", "task.class_weights", "task.beta"),
+    )
     renamed_fields: ClassVar[Mapping[str, str]] = {"metrics": "metric_names"}
 
     @classmethod

@@ -34,6 +34,11 @@ class AnswerPair(Task[P]):
     template: str
     beta: float
 
+    unused_fields: ClassVar[tuple[str, ...]] = (
+        *("task.context", "task.target", "task.pooling", "task.multi_label", "task.class_weights", "task.metrics"),
+        *("loss.z_loss", "loss.label_smoothing"),
+    )
+
     @classmethod
     def parse(cls, row: Row, settings: TaskSettings) -> Example:
         """Returns fields {"prompt", "chosen", "rejected"}, all text."""

@@ -36,6 +36,10 @@ class Regression(Task[float]):
     pooling: Literal["last", "mean"]
 
     baseline_name: ClassVar[str] = "mean of the training values"
+    unused_fields: ClassVar[tuple[str, ...]] = (
+        *("task.context", "task.multi_label", "task.class_weights", "task.template", "task.metrics", "task.beta"),
+        *("loss.z_loss", "loss.label_smoothing", "loss.chunk"),
+    )
 
     @classmethod
     def parse(cls, row: Row, settings: TaskSettings) -> Example:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from train.tasks.preference import AnswerPair
 @dataclasses.dataclass(frozen=True)
 class Reward(AnswerPair[float]):
     """Predicts the score of the chosen answer minus that of the rejected one."""
+
+    unused_fields: ClassVar[tuple[str, ...]] = (*AnswerPair.unused_fields, "task.beta", "loss.chunk")
 
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered | None:
         """Returns chosen and rejected as two segments; the score is read at the last token of each."""

@@ -37,6 +37,10 @@ class Span(Task[str]):
     prompt: str
 
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
+    unused_fields: ClassVar[tuple[str, ...]] = (
+        *("task.pooling", "task.multi_label", "task.class_weights", "task.template", "task.metrics", "task.beta"),
+        *("loss.z_loss", "loss.label_smoothing", "loss.chunk"),
+    )
 
     @classmethod
     def parse(cls, row: Row, settings: TaskSettings) -> Example:

@@ -1,8 +1,9 @@
 """Sequence tagging: a class for each word of a sentence, such as names, parts of speech or slots."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.evaluation.metrics import OUTSIDE
 from train.settings import LossSettings, TaskSettings
+from train.tasks.classification import class_weights
 from train.tasks.task import Task
 
 _WORDS = "tokens"  # the column of the words
@@ -28,9 +30,16 @@ class Tagging(Task[list[str]]):
 
     Attributes:
         classes: the tags in alphabetical order.
+        weights: weight of each tag in the loss; empty: 1, as in runs of earlier versions.
     """
 
     classes: tuple[str, ...]
+    weights: tuple[float, ...] = ()
+
+    unused_fields: ClassVar[tuple[str, ...]] = (
+        *("task.input", "task.context", "task.pooling", "task.multi_label", "task.template", "task.metrics"),
+        *("task.beta", "loss.z_loss", "loss.chunk"),
+    )
 
     @classmethod
     def parse(cls, row: Row, settings: TaskSettings) -> Example:
@@ -47,15 +56,16 @@ class Tagging(Task[list[str]]):
 
     @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
-        """Returns the task with the tags of the examples.
+        """Returns the task with the tags of the examples and their weights in the loss.
 
         Raises:
             UserError: there is only one tag.
         """
-        classes = tuple(sorted({tag for example in examples for tag in example.fields["tags"]}))
+        counts = Counter(tag for example in examples for tag in example.fields["tags"])
+        classes = tuple(sorted(counts))
         if len(classes) < 2:
             raise UserError(f"config.data.path contains one tag only ({classes[0]!r}); expected at least two")
-        return cls(classes)
+        return cls(classes, class_weights(counts, classes, settings.class_weights))
 
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered:
         """Returns `bos words eos` with each word's tag as the target of its last token.
@@ -75,7 +85,7 @@ class Tagging(Task[list[str]]):
                 break
             tokens += ids
             targets[len(tokens) - 1] = index[tag]
-        weights = dict.fromkeys(targets, 1.0)
+        weights = {place: self.weights[target] if self.weights else 1.0 for place, target in targets.items()}
         segment = labeled_segment([*tokens, tokenizer.eos_id], dict(targets), weights, np.int32)
         return Rendered((segment,), len(targets) < len(words))
 

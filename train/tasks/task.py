@@ -52,6 +52,8 @@ class Task(abc.ABC, Generic[P]):
         zero_shot: how the foundation is scored before fine-tuning. "prompt": it answers `question`; "head": its
             language-model head is scored by `decode`; "none": not at all.
         baseline_name: the name of `baseline_prediction` in the table.
+        unused_fields: config fields that this task does not read, e.g. "task.beta"; setting one is an error. Fields
+            that follow from the attributes above need not be listed: see `fields_without_effect`.
         renamed_fields: old name -> new name of fields that older `run.json` files contain.
     """
 
@@ -60,6 +62,7 @@ class Task(abc.ABC, Generic[P]):
     needs_reference: ClassVar[bool] = False
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "none"
     baseline_name: ClassVar[str] = "most frequent answer"
+    unused_fields: ClassVar[tuple[str, ...]] = ()
     renamed_fields: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
@@ -213,6 +216,20 @@ def _task_of(module: ModuleType, source: str) -> type[Task[Any]]:
         missing = ", ".join(sorted(defined[-1].__abstractmethods__))
         raise UserError(f"{source}: class {defined[-1].__name__} does not define {missing}")
     raise UserError(f"{source} does not define a subclass of Task; expected one, see docs/tasks.md")
+
+
+def fields_without_effect(cls: type[Task[Any]]) -> set[str]:
+    """Returns the config fields that change nothing when a model is fine-tuned for a task."""
+    unused = set(cls.unused_fields)
+    if cls.zero_shot != "prompt":
+        unused.add("task.prompt")
+    if cls.zero_shot == "none":
+        unused |= {"task.zero_shot_rows", "task.shots"}
+    if cls.needs_reference:
+        unused |= {"task.baseline", "task.shots"}
+    if not cls.generates and cls.zero_shot != "prompt":
+        unused.add("task.max_new_tokens")
+    return unused
 
 
 def task_to_record(name: str, task: Task[Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Fine-tuning for every task on a mesh of eight devices, from the foundation to the table; adapters; invalid input."""
 
+import contextlib
 import json
 import random
 import shutil
@@ -8,8 +9,17 @@ import jax
 import numpy as np
 import pytest
 
+from configs import reference
 from configs.errors import UserError
-from configs.finetune import assistant, contract_clause, dialogue_summary, intent, question_answering, sentiment
+from configs.finetune import (
+    assistant,
+    contract_clause,
+    dialogue_summary,
+    intent,
+    preference,
+    question_answering,
+    sentiment,
+)
 from tests.runs import WORDS
 from train.commands.evaluate import _score_rows
 from train.commands.merge import merge
@@ -19,6 +29,7 @@ from train.generation.decode import continuations
 from train.generation.language_model import GenerationOptions
 from train.run.language_model import open_language_model
 from train.run.record import open_run
+from train.tasks.task import fields_without_effect, load_task
 
 
 def small(config, path, **changes):
@@ -29,8 +40,13 @@ def small(config, path, **changes):
     config.optimizer.warmup_steps = 2
     config.task.max_new_tokens = 4
     config.task.zero_shot_rows, config.task.shots, config.task.baseline = 6, 1, False
-    config.adapt.targets, config.adapt.rank = ("query", "up"), 2
+    if changes.get("adapt.method") == "lora":
+        config.adapt.targets, config.adapt.rank = ("query", "up"), 2
     config.update_from_flattened_dict(changes)
+    # What the task does not read must keep its default; there may be no such task.
+    with contextlib.suppress(UserError):
+        unused = fields_without_effect(load_task(config.task.name))
+        config.update_from_flattened_dict({f.name: f.default for f in reference.fields() if f.name in unused})
     return config.to_dict()
 
 
@@ -71,7 +87,6 @@ def written(folder, kind):
 
 
 SQUAD_FIGURES = {"exact_match", "f1", "no_answer_accuracy"}
-DPO = {"task.name": "preference", "task.baseline": True}  # which preference training ignores
 TASKS = {
     "classification": (intent.get_config, "labels", {"task.baseline": True}, {"accuracy", "macro_f1"}),
     "by contract": (contract_clause.get_config, "labels", {"task.class_weights": "balanced"}, {"accuracy"}),
@@ -82,8 +97,13 @@ TASKS = {
     "answers": (lambda: question_answering.get_config("generative"), "squad", {}, SQUAD_FIGURES),
     "summary": (dialogue_summary.get_config, "pairs", {"adapt.method": "lora"}, {"rouge_1", "rouge_2", "rouge_l"}),
     "chat": (assistant.get_config, "chat", {"adapt.method": "last", "adapt.last_layers": 1}, {"assistant_loss"}),
-    "preference": (assistant.get_config, "preferences", DPO, {"accuracy", "margin_gained"}),
-    "reward": (assistant.get_config, "preferences", {"task.name": "reward", "adapt.method": "head"}, {"accuracy"}),
+    "preference": (preference.get_config, "preferences", {"task.input": "{text}"}, {"accuracy", "margin_gained"}),
+    "reward": (
+        preference.get_config,
+        "preferences",
+        {"task.input": "{text}", "task.name": "reward", "adapt.method": "head"},
+        {"accuracy"},
+    ),
 }
 
 
@@ -143,7 +163,7 @@ def test_merged_run_predicts_like_its_adapter_and_can_be_finetuned(adapters, fou
     with pytest.raises(UserError, match="is not empty"):
         merge(folder / "lora0", tmp_path / "merged")
     # A merged run can be a foundation.
-    config = small(intent.get_config(), path, **{"task.baseline": False, "num_steps": 2})
+    config = small(intent.get_config(), path, **{"task.baseline": False, "num_steps": 3})
     finetune(config, tmp_path / "merged", tmp_path / "onto")
     assert len(open_run(tmp_path / "onto").record.lineage) == 2
 
@@ -178,7 +198,8 @@ def test_adapter_without_its_foundation_is_a_one_line_error(adapters, foundation
         ({"task.input": "{text!r}"}, "has ':' or '!' inside braces"),
         ({"task.target": "text", "task.name": "generation", "task.template": "tokenizer"}, "has no chat_template"),
         ({"adapt.method": "lora", "adapt.targets": ("querry",)}, "'querry', which is not a projection"),
-        ({"evaluation.metric": "acuracy"}, "'acuracy' is not computed; expected one of: loss, accuracy"),
+        ({"evaluation.metric": "acuracy", "evaluation.patience": 1},
+         "'acuracy' is not computed; expected one of: loss, accuracy"),
         ({"task.validation_fraction": 0.0}, "0 validation"),
         ({"task.target": "text", "task.name": "generation", "task.max_new_tokens": 64},
          "max_new_tokens=64 must be less than config.sequence_length=64"),

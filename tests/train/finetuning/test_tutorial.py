@@ -35,7 +35,8 @@ def test_tutorial_task_in_a_file_outside_the_repository(tmp_path):
 
     rootstock(
         "rootstock pretrain --config=configs/pretrain/tiny.py --workdir=runs/tiny --config.data.path=text.txt "
-        "--config.data.validation_split=tail --config.num_steps=2 --config.model.num_layers=1"
+        "--config.data.validation_split=tail --config.num_steps=2 --config.optimizer.warmup_steps=1 "
+        "--config.model.num_layers=1"
     )
     for command in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
         rootstock(command)

@@ -172,6 +172,7 @@ def test_export_of_a_lora_classifier(tmp_path):
     config = email_spam.get_config()
     config.data.path, config.num_steps, config.sequence_length = str(tmp_path / "rows.jsonl"), 3, 32
     config.task.pooling, config.task.baseline, config.task.zero_shot_rows = "last", False, 0
+    config.optimizer.warmup_steps = 1
     config.adapt.method, config.adapt.rank, config.mesh.data, config.mesh.fsdp = "lora", 2, 1, 8
     finetune(config.to_dict(), tmp_path / "base", tmp_path / "run")
     export_hf(tmp_path / "run", tmp_path / "out")

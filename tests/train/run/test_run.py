@@ -93,6 +93,6 @@ def test_fine_tuning_reads_run_json_of_its_base_model_once(tmp_path, monkeypatch
     opened = []
     read_text = Path.read_text
     monkeypatch.setattr(Path, "read_text", lambda path, *a, **k: opened.append(path) or read_text(path, *a, **k))
-    changes = {"num_steps": 1, "evaluation.every": 1, "checkpoint.every": 1, "optimizer.warmup_steps": 1}
+    changes = {"num_steps": 1, "evaluation.every": 1, "checkpoint.every": 1, "optimizer.warmup_steps": 0}
     recipes.finetune_lora(tmp_path, tmp_path / "base", tmp_path / "run", **changes, **{"task.zero_shot_rows": 2})
     assert opened.count(tmp_path / "base" / "run.json") == 1

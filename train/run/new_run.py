@@ -1,0 +1,68 @@
+"""What must hold of a config when a run starts with it, besides the types and ranges of its fields.
+
+A run that exists was started with its config, perhaps by an earlier version that checked less. It resumes with the same
+values, so what would be an error is a warning there.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from configs import default
+from configs.errors import UserError
+from configs.inactive import inactive_fields
+from model.config import EXECUTION_FIELDS
+from train.console import warn
+from train.optimizer import schedule_errors
+from train.run.record import Run
+from train.settings import Settings
+
+FINETUNE_UNUSED = {
+    "data.validation_fraction": "in fine-tuning, which reads config.task.validation_fraction",
+    "data.validation_split": "in fine-tuning, which splits rows",
+}
+PRETRAIN_UNUSED = {"task": "in pre-training", "adapt": "in pre-training, which trains all parameters"}
+
+
+def check_new_run(
+    workdir: Path, config: Mapping[str, Any], settings: Settings, unused: Mapping[str, str], foundation: Run | None
+) -> None:
+    """Checks the config of a run that starts in `workdir`; if a run exists there, only warns.
+
+    Args:
+        workdir: the run directory.
+        config: the config, complete.
+        settings: the same, checked.
+        unused: see `inactive_fields`.
+        foundation: the run that is fine-tuned, which determines architecture and tokenizer; None in pre-training.
+
+    Raises:
+        UserError: fields that would change nothing, or a schedule whose parts overlap; all in one message.
+    """
+    errors = inactive_fields(config, unused) + schedule_errors(settings.optimizer, settings.num_steps)
+    if foundation is not None:
+        errors += overridden_fields(config, foundation)
+    if errors and not (workdir / "run.json").exists():
+        raise UserError("; ".join(errors))
+    for error in errors:
+        warn(f"{workdir} was started with this config: {error}")
+
+
+def overridden_fields(config: Mapping[str, Any], parent: Run) -> list[str]:
+    """Returns one message per field of architecture and tokenizer that `--init_from` overrides.
+
+    A field may have the value of the parent run, or the default.
+    """
+    defaults = default.get_config().to_dict()
+    pairs = [
+        (f"model.{name}", value, defaults["model"][name], getattr(parent.model, name))
+        for name, value in config["model"].items()
+        if name not in EXECUTION_FIELDS
+    ]
+    pairs.append(("tokenizer", config["tokenizer"], defaults["tokenizer"], parent.record.config["tokenizer"]))
+    return [
+        f"config.{name}={value!r} has no effect with --init_from={parent.directory}, which has {theirs!r}; "
+        f"expected that, or {usual!r}, the default"
+        for name, value, usual, theirs in pairs
+        if value not in (usual, theirs)
+    ]
