@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 
 from configs.errors import UserError
+from data.cleaning import clean_document
 from data.examples import Segment, sliding_windows
 from data.readers import read_documents
 from data.sources import split_sources
@@ -82,11 +83,12 @@ def _of_source(language_model: LanguageModel, name: str, text_field: str, window
 def _parts(
     language_model: LanguageModel, name: str, text_field: str, window: int, stride: int
 ) -> Iterator[tuple[list[Segment], int, int]]:
-    """Yields (segments, bytes of their texts, documents)."""
+    """Yields (segments, bytes of their texts, documents); the texts are cleaned like training text."""
     tokenizer = language_model.tokenizer
     segments: list[Segment] = []
     size = documents = held = 0
-    for text in read_documents(name, text_field):
+    for document in read_documents(name, text_field):
+        text = clean_document(document) if language_model.cleans_text else document
         tokens = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
         segments += sliding_windows(tokens, window, stride)
         size, documents = size + len(text.encode()), documents + 1
