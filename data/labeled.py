@@ -44,7 +44,7 @@ class Splits:
         duplicates: number of rows that were dropped because they repeated another.
         skipped: number of bad rows that were skipped, by kind of error.
         files: the inventory of the training source.
-        rare: {class: number of its groups} of the classes that have too few groups to be in every split.
+        rare: {class: number of its groups} of the classes that have too few groups to be in the test split.
     """
 
     train: list[Example]
@@ -168,7 +168,7 @@ def read_splits(path: str, parse: Callable[[Row], Example], options: SplitOption
 
 
 def _assigned(examples: list[Example], shares: Shares, by_class: bool) -> tuple[dict[str, str], dict[str, int]]:
-    """Returns ({folded group: its split}, {class: its groups} of the classes with too few groups to split)."""
+    """Returns ({folded group: its split}, {class: its groups} of the classes that are too rare to be tested)."""
     places: dict[str, float] = {}
     classes: dict[str, set[str]] = {}
     for example in examples:

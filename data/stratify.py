@@ -6,11 +6,13 @@ fall into it as a whole, and a model cannot learn or be judged by a class that i
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 # The splits in the order in which a class gets its first groups: a class with one group is trained on.
 _ORDER = ("train", "test", "validation")
+# A split whose share of a class is at least this many groups has one of them.
+_ENOUGH = 0.5
 
 
 class Shares(NamedTuple):
@@ -36,10 +38,10 @@ class Shares(NamedTuple):
 def stratified(
     places: Mapping[str, float], classes: Mapping[str, set[str]], shares: Shares
 ) -> tuple[dict[str, str], dict[str, int]]:
-    """Returns ({group: its split}, {class: its groups} of the classes with fewer groups than there are splits).
+    """Returns ({group: its split}, {class: its groups} of the classes that are too rare to be tested).
 
-    Every class has at least half of its share, and at least one group, in each split. Where its groups are fewer than
-    the splits, training comes first, then test.
+    Every class is in training. It has at least half of its share, and at least one group, in every other split where
+    its share is half a group or more; a class whose share of the test split is less is too rare.
 
     Args:
         places: group -> the hash of the group as a number in [0, 1).
@@ -74,15 +76,14 @@ def stratified(
                     counts[other][split_of[moved]] -= 1
                     counts[other][split] += 1
                 split_of[moved] = split
-    wanted = len(list(_used(shares)))
-    return split_of, {name: len(groups_of[name]) for name in sorted(groups_of) if len(groups_of[name]) < wanted}
-
-
-def _used(shares: Shares) -> Iterator[str]:
-    return (split for split in _ORDER if getattr(shares, split) > 0)
+    rare = {name: len(groups_of[name]) for name in sorted(groups_of) if shares.test and not least[name]["test"]}
+    return split_of, rare
 
 
 def _least(count: int, shares: Shares) -> Counter[str]:
     """Returns the smallest number of a class's groups in each split."""
-    used = list(_used(shares))[:count]
-    return Counter({split: max(1, math.floor(count * getattr(shares, split) / 2)) for split in used})
+    least = Counter({split: math.floor(count * getattr(shares, split) / 2) for split in _ORDER})
+    for split in _ORDER:
+        if split == "train" or count * getattr(shares, split) >= _ENOUGH:
+            least[split] = max(least[split], 1)
+    return least

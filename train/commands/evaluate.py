@@ -182,7 +182,8 @@ def _score_rows_on(mesh: Mesh, objective: Objective, opened: Run, path: str) -> 
     predictor = Predictor(task, objective, opened.model, tokenizer, settings, mesh)
     metrics = task.metrics(part.examples, predictor(params, part))
     unseen = say_unseen("evaluate", task, part.examples)
-    return {"rows": len(part.examples), "unseen_label_rows": unseen, **as_json(metrics)}
+    counts = {"rows": len(part.examples)} | ({"unseen_label_rows": unseen} if unseen else {})
+    return {**counts, **as_json(metrics)}
 
 
 def _foundation(opened: Run, tokenizer: Tokenizer, mesh: Mesh) -> LanguageModel:

@@ -65,12 +65,12 @@ def _with_rules_of(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _say_classes(run: FinetuneRun, splits: Splits) -> None:
-    """Warns of classes that are too rare to be in every split, and of held-out labels that the training rows lack."""
+    """Warns of classes that are too rare to be split, and of held-out labels that the training rows lack."""
     if splits.rare:
         names = abbreviated([f"{name} ({count})" for name, count in splits.rare.items()])
         warn(
-            f"finetune: {len(splits.rare)} classes have too few different rows to be in every split: {names}; they are "
-            "trained on first, then tested; add rows, or merge or remove these classes"
+            f"finetune: {len(splits.rare)} classes have too few different rows to be split and may be in the training "
+            f"rows only: {names}; add rows, set config.task.test_path, or merge or remove these classes"
         )
     say_unseen("finetune", run.data.task, run.data.parts["test"].examples)
 

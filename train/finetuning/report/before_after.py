@@ -42,11 +42,12 @@ def _task_name(run: FinetuneRun) -> str:
 def _results(run: FinetuneRun, table: list[Scored]) -> dict[str, Any]:
     """Returns what `results.json` contains; "gain" compares the fine-tuned model, the last row, with each other row."""
     *others, tuned = table
+    unseen = sum(bool(run.data.task.unseen(example)) for example in tuned.examples)
     return {
         "task": _task_name(run),
         "train_rows": len(run.data.parts["train"].examples),
         "held_out_rows": len(tuned.examples),
-        "unseen_label_rows": sum(bool(run.data.task.unseen(example)) for example in tuned.examples),
+        **({"unseen_label_rows": unseen} if unseen else {}),
         "models": {row.name: {"rows": len(row.examples), **as_json(row.metrics)} for row in table},
         "gain": {
             row.name: {name: gain(row.metrics[name], tuned.metrics[name]) for name in row.metrics} for row in others
