@@ -55,7 +55,7 @@ def test_every_row_format(tmp_path):
     [
         ("q.tsv", 'text\tlabel\n"Good film\tpos\nBad "film"\tneg\n', [('"Good film', "pos"), ('Bad "film"', "neg")]),
         ("w.tsv", 'text\tlabel\n"all of it"\ta\r\n5" x 7"\tb\n', [('"all of it"', "a"), ('5" x 7"', "b")]),
-        ("a.json", '\ufeff [{"text": "a", "label": 0},\n\n{"text": "\\u00fc",\n"label": null}]', [("a", 0), ("ü", None)]),
+        ("a.json", '\ufeff [{"text": "a", "label": 0},\n\n{"text": "\\u00fc",\n"label": 0}]', [("a", 0), ("ü", 0)]),
         ("o.json", '[{"text": "a", "label": 0}]', [("a", 0)]),
         ("l.json", '{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n', [("a", 0), ("b", 1)]),
         ("u.csv", ",text,label,\n0,a,b,1\n", [("a", "b")]),

@@ -22,7 +22,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from lm_eval.tasks import TaskManager
 
 from configs.errors import UserError, did_you_mean
-from data.columns import RowRules, answers_of, column, text_of
+from data.columns import RowRules, answers_of, column, is_missing, is_parts, text_of
 from data.examples import Segment, sliding_windows, text_segment
 from data.readers import read_placed_rows
 from data.templates import render
@@ -32,6 +32,7 @@ from train.evaluation.squad import exact_match, token_f1
 from train.generation.decode import generate_text
 from train.generation.language_model import GenerationOptions, LanguageModel
 
+_LABEL = "label"
 _ANSWERS = "answers"  # the column of the correct answers: texts, or SQuAD's answers
 Pair = tuple[Any, list[int], list[int]]  # (texts, tokens of the context, of the continuation)
 
@@ -232,26 +233,34 @@ def _read(path: str, columns: Sequence[str], rules: RowRules) -> Dataset:
     rows: list[dict[str, Any]] = []
     for place, row in read_placed_rows(path):
         try:
-            values = {name: column(row, name, "a column of that name") for name in columns}
-            rows.append(
-                {
-                    name: answers_of(value, name, rules) if name == _ANSWERS else text_of(value, repr(name), rules)
-                    for name, value in values.items()
-                }
-            )
+            rows.append({n: _value(column(row, n, "a column of that name"), n, rules) for n in columns})
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
     if not rows:
         raise UserError(f"{path} contains no rows")
     # A limit takes the first rows, and files are often sorted by label.
     random.Random(0).shuffle(rows)
-    if "label" in columns:
-        labels = sorted({row["label"] for row in rows})
+    if _LABEL in columns:
+        labels = sorted({row[_LABEL] for row in rows})
         names = [label.replace("_", " ") for label in labels]
-        rows = [row | {"choices": names, "answer": labels.index(row["label"])} for row in rows]
+        rows = [row | {"choices": names, "answer": labels.index(row[_LABEL])} for row in rows]
     if _ANSWERS in columns:
         rows = [row | {"first_answer": next(iter(row[_ANSWERS]), "")} for row in rows]
     return Dataset.from_list(rows)
+
+
+def _value(value: object, name: str, rules: RowRules) -> object:
+    """Returns a value as text, or as it is if a template may need it: a number, such as an index, or a list of choices.
+
+    Raises:
+        UserError: the value is missing, an object or of another type that is not text.
+    """
+    if name == _ANSWERS:
+        return answers_of(value, name, rules)
+    if isinstance(value, list) and not is_parts(value):
+        return [_value(item, name, rules) for item in value]
+    keeps_type = isinstance(value, int | float) and not isinstance(value, bool) and not is_missing(value)
+    return value if keeps_type and name != _LABEL else text_of(value, repr(name), rules)
 
 
 def _squad(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
