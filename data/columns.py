@@ -155,7 +155,7 @@ def text_of(value: object, name: str, rules: RowRules = DEFAULT_RULES) -> str:
             return ""
         raise MissingValue(
             f"{name} is {'null' if value is None else 'NaN'}; expected text: fill it in, or set "
-            "config.task.missing=empty to read it as an empty text, or config.data.strict=False to skip such rows"
+            "config.data.strict=False to skip such rows, or config.task.missing=empty to read it as an empty text"
         )
     if is_parts(value):
         return "".join(text_of(part["text"], f"the text of a part of {name}", rules) for part in value)

@@ -12,6 +12,7 @@ from data.columns import Row
 from data.conversations import messages_of, without_system
 from data.examples import Rendered
 from data.labeled import Example
+from data.templates import check_messages
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, language_model
@@ -41,6 +42,7 @@ class Chat(Task[tuple[float, float]]):
         messages = messages_of(row, settings.target, rules)
         if not any(message["role"] == "assistant" for message in messages):
             raise UserError("the row has no assistant turn; expected at least one message with role 'assistant'")
+        check_messages(messages, settings.template)
         content = json.dumps([[message["role"], message["content"]] for message in messages], ensure_ascii=False)
         group = messages[0]["content"] if rules.first_version else without_system(messages)
         return Example(content, group_of(row, settings, group), {"messages": messages})

@@ -61,9 +61,10 @@ class Classification(Task[list[str]]):
                 "config.task.multi_label=True"
             )
         else:
-            labels = [text_of(value, repr(settings.target), rules)]
-            if not labels[0].strip():
+            label = text_of(value, repr(settings.target), rules)
+            if not label.strip():
                 raise UserError(f"{settings.target!r} is {value!r}; expected the name of a class")
+            labels = [label if rules.first_version else label.strip()]
         classes = tuple(sorted(set(labels)))
         return Example(text, group_of(row, settings, text), {"text": text, "labels": labels}, classes)
 

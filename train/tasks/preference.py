@@ -12,6 +12,7 @@ from data.columns import Row, RowRules, column, fill, find, parse_pattern, text_
 from data.conversations import Conversation, conversation, is_conversation, without_system
 from data.examples import Rendered, text_segment
 from data.labeled import Example
+from data.templates import check_messages
 from data.templates import render as render_messages
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
@@ -57,6 +58,7 @@ class AnswerPair(Task[P]):
             content = group = prompt
             fields: dict[str, object] = {"prompt": prompt}
         else:
+            check_messages([*prompt, {"role": "assistant", "content": answers[CHOSEN]}], settings.template)
             content, group = json.dumps(prompt, ensure_ascii=False), without_system(prompt)
             fields = {"messages": prompt}
         return Example("\n".join([content, *answers.values()]), group_of(row, settings, group), fields | answers)

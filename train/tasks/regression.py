@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 
 from configs.errors import UserError
-from data.columns import Row, column, described, fill, text_of
+from data.columns import Row, RowRules, column, described, fill, text_of
 from data.examples import Rendered, labeled_segment
 from data.labeled import Example
 from data.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ class Regression(Task[float]):
         """Returns fields {"text", "value"}."""
         rules = row_rules(settings)
         text = fill(settings.input, row, "config.task.input", rules)
-        value = _number(column(row, settings.target, "config.task.target"), settings.target)
+        value = _number(column(row, settings.target, "config.task.target"), settings.target, rules)
         return Example(text, group_of(row, settings, text), {"text": text, "value": value})
 
     @classmethod
@@ -92,8 +92,8 @@ class Regression(Task[float]):
         return self.mean
 
 
-def _number(value: object, name: str) -> float:
-    written = "" if isinstance(value, bool) else text_of(value, repr(name))
+def _number(value: object, name: str, rules: RowRules) -> float:
+    written = "" if isinstance(value, bool) else text_of(value, repr(name), rules)
     try:
         number = float(written)
     except ValueError:
