@@ -63,12 +63,13 @@ def fill(pattern: str, row: Row, option: str, rules: RowRules = DEFAULT_RULES) -
         rules: see `text_of`.
 
     Raises:
-        UserError: a column is missing (names those found), its value is not text, or all columns are empty.
+        UserError: a column is missing (names those found), its value is not text, or all columns are empty, unless the
+            rules make missing values empty.
     """
     parts = parse_pattern(pattern)
     filled = [text_of(column(row, text, option), repr(text), rules) if named else text for text, named in parts]
     values = [text for text, (_, named) in zip(filled, parts, strict=True) if named]
-    if values and not "".join(values).strip():
+    if values and rules.missing == "error" and not "".join(values).strip():
         raise UserError(f"{', '.join(repr(name) for name, named in parts if named)} is empty; expected text")
     return "".join(filled)
 
@@ -135,6 +136,15 @@ def is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float | np.floating | decimal.Decimal) and math.isnan(value))
 
 
+def is_empty(value: object, name: str, rules: RowRules) -> bool:
+    """Returns whether the value of a column is missing and the rules make it empty.
+
+    Raises:
+        MissingValue: it is missing, and the rules make that an error.
+    """
+    return is_missing(value) and text_of(value, repr(name), rules) == ""
+
+
 def text_of(value: object, name: str, rules: RowRules = DEFAULT_RULES) -> str:
     """Returns a value as text, cleaned: the one conversion of every column that is read as text or label.
 
@@ -175,9 +185,13 @@ def texts_of(value: object, name: str, rules: RowRules = DEFAULT_RULES) -> list[
 def answers_of(value: object, name: str, rules: RowRules = DEFAULT_RULES) -> list[str]:
     """Returns the texts in a column that holds one text, a list of texts, or SQuAD's answers in either layout.
 
+    There are none in an empty list, or where the rules make a missing value empty.
+
     Raises:
         UserError: the column holds something else, or an empty text.
     """
+    if is_empty(value, name, rules):
+        return []
     answers = value["text"] if isinstance(value, Mapping) and "text" in value else value
     listed = answers if isinstance(answers, list) and not is_parts(answers) else [answers]
     items = [item["text"] if isinstance(item, Mapping) and "text" in item else item for item in listed]

@@ -39,6 +39,8 @@ def test_missing_value_is_an_error_or_empty(value):
         texts_of(["a", value], "'label'")
     row = {"title": value, "body": "text"}
     assert fill("{title}: {body}", row, "config.task.input", RowRules(missing="empty")) == ": text"
+    assert fill("{title}", row, "config.task.input", RowRules(missing="empty")) == ""
+    assert answers_of(value, "label", RowRules(missing="empty")) == []
     with pytest.raises(MissingValue, match=r"^'title' is"):
         fill("{title}: {body}", row, "config.task.input")
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from configs.errors import UserError
 from data.cleaning import clean
-from data.columns import Row, RowRules, column, described, fill, text_of
+from data.columns import Row, RowRules, column, described, fill, is_empty, text_of
 from data.examples import Rendered, labeled_segment
 from data.labeled import Example
 from data.tokenizer import Tokenizer
@@ -131,6 +131,8 @@ class Span(Task[str]):
 
 def _answers(value: object, name: str, rules: RowRules) -> list[dict[str, Any]]:
     """Returns the answers in either of SQuAD's layouts: a list of {text, answer_start}, or a dict of two lists."""
+    if is_empty(value, name, rules):
+        return []
     try:
         if isinstance(value, dict):
             pairs = list(zip(value["text"], value["answer_start"], strict=True))

@@ -153,6 +153,9 @@ def test_text_prompts_and_rows_are_cleaned_like_training_text(line_end, foundati
         done = rootstock("evaluate", f"--run={foundation}", f"--text={tmp_path / name}", "--json")
         figures.append(json.loads(done.stdout))
     assert figures[0] == figures[1] == figures[2]
+    (tmp_path / "empty.txt").write_text("\x00 \x1b\n")
+    done = rootstock("evaluate", f"--run={foundation}", f"--text={tmp_path / 'empty.txt'}", check=False)
+    assert "empty.txt contains no text but white space" in error_lines(done)[0]
     prompts = [
         rootstock(
             "generate", f"--run={foundation}", f"--prompt={prompt}", "--max_new_tokens=4", "--temperature=0"
