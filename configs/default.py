@@ -98,7 +98,8 @@ def mesh() -> ConfigDict:
 def data() -> ConfigDict:
     """Returns `config.data`: what to train on."""
     d = ConfigDict()
-    # Pre-training: a token store (rootstock prepare), or text (a file, a glob, or hf:NAME). Fine-tuning: labeled rows.
+    # Pre-training: a token store (rootstock prepare), or text (a file, a glob, or hf:NAME:CONFIG:SPLIT). Fine-tuning:
+    # labeled rows.
     d.path = ""
     d.text_field = "text"  # column with the text in JSONL, CSV and Parquet files
     d.strict = True  # stop at an invalid row; False: skip such rows and report how many were skipped, by kind
@@ -113,15 +114,20 @@ def task() -> ConfigDict:
     """Returns `config.task`: the task to fine-tune for, its columns and its baselines."""
     t = ConfigDict()
     t.name = "classification"  # one of train/tasks/, or the path of a Python file with a task (docs/tasks.md)
-    t.input = "{text}"  # pattern of the model's input; {NAME} inserts a column of the row
+    t.input = "{text}"  # pattern of the model's input; {NAME} inserts a column of the row, {NAME.FIELD} a nested one
     t.context = "{context}"  # span: pattern of the text that contains the answers
     t.target = "label"  # column with the target: class or classes, number, tags, answers, text or messages
-    # Rows for which this pattern gives the same text stay on one side of a split, e.g. "{title}"; empty: the input.
+    # Rows for which this pattern gives the same text stay on one side of a split, e.g. "{title}"; empty: the input, or
+    # the conversation without system messages.
     t.group = ""
     t.test_path = ""  # held-out rows for the final comparison; empty: split data.path by a hash of the group
     t.test_fraction = 0.2  # part of the rows held out for the final comparison, when test_path is empty
     t.test_rows = 0  # held-out rows to use, drawn at random; 0: all
     t.validation_fraction = 0.05  # part of the remaining rows that is evaluated during training
+    t.missing = "error"  # null or NaN where text is expected: an "error" (see data.strict), or an "empty" text
+    # Rules by which rows are cleaned, grouped and split: 2, or 1 for those before classes were kept in every split and
+    # conversations grouped by their content. A run that resumes keeps its own.
+    t.row_rules = 2
     t.pooling = "last"  # state that a classifier reads: that of the "last" token, or the "mean" over the example
     t.multi_label = False  # each row has any number of classes, as a list or as "a|b"
     t.class_weights = "none"  # "none", or "balanced": weight each class by its inverse frequency

@@ -3,14 +3,15 @@
 import dataclasses
 import hashlib
 import json
-import string
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from configs.errors import UserError
-from data.readers import Row, read_rows
+from data.columns import MissingValue, Row
+from data.readers import read_placed_rows
 from data.sources import Inventory, inventory
+from data.stratify import Shares, stratified
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +22,14 @@ class Example:
         content: rows with the same content, up to case and white space, are duplicates; the first one is kept.
         group: rows with the same group are never split between training, validation and test.
         fields: the values that the task reads; JSON values.
+        classes: the classes that occur in the row, if the task has classes: each is to be in every split.
         row: number of the row in its source, counted from 1 over the readable rows; 0: not read from a source.
     """
 
     content: str
     group: str
     fields: Mapping[str, Any]
+    classes: tuple[str, ...] = ()
     row: int = 0
 
 
@@ -41,6 +44,7 @@ class Splits:
         duplicates: number of rows that were dropped because they repeated another.
         skipped: number of bad rows that were skipped, by kind of error.
         files: the inventory of the training source.
+        rare: {class: number of its groups} of the classes that have too few groups to be in the test split.
     """
 
     train: list[Example]
@@ -49,6 +53,7 @@ class Splits:
     duplicates: int
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     files: Inventory = dataclasses.field(default_factory=list)
+    rare: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -68,38 +73,15 @@ class SplitOptions:
         test_fraction: fraction of all rows; not used with `test_path`.
         test_path: a source of test rows; rows of the training source that share content or group with one are dropped.
         test_rows: use at most this many test rows, selected by hash; 0: all.
+        first_version: split by the hash alone, and read classes that a dataset stores as numbers as numbers
+            (`data.columns.RowRules`).
     """
 
     validation_fraction: float
     test_fraction: float
     test_path: str = ""
     test_rows: int = 0
-
-
-def fill(pattern: str, row: Row, option: str) -> str:
-    """Returns `pattern` with each {column} replaced by the row's value.
-
-    Args:
-        pattern: text with column names in braces.
-        row: the row.
-        option: the config field that contains the pattern, for the error message.
-
-    Raises:
-        UserError: a column is missing (names those found), or all columns of the pattern are empty.
-    """
-    parts = list(string.Formatter().parse(pattern))
-    values = [str(column(row, name, option)) for _, name, _, _ in parts if name is not None]
-    if values and not "".join(values).strip():
-        raise UserError(f"{', '.join(repr(name) for _, name, _, _ in parts if name)} is empty; expected text")
-    remaining = iter(values)
-    return "".join(text + (next(remaining) if name is not None else "") for text, name, _, _ in parts)
-
-
-def column(row: Row, name: str, option: str) -> Any:  # noqa: ANN401 - whatever the row holds
-    """Returns a row's value in a column; see `fill` for `option` and errors."""
-    if row.get(name) is None:
-        raise UserError(f"no {name!r}; columns found: {', '.join(map(str, row))}; set {option}")
-    return row[name]
+    first_version: bool = False
 
 
 def fold(text: str) -> str:
@@ -108,61 +90,72 @@ def fold(text: str) -> str:
 
 
 def read_examples(
-    path: str, parse: Callable[[Row], Example], strict: bool = True, skipped: Counter[str] | None = None
+    path: str,
+    parse: Callable[[Row], Example],
+    strict: bool = True,
+    skipped: Counter[str] | None = None,
+    class_names: bool = True,
 ) -> list[Example]:
     """Returns the examples in JSONL, CSV or Parquet files or a Hugging Face dataset.
 
     Args:
-        path: see `read_rows`.
+        path: see `data.readers.read_documents`.
         parse: row -> example; raises UserError for an invalid row.
         strict: raise at the first bad row; otherwise skip it.
         skipped: counts the skipped rows by kind of error.
+        class_names: see `read_placed_rows`.
 
     Raises:
-        UserError: there are no rows; or, if strict, a file cannot be read or a row is invalid (names the row).
+        UserError: there are no rows; or, if strict, a file cannot be read or a row is invalid (names file and row).
     """
     examples = []
     skipped = Counter() if skipped is None else skipped
-    for number, row in enumerate(read_rows(path, strict, skipped), 1):
+    last = ""
+    for number, (place, row) in enumerate(read_placed_rows(path, strict, skipped, class_names), 1):
         try:
             examples.append(dataclasses.replace(parse(row), row=number))
         except UserError as error:
             if strict:
-                raise UserError(f"{path}: row {number}: {error}") from None
-            skipped["not a row of the task"] += 1
-            last = str(error)
+                raise UserError(f"{place}: {error}") from None
+            skipped["missing value" if isinstance(error, MissingValue) else "not a row of the task"] += 1
+            last = f" ({place}: {error})"
     if not examples:
         found = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
-        why = f" ({last})" if skipped["not a row of the task"] else ""
-        raise UserError(f"{path}: no rows{f' but {found}{why}' if found else ''}")
+        raise UserError(f"{path}: no rows{f' but {found}{last}' if found else ''}")
     return examples
 
 
 def read_splits(path: str, parse: Callable[[Row], Example], options: SplitOptions, strict: bool = True) -> Splits:
-    """Returns the rows of `path`, deduplicated and split by the hash of their groups: a new row never moves another.
+    """Returns the rows of `path`, deduplicated and split by the hash of their groups, each class into every split.
+
+    A new row moves no other, except groups of a class of which a split would have too few (`data.stratify`).
 
     Raises:
         UserError: see `read_examples`; or a split is empty.
     """
-    test_path, test_fraction = options.test_path, options.test_fraction
     skipped: Counter[str] = Counter()
-    read = read_examples(path, parse, strict, skipped)
+    names = not options.first_version
+    read = read_examples(path, parse, strict, skipped, names)
     rest = _unique(read)
-    if test_path:
-        test = _unique(read_examples(test_path, parse, strict, skipped))
-        held_out = {fold(text) for example in test for text in (example.content, example.group)}
+    given = None
+    if options.test_path:
+        given = _unique(read_examples(options.test_path, parse, strict, skipped, names))
+        held_out = {fold(text) for example in given for text in (example.content, example.group)}
         rest = [e for e in rest if fold(e.content) not in held_out and fold(e.group) not in held_out]
-        test_fraction = 0.0
-    else:
-        test = [example for example in rest if _fraction(example) < test_fraction]
-    end = test_fraction + options.validation_fraction * (1.0 - test_fraction)
+    test_fraction = 0.0 if given is not None else options.test_fraction
+    validation_fraction = options.validation_fraction * (1.0 - test_fraction)
+    shares = Shares(1.0 - test_fraction - validation_fraction, validation_fraction, test_fraction)
+    split_of, rare = _assigned(rest, shares, by_class=not options.first_version)
+    parts = {name: [e for e in rest if split_of[fold(e.group)] == name] for name in ("train", "validation", "test")}
+    test = parts["test"] if given is None else given
     splits = Splits(
-        train=[example for example in rest if _fraction(example) >= end],
-        validation=[example for example in rest if test_fraction <= _fraction(example) < end],
+        train=parts["train"],
+        validation=parts["validation"],
         test=draw(test, options.test_rows or len(test)),
         duplicates=len(read) - len(rest),
         skipped=dict(skipped),
         files=inventory(path),
+        rare=rare,
     )
     counts = {"training": len(splits.train), "validation": len(splits.validation), "held-out": len(splits.test)}
     if not all(counts.values()):
@@ -172,6 +165,17 @@ def read_splits(path: str, parse: Callable[[Row], Example], options: SplitOption
             "config.task.test_fraction or config.task.test_path)"
         )
     return splits
+
+
+def _assigned(examples: list[Example], shares: Shares, by_class: bool) -> tuple[dict[str, str], dict[str, int]]:
+    """Returns ({folded group: its split}, {class: its groups} of the classes that are too rare to be tested)."""
+    places: dict[str, float] = {}
+    classes: dict[str, set[str]] = {}
+    for example in examples:
+        group = fold(example.group)
+        places[group] = _fraction(group)
+        classes.setdefault(group, set()).update(example.classes if by_class else ())
+    return stratified(places, classes, shares)
 
 
 def draw(examples: list[Example], count: int) -> list[Example]:
@@ -188,6 +192,6 @@ def _unique(examples: list[Example]) -> list[Example]:
     return list({fold(example.content): example for example in reversed(examples)}.values())[::-1]
 
 
-def _fraction(example: Example) -> float:
-    """Returns the hash of the example's group as a number in [0, 1)."""
-    return int.from_bytes(hashlib.sha256(fold(example.group).encode()).digest()[:6], "big") / 2**48
+def _fraction(group: str) -> float:
+    """Returns the hash of a folded group as a number in [0, 1)."""
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:6], "big") / 2**48

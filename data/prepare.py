@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-import re
 import tempfile
 import time
 from array import array
@@ -19,6 +18,7 @@ from typing import IO, Any, TypeVar
 
 from configs.errors import UserError
 from data import sources
+from data.cleaning import clean_document, has_control_characters
 from data.new_directory import new_directory
 from data.readers import read_documents
 from data.sources import SourceEntry
@@ -36,8 +36,6 @@ _BATCH_DOCUMENTS = 1 << 13
 _DIGEST_BYTES = 16
 _CLEANED = "control characters"  # the number of documents from which control characters were removed
 _NOT_SKIPPED = ("read", "empty", "duplicate", _CLEANED)
-# Unicode category Cc except line feed and tab, and lone surrogates, which UTF-8 cannot encode.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class DataChanged(UserError):
@@ -77,11 +75,6 @@ class _Part:
             piece = text[int(len(text) * self.start) : int(len(text) * self.stop)]
             if piece:
                 yield number, piece
-
-
-def clean(text: str) -> str:
-    """Returns the text without control characters (line feeds and tabs stay) and without trailing white space."""
-    return _UNPRINTABLE.sub("", text.replace("\r\n", "\n").replace("\r", "\n")).rstrip()
 
 
 def content_digest(text: str) -> bytes:
@@ -266,8 +259,8 @@ def _collect(input: str, options: StoreOptions, scratch: IO[bytes], progress: Pr
     read = read_documents(input, options.text_field, options.strict, skipped)
     for raw in _shown(read, progress, "reading", None):
         counts["read"] += 1
-        text = clean(raw)
-        if _UNPRINTABLE.search(raw.replace("\r", "\n")):
+        text = clean_document(raw)
+        if has_control_characters(raw):
             counts[_CLEANED] += 1
         digest = content_digest(text)
         if not text or digest in seen:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from configs.errors import UserError, one_line
+from data.class_names import with_class_names
+from data.columns import DEFAULT_RULES, MissingValue, Row, find, text_of
 from data.sources import (
     CHUNK_BYTES,
     ROW_SUFFIXES,
@@ -29,8 +31,6 @@ from data.sources import (
 
 # A longer row is taken for a file without line feeds; the whole Bible as one row is half as long.
 LONGEST_LINE_BYTES = 1 << 23
-
-Row = dict[str, object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +49,21 @@ class _BadInput:
 def read_documents(
     pattern: str, text_field: str = "text", strict: bool = True, skipped: Counter[str] | None = None
 ) -> Iterator[str]:
-    """Yields documents, in the same order every time.
+    """Yields documents, uncleaned, in the same order every time.
 
     Args:
-        pattern: a file, a glob (`**` too), a directory, several of these separated by commas, or "hf:NAME[:SPLIT]".
-            A .txt, .md or .rst file is one document; .jsonl, .json (one object per line), .csv, .tsv and .parquet
-            files and datasets have one document per row.
-        text_field: the column that contains the text of a row.
+        pattern: a file, a glob (`**` too), a directory, several of these separated by commas, or a dataset
+            "hf:NAME", "hf:NAME:SPLIT" or "hf:NAME:CONFIG:SPLIT". A .txt, .md or .rst file is one document; .jsonl,
+            .json (one object per line, or an array of objects), .csv, .tsv (without quotes) and .parquet files and
+            datasets have one document per row. Of a directory, hidden files and what the Hub puts beside the rows of
+            a dataset are not read.
+        text_field: the column that contains the text of a row (see `data.columns.column` and `text_of`).
         strict: raise at the first error; otherwise skip the row or file.
         skipped: counts the skipped rows and files by kind of error.
 
     Raises:
         UserError: nothing matches, a suffix is unknown or, if strict, a file or row is bad: empty, not UTF-8, invalid
-            JSON or CSV, a line of more than 8 MiB, a missing field, a value that is not a string.
+            JSON or CSV, a line of more than 8 MiB, a missing field, a value that is missing or is not text.
     """
     bad = _BadInput(strict, Counter() if skipped is None else skipped)
     for source in match_sources(pattern):
@@ -69,28 +71,45 @@ def read_documents(
             yield from _read_text(source, bad)
             continue
         for place, row in _read_source(source, bad):
-            text = row.get(text_field)
-            if isinstance(text, str):
-                yield text
-            elif text_field in row:
-                kind = type(text).__name__
-                bad.add("not text", f"{place}: {text_field!r} is of type {kind}; expected a string")
-            else:
+            found = find(row, text_field)
+            if not found:
                 fields = ", ".join(map(str, row))
                 bad.add("missing field", f"{place}: field {text_field!r} is missing; the row has: {fields}")
+                continue
+            try:
+                yield text_of(found[0], repr(text_field), DEFAULT_RULES.uncleaned)
+            except MissingValue as error:
+                bad.add("missing value", f"{place}: {error}")
+            except UserError as error:
+                bad.add("not text", f"{place}: {error}")
 
 
 def read_rows(pattern: str, strict: bool = True, skipped: Counter[str] | None = None) -> Iterator[Row]:
     """Yields rows as dicts, in the same order every time; see `read_documents` for arguments and errors.
 
-    Values are strings in .csv and .tsv, and keep their types elsewhere.
+    Values are strings in .csv and .tsv, and keep their types elsewhere; a class that is stored as a number and has a
+    name is its name.
+    """
+    return (row for _, row in read_placed_rows(pattern, strict, skipped))
+
+
+def read_placed_rows(
+    pattern: str, strict: bool = True, skipped: Counter[str] | None = None, class_names: bool = True
+) -> Iterator[tuple[str, Row]]:
+    """Yields (place, row); the place is the file and the number of the row in it, e.g. "a.jsonl: row 7".
+
+    Args:
+        pattern: see `read_documents`, also for errors.
+        strict: see `read_documents`.
+        skipped: see `read_documents`.
+        class_names: read a class that a dataset stores as a number as its name.
     """
     bad = _BadInput(strict, Counter() if skipped is None else skipped)
     for source in match_sources(pattern):
         if isinstance(source, Path) and suffix_of(source) in TEXT_SUFFIXES:
             raise UserError(f"{source} has no rows; expected {' '.join(ROW_SUFFIXES)}, or hf:NAME")
-        for _, row in _read_source(source, bad):
-            yield row
+        for number, (_, row) in enumerate(_read_source(source, bad, class_names), 1):
+            yield f"{source}: row {number}", row
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -174,15 +193,19 @@ def _split_lines(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
         yield b"".join(parts), size
 
 
-def _read_source(source: Path | HuggingFaceDataset, bad: _BadInput) -> Iterator[tuple[str, Row]]:
-    """Yields (place, row), where the place (file and row number) is named in errors about the row."""
+def _read_source(
+    source: Path | HuggingFaceDataset, bad: _BadInput, class_names: bool = True
+) -> Iterator[tuple[str, Row]]:
+    """Yields (place, row), where the place (file and line, or row number) is named in errors about the row."""
     rows: Iterator[tuple[str, Row]]
     if isinstance(source, HuggingFaceDataset):
-        rows = ((f"{source}: row {number}", row) for number, row in enumerate(load_dataset(source), 1))
+        rows = _read_dataset(source, class_names)
     elif suffix_of(source) == ".parquet":
-        rows = _read_parquet(source)
+        rows = _read_parquet(source, class_names)
     elif suffix_of(source) in (".csv", ".tsv"):
-        rows = _read_csv(source, "\t" if suffix_of(source) == ".tsv" else ",", bad)
+        rows = _read_csv(source, bad)
+    elif suffix_of(source) == ".json" and _is_json_array(source):
+        rows = _read_json_array(source, bad)
     else:
         rows = _read_json_lines(source, bad)
     before, empty = bad.skipped.total(), True
@@ -194,30 +217,69 @@ def _read_source(source: Path | HuggingFaceDataset, bad: _BadInput) -> Iterator[
 
 
 def _read_json_lines(path: Path, bad: _BadInput) -> Iterator[tuple[str, Row]]:
+    array = " or an array of objects" if suffix_of(path) == ".json" else ""
     for number, line in _lines(path, bad):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-            if "\\ud" in line.lower():
-                json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            bad.add("not Unicode", f"{place}: a \\ud... escape without its other half is not a character")
-            continue
-        except (ValueError, RecursionError) as error:
-            bad.add("broken JSON", f"{place}: broken JSON: {error}; expected one JSON object per line")
-            continue
-        if isinstance(row, dict):
-            yield place, row
-        else:
-            bad.add("broken JSON", f"{place}: a JSON {type(row).__name__}; expected one JSON object per line")
+        if line.strip():
+            place, expected = f"{path}:{number}", f"expected one JSON object per line{array}"
+            for row in _json_rows(line, place, expected, bad):
+                if isinstance(row, dict):
+                    yield place, row
+                else:
+                    bad.add("broken JSON", f"{place}: a JSON {type(row).__name__}; {expected}")
 
 
-def _read_csv(path: Path, delimiter: str, bad: _BadInput) -> Iterator[tuple[str, Row]]:
+def _is_json_array(path: Path) -> bool:
+    beginning = next(_chunks(path), b"").removeprefix(b"\xef\xbb\xbf").lstrip()
+    return beginning.startswith(b"[")
+
+
+def _read_json_array(path: Path, bad: _BadInput) -> Iterator[tuple[str, Row]]:
+    for text in _read_text(path, bad):
+        for rows in _json_rows(text, str(path), "expected an array of JSON objects", bad):
+            for number, row in enumerate(rows, 1):
+                place = f"{path}: row {number}"
+                if isinstance(row, dict):
+                    yield place, row
+                else:
+                    bad.add("broken JSON", f"{place}: a JSON {type(row).__name__}; expected a JSON object")
+
+
+def _json_rows(text: str, place: str, expected: str, bad: _BadInput) -> Iterator[Any]:
+    """Yields the JSON value of a text, or nothing if it is not valid."""
+    try:
+        value = json.loads(text, object_pairs_hook=_unique_keys)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        bad.add("not Unicode", f"{place}: a \\ud... escape without its other half is not a character")
+    except (ValueError, RecursionError) as error:
+        bad.add("broken JSON", f"{place}: broken JSON: {error}; {expected}")
+    else:
+        yield value
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError(f"{_repeated([key for key, _ in pairs])} occurs twice in an object")
+    return row
+
+
+def _repeated(names: Iterable[str]) -> str:
+    """Returns the first name that occurs twice, quoted, or "" if there is none; an unnamed column is no name."""
+    return next((repr(name) for name, count in Counter(names).items() if count > 1 and name), "")
+
+
+def _read_csv(path: Path, bad: _BadInput) -> Iterator[tuple[str, Row]]:
+    """Yields the rows of a .csv file, with quotes as in RFC 4180, or of a .tsv file, in which quotes are text."""
     # The default limit of 128 KiB per field is too small, and the limit can be set only for the whole process.
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader((line for _, line in _lines(path, bad)), delimiter=delimiter, strict=True)
+    lines = (line for _, line in _lines(path, bad))
+    tsv = suffix_of(path) == ".tsv"
+    if tsv:
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+    else:
+        reader = csv.reader(lines, strict=True)
     header: list[str] | None = None
     while True:
         try:
@@ -228,22 +290,47 @@ def _read_csv(path: Path, delimiter: str, bad: _BadInput) -> Iterator[tuple[str,
         if values is None:
             return
         if header is None:
-            header = values
+            header = _checked_columns(path, values)
         elif values and len(values) != len(header):
             message = f"{path}:{reader.line_num}: {len(values)} columns; the header has {len(header)}: {header}"
             bad.add("broken CSV", message)
+        elif tsv and (quoted := next(filter(_is_quoted, values), None)):
+            expected = "expected values without quotes around them: write the file without quoting, or as .csv"
+            bad.add("broken CSV", f"{path}:{reader.line_num}: {quoted[:60]!r} is quoted as in .csv; {expected}")
         elif values:
             yield f"{path}:{reader.line_num}", dict(zip(header, values, strict=True))
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
+def _is_quoted(value: str) -> bool:
+    """Returns whether a value has quotes around it and doubled quotes in it, which text hardly has."""
+    inner = value[1:-1]
+    return len(value) > 2 and value[0] == value[-1] == '"' and '""' in inner and '"' not in inner.replace('""', "")
+
+
+def _checked_columns(path: Path, names: list[str]) -> list[str]:
+    """Returns the names of the columns; raises UserError if one occurs twice, because a row could hold only one."""
+    if repeated := _repeated(names):
+        raise UserError(f"{path}: column {repeated} occurs twice in the header {names}; rename one")
+    return names
+
+
+def _read_parquet(path: Path, class_names: bool) -> Iterator[tuple[str, Row]]:
     parquet = import_optional("pyarrow.parquet", str(path))
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            _checked_columns(path, file.schema_arrow.names)
+            metadata = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}") if class_names else b"{}"
+            features = json.loads(metadata).get("info", {}).get("features", {})
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path}: row {number}", row
+                    yield f"{path}: row {number}", with_class_names(row, features)
     except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
         raise UserError(f"{path} cannot be read after row {number}: {one_line(error)}") from None
+
+
+def _read_dataset(source: HuggingFaceDataset, class_names: bool) -> Iterator[tuple[str, Row]]:
+    rows, features = load_dataset(source)
+    for number, row in enumerate(rows, 1):
+        yield f"{source}: row {number}", with_class_names(row, features if class_names else {})

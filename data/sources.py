@@ -5,8 +5,9 @@ import glob
 import hashlib
 import importlib
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,10 @@ COMPRESSED_SUFFIXES = (".gz", ".zst")
 CHUNK_BYTES = 1 << 20
 _SUFFIXES = f"{' '.join(TEXT_SUFFIXES + ROW_SUFFIXES)}, all but .parquet also with .gz or .zst"
 _PATTERNS = f"a file, a glob or a directory of {_SUFFIXES}, or hf:NAME"
+_HF_PATTERNS = "hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT"
+# What the Hub and `datasets` put beside the rows of a dataset.
+_METADATA_FILES = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
+_DATASET_CARD = "README.md"
 
 # [name, bytes, SHA-256] per file, or [name, rows, SHA-256] per dataset; stored as JSON in manifests and in run.json.
 Inventory = list[list[Any]]
@@ -27,7 +32,7 @@ class SourceEntry(NamedTuple):
     """A file or dataset and its content's hash.
 
     Attributes:
-        name: the file's name without its directory, or "hf:NAME:SPLIT".
+        name: the file's name without its directory, or "hf:NAME:SPLIT" or "hf:NAME:CONFIG:SPLIT".
         size: bytes, or rows of a dataset.
         sha256: the hash of the content.
         mtime_ns: when the file was last modified; None for a dataset.
@@ -41,13 +46,20 @@ class SourceEntry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFaceDataset:
-    """A split of a dataset that the `datasets` library loads: a name on the Hub or a local directory."""
+    """A split of a dataset that the `datasets` library loads: a name on the Hub or a local directory.
+
+    Attributes:
+        name: of the dataset.
+        split: of the rows.
+        config: one of the dataset's configurations; "": the only one, or its default.
+    """
 
     name: str
     split: str
+    config: str = ""
 
     def __str__(self) -> str:
-        return f"hf:{self.name}:{self.split}"
+        return ":".join(["hf", self.name, *([self.config] if self.config else []), self.split])
 
 
 def split_sources(pattern: str) -> list[str]:
@@ -124,7 +136,7 @@ def hash_file(path: Path) -> tuple[int, str]:
 
 def _hash_dataset(source: HuggingFaceDataset) -> SourceEntry:
     digest, count = hashlib.sha256(), 0
-    for row in load_dataset(source):
+    for row in load_dataset(source)[0]:
         digest.update(repr(row).encode("utf-8", "backslashreplace"))
         count += 1
     return SourceEntry(str(source), count, digest.hexdigest(), None)
@@ -161,14 +173,11 @@ def match_sources(pattern: str) -> list[Path | HuggingFaceDataset]:
 
 def _match(part: str) -> list[Path | HuggingFaceDataset]:
     if part.startswith("hf:"):
-        name, _, split = part[3:].partition(":")
-        if not name:
-            raise UserError(f"{part!r} does not name a dataset; expected hf:NAME or hf:NAME:SPLIT")
-        return [HuggingFaceDataset(name, split or "train")]
+        return [_dataset(part)]
     if not part:
         raise UserError(f"the input is empty; expected {_PATTERNS}")
     if Path(part).is_dir():
-        files = sorted(path for path in Path(part).rglob("*") if path.is_file() and suffix_of(path) is not None)
+        files = _files_in(Path(part))
     elif Path(part).exists():
         files = [Path(part)]
     else:
@@ -179,6 +188,32 @@ def _match(part: str) -> list[Path | HuggingFaceDataset]:
         if suffix_of(path) is None:
             raise UserError(f"{path}: suffix {path.suffix!r} is unknown; expected {_SUFFIXES}")
     return list(files)
+
+
+def _dataset(part: str) -> HuggingFaceDataset:
+    # The colon of a slice such as train[:100] separates nothing.
+    name, *rest = re.split(r":(?![^\[]*\])", part.removeprefix("hf:"))
+    if not name:
+        raise UserError(f"{part!r} does not name a dataset; expected {_HF_PATTERNS}")
+    if len(rest) > 2:
+        raise UserError(f"{part!r} has {len(rest) + 1} parts; expected {_HF_PATTERNS}")
+    return HuggingFaceDataset(name, (rest[-1] if rest else "") or "train", rest[0] if len(rest) == 2 else "")
+
+
+def _files_in(directory: Path) -> list[Path]:
+    """Returns the files of a directory and the directories in it, without hidden ones.
+
+    A directory of rows may be one as the Hub leaves it: then its README.md and the descriptions beside it are no rows.
+    """
+    found = sorted(path for path in directory.rglob("*") if path.is_file() and suffix_of(path) is not None)
+    files = [
+        path
+        for path in found
+        if path.name not in _METADATA_FILES
+        and not any(name.startswith(".") for name in path.relative_to(directory).parts)
+    ]
+    has_rows = any(suffix_of(path) in ROW_SUFFIXES for path in files)
+    return [path for path in files if not (has_rows and path == directory / _DATASET_CARD)]
 
 
 def suffix_of(path: Path) -> str | None:
@@ -201,15 +236,16 @@ def import_optional(name: str, why: str) -> Any:  # noqa: ANN401 - a module
         raise UserError(f"{why} needs the {name} package: pip install -e '.[data]'") from None
 
 
-def load_dataset(source: HuggingFaceDataset) -> Iterator[dict[str, object]]:
-    """Yields the rows of a dataset.
+def load_dataset(source: HuggingFaceDataset) -> tuple[Iterable[dict[str, object]], Mapping[str, Any]]:
+    """Returns (the rows of a dataset, its features as `datasets` writes them to JSON).
 
     Raises:
         UserError: the `datasets` package is not installed, or cannot load the dataset.
     """
     datasets = import_optional("datasets", str(source))
     try:
-        rows = datasets.load_dataset(source.name, split=source.split)
+        rows = datasets.load_dataset(source.name, source.config or None, split=source.split)
     except Exception as error:  # the library and its dependencies raise errors of many types
-        raise UserError(f"{source} cannot be loaded: {type(error).__name__}: {one_line(error)}") from None
-    yield from rows
+        found = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{source} cannot be loaded: {found}; expected {_HF_PATTERNS}") from None
+    return rows, rows.features.to_dict()

@@ -114,7 +114,7 @@ def render(
             a prompt does not fit.
     """
     _check_template(template, tokenizer, prompt)
-    _check_messages(messages, template, prompt)
+    check_messages(messages, template, prompt)
     encode = _encoder(messages, template, tokenizer, prompt)
     tokens, mask = encode(messages)
     if not length or len(tokens) <= length:
@@ -155,7 +155,8 @@ def _check_template(name: str, tokenizer: Tokenizer, prompt: bool) -> None:
         )
 
 
-def _check_messages(messages: Sequence[Message], template: str, prompt: bool) -> None:
+def check_messages(messages: Sequence[Message], template: str, prompt: bool = False) -> None:
+    """Raises UserError if a template cannot render the messages: their roles, contents or order."""
     if not messages:
         raise UserError("a chat has no messages; expected at least one")
     for number, message in enumerate(messages, 1):

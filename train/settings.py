@@ -4,7 +4,6 @@ Meanings and defaults are in `configs/default.py`. `from_config` checks a whole 
 """
 
 import dataclasses
-import string
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from configs.errors import UserError
 from configs.schema import RESUMABLE, at_least, between, build, find_errors, resumable_fields
+from data.columns import parse_pattern
 from data.store import is_store
 from data.tokenizer_training import planned_vocab_size
 from model.adapt import Adaptation
@@ -58,6 +58,8 @@ class TaskSettings:
     test_fraction: Annotated[float, between(0, 1)]
     test_rows: Annotated[int, at_least(0)]
     validation_fraction: Annotated[float, between(0, 1)]
+    missing: Literal["error", "empty"]
+    row_rules: Annotated[int, between(1, 2)]
     pooling: Literal["last", "mean"]
     multi_label: bool
     class_weights: Literal["none", "balanced"]
@@ -274,10 +276,8 @@ def _combination_errors(s: Settings) -> list[str]:
 
 
 def _pattern_error(name: str, pattern: str) -> str:
-    expected = "expected text with column names in braces, e.g. '{text}'"
     try:
-        parts = list(string.Formatter().parse(pattern))
-    except ValueError as error:
-        return f"{name}={pattern!r}: {error}; {expected}"
-    plain = all(not spec and not conversion for _, _, spec, conversion in parts)
-    return "" if plain else f"{name}={pattern!r} has ':' or '!' inside braces; {expected}"
+        parse_pattern(pattern)
+    except UserError as error:
+        return f"{name}={pattern!r}: {error}; expected text with column names in braces, e.g. '{{text}}'"
+    return ""

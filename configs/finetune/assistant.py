@@ -2,7 +2,8 @@
 
 Command:  rootstock finetune --config=configs/finetune/assistant.py --init_from=runs/books --workdir=runs/assistant \
               --config.data.path='dialogues.jsonl,instructions.jsonl'
-Data:     JSONL, Parquet or hf:NAME with a column "messages" ([{role, content}]), or "instruction", "input", "output".
+Data:     JSONL, Parquet or hf:NAME with a column "messages" ([{role, content}]) or "conversations" ([{from, value}]),
+          or "instruction", "input", "output".
 Mesh:     one CPU; any `--config.mesh` that matches the number of devices.
 """
 

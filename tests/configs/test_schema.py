@@ -43,7 +43,7 @@ def changed(**fields):
                 *("config.task.shots=-1 must", "config.task.rows is unknown"),
             ],
         ),
-        ({"task__input": "{a:3}"}, ["config.task.input='{a:3}' has ':' or '!' inside braces; expected"]),
+        ({"task__input": "{a"}, ["config.task.input='{a': a single '{'; write {{ for a brace; expected"]),
         ({"optimizer__beta1": 1.5}, ["config.optimizer.beta1=1.5 must be between 0 and 1"]),
     ],
 )

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from configs.errors import UserError
-from data.labeled import Example, SplitOptions, column, draw, fill, fold, read_splits
+from data.columns import column, fill
+from data.labeled import Example, SplitOptions, draw, fold, read_splits
 
 
 def write(path, rows):

@@ -7,7 +7,8 @@ import pytest
 
 from configs.errors import UserError
 from data import prepare as preparation
-from data.prepare import DataChanged, StoreOptions, clean, prepare
+from data.cleaning import clean_document
+from data.prepare import DataChanged, StoreOptions, prepare
 from data.store import open_store, read_manifest, verify_store
 from data.tokenizer import load_tokenizer
 from data.tokenizer_training import train_tokenizer
@@ -66,8 +67,8 @@ def test_chars_tokenizer_includes_the_characters_of_the_held_out_tail(tmp_path):
 
 
 def test_control_characters_and_duplicates_are_removed(tmp_path):
-    assert clean("a\x00b\x07\tc\r\nd\x85\x9f\re \n\n") == "ab\tc\nd\ne"
-    assert clean("x\ud800y") == "xy"
+    assert clean_document("a\x00b\x07\tc\r\nd\x85\x9f\re \n\n") == "ab\tc\nd\ne"
+    assert clean_document("x\ud800y") == "xy"
     source = write(tmp_path / "in.jsonl", ["one two", " \x00\n", "one\n  two ", "three", "three", "One two"])
     manifest = make(source, tmp_path / "store", "bytes")
     assert sorted(documents(tmp_path / "store", "train")) == ["One two", "one two", "three"]

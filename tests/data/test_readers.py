@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 
 from configs.errors import UserError
-from data.readers import LONGEST_LINE_BYTES, read_documents, read_rows
-from data.sources import fingerprint, inventory
+from data.class_names import with_class_names
+from data.readers import LONGEST_LINE_BYTES, read_documents, read_placed_rows, read_rows
+from data.sources import HuggingFaceDataset, fingerprint, inventory, match_sources
 
 ROWS = [{"text": "first\nline", "label": "a"}, {"text": "zweite Zeile ü", "label": "b"}]
 
@@ -41,13 +42,139 @@ def test_every_row_format(tmp_path):
     frames = [zstandard.ZstdCompressor().compress(part) for part in (lines[:30], lines[30:])]
     (tmp_path / "r.jsonl.zst").write_bytes(b"".join(frames))
     (tmp_path / "r.csv").write_text('text,label\n"first\nline",a\nzweite Zeile ü,b\n')
-    (tmp_path / "r.tsv").write_text('text\tlabel\n"first\nline"\ta\nzweite Zeile ü\tb\n')
     pyarrow.parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "r.parquet")
-    kinds = ["jsonl", "json", "jsonl.gz", "jsonl.zst", "csv", "tsv", "parquet"]
+    kinds = ["jsonl", "json", "jsonl.gz", "jsonl.zst", "csv", "parquet"]
     for kind in kinds:
         assert list(read_rows(f"{tmp_path}/r.{kind}")) == ROWS, kind
         assert list(read_documents(f"{tmp_path}/r.{kind}")) == [row["text"] for row in ROWS], kind
         assert list(read_documents(f"{tmp_path}/r.{kind}", text_field="label")) == ["a", "b"], kind
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("q.tsv", 'text\tlabel\n"Good film\tpos\nBad "film"\tneg\n', [('"Good film', "pos"), ('Bad "film"', "neg")]),
+        ("w.tsv", 'text\tlabel\n"all of it"\ta\r\n5" x 7"\tb\n', [('"all of it"', "a"), ('5" x 7"', "b")]),
+        ("a.json", '\ufeff [{"text": "a", "label": 0},\n\n{"text": "\\u00fc",\n"label": 0}]', [("a", 0), ("ü", 0)]),
+        ("o.json", '[{"text": "a", "label": 0}]', [("a", 0)]),
+        ("l.json", '{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n', [("a", 0), ("b", 1)]),
+        ("u.csv", ",text,label,\n0,a,b,1\n", [("a", "b")]),
+    ],
+)  # fmt: skip
+def test_tab_separated_values_have_no_quotes_and_json_may_be_an_array(tmp_path, name, content, rows):
+    (tmp_path / name).write_text(content)
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
+    for path in (tmp_path / name, tmp_path / f"{name}.gz"):
+        assert [(row["text"], row["label"]) for row in read_rows(str(path))] == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("d.csv", "text,label,text\na,b,c\n", "d.csv: column 'text' occurs twice in the header"),
+        ("d.tsv", "text\ttext\na\tb\n", "d.tsv: column 'text' occurs twice in the header"),
+        ("d.jsonl", '{"text": "a"}\n{"text": "a", "text": "b"}\n', "d.jsonl:2: broken JSON: 'text' occurs twice"),
+        ("n.jsonl", '{"text": {"a": 1, "a": 2}}\n', "n.jsonl:1: broken JSON: 'a' occurs twice"),
+        ("d.json", '[{"text": "a", "text": "b"}]', "d.json: broken JSON: 'text' occurs twice"),
+        ("i.json", '[{"text": "a"}, 3]', "i.json: row 2: a JSON int; expected a JSON object"),
+        ("b.json", '[{"text": "a"}', "b.json: broken JSON: Expecting ',' delimiter"),
+        ("p.json", '{\n"text": "a"\n}', "p.json:1: broken JSON"),
+        ("e.json", "[]", "e.json is empty: it has no rows"),
+        ("s.json", '[{"text": "\\ud83d"}]', "s.json: a \\ud... escape"),
+        ("x.tsv", 'text\tlabel\n"He said ""hi"""\tpos\n', "x.tsv:2: '\"He said \"\"hi\"\"\"' is quoted as in .csv"),
+        ("m.tsv", 'text\tlabel\n"two\nlines"\tpos\n', "m.tsv:2: 1 columns; the header has 2"),
+        ("t.jsonl", '{"text": {"a": 1}}\n', "t.jsonl:1: 'text' is an object"),
+        ("z.jsonl", '{"text": NaN}\n', "z.jsonl:1: 'text' is NaN"),
+        ("l.jsonl", '{"text": ["a"]}\n', "l.jsonl:1: 'text' is a list"),
+    ],
+)  # fmt: skip
+def test_a_file_that_would_lose_values_is_an_error(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as caught:
+        list(read_documents(str(tmp_path / name)))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_document_may_be_a_number_or_a_nested_column(tmp_path):
+    rows = [{"text": 0, "meta": {"body": "a"}}, {"text": 1.5, "meta": {"body": "b\r\n"}}]
+    path = write_jsonl(tmp_path / "r.jsonl", rows)
+    assert list(read_documents(path)) == ["0", "1.5"]
+    assert list(read_documents(path, text_field="meta.body")) == ["a", "b\r\n"]
+
+
+def test_a_folder_as_the_hub_leaves_it_has_only_its_rows(tmp_path):
+    write_jsonl(tmp_path / "data.jsonl", ROWS)
+    for hidden in (".cache/huggingface/download", ".ipynb_checkpoints", "data/.git"):
+        (tmp_path / hidden).mkdir(parents=True)
+        write_jsonl(tmp_path / hidden / "old.jsonl", [{"text": "hidden"}])
+    write_jsonl(tmp_path / "._data.jsonl", [{"text": "hidden"}])
+    for name in ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"):
+        (tmp_path / name).write_text('{"description": "no row"}')
+    for name in ("README.md", ".gitattributes"):
+        (tmp_path / name).write_text("# A data set")
+    assert list(read_rows(str(tmp_path))) == ROWS
+    assert list(read_documents(str(tmp_path))) == [row["text"] for row in ROWS]
+    # In a folder of texts, a README.md is one of them.
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "README.md").write_text("a text")
+    assert list(read_documents(f"{tmp_path}/docs")) == ["a text"]
+
+
+CLASSES = {"names": ["neg", "pos"], "_type": "ClassLabel"}
+
+
+@pytest.mark.parametrize(
+    ("feature", "value", "named"),
+    [
+        (CLASSES, 1, "pos"),
+        (CLASSES, 0, "neg"),
+        (CLASSES, -1, None),
+        (CLASSES, None, None),
+        ({"feature": CLASSES, "_type": "Sequence"}, [1, 0], ["pos", "neg"]),
+        ({"feature": CLASSES, "_type": "List"}, [], []),
+        ([CLASSES], [1], ["pos"]),
+        ([{"k": CLASSES}], [{"k": 0}], [{"k": "neg"}]),
+        ({"k": CLASSES, "n": {"dtype": "int64", "_type": "Value"}}, {"k": 1, "n": 1}, {"k": "pos", "n": 1}),
+        ({"feature": {"k": CLASSES, "n": {"_type": "Value"}}, "_type": "Sequence"}, {"k": [1], "n": [1]},
+         {"k": ["pos"], "n": [1]}),
+        ({"dtype": "int64", "_type": "Value"}, 1, 1),
+    ],
+)  # fmt: skip
+def test_classes_have_their_names(feature, value, named):
+    assert with_class_names({"a": value, "b": 1}, {"a": feature}) == {"a": named, "b": 1}
+
+
+def test_parquet_of_the_hub_has_the_names_of_classes(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    features = {"text": {"dtype": "string", "_type": "Value"}, "label": CLASSES}
+    table = pa.Table.from_pylist([{"text": "a", "label": 1}, {"text": "b", "label": -1}])
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), tmp_path / "r.parquet")
+    assert [row["label"] for row in read_rows(f"{tmp_path}/r.parquet")] == ["pos", None]
+    placed = read_placed_rows(f"{tmp_path}/r.parquet", class_names=False)
+    assert [row["label"] for _, row in placed] == [1, -1]
+    pyarrow.parquet.write_table(pa.table([[1], [2]], names=["a", "a"]), tmp_path / "d.parquet")
+    with pytest.raises(UserError, match="column 'a' occurs twice"):
+        list(read_rows(f"{tmp_path}/d.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "dataset"),
+    [
+        ("hf:glue", ("glue", "train", "")),
+        ("hf:glue:test", ("glue", "test", "")),
+        ("hf:nyu-mll/glue:sst2:validation", ("nyu-mll/glue", "validation", "sst2")),
+        ("hf:glue:sst2:", ("glue", "train", "sst2")),
+        ("hf:glue:train[:10%]", ("glue", "train[:10%]", "")),
+        ("hf:glue:sst2:train[10:20]+test[:5]", ("glue", "train[10:20]+test[:5]", "sst2")),
+    ],
+)
+def test_a_dataset_may_have_a_configuration_and_a_slice(pattern, dataset):
+    (source,) = match_sources(pattern)
+    assert source == HuggingFaceDataset(*dataset)
+    assert match_sources(str(source)) == [source]
 
 
 def test_lines_longer_than_a_chunk(tmp_path, monkeypatch):
@@ -69,6 +196,15 @@ def test_local_hugging_face_dataset(tmp_path, monkeypatch):
     write_jsonl(local / "test.jsonl", ROWS[1:])
     assert list(read_rows(f"hf:{local}")) == ROWS
     assert list(read_documents(f"hf:{local}:test")) == [ROWS[1]["text"]]
+    two = tmp_path / "two"
+    for config, rows in (("small", ROWS[:1]), ("large", ROWS)):
+        (two / config).mkdir(parents=True)
+        write_jsonl(two / config / "train.jsonl", rows)
+    listed = "".join(f"- config_name: {name}\n  data_files: {name}/*.jsonl\n" for name in ("small", "large"))
+    (two / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
+    assert list(read_rows(f"hf:{two}:small:train")) == ROWS[:1] and list(read_rows(f"hf:{two}:large:")) == ROWS
+    with pytest.raises(UserError, match=r"cannot be loaded: .*expected hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT"):
+        list(read_rows(f"hf:{two}"))
     assert fingerprint(inventory(f"hf:{local}")) != fingerprint(inventory(f"hf:{local}:test"))
     with pytest.raises(UserError, match=r"^hf:.*set:nosuch cannot be loaded: ValueError: .*nosuch"):
         list(read_rows(f"hf:{local}:nosuch"))
@@ -109,8 +245,8 @@ def test_local_hugging_face_dataset(tmp_path, monkeypatch):
         (
             "n.jsonl",
             b'{"text": null}\n{"text": "a"}',
-            r"n\.jsonl:1: 'text' is of type NoneType; expected",
-            "not text",
+            r"n\.jsonl:1: 'text' is null; expected text",
+            "missing value",
             1,
         ),
         ("a.jsonl", b"{\n", r"a\.jsonl:1: broken JSON", "broken JSON", 0),

@@ -79,8 +79,12 @@ def finetune_lora(data: Path, foundation: Path, workdir: Path, **changes: Any) -
 
 
 def finetune_chat(data: Path, foundation: Path, workdir: Path, **changes: Any) -> None:
-    """Fine-tunes on packed conversations with gradient accumulation; only the assistant's turns are in the loss."""
+    """Fine-tunes on packed conversations with gradient accumulation; only the assistant's turns are in the loss.
+
+    Conversations are grouped by their first message, as before they were grouped by their content.
+    """
     small = {"adapt.method": "full", "microbatches": 2, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+    changes = {"task.group": "{messages.0.content}"} | changes
     changes = small | {"task.baseline": False, "task.zero_shot_rows": 0} | changes
     finetune(_config(assistant.get_config(), data / "chats.jsonl", **changes), foundation, workdir)
 

@@ -203,9 +203,21 @@ _DATA = (
         "tests/data/test_templates.py::test_content_never_becomes_a_special_token[chatml]",
     ),
     Mutant(
-        "validation rows are trained on", "data/labeled.py", "if _fraction(example) >= end",
-        "if _fraction(example) >= test_fraction",
+        "validation rows are trained on", "data/labeled.py", "if split_of[fold(e.group)] == name",
+        "if split_of[fold(e.group)] in (name, 'validation')",
         "tests/data/test_labeled.py::test_splits_share_no_text_and_duplicates_are_counted",
+    ),
+    Mutant(
+        "a class is only in the held-out rows", "data/stratify.py", "counts[name][split] < least[name][split]",
+        "counts[name][split] < 0", "tests/data/test_stratify.py::test_a_rare_class_is_trained_on[1]",
+    ),
+    Mutant(
+        "null is an empty text", "data/columns.py", 'if rules.missing == "empty"', "if rules.missing",
+        "tests/data/test_columns.py::test_missing_value_is_an_error_or_empty[None]",
+    ),
+    Mutant(
+        "rows are not cleaned like training text", "data/columns.py", "return clean(value) if rules.clean else value",
+        "return value", "tests/data/test_columns.py::test_text_is_cleaned_like_training_text",
     ),
     Mutant(
         "rows like a held-out one are trained on", "data/labeled.py", "if fold(e.content) not in held_out and ", "if ",

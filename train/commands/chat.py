@@ -71,7 +71,7 @@ def talk(language_model: LanguageModel, lines: Iterable[str], system: str, optio
 
     The oldest turns are dropped when the conversation exceeds the model's context.
     """
-    start = [{"role": "system", "content": system}] if system else []
+    start = [{"role": "system", "content": language_model.cleaned(system)}] if system else []
     messages = list(start)
     for number, line in enumerate(lines):
         if line.strip() == "/exit":
@@ -79,7 +79,7 @@ def talk(language_model: LanguageModel, lines: Iterable[str], system: str, optio
         if line.strip() in ("", "/reset"):
             messages = list(start) if line.strip() else messages
             continue
-        messages.append({"role": "user", "content": line})
+        messages.append({"role": "user", "content": language_model.cleaned(line)})
         max_prompt_len = max(language_model.model.context_length - options.max_new_tokens, 1)
         tokens = render(messages, language_model.template, language_model.tokenizer, max_prompt_len, prompt=True).tokens
         answer = ""

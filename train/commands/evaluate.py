@@ -9,7 +9,9 @@ rootstock evaluate --run=runs/intent --data=test.jsonl --json
 """
 
 import dataclasses
+import functools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +24,20 @@ from configs.errors import UserError
 from data.labeled import read_examples
 from data.tokenizer import Tokenizer
 from model.heads import Objective
-from train.console import results_console
+from train.console import results_console, say_skipped
 from train.distributed.mesh import spread_mesh
 from train.distributed.processes import is_process_zero
 from train.evaluation.interval import as_json
 from train.evaluation.metrics import require
 from train.evaluation.perplexity import perplexity, summary
 from train.finetuning.predictor import Predictor
-from train.finetuning.rows import encode_rows, with_reference
+from train.finetuning.rows import encode_rows, say_unseen, with_reference
 from train.generation.language_model import LanguageModel
 from train.run.language_model import open_language_model
 from train.run.record import Run, open_run
 from train.run.results import NAME, add_results
 from train.settings import from_config
-from train.tasks.task import task_from_record
+from train.tasks.task import row_rules, task_from_record
 from train.trees import boxed_params
 
 REQUIRED = ("run",)
@@ -172,14 +174,20 @@ def _score_rows_on(mesh: Mesh, objective: Objective, opened: Run, path: str) -> 
     settings = dataclasses.replace(from_config(opened.record.config), batch_size=_batch_size(mesh))
     task = task_from_record(opened.record.task)
     tokenizer = opened.tokenizer()
-    examples = read_examples(path, lambda row: task.parse(row, settings.task))
+    skipped: Counter[str] = Counter()
+    class_names = not row_rules(settings.task).first_version
+    parse = functools.partial(task.parse, settings=settings.task)
+    examples = read_examples(path, parse, settings.data.strict, skipped, class_names)
+    say_skipped("evaluate", skipped)
     part = encode_rows(task, examples, tokenizer, settings.sequence_length, seed=0)
     params = opened.load(mesh)
     if task.needs_reference:
         part = with_reference(part, _foundation(opened, tokenizer, mesh), settings.batch_size)
     predictor = Predictor(task, objective, opened.model, tokenizer, settings, mesh)
     metrics = task.metrics(part.examples, predictor(params, part))
-    return {"rows": len(part.examples), **as_json(metrics)}
+    unseen = say_unseen("evaluate", task, part.examples)
+    counts = {"rows": len(part.examples)} | ({"unseen_label_rows": unseen} if unseen else {})
+    return {**counts, **as_json(metrics)}
 
 
 def _foundation(opened: Run, tokenizer: Tokenizer, mesh: Mesh) -> LanguageModel:

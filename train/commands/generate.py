@@ -5,19 +5,22 @@ rootstock generate --run=runs/german --prompts=sentences.txt --output=german.jso
 """
 
 import json
+import re
 from pathlib import Path
 
 import jax
 from absl import flags
 
 from configs.errors import UserError
-from data.readers import read_rows
+from data.columns import DEFAULT_RULES, fill
+from data.readers import read_documents, read_placed_rows
 from train.commands.sampling_flags import define_sampling_flags, sampling_of
 from train.generation.decode import continuations
 from train.generation.language_model import GenerationOptions
 from train.run.language_model import open_language_model
 
 REQUIRED = ("run",)
+_LINE_END = re.compile("\r\n|\r|\n")
 RENAMED_FLAGS = {"checkpoint": "run"}
 FLAG_NEEDS = {"output": "prompts"}
 
@@ -60,17 +63,15 @@ def _read(path: str) -> list[str]:
         UserError: the file is unreadable or empty, or a row has no "prompt".
     """
     if path.endswith(".txt"):
-        try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompts={path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-        prompts = [line for line in lines if line.strip()]
+        prompts = [line for text in read_documents(path) for line in _LINE_END.split(text) if line.strip()]
     else:
         prompts = []
-        for number, row in enumerate(read_rows(path), 1):
-            if not isinstance(row.get("prompt"), str) or not row["prompt"]:
-                raise UserError(f"{path}: row {number}: no 'prompt'; columns found: {', '.join(map(str, row))}")
-            prompts.append(str(row["prompt"]))
+        for place, row in read_placed_rows(path):
+            try:
+                # The model cleans its prompts itself.
+                prompts.append(fill("{prompt}", row, "a column of that name", DEFAULT_RULES.uncleaned))
+            except UserError as error:
+                raise UserError(f"{place}: {error}") from None
     if not prompts:
         raise UserError(f"--prompts={path} contains no prompt; expected one per line")
     return prompts

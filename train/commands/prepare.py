@@ -1,7 +1,7 @@
 """Tokenizes text into a token store: collect, clean, remove duplicates, split, tokenize, shuffle.
 
---input is a file, a glob, several with commas, or hf:NAME: .txt .md (one document per file), .jsonl .csv .parquet
-(one document per row; .gz and .zst too).
+--input is a file, a glob, several with commas, or hf:NAME:CONFIG:SPLIT: .txt .md (one document per file), .jsonl .csv
+.parquet (one document per row; .gz and .zst too).
 
   rootstock prepare --input='texts/*.txt' --output=stores/texts --tokenizer=bpe:8192
 """

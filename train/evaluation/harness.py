@@ -22,8 +22,9 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from lm_eval.tasks import TaskManager
 
 from configs.errors import UserError, did_you_mean
+from data.columns import RowRules, answers_of, column, is_missing, is_parts, text_of
 from data.examples import Segment, sliding_windows, text_segment
-from data.readers import read_rows
+from data.readers import read_placed_rows
 from data.templates import render
 from model.sampling import Sampling
 from train.evaluation.likelihood import likelihoods
@@ -31,6 +32,8 @@ from train.evaluation.squad import exact_match, token_f1
 from train.generation.decode import generate_text
 from train.generation.language_model import GenerationOptions, LanguageModel
 
+_LABEL = "label"
+_ANSWERS = "answers"  # the column of the correct answers: texts, or SQuAD's answers
 Pair = tuple[Any, list[int], list[int]]  # (texts, tokens of the context, of the continuation)
 
 
@@ -186,7 +189,8 @@ def evaluate(language_model: LanguageModel, tasks: Sequence[str], options: Harne
             hint = did_you_mean(name, manager.all_tasks)
             raise UserError(f"--tasks: {name!r} is unknown{hint}; expected one of {expected}")
     configs = {name: own.task_index[name].cfg or {} for name in own.all_tasks}
-    given = [_with_rows(configs[name], options.data) if name in configs else name for name in tasks]
+    rules = RowRules(clean=language_model.cleans_text)
+    given = [_with_rows(configs[name], options.data, rules) if name in configs else name for name in tasks]
     with jax.set_mesh(language_model.mesh):
         try:
             found = simple_evaluate(
@@ -209,7 +213,7 @@ def evaluate(language_model: LanguageModel, tasks: Sequence[str], options: Harne
     return results
 
 
-def _with_rows(config: Mapping[str, Any], data: Mapping[str, str]) -> str | dict[str, Any]:
+def _with_rows(config: Mapping[str, Any], data: Mapping[str, str], rules: RowRules) -> str | dict[str, Any]:
     """Returns a task file's config with its rows, or its name if it names its own dataset."""
     name, metadata = config["task"], config.get("metadata") or {}
     if "columns" not in metadata:
@@ -217,42 +221,51 @@ def _with_rows(config: Mapping[str, Any], data: Mapping[str, str]) -> str | dict
     if "test" not in data:
         columns = ", ".join(metadata["columns"])
         raise UserError(f"--data is missing: task {name!r} reads rows with the columns {columns}")
-    rows = {split: _read(path, metadata["columns"]) for split, path in data.items()}
+    rows = {split: _read(path, metadata["columns"], rules) for split, path in data.items()}
     filled = {**config, "custom_dataset": lambda **_: rows, "fewshot_split": "test"}
     if "train" in rows:
         filled |= {"training_split": "train", "fewshot_split": "train"}
     return filled | ({"process_results": _squad} if metadata.get("scorer") == "squad" else {})
 
 
-def _read(path: str, columns: Sequence[str]) -> Dataset:
+def _read(path: str, columns: Sequence[str], rules: RowRules) -> Dataset:
     """Returns rows with the added columns that task files read: "choices", "answer" and "first_answer"."""
-    rows = []
-    for number, row in enumerate(read_rows(path), 1):
-        missing = [name for name in columns if name not in row]
-        if missing:
-            raise UserError(f"{path}: row {number}: no {missing[0]!r}; columns found: {', '.join(map(str, row))}")
-        rows.append({name: row[name] for name in columns})
+    rows: list[dict[str, Any]] = []
+    for place, row in read_placed_rows(path):
+        try:
+            rows.append({n: _value(column(row, n, "a column of that name"), n, rules) for n in columns})
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
     if not rows:
         raise UserError(f"{path} contains no rows")
     # A limit takes the first rows, and files are often sorted by label.
     random.Random(0).shuffle(rows)
-    if "label" in columns:
-        labels = sorted({str(row["label"]) for row in rows})
+    if _LABEL in columns:
+        labels = sorted({row[_LABEL] for row in rows})
         names = [label.replace("_", " ") for label in labels]
-        rows = [row | {"choices": names, "answer": labels.index(str(row["label"]))} for row in rows]
-    if "answers" in columns:
-        rows = [row | {"first_answer": next(iter(_answers(row)), "")} for row in rows]
+        rows = [row | {"choices": names, "answer": labels.index(row[_LABEL])} for row in rows]
+    if _ANSWERS in columns:
+        rows = [row | {"first_answer": next(iter(row[_ANSWERS]), "")} for row in rows]
     return Dataset.from_list(rows)
 
 
-def _answers(row: Mapping[str, Any]) -> list[str]:
-    """Returns the correct answers of a row, each of which is a text or {"text"}."""
-    return [answer["text"] if isinstance(answer, Mapping) else str(answer) for answer in row["answers"]]
+def _value(value: object, name: str, rules: RowRules) -> object:
+    """Returns a value as text, or as it is if a template may need it: a number, such as an index, or a list of choices.
+
+    Raises:
+        UserError: the value is missing, an object or of another type that is not text.
+    """
+    if name == _ANSWERS:
+        return answers_of(value, name, rules)
+    if isinstance(value, list) and not is_parts(value):
+        return [_value(item, name, rules) for item in value]
+    keeps_type = isinstance(value, int | float) and not isinstance(value, bool) and not is_missing(value)
+    return value if keeps_type and name != _LABEL else text_of(value, repr(name), rules)
 
 
 def _squad(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Returns SQuAD's scores against the correct answer that matches best."""
-    answers = _answers(doc) or [""]
+    answers = doc[_ANSWERS] or [""]
     return {
         "exact_match": max(exact_match(answer, results[0]) for answer in answers),
         "f1": max(token_f1(answer, results[0]) for answer in answers),

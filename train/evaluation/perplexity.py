@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 
 from configs.errors import UserError
+from data.cleaning import clean_document
 from data.examples import Segment, sliding_windows
 from data.readers import read_documents
 from data.sources import split_sources
@@ -61,7 +62,7 @@ def perplexity(
         stride: new tokens per window; equal to `window`, texts are cut into windows that do not overlap.
 
     Raises:
-        UserError: a window or stride out of range; see also `read_documents`.
+        UserError: a window or stride out of range, or a source without text; see also `read_documents`.
     """
     if not 1 <= window <= language_model.model.context_length:
         raise UserError(f"--window={window}; expected 1 to {language_model.model.context_length}, the model's context")
@@ -76,17 +77,22 @@ def _of_source(language_model: LanguageModel, name: str, text_field: str, window
         found = likelihoods(language_model, segments)
         total += Sums(-float(found.nats.sum()), int(found.targets.sum()), size, documents)
         say(f"evaluate: {name}: {total.documents:,} documents, {total.tokens:,} tokens scored")
+    if not total.documents:
+        raise UserError(f"{name} contains no text but white space and control characters; expected a document")
     return total
 
 
 def _parts(
     language_model: LanguageModel, name: str, text_field: str, window: int, stride: int
 ) -> Iterator[tuple[list[Segment], int, int]]:
-    """Yields (segments, bytes of their texts, documents)."""
+    """Yields (segments, bytes of their texts, documents); like training text, texts are cleaned and not empty."""
     tokenizer = language_model.tokenizer
     segments: list[Segment] = []
     size = documents = held = 0
-    for text in read_documents(name, text_field):
+    for document in read_documents(name, text_field):
+        text = clean_document(document) if language_model.cleans_text else document
+        if not text:
+            continue
         tokens = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
         segments += sliding_windows(tokens, window, stride)
         size, documents = size + len(text.encode()), documents + 1

@@ -1,6 +1,7 @@
 """The labeled rows of a task: read, split, encoded and packed into rows of tokens."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,11 @@ from data.examples import ExampleRows, Rendered, Segment, pack
 from data.labeled import Example, SplitOptions, Splits, read_splits
 from data.tokenizer import Tokenizer
 from model.heads import language_model
+from train.console import warn
 from train.evaluation.scoring import head_outputs
 from train.generation.language_model import LanguageModel
 from train.settings import Settings
-from train.tasks.task import Task, load_task
+from train.tasks.task import Task, load_task, row_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,8 @@ def read_task(settings: Settings) -> tuple[Task[Any], Splits]:
         raise UserError("config.data.path is empty; expected labeled rows as .jsonl, .csv, .parquet or hf:NAME")
     s = settings.task
     cls = load_task(s.name)
-    options = SplitOptions(s.validation_fraction, s.test_fraction, s.test_path, s.test_rows)
+    first = row_rules(s).first_version
+    options = SplitOptions(s.validation_fraction, s.test_fraction, s.test_path, s.test_rows, first)
     splits = read_splits(settings.data.path, lambda row: cls.parse(row, s), options, settings.data.strict)
     return cls.fit(splits.train, s), splits
 
@@ -94,6 +97,25 @@ def first_rows(part: TaskRows, count: int) -> TaskRows:
     encoded = [part.encoded[i] for i in chosen]
     rows = pack([r.segments for r in encoded], part.rows.sequence_length, part.rows.pad_id, seed=0)
     return TaskRows([part.examples[i] for i in chosen], encoded, rows, part.dropped)
+
+
+def say_unseen(title: str, task: Task[Any], examples: Sequence[Example]) -> int:
+    """Returns how many examples have labels that the training rows lack, with a warning that lists these labels."""
+    labels = [task.unseen(example) for example in examples]
+    count = sum(map(bool, labels))
+    if count:
+        counts = Counter(label for found in labels for label in dict.fromkeys(found))
+        names = abbreviated([f"{name} ({number})" for name, number in counts.most_common()])
+        warn(
+            f"{title}: {count:,} of {len(examples):,} rows have labels that the training rows lack and count as "
+            f"errors: {names}"
+        )
+    return count
+
+
+def abbreviated(names: Sequence[str], most: int = 8) -> str:
+    """Returns the names with commas, the first ones if there are many."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def with_reference(part: TaskRows, reference: LanguageModel, batch_size: int) -> TaskRows:

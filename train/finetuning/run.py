@@ -10,13 +10,13 @@ from jax.sharding import Mesh
 from configs.errors import UserError
 from data.labeled import Splits
 from model.config import ModelConfig
-from train.console import say, say_skipped
+from train.console import say, say_skipped, warn
 from train.distributed.mesh import apply_xla_flags, check_batch, make_mesh
 from train.evaluation.metrics import require
 from train.finetuning.comparison import compare
 from train.finetuning.finetune_run import FinetuneRun
 from train.finetuning.report.before_after import publish
-from train.finetuning.rows import TaskData, encode_rows, read_task
+from train.finetuning.rows import TaskData, abbreviated, encode_rows, read_task, say_unseen
 from train.run.lock import claim
 from train.run.new_run import FINETUNE_UNUSED, check_new_run
 from train.run.record import Run, RunRecord, open_run
@@ -33,6 +33,7 @@ def finetune(
     Raises:
         UserError: an invalid config, row, foundation, mesh or checkpoint.
     """
+    config = _with_rules_of(workdir, config)
     settings = from_config(config)
     # A task file's path is stored absolute, so that the run can be read from any directory.
     config = config | {"task": config["task"] | {"name": absolute_name(settings.task.name)}}
@@ -47,6 +48,7 @@ def finetune(
     check_batch(settings, mesh)
     run, splits = prepare_run(config, settings, parent, workdir, mesh)
     say_skipped("finetune", splits.skipped)
+    _say_classes(run, splits)
     counts = " · ".join(f"{len(part.examples):,} {name}" for name, part in run.data.parts.items())
     train = run.data.parts["train"]
     say(
@@ -57,6 +59,27 @@ def finetune(
         stored = start_run(workdir, run.record, run.data.tokenizer, accept_changed_data)
         run = dataclasses.replace(run, record=dataclasses.replace(run.record, length_changes=stored.length_changes))
         return publish(run, compare(run))
+
+
+def _with_rules_of(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config with the rules for rows of the run in `workdir`, if there is one: its splits stay the same."""
+    if not (workdir / "run.json").is_file():
+        return config
+    rules = open_run(workdir).record.config["task"]["row_rules"]
+    if rules != config["task"]["row_rules"]:
+        say(f"finetune: {workdir} was started with config.task.row_rules={rules} and keeps these rules and splits")
+    return config | {"task": config["task"] | {"row_rules": rules}}
+
+
+def _say_classes(run: FinetuneRun, splits: Splits) -> None:
+    """Warns of classes that are too rare to be split, and of held-out labels that the training rows lack."""
+    if splits.rare:
+        names = abbreviated([f"{name} ({count})" for name, count in splits.rare.items()])
+        warn(
+            f"finetune: {len(splits.rare)} classes have too few different rows to be split and may be in the training "
+            f"rows only: {names}; add rows, set config.task.test_path, or merge or remove these classes"
+        )
+    say_unseen("finetune", run.data.task, run.data.parts["test"].examples)
 
 
 def prepare_run(

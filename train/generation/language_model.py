@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from jax.sharding import Mesh
 
 from configs.errors import UserError
+from data.cleaning import clean
 from data.templates import Message, render
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
@@ -24,6 +25,7 @@ class LanguageModel:
         template: the chat template; "": prompts are continued as plain text.
         eos_id: the token that ends a generated text.
         mesh: the devices it runs on.
+        cleans_text: prompts and other texts are cleaned, because the text that it was trained on was.
     """
 
     model: ModelConfig
@@ -32,6 +34,11 @@ class LanguageModel:
     template: str
     eos_id: int
     mesh: Mesh
+    cleans_text: bool = True
+
+    def cleaned(self, text: str) -> str:
+        """Returns a text as the model's training text was: cleaned, or as it is."""
+        return clean(text) if self.cleans_text else text
 
     def encode(self, messages: Sequence[Message], max_new_tokens: int) -> list[int]:
         """Returns the prompt tokens of a conversation; without a template, those of its last message.
@@ -40,6 +47,7 @@ class LanguageModel:
             UserError: the prompt and `max_new_tokens` together exceed the model's context.
         """
         max_prompt_len = self.model.context_length - max_new_tokens
+        messages = [{**message, "content": self.cleaned(message["content"])} for message in messages]
         if self.template:
             tokens = render(messages, self.template, self.tokenizer, prompt=True).tokens
         else:

@@ -44,4 +44,4 @@ def open_language_model(
     mesh = (spread_mesh if spread else decoding_mesh)(boxed_params(language_model(model)))
     with jax.set_mesh(mesh):
         params = for_inference(model, run.with_model(model).load_merged(mesh, ("backbone", "head")))
-    return LanguageModel(model, params, tokenizer, template, eos_id, mesh)
+    return LanguageModel(model, params, tokenizer, template, eos_id, mesh, run.cleans_text)

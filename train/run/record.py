@@ -38,6 +38,8 @@ _RENAMED_FIELDS = {
     ("data", "workers"): "num_workers",
     ("data", "read_ahead"): "prefetch",
 }
+# Fields that were added to the config later, and what runs without them did, where that is not the default.
+_BEFORE_ADDED = {("task", "row_rules"): 1}
 # Config fields that may change when a run resumes; any other change is refused.
 MAY_CHANGE = RESUMABLE_FIELDS
 
@@ -105,6 +107,14 @@ class Run:
     def tokenizer(self) -> Tokenizer:
         """Returns the run's tokenizer."""
         return load_tokenizer(self.directory / "tokenizer")
+
+    @property
+    def cleans_text(self) -> bool:
+        """Whether the text that the run was trained on was cleaned (`data.cleaning`), so that its inputs are as well.
+
+        Text for pre-training always was; labeled rows are since version 2 of `config.task.row_rules`.
+        """
+        return self.record.stage == "pretrain" or self.record.config["task"]["row_rules"] > 1
 
     def adaptation(self) -> Adaptation:
         """Returns which parameters the run trains."""
@@ -299,11 +309,14 @@ def read_record(directory: Path) -> RunRecord:
 
 
 def _upgraded(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the config of a version 1 `run.json` with the field names of version 2; other configs as they are."""
+    """Returns a config with the field names of version 2, and with added fields as the run did without them."""
     sections = {name: dict(value) if isinstance(value, dict) else value for name, value in config.items()}
     for (section, before), after in _RENAMED_FIELDS.items():
         if before in sections.get(section, {}):
             sections[section][after] = sections[section].pop(before)
+    for (section, name), value in _BEFORE_ADDED.items():
+        if section in sections:
+            sections[section].setdefault(name, value)
     return sections
 
 

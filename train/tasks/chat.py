@@ -8,19 +8,18 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 
 from configs.errors import UserError
+from data.columns import Row
+from data.conversations import messages_of, without_system
 from data.examples import Rendered
-from data.labeled import Example, fill
-from data.readers import Row
+from data.labeled import Example
+from data.templates import check_messages
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, language_model
 from train.evaluation.interval import Interval, bootstrap, mean_interval
 from train.settings import LossSettings, TaskSettings
 from train.tasks.generation import encode_messages
-from train.tasks.task import Task
-
-# Columns of single-turn rows: Alpaca's, and other common names of question and answer.
-_PAIRS = (("instruction", "output"), ("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
+from train.tasks.task import Task, group_of, row_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +42,14 @@ class Chat(Task[tuple[float, float]]):
     @classmethod
     def parse(cls, row: Row, settings: TaskSettings) -> Example:
         """Returns fields {"messages": [{"role", "content"}]} of messages, or of an instruction and its answer."""
-        messages = messages_of(row, settings.target)
+        rules = row_rules(settings)
+        messages = messages_of(row, settings.target, rules)
         if not any(message["role"] == "assistant" for message in messages):
             raise UserError("the row has no assistant turn; expected at least one message with role 'assistant'")
+        check_messages(messages, settings.template)
         content = json.dumps([[message["role"], message["content"]] for message in messages], ensure_ascii=False)
-        group = fill(settings.group, row, "config.task.group") if settings.group else messages[0]["content"]
-        return Example(content, group, {"messages": messages})
+        group = messages[0]["content"] if rules.first_version else without_system(messages)
+        return Example(content, group_of(row, settings, group), {"messages": messages})
 
     @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
@@ -93,32 +94,3 @@ class Chat(Task[tuple[float, float]]):
     def format(self, example: Example, prediction: tuple[float, float]) -> str:
         """Returns the loss of the assistant's turns."""
         return f"{prediction[0] / prediction[1]:.3f} nats per token"
-
-
-def messages_of(row: Row, name: str) -> list[dict[str, str]]:
-    """Returns the conversation in a row: its column `name` of messages, or its instruction (with input) and output.
-
-    Raises:
-        UserError: the row has neither, or a message lacks role or content.
-    """
-    value = row.get(name)
-    if isinstance(value, str):
-        value = _from_json(value)
-    if isinstance(value, list):
-        if all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in value):
-            return [{"role": m["role"], "content": str(m["content"])} for m in value]
-        raise UserError(f"{name!r} is {value!r:.80}; expected a list of {{role, content}}")
-    for question, answer in _PAIRS:
-        if row.get(question) and row.get(answer):
-            text = "\n".join(str(part) for part in (row[question], row.get("input")) if part)
-            return [{"role": "user", "content": text}, {"role": "assistant", "content": str(row[answer])}]
-    pairs = ", ".join(f"{question} and {answer}" for question, answer in _PAIRS)
-    columns = ", ".join(map(str, row))
-    raise UserError(f"no {name!r}; columns found: {columns}; set config.task.target, or use columns {pairs}")
-
-
-def _from_json(text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None

@@ -8,16 +8,16 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 
 from configs.errors import UserError
+from data.columns import Row, column, described, fill, text_of, texts_of
 from data.examples import Rendered, labeled_segment
-from data.labeled import Example, column, fill
-from data.readers import Row
+from data.labeled import Example
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, classifier
 from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Task
+from train.tasks.task import Task, group_of, row_rules
 
 # Separates the classes of a row where a file can only hold text.
 _SEPARATOR = "|"
@@ -54,19 +54,26 @@ class Classification(Task[list[str]]):
     @classmethod
     def parse(cls, row: Row, settings: TaskSettings) -> Example:
         """Returns fields {"text", "labels"}."""
-        text = fill(settings.input, row, "config.task.input")
+        rules = row_rules(settings)
+        text = fill(settings.input, row, "config.task.input", rules)
         value = column(row, settings.target, "config.task.target")
         if settings.multi_label:
-            labels = [str(v) for v in value] if isinstance(value, list) else str(value).split(_SEPARATOR)
+            labels = texts_of(value, repr(settings.target), rules)
+            if not isinstance(value, list):
+                labels = labels[0].split(_SEPARATOR)
             labels = [label.strip() for label in labels if label.strip()]
-        elif isinstance(value, list | dict) or str(value).strip() == "":
+        elif isinstance(value, list | dict):
             raise UserError(
-                f"{settings.target!r} is {value!r}; expected the name of a class, or set config.task.multi_label=True"
+                f"{settings.target!r} is {described(value)}; expected the name of a class, or set "
+                "config.task.multi_label=True"
             )
         else:
-            labels = [str(value)]
-        group = fill(settings.group, row, "config.task.group") if settings.group else text
-        return Example(text, group, {"text": text, "labels": labels})
+            label = text_of(value, repr(settings.target), rules)
+            if not label.strip():
+                raise UserError(f"{settings.target!r} is {value!r}; expected the name of a class")
+            labels = [label if rules.first_version else label.strip()]
+        classes = tuple(sorted(set(labels)))
+        return Example(text, group_of(row, settings, text), {"text": text, "labels": labels}, classes)
 
     @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
@@ -89,29 +96,21 @@ class Classification(Task[list[str]]):
         return cls(classes, weights, settings.multi_label, settings.pooling, settings.prompt)
 
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered:
-        """Returns `bos text eos` with the class as the target of its last token.
-
-        Raises:
-            UserError: a label is not one of the classes.
-        """
+        """Returns `bos text eos` with the class as the target of its last token; an unseen label is in no loss."""
         index = {name: i for i, name in enumerate(self.classes)}
-        labels = example.fields["labels"]
-        unknown = [label for label in labels if label not in index]
-        if unknown:
-            raise UserError(
-                f"label {unknown[0]!r} is unknown to the model; its classes are {_abbreviated(self.classes)}"
-            )
+        targets = [index[label] for label in example.fields["labels"] if label in index]
         ids = tokenizer.encode(example.fields["text"])
         tokens = [tokenizer.bos_id, *ids[: length - 2], tokenizer.eos_id]
         last = len(tokens) - 1
         if not self.multi_label:
-            target = index[labels[0]]
-            segment = labeled_segment(tokens, {last: target}, {last: self.weights[target]}, np.int32)
+            target = targets[0] if targets else 0
+            weight = self.weights[target] if targets else 0.0
+            segment = labeled_segment(tokens, {last: target}, {last: weight}, np.int32)
             return Rendered((segment,), len(ids) > length - 2)
         segment = labeled_segment(tokens, {}, {last: 1.0}, np.float32)
-        targets = np.zeros((len(tokens), len(index)), np.float32)
-        targets[last, [index[label] for label in labels]] = 1.0
-        return Rendered((segment | {"targets": targets},), len(ids) > length - 2)
+        ones = np.zeros((len(tokens), len(index)), np.float32)
+        ones[last, targets] = 1.0
+        return Rendered((segment | {"targets": ones},), len(ids) > length - 2)
 
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
         """Returns a linear layer on the pooled states, with one output per class."""
@@ -164,6 +163,10 @@ class Classification(Task[list[str]]):
         ranking = [names[answer] for answer in answers]
         return ranking[:1] if self.multi_label else ranking
 
+    def unseen(self, example: Example) -> list[str]:
+        """Returns the labels that are not among the classes."""
+        return [label for label in example.fields["labels"] if label not in self.classes]
+
     @property
     def target_names(self) -> tuple[str, ...]:
         """Returns the classes."""
@@ -178,10 +181,6 @@ def class_weights(
     "balanced" is scikit-learn's (King and Zeng 2001).
     """
     return tuple(counts.total() / (len(classes) * counts[c]) if method == "balanced" else 1.0 for c in classes)
-
-
-def _abbreviated(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _in_words(label: str) -> str:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
 from configs.errors import UserError
+from data.columns import Row, answers_of, column, fill
 from data.examples import Rendered, text_segment
-from data.labeled import Example, column, fill
-from data.readers import Row
+from data.labeled import Example
 from data.templates import render as render_messages
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
@@ -16,7 +16,7 @@ from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.evaluation.squad import NO_ANSWER
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Task
+from train.tasks.task import Task, group_of, row_rules
 
 _METRICS = {"rouge": scores.rouge, "bleu": scores.bleu_chrf, "squad": scores.squad}
 
@@ -46,11 +46,11 @@ class Generation(Task[str]):
     @classmethod
     def parse(cls, row: Row, settings: TaskSettings) -> Example:
         """Returns fields {"input", "references"}: all correct texts; the first one is trained on."""
-        text = fill(settings.input, row, "config.task.input")
-        references = texts_of(column(row, settings.target, "config.task.target"), settings.target)
-        group = fill(settings.group, row, "config.task.group") if settings.group else text
+        rules = row_rules(settings)
+        text = fill(settings.input, row, "config.task.input", rules)
+        references = answers_of(column(row, settings.target, "config.task.target"), settings.target, rules)
         content = "\n".join([text, *references[:1]])
-        return Example(content, group, {"input": text, "references": references})
+        return Example(content, group_of(row, settings, text), {"input": text, "references": references})
 
     @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
@@ -103,21 +103,6 @@ class Generation(Task[str]):
     def read_answers(self, answers: list[str]) -> str:
         """Returns the generated text."""
         return answers[0]
-
-
-def texts_of(value: object, name: str) -> list[str]:
-    """Returns the texts in a column that holds one text, a list of texts, or SQuAD's answers in either layout.
-
-    Raises:
-        UserError: the column holds something else, or an empty text.
-    """
-    if isinstance(value, dict):
-        value = value.get("text")
-    texts = value if isinstance(value, list) else [value]
-    texts = [item.get("text") if isinstance(item, dict) else item for item in texts]
-    if any(not isinstance(text, str) or not text.strip() for text in texts):
-        raise UserError(f"{name!r} is {value!r:.80}; expected a text, a list of texts, or SQuAD's answers")
-    return [str(text) for text in texts]
 
 
 def encode_messages(

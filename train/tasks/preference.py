@@ -1,14 +1,18 @@
 """Preference training (DPO): makes the chosen of two answers more likely, relative to the foundation."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
 
 import numpy as np
 
+from configs.errors import UserError
+from data.columns import Row, RowRules, column, fill, find, parse_pattern, text_of
+from data.conversations import Conversation, conversation, is_conversation, without_system
 from data.examples import Rendered, text_segment
-from data.labeled import Example, column, fill
-from data.readers import Row
+from data.labeled import Example
+from data.templates import check_messages
 from data.templates import render as render_messages
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
@@ -16,8 +20,7 @@ from model.heads import Objective
 from model.task_heads import preference
 from train.evaluation.interval import Interval, mean_interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.generation import texts_of
-from train.tasks.task import P, Task
+from train.tasks.task import P, Task, group_of, row_rules
 
 CHOSEN, REJECTED = "chosen", "rejected"
 
@@ -41,11 +44,29 @@ class AnswerPair(Task[P]):
 
     @classmethod
     def parse(cls, row: Row, settings: TaskSettings) -> Example:
-        """Returns fields {"prompt", "chosen", "rejected"}, all text."""
-        prompt = fill(settings.input, row, "config.task.input")
-        answers = {name: texts_of(column(row, name, "a column of that name"), name)[0] for name in (CHOSEN, REJECTED)}
-        group = fill(settings.group, row, "config.task.group") if settings.group else prompt
-        return Example("\n".join([prompt, *answers.values()]), group, {"prompt": prompt, **answers})
+        """Returns fields {"prompt", "chosen", "rejected"}, all text, or {"messages", "chosen", "rejected"}.
+
+        A prompt may be a conversation in the column of `config.task.input`, or the turns before the two answers where
+        these are conversations.
+        """
+        rules = row_rules(settings)
+        before: list[Conversation] = []
+        answers = {}
+        for name in (CHOSEN, REJECTED):
+            *turns, answer = _answer(column(row, name, "a column of that name"), name, rules)
+            answers[name] = answer["content"]
+            before.append(turns)
+        if before[0] != before[1]:
+            raise UserError(f"the turns before the answers differ in {CHOSEN!r} and {REJECTED!r}; expected one prompt")
+        prompt = before[0] or _prompt(row, settings.input, rules)
+        if isinstance(prompt, str):
+            content = group = prompt
+            fields: dict[str, object] = {"prompt": prompt}
+        else:
+            check_messages([*prompt, {"role": "assistant", "content": answers[CHOSEN]}], settings.template)
+            content, group = json.dumps(prompt, ensure_ascii=False), without_system(prompt)
+            fields = {"messages": prompt}
+        return Example("\n".join([content, *answers.values()]), group_of(row, settings, group), fields | answers)
 
     @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
@@ -54,12 +75,10 @@ class AnswerPair(Task[P]):
 
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered | None:
         """Returns two segments, chosen and rejected, of at most half a row each, or None if an answer does not fit."""
-        segments, cut = [], False
+        segments, cut, fields = [], False, example.fields
+        prompt = fields["messages"] if "messages" in fields else [{"role": "user", "content": fields["prompt"]}]
         for name in (CHOSEN, REJECTED):
-            messages = [
-                {"role": "user", "content": example.fields["prompt"]},
-                {"role": "assistant", "content": example.fields[name]},
-            ]
+            messages = [*prompt, {"role": "assistant", "content": fields[name]}]
             rendered = render_messages(messages, self.template, tokenizer, length // 2 + 1)
             segment = text_segment(rendered.tokens, rendered.mask)
             if not segment["weights"].any():
@@ -103,3 +122,25 @@ class Preference(AnswerPair[tuple[float, float]]):
     def format(self, example: Example, prediction: tuple[float, float]) -> str:
         """Returns the margin."""
         return f"margin {prediction[0]:+.2f} nats"
+
+
+def _answer(value: object, name: str, rules: RowRules) -> Conversation:
+    """Returns the turns in a column that ends with an answer: a text, or a conversation."""
+    if is_conversation(value):
+        turns = conversation(value, name, rules)
+        if turns[-1]["role"] != "assistant":
+            raise UserError(f"{name!r} ends with the {turns[-1]['role']}'s message; expected the assistant's")
+    else:
+        turns = [{"role": "assistant", "content": text_of(value, repr(name), rules)}]
+    if not turns[-1]["content"].strip():
+        raise UserError(f"{name!r} has an empty answer; expected a text")
+    return turns
+
+
+def _prompt(row: Row, pattern: str, rules: RowRules) -> str | Conversation:
+    """Returns the filled-in pattern or, if it is one column that holds a conversation, that conversation."""
+    parts = parse_pattern(pattern)
+    found = find(row, parts[0][0]) if len(parts) == 1 and parts[0][1] else ()
+    if found and is_conversation(found[0]):
+        return conversation(found[0], parts[0][0], rules)
+    return fill(pattern, row, "config.task.input", rules)

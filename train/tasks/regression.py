@@ -8,9 +8,9 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 
 from configs.errors import UserError
+from data.columns import Row, RowRules, column, described, fill, text_of
 from data.examples import Rendered, labeled_segment
-from data.labeled import Example, column, fill
-from data.readers import Row
+from data.labeled import Example
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective
@@ -18,7 +18,7 @@ from model.task_heads import regressor
 from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Task
+from train.tasks.task import Task, group_of, row_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +44,10 @@ class Regression(Task[float]):
     @classmethod
     def parse(cls, row: Row, settings: TaskSettings) -> Example:
         """Returns fields {"text", "value"}."""
-        text = fill(settings.input, row, "config.task.input")
-        found = column(row, settings.target, "config.task.target")
-        try:
-            value = float(found)
-        except (TypeError, ValueError):
-            value = math.nan
-        if not math.isfinite(value):
-            raise UserError(f"{settings.target!r} is {found!r:.60}; expected a finite number")
-        group = fill(settings.group, row, "config.task.group") if settings.group else text
-        return Example(text, group, {"text": text, "value": value})
+        rules = row_rules(settings)
+        text = fill(settings.input, row, "config.task.input", rules)
+        value = _number(column(row, settings.target, "config.task.target"), settings.target, rules)
+        return Example(text, group_of(row, settings, text), {"text": text, "value": value})
 
     @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
@@ -100,3 +94,15 @@ class Regression(Task[float]):
     def baseline_prediction(self, examples: Sequence[Example]) -> float:
         """Returns the mean."""
         return self.mean
+
+
+def _number(value: object, name: str, rules: RowRules) -> float:
+    written = "" if isinstance(value, bool) else text_of(value, repr(name), rules)
+    try:
+        number = float(written)
+    except ValueError:
+        number = math.nan
+    # Python reads 1_000 as a number.
+    if not math.isfinite(number) or "_" in written:
+        raise UserError(f"{name!r} is {described(value)}; expected a finite number")
+    return number

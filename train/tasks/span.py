@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from configs.errors import UserError
+from data.cleaning import clean
+from data.columns import Row, RowRules, column, described, fill, is_empty, text_of
 from data.examples import Rendered, labeled_segment
-from data.labeled import Example, column, fill
-from data.readers import Row
+from data.labeled import Example
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective
@@ -18,7 +19,7 @@ from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.evaluation.squad import NO_ANSWER
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Task
+from train.tasks.task import Task, group_of, row_rules
 
 _MAX_ANSWER_TOKENS = 30
 _MAX_QUESTION_FRACTION = 1 / 3  # of the row
@@ -45,16 +46,20 @@ class Span(Task[str]):
     @classmethod
     def parse(cls, row: Row, settings: TaskSettings) -> Example:
         """Returns fields {"question", "context", "answers": [{"text", "start"}]}; start counts characters."""
-        question = fill(settings.input, row, "config.task.input")
-        context = fill(settings.context, row, "config.task.context")
-        answers = _answers(column(row, settings.target, "config.task.target"), settings.target)
+        rules = row_rules(settings)
+        question = fill(settings.input, row, "config.task.input", rules)
+        # Answers are located in the text as the file has it.
+        original = fill(settings.context, row, "config.task.context", rules.uncleaned)
+        context = clean(original) if rules.clean else original
+        answers = _answers(column(row, settings.target, "config.task.target"), settings.target, rules)
         for answer in answers:
+            place = answer["start"]
+            answer["start"] = len(clean(original[:place])) if rules.clean else place
             found = context[answer["start"] : answer["start"] + len(answer["text"])]
-            if found != answer["text"]:
-                raise UserError(f"answer {answer['text']!r:.60} is not at character {answer['start']} of its context")
-        group = fill(settings.group, row, "config.task.group") if settings.group else context
+            if place < 0 or found != answer["text"]:
+                raise UserError(f"answer {answer['text']!r:.60} is not at character {place} of its context")
         fields = {"question": question, "context": context, "answers": answers}
-        return Example(f"{context}\n{question}", group, fields)
+        return Example(f"{context}\n{question}", group_of(row, settings, context), fields)
 
     @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
@@ -128,18 +133,22 @@ class Span(Task[str]):
         return _FLAG_NAMES
 
 
-def _answers(value: object, name: str) -> list[dict[str, Any]]:
+def _answers(value: object, name: str, rules: RowRules) -> list[dict[str, Any]]:
     """Returns the answers in either of SQuAD's layouts: a list of {text, answer_start}, or a dict of two lists."""
+    if is_empty(value, name, rules):
+        return []
     try:
         if isinstance(value, dict):
             pairs = list(zip(value["text"], value["answer_start"], strict=True))
         else:
             pairs = [(answer["text"], answer["answer_start"]) for answer in value]  # type: ignore[attr-defined]
-        return [{"text": str(text), "start": int(start)} for text, start in pairs]
+        starts = [int(start) for _, start in pairs]
     except (TypeError, KeyError, ValueError):
         raise UserError(
-            f"{name!r} is {value!r:.80}; expected a list of {{text, answer_start}}, empty if there is no answer"
+            f"{name!r} is {described(value)}; expected a list of {{text, answer_start}}, empty if there is no answer"
         ) from None
+    texts = [text_of(text, f"the text of an answer in {name!r}", rules) for text, _ in pairs]
+    return [{"text": text, "start": start} for text, start in zip(texts, starts, strict=True)]
 
 
 def _answer_tokens(answers: list[dict[str, Any]], offsets: list[tuple[int, int]]) -> tuple[int, int] | None:

@@ -8,9 +8,9 @@ from typing import ClassVar, Self
 import numpy as np
 
 from configs.errors import UserError
+from data.columns import Row, RowRules, column, text_of, texts_of
 from data.examples import Rendered, labeled_segment
-from data.labeled import Example, column, fill
-from data.readers import Row
+from data.labeled import Example
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, classifier
@@ -19,7 +19,7 @@ from train.evaluation.interval import Interval
 from train.evaluation.metrics import OUTSIDE
 from train.settings import LossSettings, TaskSettings
 from train.tasks.classification import class_weights
-from train.tasks.task import Task
+from train.tasks.task import Task, group_of, row_rules
 
 _WORDS = "tokens"  # the column of the words
 
@@ -44,15 +44,16 @@ class Tagging(Task[list[str]]):
     @classmethod
     def parse(cls, row: Row, settings: TaskSettings) -> Example:
         """Returns fields {"words", "tags"} of two lists, or of two texts that are split at spaces."""
-        words, tags = (_words(column(row, name, "config.task.target")) for name in (_WORDS, settings.target))
+        rules = row_rules(settings)
+        words, tags = (_words(row, name, rules) for name in (_WORDS, settings.target))
         if not words or len(words) != len(tags):
             raise UserError(
                 f"the row has {len(words)} {_WORDS!r} and {len(tags)} {settings.target!r}; "
                 "expected one tag per word, and at least one word"
             )
         text = " ".join(words)
-        group = fill(settings.group, row, "config.task.group") if settings.group else text
-        return Example(text, group, {"words": words, "tags": tags})
+        fields = {"words": words, "tags": tags}
+        return Example(text, group_of(row, settings, text), fields, tuple(sorted(set(tags))))
 
     @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
@@ -68,26 +69,14 @@ class Tagging(Task[list[str]]):
         return cls(classes, class_weights(counts, classes, settings.class_weights))
 
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered:
-        """Returns `bos words eos` with each word's tag as the target of its last token.
-
-        Raises:
-            UserError: a tag is not one of the classes.
-        """
+        """Returns `bos words eos` with each word's tag as the target of its last token; an unseen tag is in no loss."""
         index = {name: i for i, name in enumerate(self.classes)}
         words, tags = example.fields["words"], example.fields["tags"]
-        unknown = [tag for tag in tags if tag not in index]
-        if unknown:
-            raise UserError(f"tag {unknown[0]!r} is unknown to the model; its tags are {', '.join(self.classes)}")
-        tokens, targets = [tokenizer.bos_id], {}
-        pieces = tokenizer.encode_batch([word if i == 0 else f" {word}" for i, word in enumerate(words)])
-        for ids, tag in zip(pieces, tags, strict=True):
-            if not ids or len(tokens) + len(ids) >= length:
-                break
-            tokens += ids
-            targets[len(tokens) - 1] = index[tag]
+        tokens, ends = _word_tokens(words, tokenizer, length)
+        targets = {end: index[tag] for end, tag in zip(ends, tags, strict=False) if tag in index}
         weights = {place: self.weights[target] if self.weights else 1.0 for place, target in targets.items()}
-        segment = labeled_segment([*tokens, tokenizer.eos_id], dict(targets), weights, np.int32)
-        return Rendered((segment,), len(targets) < len(words))
+        segment = labeled_segment(tokens, dict(targets), weights, np.int32)
+        return Rendered((segment,), len(ends) < len(words))
 
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
         """Returns a linear layer on the state of each token."""
@@ -97,9 +86,10 @@ class Tagging(Task[list[str]]):
         self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer
     ) -> list[str]:
         """Returns a tag per word; `OUTSIDE` for words that were cut off."""
-        segment = encoded.segments[0]
-        tags = [self.classes[i] for i in outputs[0][segment["weights"] > 0].argmax(-1)]
-        return tags + [OUTSIDE] * (len(example.fields["words"]) - len(tags))
+        words = example.fields["words"]
+        _, ends = _word_tokens(words, tokenizer, len(encoded.segments[0]["tokens"]))
+        tags = [self.classes[i] for i in outputs[0][ends].argmax(-1)]
+        return tags + [OUTSIDE] * (len(words) - len(tags))
 
     def metrics(self, examples: Sequence[Example], predictions: Sequence[list[str]]) -> dict[str, Interval]:
         """Returns accuracy over words and macro-F1 over the tags other than `OUTSIDE`."""
@@ -114,11 +104,37 @@ class Tagging(Task[list[str]]):
         tagged = zip(example.fields["words"], prediction, strict=True)
         return " ".join(word if tag == OUTSIDE else f"{word}/{tag}" for word, tag in tagged)
 
+    def unseen(self, example: Example) -> list[str]:
+        """Returns the tags that are not among the classes."""
+        return [tag for tag in example.fields["tags"] if tag not in self.classes]
+
     @property
     def target_names(self) -> tuple[str, ...]:
         """Returns the tags."""
         return self.classes
 
 
-def _words(value: object) -> list[str]:
-    return [str(word) for word in value] if isinstance(value, list) else str(value).split()
+def _words(row: Row, name: str, rules: RowRules) -> list[str]:
+    """Returns the words or tags in a column: a list, or a text that is split at spaces.
+
+    Raises:
+        UserError: the column is missing, or a word is empty: it would have no token.
+    """
+    value = column(row, name, "config.task.target")
+    if not isinstance(value, list):
+        return text_of(value, repr(name), rules).split()
+    words = texts_of(value, repr(name), rules)
+    if "" in words:
+        raise UserError(f"value {words.index('') + 1} of {name!r} is empty; expected a word or tag")
+    return words
+
+
+def _word_tokens(words: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[list[int], list[int]]:
+    """Returns (`bos words eos` with as many words as fit into `length` tokens, the place of each word's last token)."""
+    tokens, ends = [tokenizer.bos_id], []
+    for ids in tokenizer.encode_batch([word if i == 0 else f" {word}" for i, word in enumerate(words)]):
+        if not ids or len(tokens) + len(ids) >= length:
+            break
+        tokens += ids
+        ends.append(len(tokens) - 1)
+    return [*tokens, tokenizer.eos_id], ends

@@ -22,9 +22,9 @@ import numpy as np
 
 from configs.errors import UserError, did_you_mean
 from configs.schema import build
+from data.columns import Row, RowRules, fill
 from data.examples import Rendered
 from data.labeled import Example
-from data.readers import Row
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective
@@ -138,10 +138,32 @@ class Task(abc.ABC, Generic[P]):
         """Returns the prediction for the foundation's answers: the choices by likelihood, or one generated text."""
         raise NotImplementedError(f"{type(self).__name__} does not define read_answers")
 
+    def unseen(self, example: Example) -> list[str]:
+        """Returns the labels of an example that were not in the training rows, so that the model cannot predict them.
+
+        Only rows that are scored have such labels; each counts as an error of the model.
+        """
+        return []
+
     @property
     def target_names(self) -> tuple[str, ...]:
         """Names of the integer targets, or of the columns of target vectors; empty: targets are tokens or numbers."""
         return ()
+
+
+def row_rules(settings: TaskSettings) -> RowRules:
+    """Returns how the rows of a config become examples."""
+    first = settings.row_rules == 1
+    return RowRules(settings.missing, clean=not first, first_version=first)
+
+
+def group_of(row: Row, settings: TaskSettings, default: str) -> str:
+    """Returns the group of a row: `config.task.group` filled in, or the default where it is empty.
+
+    Raises:
+        UserError: see `data.columns.fill`.
+    """
+    return fill(settings.group, row, "config.task.group", row_rules(settings)) if settings.group else default
 
 
 def is_file(name: str) -> bool:

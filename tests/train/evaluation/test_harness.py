@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
+from data.columns import RowRules
 from data.tokenizer_training import train_tokenizer
 from train.huggingface.importing import import_hf
 from train.run.language_model import open_language_model
@@ -91,10 +92,23 @@ def test_our_task_files_read_labeled_rows(model, tmp_path):
 
 
 def test_squad_scores_use_the_best_matching_answer():
-    doc = {"answers": [{"text": "the Rhine"}, {"text": "a river"}]}
+    doc = {"answers": ["the Rhine", "a river"]}
     assert harness._squad(doc, [" River."]) == {"exact_match": 1.0, "f1": 1.0}
     assert harness._squad({"answers": []}, [""]) == {"exact_match": 1.0, "f1": 1.0}
     assert harness._squad(doc, ["lake"]) == {"exact_match": 0.0, "f1": 0.0}
+
+
+def test_rows_of_task_files_are_cleaned_and_converted(tmp_path):
+    answers = {"text": ["a\r\nb", "c"], "answer_start": [0, 4]}
+    rows = [{"text": "one\r\ntwo", "label": 0, "answers": answers, "choices": ["a\x00", 1], "index": 1}] * 2
+    path = rows_of(tmp_path, test=rows)["test"]
+    (row, _) = harness._read(path, list(rows[0]), RowRules())
+    assert row["text"] == "one\ntwo" and row["label"] == "0" and row["choices"] == ["0"] and row["answer"] == 0
+    assert row["answers"] == ["a\nb", "c"] and row["first_answer"] == "a\nb" and row["index"] == 1
+    for name, value in (("text", None), ("label", None), ("text", {"a": 1}), ("answers", None), ("choices", [None])):
+        path = rows_of(tmp_path, bad=[rows[0], rows[0] | {name: value}])["bad"]
+        with pytest.raises(UserError, match=rf"bad.jsonl: row 2: '{name}' is (null|an object)"):
+            harness._read(path, list(rows[0]), RowRules())
 
 
 def test_unknown_task_or_missing_column_is_a_one_line_error(model, tmp_path):

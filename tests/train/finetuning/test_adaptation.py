@@ -114,7 +114,9 @@ def test_frozen_kernels_have_no_gradient_computation():
     assert whole.count("f32[32,48] = dot_general") > 0 == text.count("f32[32,48] = dot_general")
 
 
-@pytest.mark.parametrize("method", ["full", "lora", *(pytest.param(m, marks=pytest.mark.slow) for m in ("head", "last"))])
+@pytest.mark.parametrize(
+    "method", ["full", "lora", *(pytest.param(m, marks=pytest.mark.slow) for m in ("head", "last"))]
+)
 def test_mesh_and_single_device_losses_agree(method, tmp_path):
     settings = settings_of(**{"adapt.method": method, "num_steps": 6})
     found = []

@@ -195,7 +195,7 @@ def test_adapter_without_its_foundation_is_a_one_line_error(adapters, foundation
         ({"task.target": "class"}, "row 1: no 'class'; columns found: text, label, contract; set config.task.target"),
         ({"task.input": "{body}"}, "no 'body'; columns found: text, label, contract; set config.task.input"),
         ({"task.input": "{text"}, "config.task.input='{text'"),
-        ({"task.input": "{text!r}"}, "has ':' or '!' inside braces"),
+        ({"task.input": "{text!r}"}, "no 'text!r'; columns found: text, label, contract; set config.task.input"),
         ({"task.target": "text", "task.name": "generation", "task.template": "tokenizer"}, "has no chat_template"),
         ({"adapt.method": "lora", "adapt.targets": ("querry",)}, "'querry', which is not a projection"),
         ({"evaluation.metric": "acuracy", "evaluation.patience": 1},

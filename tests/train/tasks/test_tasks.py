@@ -9,6 +9,7 @@ import pytest
 from configs import default
 from configs.errors import UserError
 from configs.schema import build
+from data.examples import Rendered
 from data.tokenizer_training import train_tokenizer
 from train.settings import TaskSettings
 from train.tasks.classification import Classification
@@ -208,7 +209,7 @@ def test_answer_pairs_are_two_segments_with_one_prompt():
         ("span", [SQUAD[0] | {"answers": "Rome"}], {"input": "{question}", "target": "answers"}, "expected a list of"),
         ("span", [SQUAD[0] | {"answers": [{"text": "Rom", "answer_start": 3}]}],
          {"input": "{question}", "target": "answers"}, "is not at character 3"),
-        ("generation", [{"text": "a", "label": 3}], {}, "expected a text"),
+        ("generation", [{"text": "a", "label": {"a": 3}}], {}, "expected a text"),
         ("generation", [{"text": "a", "label": "b"}], {"metrics": ("blue",)}, "expected some of rouge, bleu, squad"),
         ("chat", [{"text": "a"}], {"target": "messages"}, "no 'messages'; columns found: text"),
         ("chat", [{"messages": CHAT[0]["messages"][:1]}], {"target": "messages"}, "the row has no assistant turn"),
@@ -221,11 +222,29 @@ def test_invalid_rows_are_one_line_errors(name, rows, changes, message):
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_label_or_task_error_lists_the_known_ones():
-    task, _ = encoded("classification", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
-    other = task.parse({"text": "c", "label": "q"}, settings("classification"))
-    with pytest.raises(UserError, match="label 'q' is unknown to the model; its classes are x, y"):
-        task.encode(other, TOKENIZER, LENGTH)
+@pytest.mark.parametrize(
+    ("name", "rows", "new", "changes"),
+    [
+        ("classification", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}], {"text": "c", "label": "q"}, {}),
+        ("classification", [{"text": "a", "label": "x|y"}], {"text": "c", "label": "x|q"}, {"multi_label": True}),
+        ("tagging", [{"tokens": "a b", "label": "O N"}], {"tokens": "c d", "label": "q N"}, {}),
+    ],
+)  # fmt: skip
+def test_unseen_label_is_in_no_loss_and_never_predicted(name, rows, new, changes):
+    task, _ = encoded(name, rows, **changes)
+    example = task.parse(new, settings(name, **changes))
+    segment = task.encode(example, TOKENIZER, LENGTH).segments[0]
+    assert task.unseen(example) == ["q"] and task.unseen(task.parse(rows[0], settings(name, **changes))) == []
+    logits = np.zeros((len(segment["tokens"]), len(task.classes)))
+    predicted = task.decode(example, (logits,), Rendered((segment,)), TOKENIZER)
+    assert "q" not in predicted
+    if name == "tagging":
+        assert segment["weights"].sum() == 1 and len(predicted) == 2
+    found = task.metrics([example, example], [predicted, predicted])
+    assert all(0 <= interval.value < 1 for interval in found.values())
+
+
+def test_unknown_task_error_lists_the_known_ones():
     with pytest.raises(UserError, match="did you mean 'classification'"):
         load_task("clasification")
 

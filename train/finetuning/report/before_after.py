@@ -42,10 +42,12 @@ def _task_name(run: FinetuneRun) -> str:
 def _results(run: FinetuneRun, table: list[Scored]) -> dict[str, Any]:
     """Returns what `results.json` contains; "gain" compares the fine-tuned model, the last row, with each other row."""
     *others, tuned = table
+    unseen = sum(bool(run.data.task.unseen(example)) for example in tuned.examples)
     return {
         "task": _task_name(run),
         "train_rows": len(run.data.parts["train"].examples),
         "held_out_rows": len(tuned.examples),
+        **({"unseen_label_rows": unseen} if unseen else {}),
         "models": {row.name: {"rows": len(row.examples), **as_json(row.metrics)} for row in table},
         "gain": {
             row.name: {name: gain(row.metrics[name], tuned.metrics[name]) for name in row.metrics} for row in others
@@ -99,7 +101,8 @@ def _confusion(run: FinetuneRun, row: Scored) -> tuple[list[str], np.ndarray] | 
         return None
     labels = [task.expected(example) for example in row.examples]
     predicted = [task.format(e, p) for e, p in zip(row.examples, row.predictions, strict=True)]
-    classes = list(task.classes)
+    # Of a task of several labels per row, one of the names is a combination.
+    classes = [*task.classes, *sorted({label for example in row.examples for label in task.unseen(example)})]
     return (classes, confusion(labels, predicted, classes)) if {*labels, *predicted} <= {*classes} else None
 
 
