@@ -182,16 +182,13 @@ def architecture_of(config: ModelConfig) -> str:
     )
 
 
-def to_config(architecture: str, c: ModelConfig, bos_id: int, eos_id: int, pad_id: int, dtype: str) -> dict[str, Any]:
-    """Returns the config.json of a language model."""
-    ids = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
+def to_config(architecture: str, c: ModelConfig, dtype: str) -> dict[str, Any]:
+    """Returns the config.json of a model, without its class and the ids of special tokens."""
     common = {
         "model_type": architecture,
-        "architectures": [f"{class_prefix(architecture)}{'LMHeadModel' if architecture == 'gpt2' else 'ForCausalLM'}"],
         "vocab_size": c.vocab_size,
         "tie_word_embeddings": c.tie_embeddings,
         "torch_dtype": dtype,
-        **ids,
     }
     if architecture == "gpt2":
         return common | {

@@ -17,10 +17,10 @@ from train.finetuning.finetune_run import FinetuneRun
 from train.finetuning.report.before_after import publish
 from train.finetuning.rows import TaskData, encode_rows, read_task
 from train.run.lock import claim
-from train.run.record import RunRecord, open_run
+from train.run.record import RunRecord, open_run, read_record
 from train.run.record import start as start_run
 from train.settings import Settings, from_config
-from train.tasks.task import absolute_name, task_to_record
+from train.tasks.task import absolute_name, task_from_record, task_to_record
 
 
 def finetune(
@@ -64,6 +64,10 @@ def prepare_run(
     _check_length(settings, parent.model, foundation)
     tokenizer = parent.tokenizer()
     task, splits = read_task(settings)
+    before = read_record(workdir) if (workdir / "run.json").is_file() else None
+    if before is not None and before.task.get("name") == absolute_name(settings.task.name):
+        # A run that resumes keeps its classes and their order: its head was trained with them.
+        task = task_from_record(before.task)
     parts = {
         name: encode_rows(task, examples, tokenizer, settings.sequence_length, settings.seed)
         for name, examples in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))

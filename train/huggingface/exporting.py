@@ -1,26 +1,30 @@
 """Exports a run as a Hugging Face checkpoint."""
 
+import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from configs.errors import UserError
 from model.huggingface import Row, expected_shapes, group_of, leaves, table
-from model.huggingface_config import architecture_of, class_prefix, to_config
+from model.huggingface_config import architecture_of, to_config
 from model.transformer import Params
 from train.console import say
 from train.distributed.mesh import single_device_mesh
+from train.huggingface.exported_tokenizer import framed, save_tokenizer, with_own_pad
+from train.huggingface.heads import Head, head_edits, head_of
 from train.huggingface.leaf_reader import Read, open_params
 from train.huggingface.safetensors_files import write_weights
-from train.run.record import Run, open_run
+from train.run.record import open_run
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_EMBEDDING, _HEAD, _NORM_BIAS = "embedding/table", "table", "final_norm/bias"
+_Edits = Mapping[str, Callable[[np.ndarray], np.ndarray]]
 
 
 def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
@@ -33,70 +37,71 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
         raise UserError(f"--output={output} exists and is not empty; expected a new directory")
     run = open_run(directory)
     architecture = architecture_of(run.model)
-    rows, classes = _rows(run, architecture)
-    tokenizer = run.tokenizer()
-    config = to_config(
-        architecture, run.model, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, dtype
-    ) | _classification(architecture, classes)
+    head = head_of(run, architecture)
+    rows = table(architecture, run.model)
+    if head.row is not None:
+        rows = [*(row for row in rows if row.leaf != _HEAD), head.row]
+    own = run.tokenizer()
+    tokenizer = framed(with_own_pad(own) if head.pooled else own, classifier=head.framed)
+    # A pad token that was added to the tokenizer may need a row of its own.
+    model = dataclasses.replace(run.model, vocab_size=max(run.model.vocab_size, tokenizer.vocab_size))
+    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
+    config = to_config(architecture, model, dtype) | ids | {"architectures": [head.name], **head.config}
+    max_length = run.record.config["sequence_length"] if head.framed else model.context_length
     mesh = single_device_mesh()
     temporary = output.with_name(f".{output.name}.partial-{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
         with jax.set_mesh(mesh), open_params(run, mesh) as (params, read):
-            write_weights(temporary, _shapes(params, rows), dtype, _tensors(params, rows, read))
+            shapes = _shapes(params, rows, head, model.vocab_size)
+            edits = _edits(head, rows, read, model.vocab_size)
+            write_weights(temporary, shapes, dtype, _tensors(params, rows, read, edits, shapes))
         (temporary / "config.json").write_text(json.dumps(config, indent=2))
-        # An imported tokenizer keeps its own post-processor; ours has none and needs one that adds special tokens.
-        framed = classes or (tokenizer.starts_with_bos and not json.loads(tokenizer.serialized)["post_processor"])
-        (tokenizer.with_post_processor(eos=bool(classes)) if framed else tokenizer).save(temporary)
+        save_tokenizer(tokenizer, temporary, max_length, classifier=head.framed)
         if output.exists():
             output.rmdir()
         temporary.rename(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    say(f"export-hf: {config['architectures'][0]} in {output}")
+    say(f"export-hf: {head.name} in {output}")
 
 
-def _rows(run: Run, architecture: str) -> tuple[list[Row], list[str]]:
-    """Returns the parameter table of a run's model and its classes (empty for a language model)."""
-    if run.is_language_model:
-        return table(architecture, run.model), []
-    task = run.record.task
-    if task["name"] != "classification" or task["pooling"] != "last":
-        raise UserError(
-            f"{run.directory} is a {task['name']} model"
-            + (f" with pooling {task['pooling']!r}" if "pooling" in task else "")
-            + "; expected a language model, or a classifier trained with config.task.pooling=last"
-        )
-    backbone = [row for row in table(architecture, run.model) if row.leaf != "table"]
-    return [*backbone, Row("table", "score.weight")], task["classes"]
+def _key(rows: list[Row], leaf: str) -> str:
+    """Returns the name of the tensor of a leaf, or "" if the model does not have it."""
+    return next((row.key for row in rows if row.leaf == leaf), "")
 
 
-def _classification(architecture: str, classes: list[str]) -> dict[str, Any]:
-    if not classes:
-        return {}
-    return {
-        "architectures": [f"{class_prefix(architecture)}ForSequenceClassification"],
-        "id2label": {str(i): name for i, name in enumerate(classes)},
-        "label2id": {name: i for i, name in enumerate(classes)},
-        "num_labels": len(classes),
-    }
-
-
-def _shapes(params: Params, rows: list[Row]) -> dict[str, tuple[int, ...]]:
+def _shapes(params: Params, rows: list[Row], head: Head, vocab_size: int) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of the Hugging Face tensors, in the order of `_tensors`."""
-    shapes = expected_shapes(params, rows)
-    names = [key for row, leaf in leaves(params, rows) if row.last for key in row.keys(leaf.shape[0])]
-    return {name: shapes[name] for name in names}
+    expected = expected_shapes(params, rows)
+    shapes = {key: expected[key] for row, leaf in leaves(params, rows) if row.last for key in row.keys(leaf.shape[0])}
+    embedding = _key(rows, _EMBEDDING)
+    shapes[embedding] = (vocab_size, *shapes[embedding][1:])
+    return shapes | ({head.bias: shapes[_key(rows, _HEAD)][:1]} if head.bias else {})
 
 
-def _tensors(params: Params, rows: list[Row], read: Read) -> Iterator[np.ndarray]:
+def _edits(head: Head, rows: list[Row], read: Read, vocab_size: int) -> _Edits:
+    """Returns {tensor name: how the exported tensor differs from the run's}."""
+    weights_VD = np.asarray(read(f"head/{_HEAD}")) if head.row is not None else np.zeros((0, 0))
+    edits = head_edits(head, weights_VD, _key(rows, _NORM_BIAS))
+    return edits | {_key(rows, _EMBEDDING): lambda table: np.pad(table, ((0, vocab_size - len(table)), (0, 0)))}
+
+
+def _tensors(
+    params: Params, rows: list[Row], read: Read, edits: _Edits, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[np.ndarray]:
     """Yields the Hugging Face tensors; a tensor that consists of several of our leaves is concatenated."""
     parts: dict[str, list[np.ndarray]] = {}
+    written = set()
     for row, leaf in leaves(params, rows):
         host = np.asarray(read(f"{group_of(row)}/{row.leaf}"))
         for i, key in enumerate(row.keys(leaf.shape[0])):
             tensors = [*parts.pop(key, []), row.to_theirs(host[i] if row.stacked else host)]
             if not row.last:
                 parts[key] = tensors
-            else:
-                yield np.concatenate(tensors, axis=-1) if len(tensors) > 1 else tensors[0]
+                continue
+            written.add(key)
+            tensor = np.concatenate(tensors, axis=-1) if len(tensors) > 1 else tensors[0]
+            yield edits[key](tensor) if key in edits else tensor
+    # The bias of a head, which ours do not have.
+    yield from (np.zeros(shape, np.float32) for key, shape in shapes.items() if key not in written)

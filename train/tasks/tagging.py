@@ -17,7 +17,7 @@ from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.evaluation.metrics import OUTSIDE
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Task
+from train.tasks.task import Task, in_order
 
 _WORDS = "tokens"  # the column of the words
 
@@ -27,7 +27,7 @@ class Tagging(Task[list[str]]):
     """Predicts a tag per word.
 
     Attributes:
-        classes: the tags in alphabetical order.
+        classes: the tags, in the order of `in_order`.
     """
 
     classes: tuple[str, ...]
@@ -52,7 +52,7 @@ class Tagging(Task[list[str]]):
         Raises:
             UserError: there is only one tag.
         """
-        classes = tuple(sorted({tag for example in examples for tag in example.fields["tags"]}))
+        classes = in_order(tag for example in examples for tag in example.fields["tags"])
         if len(classes) < 2:
             raise UserError(f"config.data.path contains one tag only ({classes[0]!r}); expected at least two")
         return cls(classes)
