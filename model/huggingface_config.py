@@ -167,6 +167,9 @@ def architecture_of(config: ModelConfig) -> str:
             for field in ("logit_softcap", "attention_softcap", "query_scale")
             if getattr(config, field) and name != "gemma2"
         ]
+        # transformers accepts a whole number only.
+        if name == "gemma2" and abs(_query_scalar(config) - round(_query_scalar(config))) > 1e-6:
+            wrong.append(f"query_scale={config.query_scale}")
         if any(config.windows) and name not in ("mistral", "qwen2", "qwen3", "gemma2"):
             wrong.append(f"sliding_window={config.sliding_window}")
         if name == "mistral" and len(set(config.windows)) > 1:
@@ -201,6 +204,11 @@ def to_config(architecture: str, c: ModelConfig, dtype: str) -> dict[str, Any]:
             "activation_function": "gelu_new",
         }
     return common | _llama_config(architecture, c)
+
+
+def _query_scalar(c: ModelConfig) -> float:
+    """Returns Gemma's `query_pre_attn_scalar`; attention scores are divided by its square root."""
+    return (c.query_scale or c.head_dim**-0.5) ** -2
 
 
 def class_prefix(architecture: str) -> str:
@@ -242,7 +250,7 @@ def _llama_config(architecture: str, c: ModelConfig) -> dict[str, Any]:
     if architecture == "gemma2":
         found |= {
             "hidden_activation": activation,
-            "query_pre_attn_scalar": (c.query_scale or c.head_dim**-0.5) ** -2,
+            "query_pre_attn_scalar": round(_query_scalar(c)),
             "attn_logit_softcapping": c.attention_softcap or None,
             "final_logit_softcapping": c.logit_softcap or None,
         }

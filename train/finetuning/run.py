@@ -74,7 +74,16 @@ def prepare_run(
     }
     lineage = parent.lineage_entry()
     stored = task_to_record(settings.task.name, task)
-    record = RunRecord("finetune", parent.model, config, stored, splits.fingerprint, lineage, splits.files)
+    record = RunRecord(
+        "finetune",
+        parent.model,
+        config,
+        stored,
+        splits.fingerprint,
+        lineage,
+        splits.files,
+        generation=parent.record.generation,
+    )
     return FinetuneRun(workdir, record, settings, parent, TaskData(task, tokenizer, parts), mesh), splits
 
 

@@ -22,7 +22,7 @@ class LanguageModel:
         params: `{"backbone", "head"}`, on `mesh`.
         tokenizer: its tokenizer.
         template: the chat template; "": prompts are continued as plain text.
-        eos_id: the token that ends a generated text.
+        eos_id: the token that ends a generated text; see also `end_ids`.
         mesh: the devices it runs on.
     """
 
@@ -32,6 +32,11 @@ class LanguageModel:
     template: str
     eos_id: int
     mesh: Mesh
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """All tokens that end a generated text: `eos_id`, and those of the tokenizer."""
+        return tuple(dict.fromkeys((self.eos_id, self.tokenizer.eos_id, *self.tokenizer.end_ids)))
 
     def encode(self, messages: Sequence[Message], max_new_tokens: int) -> list[int]:
         """Returns the prompt tokens of a conversation; without a template, those of its last message.

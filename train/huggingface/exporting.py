@@ -11,16 +11,22 @@ import jax
 import numpy as np
 
 from configs.errors import UserError
+from data.chat_export import to_jinja
+from data.templates import end_of_turn
+from data.tokenizer import Tokenizer
 from model.huggingface import Row, expected_shapes, group_of, leaves, table
 from model.huggingface_config import architecture_of, to_config
 from model.transformer import Params
 from train.console import say
 from train.distributed.mesh import single_device_mesh
 from train.huggingface.exported_tokenizer import framed, save_tokenizer, with_own_pad
+from train.huggingface.generation_config import FILE as GENERATION_FILE
+from train.huggingface.generation_config import generation_config
 from train.huggingface.heads import Head, head_edits, head_of
 from train.huggingface.leaf_reader import Read, open_params
 from train.huggingface.safetensors_files import write_weights
-from train.run.record import open_run
+from train.run.language_model import trained_template_of
+from train.run.record import Run, open_run
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _EMBEDDING, _HEAD, _NORM_BIAS = "embedding/table", "table", "final_norm/bias"
@@ -41,11 +47,10 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
     rows = table(architecture, run.model)
     if head.row is not None:
         rows = [*(row for row in rows if row.leaf != _HEAD), head.row]
-    own = run.tokenizer()
-    tokenizer = framed(with_own_pad(own) if head.pooled else own, classifier=head.framed)
+    tokenizer = framed(_tokenizer(run, head), classifier=head.framed)
     # A pad token that was added to the tokenizer may need a row of its own.
     model = dataclasses.replace(run.model, vocab_size=max(run.model.vocab_size, tokenizer.vocab_size))
-    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
+    ids = _special_ids(tokenizer)
     config = to_config(architecture, model, dtype) | ids | {"architectures": [head.name], **head.config}
     max_length = run.record.config["sequence_length"] if head.framed else model.context_length
     mesh = single_device_mesh()
@@ -58,12 +63,38 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
             write_weights(temporary, shapes, dtype, _tensors(params, rows, read, edits, shapes))
         (temporary / "config.json").write_text(json.dumps(config, indent=2))
         save_tokenizer(tokenizer, temporary, max_length, classifier=head.framed)
+        if run.is_language_model:
+            generation = generation_config(ids, run.record.generation)
+            (temporary / GENERATION_FILE).write_text(json.dumps(generation, indent=2))
         if output.exists():
             output.rmdir()
         temporary.rename(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     say(f"export-hf: {head.name} in {output}")
+
+
+def _tokenizer(run: Run, head: Head) -> Tokenizer:
+    """Returns the run's tokenizer with the template and all ends of turns of a chat model, or a classifier's pad."""
+    tokenizer = run.tokenizer()
+    if not run.is_language_model:
+        return dataclasses.replace(with_own_pad(tokenizer) if head.pooled else tokenizer, end_ids=())
+    template = trained_template_of(run)
+    if not template:
+        return tokenizer
+    ends = tuple(index for index in (end_of_turn(template, tokenizer), *tokenizer.end_ids) if index != tokenizer.eos_id)
+    jinja = tokenizer.chat_template if template == "tokenizer" else to_jinja(template, tokenizer)
+    return dataclasses.replace(tokenizer, chat_template=jinja, end_ids=tuple(dict.fromkeys(ends)))
+
+
+def _special_ids(tokenizer: Tokenizer) -> dict[str, int | list[int]]:
+    """Returns the ids of bos, eos and pad; a model with several ends has a list of them."""
+    ends = [tokenizer.eos_id, *tokenizer.end_ids]
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
+        "pad_token_id": tokenizer.pad_id,
+    }
 
 
 def _key(rows: list[Row], leaf: str) -> str:

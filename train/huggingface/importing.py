@@ -22,6 +22,7 @@ from train.checkpoint.manager import open_manager
 from train.checkpoint.save import save
 from train.console import say
 from train.distributed.mesh import spread_mesh
+from train.huggingface.generation_config import read_generation
 from train.huggingface.safetensors_files import Weights, find_weights
 from train.huggingface.torch_files import PICKLED, PICKLED_INDEX, find_pickled_weights
 from train.run.lock import claim
@@ -31,7 +32,10 @@ from train.step import TrainState
 from train.trees import abstract_params, boxed_params
 
 _PICKLED = (PICKLED, PICKLED_INDEX, "pytorch_model-*.bin")
-_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "chat_template*", "special_tokens*")
+_FILES = (
+    "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
+    "chat_template*", "special_tokens*",
+)  # fmt: skip
 
 
 def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
@@ -54,7 +58,9 @@ def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
     config = default.get_config().to_dict()
     config["model"] = section
     config["sequence_length"] = min(model.context_length, config["sequence_length"])
-    record = RunRecord("pretrain", model, config, {}, f"huggingface:{source}", [])
+    record = RunRecord(
+        "pretrain", model, config, {}, f"huggingface:{source}", [], generation=read_generation(directory)
+    )
     with claim(output), jax.set_mesh(mesh):
         start_run(output, record, tokenizer)
         with open_manager(output, keep=1) as manager:

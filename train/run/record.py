@@ -54,6 +54,7 @@ class RunRecord:
         lineage: the runs that this one starts from, oldest first: {"stage", "directory", "data_fingerprint"} each.
         data_files: the files that the rows were read from (`data.sources.inventory`); empty for a prepared store.
         data_changes: {"step", "before", "after"} for each accepted change of data; both values are fingerprints.
+        generation: sampling options and `max_new_tokens` that came with an imported model.
     """
 
     stage: Literal["pretrain", "finetune"]
@@ -64,6 +65,7 @@ class RunRecord:
     lineage: list[dict[str, str]]
     data_files: Inventory = dataclasses.field(default_factory=list)
     data_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    generation: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
