@@ -65,8 +65,9 @@ REAL = {
        "tie_word_embeddings": False} | QWEN | {"max_window_layers": 36},
     "gemma2_9b": shape(3584, 14336, 42, 16, 8, 8192, 256000)
     | {"model_type": "gemma2", "attention_bias": False, "attn_logit_softcapping": 50.0, "eos_token_id": [1, 107],
-       "cache_implementation": "hybrid", "final_logit_softcapping": 30.0, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh",
-       "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+       "cache_implementation": "hybrid", "final_logit_softcapping": 30.0, "head_dim": 256,
+       "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256,
+       "rms_norm_eps": 1e-06,
        "rope_theta": 10000.0, "sliding_window": 4096, "sliding_window_size": 4096, "attention_dropout": 0.0},
     "olmo2_7b": shape(4096, 11008, 32, 32, 32, 4096, 100352)
     | {"model_type": "olmo2", "attention_bias": False, "pad_token_id": 100277, "rms_norm_eps": 1e-06, **SILU,

@@ -12,7 +12,7 @@ import numpy as np
 
 from configs import default
 from configs.errors import UserError
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer import load_tokenizer
 from model.config import ModelConfig, model_config
 from model.heads import language_model, parameter_count
 from model.huggingface import IGNORED, Row, compare_shapes, expected_shapes, group_of, leaves, table
@@ -23,6 +23,7 @@ from train.checkpoint.save import save
 from train.console import say
 from train.distributed.mesh import spread_mesh
 from train.huggingface.generation_config import read_generation
+from train.huggingface.imported_tokenizer import with_rows
 from train.huggingface.safetensors_files import Weights, find_weights
 from train.huggingface.torch_files import PICKLED, PICKLED_INDEX, find_pickled_weights
 from train.run.lock import claim
@@ -51,8 +52,7 @@ def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
     found = read_config(directory / "config.json")
     architecture, section = to_section(found, str(directory / "config.json"))
     model = model_config(section)
-    tokenizer = load_tokenizer(directory)
-    _check_tokenizer(tokenizer, model, directory)
+    tokenizer = with_rows(load_tokenizer(directory), model.vocab_size, directory)
     weights = (find_pickled_weights if allow_pickle else find_weights)(directory)
     params, mesh = _read_params(weights, architecture, model, directory)
     config = default.get_config().to_dict()
@@ -99,15 +99,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} contains a JSON {type(found).__name__}; expected an object")
     return found
-
-
-def _check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, directory: Path) -> None:
-    if tokenizer.vocab_size > model.vocab_size:
-        raise UserError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, "
-            f"but the embedding has {model.vocab_size} rows; "
-            "expected the tokenizer of this model"
-        )
 
 
 def _read_params(
