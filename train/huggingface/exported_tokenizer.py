@@ -26,9 +26,10 @@ def with_own_pad(tokenizer: Tokenizer) -> Tokenizer:
     own = next((index for name in _PAD_NAMES if (index := backend.token_to_id(name)) is not None), None)
     if own is not None and own != tokenizer.eos_id:
         return dataclasses.replace(tokenizer, pad_id=own)
+    used = set(backend.get_vocab(with_added_tokens=True).values())
     backend.add_special_tokens([PAD])
     added = backend.token_to_id(PAD)
-    assert added is not None
+    assert added is not None and added not in used, f"{PAD} got the id of another token"
     say(f"export-hf: the tokenizer pads with its eos token, which heads of transformers skip; {PAD} is added to pad")
     return dataclasses.replace(tokenizer, serialized=backend.to_str(), pad_id=added)
 

@@ -53,14 +53,13 @@ def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
     architecture, section = to_section(found, str(directory / "config.json"))
     model = model_config(section)
     tokenizer = with_rows(load_tokenizer(directory), model.vocab_size, directory)
+    generation = read_generation(directory)
     weights = (find_pickled_weights if allow_pickle else find_weights)(directory)
     params, mesh = _read_params(weights, architecture, model, directory)
     config = default.get_config().to_dict()
     config["model"] = section
     config["sequence_length"] = min(model.context_length, config["sequence_length"])
-    record = RunRecord(
-        "pretrain", model, config, {}, f"huggingface:{source}", [], generation=read_generation(directory)
-    )
+    record = RunRecord("pretrain", model, config, {}, f"huggingface:{source}", [], generation=generation)
     with claim(output), jax.set_mesh(mesh):
         start_run(output, record, tokenizer)
         with open_manager(output, keep=1) as manager:

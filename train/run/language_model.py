@@ -16,8 +16,8 @@ from train.trees import boxed_params
 
 
 def trained_template_of(run: Run) -> str:
-    """Returns the chat template that a language model was fine-tuned with; "" for a pre-trained one."""
-    return run.record.task["template"] if run.record.stage == "finetune" else ""
+    """Returns the chat template that a language model was fine-tuned with; "" for other runs."""
+    return run.record.task["template"] if run.record.stage == "finetune" and run.is_language_model else ""
 
 
 def chat_template_of(run: Run) -> str:

@@ -22,6 +22,7 @@ from configs import default
 from configs.errors import UserError
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.tokenizer_training import train_tokenizer
+from tests.runs import error_lines, rootstock
 from train.distributed.mesh import single_device_mesh
 from train.evaluation.scoring import head_outputs
 from train.finetuning.rows import encode_rows
@@ -229,6 +230,13 @@ def test_a_resumed_run_keeps_the_order_of_its_classes(trained, tmp_path):
     settings = from_config(record["config"])
     resumed, _ = prepare_run(record["config"], settings, run.parent / "base", tmp_path / "run", single_device_mesh())
     assert resumed.data.task.classes[:3] == ("0", "1", "10") == tuple(resumed.record.task["classes"][:3])
+
+
+@pytest.mark.parametrize("command", [("chat",), ("generate", "--prompt=a")])
+def test_a_classifier_generates_no_text(command, trained):
+    run, _ = trained("llama3", "pad", "single")
+    done = rootstock(*command, "--run", run, check=False)
+    assert "is a classification model; expected a pre-trained run" in error_lines(done)[0]
 
 
 @pytest.mark.skipif(not HAS_TRANSFORMERS, reason="torch and transformers are not installed")
