@@ -64,7 +64,7 @@ def main() -> None:
             lengths = np.full(batch, PROMPT, np.int32)
             start = time.perf_counter()
             state = prefill(model, params, Prompts(prompts, lengths), jax.random.key(0), Sampling(), max_new_tokens=NEW)
-            tokens, _ = advance(model, params, state, Sampling(), steps=NEW, eos_id=-1)
+            tokens, _ = advance(model, params, state, Sampling(), steps=NEW, end_ids=(-1,))
             jax.block_until_ready(tokens)
             return time.perf_counter() - start
 

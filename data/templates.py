@@ -76,7 +76,7 @@ _BUILT_IN = {
     ),
 }
 # "plain" for chats of more than one turn, which need the names of the speakers.
-_PLAIN_CHAT = Template("{content}\n", "User: {content}\n", "Assistant: [{content}{eos}]", "{bos}")
+PLAIN_CHAT = Template("{content}\n", "User: {content}\n", "Assistant: [{content}{eos}]", "{bos}")
 NAMES = (*_BUILT_IN, "tokenizer")
 
 
@@ -131,10 +131,17 @@ def render(
 
 
 def end_of_turn(template: str, tokenizer: Tokenizer) -> int:
-    """Returns the token that ends an answer: the last token in the loss, or eos if that is a token of ordinary text."""
-    tokens, mask, _ = render(
-        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], template, tokenizer
-    )
+    """Returns the token that ends an answer: the last token in the loss, or eos if that is a token of ordinary text.
+
+    If a tokenizer's template does not mark the loss, it is the first special token after the answer.
+    """
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "answer"}]
+    if template == "tokenizer" and not has_generation(tokenizer.chat_template):
+        bos, eos = tokenizer.token_name(tokenizer.bos_id), tokenizer.token_name(tokenizer.eos_id)
+        after = render_jinja(tokenizer.chat_template, messages, bos, eos, False).rpartition("answer")[2]
+        added = tokenizer.added_tokens.values()
+        return next((index for index in tokenizer.encode_with_specials(after)[0] if index in added), tokenizer.eos_id)
+    tokens, mask, _ = render(messages, template, tokenizer)
     last = tokens[max(place for place, trained in enumerate(mask) if trained)]
     return last if last in tokenizer.added_tokens.values() else tokenizer.eos_id
 
@@ -192,7 +199,7 @@ def _encoder(
     template = _BUILT_IN[name]
     roles = [message["role"] for message in messages if message["role"] != "system"]
     if name == "plain" and roles not in ([], ["user"], ["user", "assistant"]):
-        template = _PLAIN_CHAT
+        template = PLAIN_CHAT
     return lambda some: _built_in(some, template, tokenizer, prompt)
 
 
@@ -202,11 +209,7 @@ def _built_in(
     source = "".join(dataclasses.astuple(template)[:4])
     messages = _guarded(messages, tokenizer, source)
     names = {"bos": tokenizer.token_name(tokenizer.bos_id), "eos": tokenizer.token_name(tokenizer.eos_id)}
-    opening, _, rest = template.assistant.partition("[")
-    answer, _, closing = rest.partition("]")
-    end = answer.partition("}")[2]
-    if end not in ("{eos}", *tokenizer.added_tokens):
-        answer = answer.replace(end, "{eos}")
+    opening, answer, closing = parts_of_answer(template, tokenizer)
     if template.preset and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": template.preset}, *messages]
     runs, text, system = [], template.start.format(**names), ""
@@ -225,6 +228,19 @@ def _built_in(
     # One run at a time: no token is partly in the loss, and an answer follows the same tokens as in inference.
     encoded = [_encode([run], tokenizer) for run in runs]
     return [token for tokens, _ in encoded for token in tokens], [trained for _, mask in encoded for trained in mask]
+
+
+def built_in(name: str) -> Template:
+    """Returns a built-in template."""
+    return _BUILT_IN[name]
+
+
+def parts_of_answer(template: Template, tokenizer: Tokenizer) -> tuple[str, str, str]:
+    """Returns the text of an assistant message before, in and after the loss."""
+    opening, _, rest = template.assistant.partition("[")
+    answer, _, closing = rest.partition("]")
+    end = answer.partition("}")[2]
+    return opening, answer if end in ("{eos}", *tokenizer.added_tokens) else answer.replace(end, "{eos}"), closing
 
 
 def _jinja(messages: Sequence[Message], tokenizer: Tokenizer, prompt: bool) -> tuple[list[int], list[bool]]:

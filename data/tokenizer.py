@@ -25,6 +25,7 @@ _WELL_KNOWN = {
     "eos": (EOS, "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|endoftext|>"),
     "pad": (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>"),
 }
+_GENERATION = "generation_config.json"
 _PIECE_CHARACTERS = 1 << 16
 _EVERYWHERE = re.compile(r"(?=[\s\S])")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
@@ -40,6 +41,7 @@ class Tokenizer:
         eos_id: the token that ends a document.
         pad_id: the token that pads rows; never in the loss.
         chat_template: the Jinja chat template (see `data.templates`), or "" if the tokenizer has none.
+        end_ids: more tokens than `eos_id` that end a generated text, such as the end of a turn.
     """
 
     serialized: str = dataclasses.field(repr=False)
@@ -47,6 +49,7 @@ class Tokenizer:
     eos_id: int
     pad_id: int
     chat_template: str = dataclasses.field(default="", repr=False)
+    end_ids: tuple[int, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -187,7 +190,11 @@ class Tokenizer:
         return dataclasses.replace(self, serialized=backend.to_str())
 
     def save(self, directory: str | Path) -> None:
-        """Writes `tokenizer.json` and `tokenizer_config.json` (names of bos, eos and pad, and the chat template)."""
+        """Writes the tokenizer's files in Hugging Face's format.
+
+        `tokenizer.json`; `tokenizer_config.json` with the names of bos, eos and pad, and the chat template; and, if
+        there are `end_ids`, `generation_config.json`.
+        """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "tokenizer.json").write_text(self.serialized, encoding="utf-8")
@@ -195,6 +202,9 @@ class Tokenizer:
         chat = {"chat_template": self.chat_template} if self.chat_template else {}
         config = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names, **chat}, indent=1)
         (directory / "tokenizer_config.json").write_text(config, encoding="utf-8")
+        if self.end_ids:
+            ends = json.dumps({"eos_token_id": [self.eos_id, *self.end_ids]}, indent=1)
+            (directory / _GENERATION).write_text(ends, encoding="utf-8")
 
 
 def _parts(section: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -224,7 +234,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
     bos, eos and pad are read from `tokenizer_config.json` in the same directory, else found by their usual names. If
     bos or pad is missing, eos is used for it. The chat template is read from `chat_template.jinja`, else from
-    `tokenizer_config.json`; if that lists several, the one named "default" is used.
+    `tokenizer_config.json`; if that lists several, the one named "default" is used. All ids in the `eos_token_id` of
+    `generation_config.json`, else of the model's `config.json`, end a generated text.
 
     Args:
         path: a `tokenizer.json`, or a directory that contains one.
@@ -242,7 +253,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     # Truncated or padded texts would silently change the data.
     backend.no_truncation()
     backend.no_padding()
-    config = _read_config(file.with_name("tokenizer_config.json"))
+    config = read_json(file.with_name("tokenizer_config.json"))
     ids = {role: _special_id(role, config, file, backend) for role in _WELL_KNOWN}
     eos = ids["eos"]
     if eos is None:
@@ -252,11 +263,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         )
     bos, pad = ids["bos"], ids["pad"]
     chat = _chat_template(config, file)
-    return Tokenizer(backend.to_str(), eos if bos is None else bos, eos, eos if pad is None else pad, chat)
+    ends = tuple(index for index in _end_ids(file) if index != eos and backend.id_to_token(index) is not None)
+    return Tokenizer(backend.to_str(), eos if bos is None else bos, eos, eos if pad is None else pad, chat, ends)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """Returns `tokenizer_config.json`, or an empty dict if it is missing."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file, or an empty one if the file is missing.
+
+    Raises:
+        UserError: the file does not contain a JSON object.
+    """
     if not path.is_file():
         return {}
     try:
@@ -278,6 +294,19 @@ def _special_id(role: str, config: dict[str, Any], file: Path, backend: tokenize
         return backend.token_to_id(name)
     found = (backend.token_to_id(name) for name in _WELL_KNOWN[role])
     return next((index for index in found if index is not None), None)
+
+
+def _end_ids(file: Path) -> list[int]:
+    """Returns the ids that end a generated text according to the files next to `tokenizer.json`."""
+    for path in (file.with_name(_GENERATION), file.with_name("config.json")):
+        value = read_json(path).get("eos_token_id")
+        if value is None:
+            continue
+        ids = value if isinstance(value, list) else [value]
+        if not all(type(index) is int and index >= 0 for index in ids):
+            raise UserError(f"{path}: eos_token_id={value!r:.80}; expected a token id, or a list of them")
+        return list(dict.fromkeys(ids))
+    return []
 
 
 def _chat_template(config: dict[str, Any], file: Path) -> str:

@@ -7,7 +7,9 @@ from configs import default, models
 from configs.errors import UserError
 from model.config import ModelConfig
 from model.huggingface import ARCHITECTURES
+from model.huggingface_fields import fields_of
 
+_ACTIVATION_FIELDS = {"gpt2": "activation_function", "gemma2": "hidden_activation"}
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu"}
 _CLASS_NAMES = {
     "gpt2": "GPT2", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma2": "Gemma2",
@@ -42,16 +44,17 @@ def to_section(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, An
         raise UserError(
             f"{where}: model_type={architecture!r} is not supported; expected one of {', '.join(ARCHITECTURES)}"
         )
+    fields = fields_of(architecture, config, where)
     section = default.model().to_dict() | models.architecture(_FAMILY[architecture])
     try:
-        section |= _gpt2_section(config) if architecture == "gpt2" else _llama_section(architecture, config)
-    except KeyError as missing:
-        raise UserError(f"{where}: {missing.args[0]!r} is missing; expected a config.json of {architecture}") from None
-    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        section |= _gpt2_section(fields) if architecture == "gpt2" else _llama_section(architecture, fields)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(
-            f"{where}: a field has the wrong type ({error}); expected a config.json of {architecture}"
+            f"{where}: a field has the wrong type ({error!r:.80}); expected a config.json of {architecture}"
         ) from None
-    name = config.get("hidden_activation") or config.get("hidden_act") or config.get("activation_function") or "silu"
+    name = fields[_ACTIVATION_FIELDS.get(architecture, "hidden_act")]
     activation = _ACTIVATIONS.get(name) if isinstance(name, str) else None
     if activation is None or (activation == "silu") != section["mlp"].startswith("silu"):
         raise UserError(
@@ -64,82 +67,105 @@ def _activation_of(section: Mapping[str, Any]) -> str:
     return "silu" if section["mlp"].startswith("silu") else "gelu_pytorch_tanh, gelu_new"
 
 
-def _gpt2_section(config: Mapping[str, Any]) -> dict[str, Any]:
-    width = config["n_embd"]
+def _gpt2_section(fields: Mapping[str, Any]) -> dict[str, Any]:
+    width = fields["n_embd"]
     return {
-        "vocab_size": config["vocab_size"],
+        "vocab_size": fields["vocab_size"],
         "embed_dim": width,
-        "num_layers": config["n_layer"],
-        "num_heads": config["n_head"],
-        "num_kv_heads": config["n_head"],
-        "head_dim": width // config["n_head"],
-        "mlp_dim": config.get("n_inner") or 4 * width,
-        "context_length": config["n_positions"],
-        "norm_epsilon": config["layer_norm_epsilon"],
-        "tie_embeddings": config.get("tie_word_embeddings", True),
+        "num_layers": fields["n_layer"],
+        "num_heads": fields["n_head"],
+        "num_kv_heads": fields["n_head"],
+        "head_dim": width // fields["n_head"],
+        "mlp_dim": fields["n_inner"] or 4 * width,
+        "context_length": fields["n_positions"],
+        "norm_epsilon": fields["layer_norm_epsilon"],
+        "tie_embeddings": bool(fields["tie_word_embeddings"]),
     }
 
 
-def _llama_section(architecture: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    bias = bool(config.get("attention_bias", False))
-    tied = config.get("tie_word_embeddings", architecture == "gemma2")
+def _llama_section(architecture: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    heads, layers = fields["num_attention_heads"], fields["num_hidden_layers"]
+    bias = bool(fields.get("attention_bias"))
     section = {
-        "vocab_size": config["vocab_size"],
-        "embed_dim": config["hidden_size"],
+        "vocab_size": fields["vocab_size"],
+        "embed_dim": fields["hidden_size"],
         "num_layers": layers,
         "num_heads": heads,
-        "num_kv_heads": config.get("num_key_value_heads") or heads,
-        "head_dim": head_dim,
-        "mlp_dim": config["intermediate_size"],
-        "context_length": config["max_position_embeddings"],
-        "norm_epsilon": config["rms_norm_eps"],
-        "tie_embeddings": bool(tied),
+        "num_kv_heads": fields["num_key_value_heads"] or heads,
+        "head_dim": fields["head_dim"] or fields["hidden_size"] // heads,
+        "mlp_dim": fields["intermediate_size"],
+        "context_length": fields["max_position_embeddings"],
+        "norm_epsilon": fields["rms_norm_eps"],
+        "tie_embeddings": bool(fields["tie_word_embeddings"]),
         "qkv_bias": architecture == "qwen2" or bias,
-        "output_bias": architecture != "qwen2" and bias,
-        "mlp_bias": bool(config.get("mlp_bias", False)),
-        "sliding_window": _windows(architecture, config, layers),
-        **_rope(config),
+        "output_bias": bias,
+        "mlp_bias": bool(fields.get("mlp_bias")),
+        "sliding_window": _windows(architecture, fields, layers),
+        **_rope(fields),
     }
     if architecture == "gemma2":
         section |= {
-            "query_scale": float(config["query_pre_attn_scalar"]) ** -0.5,
-            "attention_softcap": float(config.get("attn_logit_softcapping") or 0.0),
-            "logit_softcap": float(config.get("final_logit_softcapping") or 0.0),
+            "query_scale": float(fields["query_pre_attn_scalar"]) ** -0.5,
+            "attention_softcap": float(fields["attn_logit_softcapping"] or 0.0),
+            "logit_softcap": float(fields["final_logit_softcapping"] or 0.0),
         }
     return section
 
 
-def _windows(architecture: str, config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
-    window = config.get("sliding_window") or 0
-    kinds = config.get("layer_types")
+def _windows(architecture: str, fields: Mapping[str, Any], layers: int) -> tuple[int, ...]:
+    """Returns `config.model.sliding_window`: the window of each layer, or a pattern of them."""
+    if "sliding_window" not in fields:
+        return (0,)
+    window = fields["sliding_window"] or 0
+    if not fields.get("use_sliding_window", True):
+        window = 0
+    kinds = fields.get("layer_types")
     if kinds:
+        unknown = set(kinds) - {"full_attention", "sliding_attention"}
+        if unknown or len(kinds) != layers or (window == 0 and "sliding_attention" in kinds):
+            raise UserError(
+                f"layer_types={kinds!r:.80}; expected 'full_attention' or, with a sliding_window, 'sliding_attention' "
+                f"for each of {layers} layers"
+            )
         return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
     if architecture == "gemma2":
         return (window, 0)
     if architecture in ("qwen2", "qwen3"):
-        first = config.get("max_window_layers", layers) if config.get("use_sliding_window") else layers
+        first = fields["max_window_layers"]
         return tuple(window if i >= first else 0 for i in range(layers))
-    return (window,) if architecture == "mistral" else (0,)
+    return (window,)
 
 
-def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    # transformers 5 moved rope_theta and rope_scaling into rope_parameters.
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+_ROPE_FIELDS = {"rope_theta", "rope_type", "type"}
+_LLAMA3_FIELDS = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+
+
+def _rope(fields: Mapping[str, Any]) -> dict[str, Any]:
+    # transformers 5 moved rope_theta and rope_scaling into rope_parameters; it reads rope_scaling first.
+    name = "rope_scaling" if fields["rope_scaling"] else "rope_parameters"
+    scaling = dict(fields[name] or {})
+    if scaling.get("partial_rotary_factor") == 1.0:
+        del scaling["partial_rotary_factor"]
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    found: dict[str, Any] = {"rope_theta": float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)}
-    if kind == "llama3":
-        return found | {
-            "rope_scaling": "llama3",
-            "rope_scaling_factor": float(scaling["factor"]),
-            "rope_low_frequency_factor": float(scaling["low_freq_factor"]),
-            "rope_high_frequency_factor": float(scaling["high_freq_factor"]),
-            "rope_original_context": scaling["original_max_position_embeddings"],
-        }
-    if kind != "default":
-        raise UserError(f"config.json: rope_type={kind!r} is not supported; expected default or llama3")
-    return found | {"rope_scaling": "none"}
+    if kind not in ("default", "llama3"):
+        raise UserError(f"rope_type={kind!r} is not supported; expected default or llama3")
+    unknown = set(scaling) - _ROPE_FIELDS - (_LLAMA3_FIELDS if kind == "llama3" else set())
+    if unknown:
+        first = min(unknown)
+        raise UserError(f"{name}.{first}={scaling[first]!r:.60} is not supported with rope_type={kind!r}")
+    found: dict[str, Any] = {"rope_theta": float(scaling.get("rope_theta") or fields["rope_theta"] or 10000.0)}
+    if kind == "default":
+        return found | {"rope_scaling": "none"}
+    missing = sorted(_LLAMA3_FIELDS - set(scaling))
+    if missing:
+        raise UserError(f"{name}.{missing[0]} is missing; expected {', '.join(sorted(_LLAMA3_FIELDS))}")
+    return found | {
+        "rope_scaling": "llama3",
+        "rope_scaling_factor": float(scaling["factor"]),
+        "rope_low_frequency_factor": float(scaling["low_freq_factor"]),
+        "rope_high_frequency_factor": float(scaling["high_freq_factor"]),
+        "rope_original_context": scaling["original_max_position_embeddings"],
+    }
 
 
 def architecture_of(config: ModelConfig) -> str:
@@ -167,6 +193,9 @@ def architecture_of(config: ModelConfig) -> str:
             for field in ("logit_softcap", "attention_softcap", "query_scale")
             if getattr(config, field) and name != "gemma2"
         ]
+        # transformers accepts a whole number only.
+        if name == "gemma2" and abs(_query_scalar(config) - round(_query_scalar(config))) > 1e-6:
+            wrong.append(f"query_scale={config.query_scale}")
         if any(config.windows) and name not in ("mistral", "qwen2", "qwen3", "gemma2"):
             wrong.append(f"sliding_window={config.sliding_window}")
         if name == "mistral" and len(set(config.windows)) > 1:
@@ -182,16 +211,13 @@ def architecture_of(config: ModelConfig) -> str:
     )
 
 
-def to_config(architecture: str, c: ModelConfig, bos_id: int, eos_id: int, pad_id: int, dtype: str) -> dict[str, Any]:
-    """Returns the config.json of a language model."""
-    ids = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
+def to_config(architecture: str, c: ModelConfig, dtype: str) -> dict[str, Any]:
+    """Returns the config.json of a model, without its class and the ids of special tokens."""
     common = {
         "model_type": architecture,
-        "architectures": [f"{class_prefix(architecture)}{'LMHeadModel' if architecture == 'gpt2' else 'ForCausalLM'}"],
         "vocab_size": c.vocab_size,
         "tie_word_embeddings": c.tie_embeddings,
         "torch_dtype": dtype,
-        **ids,
     }
     if architecture == "gpt2":
         return common | {
@@ -204,6 +230,11 @@ def to_config(architecture: str, c: ModelConfig, bos_id: int, eos_id: int, pad_i
             "activation_function": "gelu_new",
         }
     return common | _llama_config(architecture, c)
+
+
+def _query_scalar(c: ModelConfig) -> float:
+    """Returns Gemma's `query_pre_attn_scalar`; attention scores are divided by its square root."""
+    return (c.query_scale or c.head_dim**-0.5) ** -2
 
 
 def class_prefix(architecture: str) -> str:
@@ -245,7 +276,7 @@ def _llama_config(architecture: str, c: ModelConfig) -> dict[str, Any]:
     if architecture == "gemma2":
         found |= {
             "hidden_activation": activation,
-            "query_pre_attn_scalar": (c.query_scale or c.head_dim**-0.5) ** -2,
+            "query_pre_attn_scalar": round(_query_scalar(c)),
             "attn_logit_softcapping": c.attention_softcap or None,
             "final_logit_softcapping": c.logit_softcap or None,
         }

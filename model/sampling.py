@@ -120,11 +120,11 @@ def prefill(
     return Decoding(logits_BV, cache, seen_BV, jnp.zeros(B, bool), rng)
 
 
-@partial(jax.jit, static_argnames=("config", "sampling", "steps", "eos_id"), donate_argnames=("state",))
+@partial(jax.jit, static_argnames=("config", "sampling", "steps", "end_ids"), donate_argnames=("state",))
 def advance(
-    config: ModelConfig, params: Params, state: Decoding, sampling: Sampling, *, steps: int, eos_id: int
+    config: ModelConfig, params: Params, state: Decoding, sampling: Sampling, *, steps: int, end_ids: tuple[int, ...]
 ) -> tuple[jax.Array, Decoding]:
-    """Returns (tokens_BM, the state after them), M = `steps`; after a text's `eos_id`, all its tokens are `eos_id`.
+    """Returns (tokens_BM, the state after them), M = `steps`; what follows one of `end_ids` is the first of them.
 
     Stops early when all texts have ended.
     """
@@ -132,15 +132,15 @@ def advance(
     def body(carry: tuple[jax.Array, jax.Array, Decoding]) -> tuple[jax.Array, jax.Array, Decoding]:
         i, tokens_BM, s = carry
         rng, key = jax.random.split(s.rng)
-        token_B = jnp.where(s.done_B, eos_id, sample(s.logits_BV, s.seen_BV, key, sampling))
+        token_B = jnp.where(s.done_B, end_ids[0], sample(s.logits_BV, s.seen_BV, key, sampling))
         tokens_BM = tokens_BM.at[:, i].set(token_B)
         seen_BV = s.seen_BV.at[jnp.arange(len(token_B)), token_B].set(True) if s.seen_BV.size else s.seen_BV
         x_B1D, cache = decode_layers(config, params["backbone"], token_B[:, None], s.cache)
         logits_BV = losses.logits(x_B1D, unembedding(params), config.logit_softcap)[:, 0]
-        done_B = s.done_B | (token_B == eos_id)
+        done_B = s.done_B | jnp.isin(token_B, jnp.array(end_ids))
         return i + 1, tokens_BM, Decoding(logits_BV, cache, seen_BV, done_B, rng)
 
-    tokens_BM = jnp.full((len(state.done_B), steps), eos_id, jnp.int32)
+    tokens_BM = jnp.full((len(state.done_B), steps), end_ids[0], jnp.int32)
     carry = (jnp.asarray(0), tokens_BM, state)
     _, tokens_BM, state = jax.lax.while_loop(lambda c: (c[0] < steps) & ~c[2].done_B.all(), body, carry)
     return tokens_BM, state

@@ -63,6 +63,7 @@ class TaskSettings:
     pooling: Literal["last", "mean"]
     multi_label: bool
     class_weights: Literal["none", "balanced"]
+    center: bool
     template: Literal["plain", "chatml", "llama3", "gemma", "alpaca", "tokenizer"]
     metrics: tuple[str, ...]
     max_new_tokens: Annotated[int, at_least(1)]

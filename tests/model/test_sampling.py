@@ -55,7 +55,7 @@ def test_cached_tokens_equal_uncached_tokens(variant):
         row[8 - len(prompt) :] = prompt
     lengths = np.array([len(p) for p in prompts], np.int32)
     state = prefill(model, params, Prompts(padded, lengths), jax.random.key(0), Sampling(), max_new_tokens=6)
-    got, _ = advance(model, params, state, Sampling(), steps=6, eos_id=EOS)
+    got, _ = advance(model, params, state, Sampling(), steps=6, end_ids=(EOS,))
     for row, prompt in zip(np.asarray(got).tolist(), prompts, strict=True):
         expected = greedy_without_cache(model, params, prompt, 6)
         assert row[: len(expected)] == expected
@@ -75,7 +75,7 @@ def test_cached_logits_equal_uncached_logits(variant):
         for row, tokens in enumerate(texts):
             expected = uncached_logits(model, params, tokens)[-1]
             np.testing.assert_allclose(state.logits_BV[row], expected, rtol=1e-5, atol=1e-5)
-        new, state = advance(model, params, state, Sampling(), steps=1, eos_id=-1)
+        new, state = advance(model, params, state, Sampling(), steps=1, end_ids=(-1,))
         for tokens, token in zip(texts, np.asarray(new)[:, 0].tolist(), strict=True):
             tokens.append(token)
 
@@ -90,7 +90,7 @@ def decoded(model, params, count):
         logits.append(state.logits_BV)
         # The next tokens are fixed, so that different cache dtypes are compared on the same texts.
         state = state._replace(logits_BV=jax.nn.one_hot(jnp.array([token + 3, token + 20]), model.vocab_size))
-        _, state = advance(model, params, state, Sampling(), steps=1, eos_id=-1)
+        _, state = advance(model, params, state, Sampling(), steps=1, end_ids=(-1,))
     return np.stack(logits), state
 
 
@@ -138,10 +138,10 @@ def test_generation_in_parts_equals_generation_at_once():
     prompt, lengths = np.array([[1, 5, 9]], np.int32), np.array([3], np.int32)
     sampling = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.3)
     arguments = (model, params, Prompts(prompt, lengths), jax.random.key(3), sampling)
-    at_once, _ = advance(model, params, prefill(*arguments, max_new_tokens=8), sampling, steps=8, eos_id=-1)
+    at_once, _ = advance(model, params, prefill(*arguments, max_new_tokens=8), sampling, steps=8, end_ids=(-1,))
     state = prefill(*arguments, max_new_tokens=8)
-    first, state = advance(model, params, state, sampling, steps=3, eos_id=-1)
-    second, _ = advance(model, params, state, sampling, steps=5, eos_id=-1)
+    first, state = advance(model, params, state, sampling, steps=3, end_ids=(-1,))
+    second, _ = advance(model, params, state, sampling, steps=5, end_ids=(-1,))
     np.testing.assert_array_equal(at_once, np.concatenate([first, second], axis=1))
 
 

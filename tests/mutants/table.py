@@ -36,6 +36,10 @@ _RESTORE = "tests/train/checkpoint/test_restore.py::"
 _RUN = "tests/train/run/test_run.py::"
 _HUGGINGFACE = "tests/train/huggingface/test_huggingface.py::test_logits_equal_transformers_and_weights_round_trip"
 
+_FIELDS = "tests/model/test_huggingface_fields.py::"
+_UNKNOWN = "residual_multiplier=0.2: unknown, so it may change what llama"
+_EXPORT = "tests/train/huggingface/test_export_tasks.py::"
+
 _MODEL = (
     Mutant(
         "the causal mask is dropped", "model/context.py", " & (k <= q)", "",
@@ -164,6 +168,19 @@ _MODEL = (
     Mutant(
         "import reads a matrix the wrong way round", "model/huggingface.py",
         "piece.T if self.inputs and self.transposed else piece", "piece", f"{_HUGGINGFACE}[llama3]",
+    ),
+    Mutant(
+        "an unknown field of config.json is ignored", "model/huggingface_fields.py", "    if unknown:", "    if False:",
+        f"{_FIELDS}test_a_field_that_changes_the_function_is_refused_by_name[llama2_7b-fields11-{_UNKNOWN}]",
+    ),
+    Mutant(
+        "an exported classifier pads with its eos token", "train/huggingface/exported_tokenizer.py",
+        "    if tokenizer.pad_id != tokenizer.eos_id:", "    if True:",
+        f"{_EXPORT}test_the_rightmost_token_that_is_not_pad_is_the_one_the_head_was_trained_at[eos is pad]",
+    ),
+    Mutant(
+        "only one end of turn is imported", "data/tokenizer.py", "return list(dict.fromkeys(ids))", "return ids[:1]",
+        "tests/train/huggingface/test_chat_models.py::test_all_end_ids_are_imported[generation0-2-ends0]",
     ),
 )  # fmt: skip
 _DATA = (

@@ -16,11 +16,11 @@ from absl import flags
 
 from configs.errors import UserError
 from data.templates import NAMES, render
-from train.commands.sampling_flags import define_sampling_flags, sampling_of
+from train.commands.sampling_flags import define_sampling_flags, options_of
 from train.console import say
 from train.generation.decode import stream_text, truncate_at_stop
 from train.generation.language_model import GenerationOptions, LanguageModel
-from train.run.language_model import open_language_model
+from train.run.language_model import chat_template_of, open_language_model
 from train.run.record import open_run
 
 REQUIRED = ("run",)
@@ -39,21 +39,14 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> None:
     """Runs the command: reads one message per line from stdin, writes the answers to stdout."""
     directory = Path(values.run)
-    options = GenerationOptions(values.max_new_tokens, sampling_of(values), values.seed, tuple(values.stop))
-    template = values.template or _template(directory)
+    opened = open_run(directory)
+    options = options_of(values, opened.record.generation)
+    template = values.template or chat_template_of(opened) or "plain"
     language_model = open_language_model(directory, template, cache_dtype=values.cache_dtype)
     with jax.set_mesh(language_model.mesh):
         say(f"chat: template {language_model.template}; /reset clears the conversation, /exit quits")
         for part in talk(language_model, _lines(), values.system, options):
             print(part, end="", flush=True)
-
-
-def _template(directory: Path) -> str:
-    """Returns the template for a run that does not define one."""
-    run = open_run(directory)
-    if run.record.stage == "finetune":
-        return ""
-    return "tokenizer" if run.tokenizer().chat_template else "plain"
 
 
 def _lines() -> Iterator[str]:

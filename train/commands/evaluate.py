@@ -33,7 +33,7 @@ from train.evaluation.perplexity import perplexity, summary
 from train.finetuning.predictor import Predictor
 from train.finetuning.rows import encode_rows, say_unseen, with_reference
 from train.generation.language_model import LanguageModel
-from train.run.language_model import open_language_model
+from train.run.language_model import chat_template_of, open_language_model
 from train.run.record import Run, open_run
 from train.run.results import NAME, add_results
 from train.settings import from_config
@@ -159,7 +159,8 @@ def _score_tasks(directory: Path, values: flags.FlagValues) -> dict[str, Any]:
         data={split: path for split, path in data.items() if path},
         chat=values.chat,
     )
-    return harness.evaluate(open_language_model(directory, spread=True), values.tasks, options)
+    template = chat_template_of(open_run(directory)) if values.chat else ""
+    return harness.evaluate(open_language_model(directory, template, spread=True), values.tasks, options)
 
 
 def _score_rows(opened: Run, path: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Exports a run for transformers, vLLM and llama.cpp's converter: safetensors, config.json and tokenizer.
 
-Language models become ...ForCausalLM; classifiers with last-token pooling become ...ForSequenceClassification. An
+Language models become ...ForCausalLM, with the chat template and generation defaults of a chat model. Classifiers and
+regression models with last-token pooling become ...ForSequenceClassification, taggers ...ForTokenClassification. An
 adapter is merged into its base model.
 
   rootstock export-hf runs/books --output=exported

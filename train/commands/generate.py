@@ -14,10 +14,11 @@ from absl import flags
 from configs.errors import UserError
 from data.columns import DEFAULT_RULES, fill
 from data.readers import read_documents, read_placed_rows
-from train.commands.sampling_flags import define_sampling_flags, sampling_of
+from data.templates import NAMES
+from train.commands.sampling_flags import define_sampling_flags, options_of
 from train.generation.decode import continuations
-from train.generation.language_model import GenerationOptions
 from train.run.language_model import open_language_model
+from train.run.record import open_run
 
 REQUIRED = ("run",)
 _LINE_END = re.compile("\r\n|\r|\n")
@@ -33,6 +34,8 @@ def define_flags(values: flags.FlagValues) -> None:
         "prompts", "", "File with one prompt per line, or JSONL with a column 'prompt'.", flag_values=values
     )
     flags.DEFINE_string("output", "", "With --prompts: JSONL file to write; empty: print.", flag_values=values)
+    text = "Chat template of the prompts; empty: that of the fine-tuned run; without one, prompts are continued."
+    flags.DEFINE_enum("template", "", ["", *NAMES], text, flag_values=values)
     define_sampling_flags(values, temperature=0.8)
 
 
@@ -40,9 +43,9 @@ def run(values: flags.FlagValues) -> None:
     """Runs the command; prints the prompt with its continuation, the answer alone, or one JSON object per prompt."""
     if bool(values.prompt) == bool(values.prompts):
         raise UserError("--prompt is missing; expected either --prompt=TEXT or --prompts=FILE")
-    options = GenerationOptions(values.max_new_tokens, sampling_of(values), values.seed, tuple(values.stop))
+    options = options_of(values, open_run(Path(values.run)).record.generation)
     prompts = [values.prompt] if values.prompt else _read(values.prompts)
-    language_model = open_language_model(Path(values.run), cache_dtype=values.cache_dtype)
+    language_model = open_language_model(Path(values.run), values.template, cache_dtype=values.cache_dtype)
     with jax.set_mesh(language_model.mesh):
         texts = continuations(language_model, prompts, options)
     if values.prompt:

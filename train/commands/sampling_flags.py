@@ -1,16 +1,24 @@
-"""The sampling flags that `generate` and `chat` share."""
+"""The generation flags that `generate` and `chat` share."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from absl import flags
 
 from model.sampling import Sampling
+from train.console import say
+from train.generation.language_model import GenerationOptions
+
+_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def define_sampling_flags(values: flags.FlagValues, temperature: float) -> None:
-    """Adds the flags for sampling."""
+    """Adds the flags of generation; an imported model's generation_config.json replaces their defaults."""
     flags.DEFINE_integer(
         "max_new_tokens", 64, "Maximum number of tokens to generate.", lower_bound=1, flag_values=values
     )
-    flags.DEFINE_float("temperature", temperature, "Sampling temperature; 0: greedy.", flag_values=values)
+    text = "Sampling temperature; 0: greedy. The defaults of an imported model's generation_config.json come first."
+    flags.DEFINE_float("temperature", temperature, text, flag_values=values)
     flags.DEFINE_integer("top_k", 0, "Sample from the k most likely tokens; 0: all.", flag_values=values)
     flags.DEFINE_float(
         "top_p",
@@ -31,10 +39,15 @@ def define_sampling_flags(values: flags.FlagValues, temperature: float) -> None:
     flags.DEFINE_enum("cache_dtype", "", ["", "auto", "bfloat16", "int8"], text, flag_values=values)
 
 
-def sampling_of(values: flags.FlagValues) -> Sampling:
-    """Returns the sampling options of the flags.
+def options_of(values: flags.FlagValues, defaults: Mapping[str, Any]) -> GenerationOptions:
+    """Returns the options of the flags; `defaults` (see `RunRecord`) fill in the flags that are not given.
 
     Raises:
         UserError: a value is out of range.
     """
-    return Sampling(values.temperature, values.top_k, values.top_p, values.min_p, values.repetition_penalty)
+    used = {name: value for name, value in defaults.items() if not values[name].present}
+    if used:
+        say(f"generation defaults of the model: {', '.join(f'{name}={value:g}' for name, value in used.items())}")
+    found: dict[str, Any] = {name: used.get(name, values[name].value) for name in (*_OPTIONS, "max_new_tokens")}
+    sampling = Sampling(**{name: found[name] for name in _OPTIONS})
+    return GenerationOptions(found["max_new_tokens"], sampling, values.seed, tuple(values.stop))

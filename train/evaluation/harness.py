@@ -124,7 +124,7 @@ class Harness(TemplateLM):
         return [generated[number] for number in range(len(requests))]
 
     def _generated(self, contexts: list[str], arguments: dict[str, Any]) -> list[str]:
-        tokenizer, eos_id = self.language_model.tokenizer, self.language_model.eos_id
+        tokenizer = self.language_model.tokenizer
         how = normalize_gen_kwargs(arguments, 256)
         max_prompt_len = self._context - how["max_gen_toks"]
         if max_prompt_len <= 0:
@@ -136,7 +136,7 @@ class Harness(TemplateLM):
         filters = {name: how[name] for name in ("top_k", "top_p", "min_p", "repetition_penalty") if name in how}
         sampling = Sampling(temperature, **filters)
         prompts = [self.tok_encode(context)[-max_prompt_len:] for context in contexts]
-        until = [*how["until"], tokenizer.token_name(eos_id)]
+        until = [*how["until"], *map(tokenizer.token_name, self.language_model.end_ids)]
         options = GenerationOptions(how["max_gen_toks"], sampling, stop=tuple(how["until"]), stop_at_start=True)
         texts = generate_text(self.language_model, prompts, options)
         return [postprocess_generated_text(text, until, None) for text in texts]

@@ -19,10 +19,10 @@ from train.finetuning.report.before_after import publish
 from train.finetuning.rows import TaskData, abbreviated, encode_rows, read_task, say_unseen
 from train.run.lock import claim
 from train.run.new_run import FINETUNE_UNUSED, check_new_run
-from train.run.record import Run, RunRecord, open_run
+from train.run.record import Run, RunRecord, open_run, read_record
 from train.run.record import start as start_run
 from train.settings import Settings, from_config
-from train.tasks.task import absolute_name, fields_without_effect, load_task, task_to_record
+from train.tasks.task import absolute_name, fields_without_effect, load_task, task_from_record, task_to_record
 
 
 def finetune(
@@ -100,13 +100,26 @@ def prepare_run(
     _check_length(settings, parent.model, parent.directory)
     tokenizer = parent.tokenizer()
     task, splits = read_task(settings)
+    before = read_record(workdir) if (workdir / "run.json").is_file() else None
+    if before is not None and before.task.get("name") == absolute_name(settings.task.name):
+        # A run that resumes keeps its classes and their order: its head was trained with them.
+        task = task_from_record(before.task)
     parts = {
         name: encode_rows(task, examples, tokenizer, settings.sequence_length, settings.seed)
         for name, examples in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
     }
     lineage = parent.lineage_entry()
     stored = task_to_record(settings.task.name, task)
-    record = RunRecord("finetune", parent.model, config, stored, splits.fingerprint, lineage, splits.files)
+    record = RunRecord(
+        "finetune",
+        parent.model,
+        config,
+        stored,
+        splits.fingerprint,
+        lineage,
+        splits.files,
+        generation=parent.record.generation,
+    )
     return FinetuneRun(workdir, record, settings, parent, TaskData(task, tokenizer, parts), mesh), splits
 
 

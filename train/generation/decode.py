@@ -58,10 +58,10 @@ def _generate_batch(
     while left:
         steps = min(_BATCH_STEPS, left) if options.stop else left
         left -= steps
-        tokens_BM, state = advance(model, params, state, options.sampling, steps=steps, eos_id=language_model.eos_id)
+        tokens_BM, state = advance(model, params, state, options.sampling, steps=steps, end_ids=language_model.end_ids)
         tick("a batch of generated text")
         for ids, more in zip(generated, to_host(tokens_BM, mesh).tolist(), strict=False):
-            ids += [token for token in more if token != language_model.eos_id]
+            ids += [token for token in more if token not in language_model.end_ids]
         # Surplus rows of the batch count as ended.
         ended_B = np.ones(len(prompts_BP), bool)
         for i, ids in enumerate(generated):
@@ -86,9 +86,9 @@ def stream_text(language_model: LanguageModel, prompt: list[int], options: Gener
     shown = ""
     while len(generated) < options.max_new_tokens and not bool(state.done_B[0]):
         tokens, state = advance(
-            model, params, state, options.sampling, steps=_STREAM_STEPS, eos_id=language_model.eos_id
+            model, params, state, options.sampling, steps=_STREAM_STEPS, end_ids=language_model.end_ids
         )
-        generated += [token for token in np.asarray(tokens)[0].tolist() if token != language_model.eos_id]
+        generated += [token for token in np.asarray(tokens)[0].tolist() if token not in language_model.end_ids]
         text = tokenizer.decode(generated[: options.max_new_tokens])
         # The bytes of one character can be several tokens; an incomplete character decodes to U+FFFD.
         if not text.endswith("\ufffd"):

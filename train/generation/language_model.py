@@ -23,7 +23,7 @@ class LanguageModel:
         params: `{"backbone", "head"}`, on `mesh`.
         tokenizer: its tokenizer.
         template: the chat template; "": prompts are continued as plain text.
-        eos_id: the token that ends a generated text.
+        eos_id: the token that ends a generated text; see also `end_ids`.
         mesh: the devices it runs on.
         cleans_text: prompts and other texts are cleaned, because the text that it was trained on was.
     """
@@ -39,6 +39,11 @@ class LanguageModel:
     def cleaned(self, text: str) -> str:
         """Returns a text as the model's training text was: cleaned, or as it is."""
         return clean(text) if self.cleans_text else text
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """All tokens that end a generated text: `eos_id`, and those of the tokenizer."""
+        return tuple(dict.fromkeys((self.eos_id, self.tokenizer.eos_id, *self.tokenizer.end_ids)))
 
     def encode(self, messages: Sequence[Message], max_new_tokens: int) -> list[int]:
         """Returns the prompt tokens of a conversation; without a template, those of its last message.

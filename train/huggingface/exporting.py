@@ -1,25 +1,34 @@
 """Exports a run as a Hugging Face checkpoint."""
 
+import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from configs.errors import UserError
+from data.chat_export import to_jinja
 from data.new_directory import check_new, new_directory
+from data.templates import end_of_turn
+from data.tokenizer import Tokenizer
 from model.huggingface import Row, expected_shapes, group_of, leaves, table
-from model.huggingface_config import architecture_of, class_prefix, to_config
+from model.huggingface_config import architecture_of, to_config
 from model.transformer import Params
 from train.console import say
 from train.distributed.mesh import single_device_mesh
+from train.huggingface.exported_tokenizer import framed, save_tokenizer, with_own_pad
+from train.huggingface.generation_config import FILE as GENERATION_FILE
+from train.huggingface.generation_config import generation_config
+from train.huggingface.heads import Head, head_edits, head_of
 from train.huggingface.leaf_reader import Read, open_params
 from train.huggingface.safetensors_files import write_weights
+from train.run.language_model import trained_template_of
 from train.run.record import Run, open_run
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_EMBEDDING, _HEAD, _NORM_BIAS = "embedding/table", "table", "final_norm/bias"
+_Edits = Mapping[str, Callable[[np.ndarray], np.ndarray]]
 
 
 def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
@@ -31,63 +40,89 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
     check_new(output)
     run = open_run(directory)
     architecture = architecture_of(run.model)
-    rows, classes = _rows(run, architecture)
-    tokenizer = run.tokenizer()
-    config = to_config(
-        architecture, run.model, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, dtype
-    ) | _classification(architecture, classes)
+    head = head_of(run, architecture)
+    rows = table(architecture, run.model)
+    if head.row is not None:
+        rows = [*(row for row in rows if row.leaf != _HEAD), head.row]
+    tokenizer = framed(_tokenizer(run, head), classifier=head.framed)
+    # A pad token that was added to the tokenizer may need a row of its own.
+    model = dataclasses.replace(run.model, vocab_size=max(run.model.vocab_size, tokenizer.vocab_size))
+    ids = _special_ids(tokenizer)
+    config = to_config(architecture, model, dtype) | ids | {"architectures": [head.name], **head.config}
+    max_length = run.record.config["sequence_length"] if head.framed else model.context_length
     mesh = single_device_mesh()
     with new_directory(output) as partial:
         with jax.set_mesh(mesh), open_params(run, mesh) as (params, read):
-            write_weights(partial, _shapes(params, rows), dtype, _tensors(params, rows, read))
+            shapes = _shapes(params, rows, head, model.vocab_size)
+            edits = _edits(head, rows, read, model.vocab_size)
+            write_weights(partial, shapes, dtype, _tensors(params, rows, read, edits, shapes))
         (partial / "config.json").write_text(json.dumps(config, indent=2))
-        # An imported tokenizer keeps its own post-processor; ours has none and needs one that adds special tokens.
-        framed = classes or (tokenizer.starts_with_bos and not json.loads(tokenizer.serialized)["post_processor"])
-        (tokenizer.with_post_processor(eos=bool(classes)) if framed else tokenizer).save(partial)
-    say(f"export-hf: {config['architectures'][0]} in {output}")
+        save_tokenizer(tokenizer, partial, max_length, classifier=head.framed)
+        if run.is_language_model:
+            generation = generation_config(ids, run.record.generation)
+            (partial / GENERATION_FILE).write_text(json.dumps(generation, indent=2))
+    say(f"export-hf: {head.name} in {output}")
 
 
-def _rows(run: Run, architecture: str) -> tuple[list[Row], list[str]]:
-    """Returns the parameter table of a run's model and its classes (empty for a language model)."""
-    if run.is_language_model:
-        return table(architecture, run.model), []
-    task = run.record.task
-    if task["name"] != "classification" or task["pooling"] != "last":
-        raise UserError(
-            f"{run.directory} is a {task['name']} model"
-            + (f" with pooling {task['pooling']!r}" if "pooling" in task else "")
-            + "; expected a language model, or a classifier trained with config.task.pooling=last"
-        )
-    backbone = [row for row in table(architecture, run.model) if row.leaf != "table"]
-    return [*backbone, Row("table", "score.weight")], task["classes"]
+def _tokenizer(run: Run, head: Head) -> Tokenizer:
+    """Returns the run's tokenizer with the template and all ends of turns of a chat model, or a classifier's pad."""
+    tokenizer = run.tokenizer()
+    if not run.is_language_model:
+        return dataclasses.replace(with_own_pad(tokenizer) if head.pooled else tokenizer, end_ids=())
+    template = trained_template_of(run)
+    if not template:
+        return tokenizer
+    ends = tuple(index for index in (end_of_turn(template, tokenizer), *tokenizer.end_ids) if index != tokenizer.eos_id)
+    jinja = tokenizer.chat_template if template == "tokenizer" else to_jinja(template, tokenizer)
+    return dataclasses.replace(tokenizer, chat_template=jinja, end_ids=tuple(dict.fromkeys(ends)))
 
 
-def _classification(architecture: str, classes: list[str]) -> dict[str, Any]:
-    if not classes:
-        return {}
+def _special_ids(tokenizer: Tokenizer) -> dict[str, int | list[int]]:
+    """Returns the ids of bos, eos and pad; a model with several ends has a list of them."""
+    ends = [tokenizer.eos_id, *tokenizer.end_ids]
     return {
-        "architectures": [f"{class_prefix(architecture)}ForSequenceClassification"],
-        "id2label": {str(i): name for i, name in enumerate(classes)},
-        "label2id": {name: i for i, name in enumerate(classes)},
-        "num_labels": len(classes),
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
+        "pad_token_id": tokenizer.pad_id,
     }
 
 
-def _shapes(params: Params, rows: list[Row]) -> dict[str, tuple[int, ...]]:
+def _key(rows: list[Row], leaf: str) -> str:
+    """Returns the name of the tensor of a leaf, or "" if the model does not have it."""
+    return next((row.key for row in rows if row.leaf == leaf), "")
+
+
+def _shapes(params: Params, rows: list[Row], head: Head, vocab_size: int) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of the Hugging Face tensors, in the order of `_tensors`."""
-    shapes = expected_shapes(params, rows)
-    names = [key for row, leaf in leaves(params, rows) if row.last for key in row.keys(leaf.shape[0])]
-    return {name: shapes[name] for name in names}
+    expected = expected_shapes(params, rows)
+    shapes = {key: expected[key] for row, leaf in leaves(params, rows) if row.last for key in row.keys(leaf.shape[0])}
+    embedding = _key(rows, _EMBEDDING)
+    shapes[embedding] = (vocab_size, *shapes[embedding][1:])
+    return shapes | ({head.bias: shapes[_key(rows, _HEAD)][:1]} if head.bias else {})
 
 
-def _tensors(params: Params, rows: list[Row], read: Read) -> Iterator[np.ndarray]:
+def _edits(head: Head, rows: list[Row], read: Read, vocab_size: int) -> _Edits:
+    """Returns {tensor name: how the exported tensor differs from the run's}."""
+    weights_VD = np.asarray(read(f"head/{_HEAD}")) if head.row is not None else np.zeros((0, 0))
+    edits = head_edits(head, weights_VD, _key(rows, _NORM_BIAS))
+    return edits | {_key(rows, _EMBEDDING): lambda table: np.pad(table, ((0, vocab_size - len(table)), (0, 0)))}
+
+
+def _tensors(
+    params: Params, rows: list[Row], read: Read, edits: _Edits, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[np.ndarray]:
     """Yields the Hugging Face tensors; a tensor that consists of several of our leaves is concatenated."""
     parts: dict[str, list[np.ndarray]] = {}
+    written = set()
     for row, leaf in leaves(params, rows):
         host = np.asarray(read(f"{group_of(row)}/{row.leaf}"))
         for i, key in enumerate(row.keys(leaf.shape[0])):
             tensors = [*parts.pop(key, []), row.to_theirs(host[i] if row.stacked else host)]
             if not row.last:
                 parts[key] = tensors
-            else:
-                yield np.concatenate(tensors, axis=-1) if len(tensors) > 1 else tensors[0]
+                continue
+            written.add(key)
+            tensor = np.concatenate(tensors, axis=-1) if len(tensors) > 1 else tensors[0]
+            yield edits[key](tensor) if key in edits else tensor
+    # The bias of a head, which ours do not have.
+    yield from (np.zeros(shape, np.float32) for key, shape in shapes.items() if key not in written)

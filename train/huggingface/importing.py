@@ -13,7 +13,7 @@ import numpy as np
 from configs import default
 from configs.errors import UserError
 from data.new_directory import check_new, new_directory
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer import load_tokenizer
 from model.config import ModelConfig, model_config
 from model.heads import language_model, parameter_count
 from model.huggingface import IGNORED, Row, compare_shapes, expected_shapes, group_of, leaves, table
@@ -23,6 +23,8 @@ from train.checkpoint.manager import open_manager
 from train.checkpoint.save import save
 from train.console import say
 from train.distributed.mesh import spread_mesh
+from train.huggingface.generation_config import read_generation
+from train.huggingface.imported_tokenizer import with_rows
 from train.huggingface.safetensors_files import Weights, find_weights
 from train.huggingface.torch_files import PICKLED, PICKLED_INDEX, find_pickled_weights
 from train.run.record import RunRecord
@@ -31,7 +33,10 @@ from train.step import TrainState
 from train.trees import abstract_params, boxed_params
 
 _PICKLED = (PICKLED, PICKLED_INDEX, "pytorch_model-*.bin")
-_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "chat_template*", "special_tokens*")
+_FILES = (
+    "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
+    "chat_template*", "special_tokens*",
+)  # fmt: skip
 
 
 def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
@@ -46,14 +51,14 @@ def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
     found = read_config(directory / "config.json")
     architecture, section = to_section(found, str(directory / "config.json"))
     model = model_config(section)
-    tokenizer = load_tokenizer(directory)
-    _check_tokenizer(tokenizer, model, directory)
+    tokenizer = with_rows(load_tokenizer(directory), model.vocab_size, directory)
+    generation = read_generation(directory)
     weights = (find_pickled_weights if allow_pickle else find_weights)(directory)
     params, mesh = _read_params(weights, architecture, model, directory)
     config = default.get_config().to_dict()
     config["model"] = section
     config["sequence_length"] = min(model.context_length, config["sequence_length"])
-    record = RunRecord("pretrain", model, config, {}, f"huggingface:{source}", [])
+    record = RunRecord("pretrain", model, config, {}, f"huggingface:{source}", [], generation=generation)
     with new_directory(output) as partial, jax.set_mesh(mesh):
         start_run(partial, record, tokenizer)
         with open_manager(partial, keep=1) as manager:
@@ -92,15 +97,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} contains a JSON {type(found).__name__}; expected an object")
     return found
-
-
-def _check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, directory: Path) -> None:
-    if tokenizer.vocab_size > model.vocab_size:
-        raise UserError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, "
-            f"but the embedding has {model.vocab_size} rows; "
-            "expected the tokenizer of this model"
-        )
 
 
 def _read_params(

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from configs.errors import UserError
+from train.console import warn
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _SHARD_BYTES = 5_000_000_000
@@ -57,15 +58,17 @@ def find_weights(directory: Path) -> Weights:
 
 
 def shards_of(directory: Path, index_name: str, single: str) -> list[Path]:
-    """Returns the weight files of a directory: a single file, or the shards that an index lists.
+    """Returns the weight files of a directory: a single file, or else the shards that an index lists.
 
     Raises:
         UserError: there are no weight files, or the index is damaged or lists a file in another directory.
     """
     index = directory / index_name
+    if (directory / single).is_file():
+        if index.is_file():
+            warn(f"{directory} has {single} and {index_name}; reads {single}, as transformers does, and not the index")
+        return [directory / single]
     if not index.is_file():
-        if (directory / single).is_file():
-            return [directory / single]
         others = ", ".join(path.name for path in sorted(directory.glob("*.bin"))[:3]) if single == SINGLE else ""
         pickled = f" ({others} is a pickle, which needs --allow_pickle)" if others else ""
         raise UserError(f"{directory} has neither {single} nor {index_name}{pickled}; expected safetensors weights")

@@ -11,8 +11,18 @@ from model.heads import language_model
 from model.sampling import for_inference
 from train.distributed.mesh import decoding_mesh, spread_mesh
 from train.generation.language_model import LanguageModel
-from train.run.record import open_run
+from train.run.record import Run, open_run
 from train.trees import boxed_params
+
+
+def trained_template_of(run: Run) -> str:
+    """Returns the chat template that a language model was fine-tuned with; "" for other runs."""
+    return run.record.task["template"] if run.record.stage == "finetune" and run.is_language_model else ""
+
+
+def chat_template_of(run: Run) -> str:
+    """Returns the template to chat in: the one that the model was fine-tuned with, or its tokenizer's; "": none."""
+    return trained_template_of(run) or ("tokenizer" if run.tokenizer().chat_template else "")
 
 
 def open_language_model(
@@ -36,7 +46,7 @@ def open_language_model(
             "expected a pre-trained run, or one fine-tuned for generation, chat or preference"
         )
     tokenizer = run.tokenizer()
-    template = template or (run.record.task["template"] if run.record.stage == "finetune" else "")
+    template = template or trained_template_of(run)
     eos_id = end_of_turn(template, tokenizer) if template else tokenizer.eos_id
     model = run.model
     if cache_dtype:

@@ -58,6 +58,7 @@ class RunRecord:
         data_files: the files that the rows were read from (`data.sources.inventory`); empty for a prepared store.
         data_changes: {"step", "before", "after"} for each accepted change of data; both values are fingerprints.
         length_changes: each change of `config.num_steps`, oldest first (`train.run.length`).
+        generation: sampling options and `max_new_tokens` that came with an imported model.
     """
 
     stage: Literal["pretrain", "finetune"]
@@ -69,6 +70,7 @@ class RunRecord:
     data_files: Inventory = dataclasses.field(default_factory=list)
     data_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     length_changes: list[LengthChange] = dataclasses.field(default_factory=list)
+    generation: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

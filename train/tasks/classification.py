@@ -17,7 +17,7 @@ from model.heads import Objective, classifier
 from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Task, group_of, row_rules
+from train.tasks.task import Task, group_of, in_order, row_rules
 
 # Separates the classes of a row where a file can only hold text.
 _SEPARATOR = "|"
@@ -28,7 +28,7 @@ class Classification(Task[list[str]]):
     """Predicts the classes, most likely first; with `multi_label` those with a probability above 1/2.
 
     Attributes:
-        classes: names in alphabetical order.
+        classes: names, in the order of `in_order`.
         weights: weight of each class in the loss; with `multi_label`, where an example has the class.
         multi_label: an example has any number of classes.
         pooling: which state the head reads.
@@ -83,7 +83,7 @@ class Classification(Task[list[str]]):
             UserError: there is only one class.
         """
         counts = Counter(label for example in examples for label in example.fields["labels"])
-        classes = tuple(sorted(counts))
+        classes = in_order(counts)
         if len(classes) < 2:
             raise UserError(f"config.data.path contains one class only ({', '.join(classes)!r}); expected at least two")
         if settings.multi_label and settings.class_weights == "balanced":

@@ -26,8 +26,8 @@ class Regression(Task[float]):
     """Predicts a number in the units of the data.
 
     Attributes:
-        mean: of the training values.
-        std: standard deviation of the training values; the head is trained on (value - mean) / std.
+        mean: of the training values; 0 with `config.task.center=False`.
+        std: root mean square of the training values around `mean`; the head is trained on (value - mean) / std.
         pooling: which state the head reads.
     """
 
@@ -59,7 +59,9 @@ class Regression(Task[float]):
         values = [example.fields["value"] for example in examples]
         if np.std(values) == 0.0:
             raise UserError(f"config.data.path contains one value only ({values[0]:g}); expected at least two")
-        return cls(float(np.mean(values)), float(np.std(values)), settings.pooling)
+        if settings.center:
+            return cls(float(np.mean(values)), float(np.std(values)), settings.pooling)
+        return cls(0.0, float(np.sqrt(np.mean(np.square(values)))), settings.pooling)
 
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered:
         """Returns `bos text eos` with the standardized value as the target of its last token."""
@@ -93,7 +95,7 @@ class Regression(Task[float]):
 
     def baseline_prediction(self, examples: Sequence[Example]) -> float:
         """Returns the mean."""
-        return self.mean
+        return float(np.mean([example.fields["value"] for example in examples]))
 
 
 def _number(value: object, name: str, rules: RowRules) -> float:

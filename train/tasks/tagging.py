@@ -19,7 +19,7 @@ from train.evaluation.interval import Interval
 from train.evaluation.metrics import OUTSIDE
 from train.settings import LossSettings, TaskSettings
 from train.tasks.classification import class_weights
-from train.tasks.task import Task, group_of, row_rules
+from train.tasks.task import Task, group_of, in_order, row_rules
 
 _WORDS = "tokens"  # the column of the words
 
@@ -29,7 +29,7 @@ class Tagging(Task[list[str]]):
     """Predicts a tag per word.
 
     Attributes:
-        classes: the tags in alphabetical order.
+        classes: the tags, in the order of `in_order`.
         weights: weight of each tag in the loss; empty: 1, as in runs of earlier versions.
     """
 
@@ -63,7 +63,7 @@ class Tagging(Task[list[str]]):
             UserError: there is only one tag.
         """
         counts = Counter(tag for example in examples for tag in example.fields["tags"])
-        classes = tuple(sorted(counts))
+        classes = in_order(counts)
         if len(classes) < 2:
             raise UserError(f"config.data.path contains one tag only ({classes[0]!r}); expected at least two")
         return cls(classes, class_weights(counts, classes, settings.class_weights))

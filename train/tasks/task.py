@@ -11,9 +11,10 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
@@ -164,6 +165,14 @@ def group_of(row: Row, settings: TaskSettings, default: str) -> str:
         UserError: see `data.columns.fill`.
     """
     return fill(settings.group, row, "config.task.group", row_rules(settings)) if settings.group else default
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the names without repetition: integers by value, so that '2' is before '10', others alphabetically."""
+    unique = sorted(set(names))
+    if all(re.fullmatch(r"0|-?[1-9][0-9]*", name) for name in unique):
+        unique.sort(key=int)
+    return tuple(unique)
 
 
 def is_file(name: str) -> bool:
