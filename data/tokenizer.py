@@ -143,6 +143,12 @@ class Tokenizer:
             return self.token_name(self.bos_id) == BOS
         return self._backend.encode("a", add_special_tokens=True).ids[0] == self.bos_id
 
+    @functools.cached_property
+    def marks_each_start(self) -> bool:
+        """Whether a text after a special token is encoded as one at the start of the context."""
+        ids, _ = self.encode_with_specials(f"{self.token_name(self.eos_id)}a")
+        return ids[1:] == self.encode("a")
+
     def encode_prompt(self, text: str) -> list[int]:
         """Returns the tokens of a text at the start of the context: `encode`, after bos if `starts_with_bos`."""
         return [self.bos_id] * self.starts_with_bos + self.encode(text)

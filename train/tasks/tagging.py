@@ -10,6 +10,7 @@ from configs.errors import UserError
 from data.examples import Rendered, labeled_segment
 from data.labeled import Example, column, fill
 from data.readers import Row
+from data.seams import encode_words
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, classifier
@@ -68,16 +69,14 @@ class Tagging(Task[list[str]]):
         unknown = [tag for tag in tags if tag not in index]
         if unknown:
             raise UserError(f"tag {unknown[0]!r} is unknown to the model; its tags are {', '.join(self.classes)}")
-        tokens, targets = [tokenizer.bos_id], {}
-        pieces = tokenizer.encode_batch([word if i == 0 else f" {word}" for i, word in enumerate(words)])
-        for ids, tag in zip(pieces, tags, strict=True):
-            if not ids or len(tokens) + len(ids) >= length:
-                break
-            tokens += ids
-            targets[len(tokens) - 1] = index[tag]
+        ids, ends = encode_words(tokenizer, words)
+        kept = max((end for end in ends if end <= length - 2), default=0)
+        targets = {
+            end: index[tag] for end, start, tag in zip(ends, [0, *ends], tags, strict=False) if start < end <= kept
+        }
         weights = dict.fromkeys(targets, 1.0)
-        segment = labeled_segment([*tokens, tokenizer.eos_id], dict(targets), weights, np.int32)
-        return Rendered((segment,), len(targets) < len(words))
+        tokens = [tokenizer.bos_id, *ids[:kept], tokenizer.eos_id]
+        return Rendered((labeled_segment(tokens, dict(targets), weights, np.int32),), kept < ends[-1])
 
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
         """Returns a linear layer on the state of each token."""
@@ -86,10 +85,13 @@ class Tagging(Task[list[str]]):
     def decode(
         self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer
     ) -> list[str]:
-        """Returns a tag per word; `OUTSIDE` for words that were cut off."""
-        segment = encoded.segments[0]
-        tags = [self.classes[i] for i in outputs[0][segment["weights"] > 0].argmax(-1)]
-        return tags + [OUTSIDE] * (len(example.fields["words"]) - len(tags))
+        """Returns a tag per word; `OUTSIDE` for words that were cut off or have no tokens."""
+        _, ends = encode_words(tokenizer, example.fields["words"])
+        last = len(encoded.segments[0]["tokens"]) - 2
+        return [
+            self.classes[outputs[0][end].argmax()] if start < end <= last else OUTSIDE
+            for start, end in zip([0, *ends], ends, strict=False)
+        ]
 
     def metrics(self, examples: Sequence[Example], predictions: Sequence[list[str]]) -> dict[str, Interval]:
         """Returns accuracy over words and macro-F1 over the tags other than `OUTSIDE`."""

@@ -46,7 +46,7 @@ def test_choice_scores_equal_scoring_prompt_and_choice_as_one_text(name):
     model = model_of(name)
     params = init(language_model(model))
     prompts, choices = prompts_of(3), [[10], [20, 21, 22], [30, 31]]
-    found = rank_choices(language_model_of(model, params), prompts, choices)
+    found = rank_choices(language_model_of(model, params), prompts, [choices] * 3)
     for i, prompt in enumerate(prompts):
         for j, choice in enumerate(choices):
             tokens = [*prompt, *choice]
@@ -81,13 +81,13 @@ def test_sharded_parameters_give_the_same_scores_and_texts(sizes):
     objective = language_model(model)
     params, prompts, choices = init(objective), prompts_of(3), [[10], [20, 21]]
     one = language_model_of(model, params)
-    expected = rank_choices(one, prompts, choices), generate_text(one, prompts, GenerationOptions(4))
+    expected = rank_choices(one, prompts, [choices] * 3), generate_text(one, prompts, GenerationOptions(4))
     mesh = mesh_of(**sizes)
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, parameter_shardings(jax.eval_shape(objective.init, jax.random.key(0)), mesh))
         sharded = language_model_of(model, placed, mesh)
-        found = rank_choices(sharded, prompts, choices), generate_text(sharded, prompts, GenerationOptions(4))
-        alone = rank_choices(sharded, prompts[:1], choices)
+        found = rank_choices(sharded, prompts, [choices] * 3), generate_text(sharded, prompts, GenerationOptions(4))
+        alone = rank_choices(sharded, prompts[:1], [choices])
     np.testing.assert_allclose(found[0], expected[0], atol=2e-5)
     np.testing.assert_allclose(alone, expected[0][:1], atol=2e-5)
     assert found[1] == expected[1]
