@@ -153,6 +153,12 @@ class Tokenizer:
         """Returns the tokens of a text at the start of the context: `encode`, after bos if `starts_with_bos`."""
         return [self.bos_id] * self.starts_with_bos + self.encode(text)
 
+    def encode_raw_prompt(self, text: str) -> list[int]:
+        """Returns `encode_with_specials` of a text at the start of the context, after bos if `starts_with_bos`."""
+        tokens, _ = self.encode_with_specials(text)
+        framed = self.starts_with_bos and tokens[:1] != [self.bos_id]
+        return [self.bos_id] * framed + tokens
+
     def token_bytes(self, size: int | None = None) -> np.ndarray:
         """Returns int32[size]: the number of UTF-8 bytes of text per token, 0 for special tokens.
 

@@ -79,9 +79,9 @@ class Harness(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:  # noqa: ANN401
         """Returns the tokens of a text that may name special tokens, after bos if the tokenizer adds one."""
         tokenizer = self.language_model.tokenizer
-        tokens, _places = tokenizer.encode_with_specials(string)
-        framed = add_special_tokens is not False and tokenizer.starts_with_bos
-        return [tokenizer.bos_id, *tokens] if framed and tokens[:1] != [tokenizer.bos_id] else tokens
+        if add_special_tokens is False:
+            return tokenizer.encode_with_specials(string)[0]
+        return tokenizer.encode_raw_prompt(string)
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Returns (log-likelihood in nats, whether greedy decoding would generate it) of each continuation."""

@@ -39,11 +39,18 @@ class LanguageModel:
         Raises:
             UserError: the prompt and `max_new_tokens` together exceed the model's context.
         """
-        max_prompt_len = self.model.context_length - max_new_tokens
         if self.template:
             tokens = render(messages, self.template, self.tokenizer, prompt=True).tokens
         else:
             tokens = self.tokenizer.encode_prompt(messages[-1]["content"])
+        return self._checked(tokens, max_new_tokens)
+
+    def encode_raw(self, text: str, max_new_tokens: int) -> list[int]:
+        """Returns the tokens of a prompt in which names of special tokens are these tokens; see `encode`."""
+        return self._checked(self.tokenizer.encode_raw_prompt(text), max_new_tokens)
+
+    def _checked(self, tokens: list[int], max_new_tokens: int) -> list[int]:
+        max_prompt_len = self.model.context_length - max_new_tokens
         if len(tokens) > max_prompt_len:
             raise UserError(
                 f"the prompt has {len(tokens)} tokens; expected at most {max(max_prompt_len, 0)}, the model's context "
