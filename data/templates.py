@@ -75,8 +75,9 @@ _BUILT_IN = {
         alternating=True,
     ),
 }
-# "plain" for chats of more than one turn, which need the names of the speakers.
-_PLAIN_CHAT = Template("{content}\n", "User: {content}\n", "Assistant: [{content}{eos}]", "{bos}")
+# "plain" for chats of more than one turn, which need the names of the speakers. The space before an answer is a part of
+# it, because most tokenizers have tokens for words with the space before them.
+_PLAIN_CHAT = Template("{content}\n", "User: {content}\n", "Assistant:[ {content}{eos}]", "{bos}")
 NAMES = (*_BUILT_IN, "tokenizer")
 
 

@@ -80,6 +80,8 @@ def talk(language_model: LanguageModel, lines: Iterable[str], system: str, optio
         answer = ""
         turn = dataclasses.replace(options, seed=options.seed + number)
         for part in stream_text(language_model, tokens, turn):
+            # Some templates leave the space before an answer to the model.
+            part = part if answer else part.lstrip(" ")
             answer += part
             yield part
         yield "\n"
