@@ -16,24 +16,25 @@ def text_until_stop(
 
     Special tokens are not part of the text, but end it if a stop string contains their names.
     """
-    text = decode_after(tokenizer, prompt, ids)
-    spelled, lengths = _spell(tokenizer, prompt, ids, text)
+    text, spelled, lengths = _spell(tokenizer, prompt, ids)
     first = 0 if options.stop_at_start else len(spelled) - len(spelled.lstrip())
     ends = [index for stop in options.stop if stop and (index := spelled.find(stop, first)) >= 0]
     return (text[: lengths[min(ends)]], True) if ends else (text, False)
 
 
-def _spell(tokenizer: Tokenizer, prompt: Sequence[int], ids: Sequence[int], text: str) -> tuple[str, list[int]]:
-    """Returns the text with the names of special tokens, and the length of the text before each of its characters."""
+def _spell(tokenizer: Tokenizer, prompt: Sequence[int], ids: Sequence[int]) -> tuple[str, str, list[int]]:
+    """Returns the text, the text with names of special tokens, and for each character of it the text's length there."""
     names = {index: name for name, index in tokenizer.special_tokens.items()}
-    spelled, lengths, done = "", [], 0
-    for place, token in enumerate(ids):
-        if token in names:
-            end = max(len(decode_after(tokenizer, prompt, ids[:place])), done)
-            spelled += text[done:end] + names[token]
-            lengths += [*range(done, end), *[end] * len(names[token])]
-            done = end
-    return spelled + text[done:], [*lengths, *range(done, len(text))]
+    text, spelled = "", ""
+    lengths: list[int] = []
+    start = 0
+    for end in [*(place for place, token in enumerate(ids) if token in names), len(ids)]:
+        part = decode_after(tokenizer, [*prompt, *ids[:start]], ids[start:end])
+        name = names[ids[end]] if end < len(ids) else ""
+        lengths += [*range(len(text), len(text) + len(part)), *[len(text) + len(part)] * len(name)]
+        text, spelled = text + part, spelled + part + name
+        start = end + 1
+    return text, spelled, lengths
 
 
 def stream_until_stop(texts: Iterable[tuple[str, bool]], stop: Sequence[str]) -> Iterator[str]:

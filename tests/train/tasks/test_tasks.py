@@ -10,6 +10,7 @@ from configs import default
 from configs.errors import UserError
 from configs.schema import build
 from data.tokenizer_training import train_tokenizer
+from tests.designs import DESIGNS, design
 from train.settings import TaskSettings
 from train.tasks.classification import Classification
 from train.tasks.span import best_span
@@ -76,6 +77,24 @@ def test_tag_is_the_target_of_the_last_token_of_its_word():
     assert task.decode(example, (logits,), r, TOKENIZER) == ["PER", "O", "LOC"]
     short = task.encode(example, TOKENIZER, 9)
     assert short.cut and task.decode(example, (logits[:9],), short, TOKENIZER)[2] == "O"
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_tagged_words_are_encoded_as_a_sentence(name):
+    tokenizer = design(name)
+    task, [(example, _)] = encoded(
+        "tagging", [{"tokens": ["dog", "sat", "\u200b", "home"], "label": ["A", "B", "C", "B"]}]
+    )
+    made = task.encode(example, tokenizer, LENGTH)
+    segment = made.segments[0]
+    assert segment["tokens"].tolist() == [tokenizer.bos_id, *tokenizer.encode("dog sat \u200b home"), tokenizer.eos_id]
+    places = np.flatnonzero(segment["weights"])
+    texts = [tokenizer.decode(segment["tokens"][1 : place + 1].tolist()).strip() for place in places[:2]]
+    assert texts == ["dog", "dog sat"]
+    logits = np.zeros((len(segment["tokens"]), 3))
+    logits[places, segment["targets"][places]] = 1
+    predicted = task.decode(example, (logits,), made, tokenizer)
+    assert predicted == ["A", "B", "C" if len(places) == 4 else "O", "B"] and not made.cut
 
 
 def test_value_is_standardized_and_decoded():
@@ -150,7 +169,7 @@ CHAT = [
 
 def test_only_the_assistant_turns_are_in_the_loss():
     task, [(_, chat), (example, pair)] = encoded("chat", CHAT, target="messages", length=256)
-    assert targets_of(chat.segments[0]).replace("\n", "") == "hellosure"
+    assert targets_of(chat.segments[0]).replace("\n", "") == " hello sure"
     assert targets_of(pair.segments[0]) == "3" and example.fields["messages"][0]["content"] == "Add.\n1 and 2"
     nll = np.ones(len(chat.segments[0]["tokens"]), np.float32)
     nats, tokens = task.decode(example, (nll,), chat, TOKENIZER)
