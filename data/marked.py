@@ -48,11 +48,20 @@ def encode_joint(runs: Sequence[Run], tokenizer: Tokenizer, names: Names) -> tup
     return _original_ids(encoding.ids, tokenizer, names), mask
 
 
-def encode_turns(runs: Sequence[Run], tokenizer: Tokenizer, names: Names) -> tuple[list[int], list[bool]]:
+def encode_turns(
+    runs: Sequence[Run], tokenizer: Tokenizer, names: Names, prompt: bool = False
+) -> tuple[list[int], list[bool]]:
     """Returns the tokens of the concatenated runs, and whether each is in the loss; see `encode_joint`.
 
     Each run has tokens of its own, which do not depend on the runs after it: an answer follows the same tokens in
     training and in inference. They differ from those of `encode_joint` only where that merges characters of two runs.
+    Where a tokenizer has tokens for words with the space before them, a space at the end of a run belongs to the next.
+
+    Args:
+        runs: texts without `RESERVED` characters except `GUARD`.
+        tokenizer: the tokenizer.
+        names: see `encode_joint`.
+        prompt: another run will follow the last one.
     """
 
     def encode(text: str) -> list[int]:
@@ -61,9 +70,12 @@ def encode_turns(runs: Sequence[Run], tokenizer: Tokenizer, names: Names) -> tup
     backend = _backend(tokenizer, names)
     tokens: list[int] = []
     mask: list[bool] = []
-    before = ""
-    for run, trained in runs:
-        text = _enclose(run, tokenizer, names)
+    before = space = ""
+    for number, (run, trained) in enumerate(runs, 1):
+        text = space + _enclose(run, tokenizer, names)
+        follows = prompt or number < len(runs)
+        kept = text.rstrip(" ") if follows and tokenizer.joins_spaces else text
+        text, space = kept, text[len(kept) :]
         ids = encode_after(encode, before, text)
         tokens += ids
         mask += [trained] * len(ids)

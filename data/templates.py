@@ -75,9 +75,8 @@ _BUILT_IN = {
         alternating=True,
     ),
 }
-# "plain" for chats of more than one turn, which need the names of the speakers. The space before an answer is a part of
-# it, because most tokenizers have tokens for words with the space before them.
-_PLAIN_CHAT = Template("{content}\n", "User: {content}\n", "Assistant:[ {content}{eos}]", "{bos}")
+# "plain" for chats of more than one turn, which need the names of the speakers.
+_PLAIN_CHAT = Template("{content}\n", "User: {content}\n", "Assistant: [{content}{eos}]", "{bos}")
 NAMES = (*_BUILT_IN, "tokenizer")
 
 
@@ -223,7 +222,7 @@ def _built_in(
             text += getattr(template, role).format(**fields)
             system = ""
     runs.append((text + opening if prompt else text, False))
-    return encode_turns(runs, tokenizer, added)
+    return encode_turns(runs, tokenizer, added, prompt)
 
 
 def _jinja(messages: Sequence[Message], tokenizer: Tokenizer, prompt: bool) -> tuple[list[int], list[bool]]:

@@ -149,6 +149,11 @@ class Tokenizer:
         ids, _ = self.encode_with_specials(f"{self.token_name(self.eos_id)}a")
         return ids[1:] == self.encode("a")
 
+    @functools.cached_property
+    def joins_spaces(self) -> bool:
+        """Whether a token can contain a word with the space before it."""
+        return any(name[:1] in (" ", "Ġ", "▁") and name[1:2].isalnum() for name in self._backend.get_vocab())
+
     def encode_prompt(self, text: str) -> list[int]:
         """Returns the tokens of a text at the start of the context: `encode`, after bos if `starts_with_bos`."""
         return [self.bos_id] * self.starts_with_bos + self.encode(text)

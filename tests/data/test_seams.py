@@ -7,7 +7,7 @@ from data.templates import NAMES, render
 from data.tokenizer_training import train_tokenizer
 from tests.designs import DESIGNS, design
 
-PROMPTS = ("review: the cat sat\nlabel:", "label", "label: ", "a mat\n\n", "(the dog")
+PROMPTS = ("review: the cat sat\nlabel:", "label", "label: ", "a mat\n\n", "(a dog")
 ENDINGS = (" good", " bad", "s", "\n\nreview", ": label", ")")
 every_design = pytest.mark.parametrize("name", DESIGNS)
 

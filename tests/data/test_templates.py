@@ -51,7 +51,7 @@ def in_loss(tokenizer, rendered):
 
 
 GOLDEN = {
-    "plain": "<|bos|>S\nUser:  u \nAssistant:[ a<|eos|>]User: v\nAssistant:[ b<|eos|>]",
+    "plain": "<|bos|>S\nUser:  u \nAssistant: [a<|eos|>]User: v\nAssistant: [b<|eos|>]",
     "chatml": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n u <|im_end|>\n<|im_start|>assistant\n[a<|im_end|>]\n"
     "<|im_start|>user\nv<|im_end|>\n<|im_start|>assistant\n[b<|im_end|>]\n",
     "llama3": "<|bos|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>"
@@ -112,8 +112,7 @@ def test_answer_is_not_merged_with_the_text_before_it(template):
 @pytest.mark.parametrize("template", BUILT_IN)
 def test_markers_outside_the_vocabulary_are_text_and_eos_ends_the_answer(template):
     rendered = render(chat(" u ", "a", "v", "b", system="S"), template, BYTES)
-    space = " " if template == "plain" else ""
-    assert in_loss(BYTES, rendered) == f"{space}a<|eos|>{space}b<|eos|>"
+    assert in_loss(BYTES, rendered) == "a<|eos|>b<|eos|>"
     end = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>"}.get(template, "<|eos|>")
     golden = GOLDEN[template].replace(f"{end}]", "<|eos|>]").replace("[", "").replace("]", "")
     assert spelled(BYTES, rendered.tokens) == golden

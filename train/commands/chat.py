@@ -80,7 +80,7 @@ def talk(language_model: LanguageModel, lines: Iterable[str], system: str, optio
         answer = ""
         turn = dataclasses.replace(options, seed=options.seed + number)
         for part in stream_text(language_model, tokens, turn):
-            # Some templates leave the space before an answer to the model.
+            # The space before an answer can be a part of its first token.
             part = part if answer else part.lstrip(" ")
             answer += part
             yield part

@@ -169,7 +169,7 @@ CHAT = [
 
 def test_only_the_assistant_turns_are_in_the_loss():
     task, [(_, chat), (example, pair)] = encoded("chat", CHAT, target="messages", length=256)
-    assert targets_of(chat.segments[0]).replace("\n", "") == " hello sure"
+    assert targets_of(chat.segments[0]).replace("\n", "") == "hellosure"
     assert targets_of(pair.segments[0]) == "3" and example.fields["messages"][0]["content"] == "Add.\n1 and 2"
     nll = np.ones(len(chat.segments[0]["tokens"]), np.float32)
     nats, tokens = task.decode(example, (nll,), chat, TOKENIZER)
