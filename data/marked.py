@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import tokenizers
 from tokenizers import AddedToken
 
-from data.seams import encode_after
+from data.seams import encode_after, split_spaces
 from data.tokenizer import Tokenizer
 
 # Unicode reserves these code points for internal use. GUARD splits a name that is text, and is removed from the text;
@@ -31,6 +31,11 @@ def guard(text: str, names: Names) -> str:
     while pattern.search(text):
         text = pattern.sub(lambda match: match[0][0] + GUARD + match[0][1:], text)
     return text
+
+
+def encode_marked(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Returns the tokens of a text in which all names of added tokens are tokens, unless split."""
+    return encode_joint([(text, False)], tokenizer, frozenset(tokenizer.added_tokens))[0]
 
 
 def encode_joint(runs: Sequence[Run], tokenizer: Tokenizer, names: Names) -> tuple[list[int], list[bool]]:
@@ -73,9 +78,7 @@ def encode_turns(
     before = space = ""
     for number, (run, trained) in enumerate(runs, 1):
         text = space + _enclose(run, tokenizer, names)
-        follows = prompt or number < len(runs)
-        kept = text.rstrip(" ") if follows and tokenizer.joins_spaces else text
-        text, space = kept, text[len(kept) :]
+        text, space = split_spaces(tokenizer, text) if prompt or number < len(runs) else (text, "")
         ids = encode_after(encode, before, text)
         tokens += ids
         mask += [trained] * len(ids)

@@ -49,6 +49,12 @@ def encode_after(encode: Encode, before: str, text: str) -> list[int]:
     return encode(text)
 
 
+def split_spaces(tokenizer: Tokenizer, text: str) -> tuple[str, str]:
+    """Returns a text that a word will follow, and the spaces at its end that belong to the tokens of that word."""
+    kept = text.rstrip(" ") if tokenizer.joins_spaces else text
+    return (kept, text[len(kept) :]) if kept else (text, "")
+
+
 def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[list[int], list[int]]:
     """Returns the tokens of words that are separated by spaces, and the number of tokens up to the end of each word.
 

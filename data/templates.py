@@ -188,16 +188,34 @@ def _encoder(
     """Returns a function that encodes these messages, or some of them, as tokens and mask."""
     if name == "tokenizer":
         return lambda some: _jinja(some, tokenizer, prompt)
-    template = _BUILT_IN[name]
+    template = _built_in_form(messages, name)
+
+    def encode(some: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        runs, names = _built_in_runs(some, template, tokenizer, prompt)
+        return encode_turns(runs, tokenizer, names, prompt)
+
+    return encode
+
+
+def _built_in_form(messages: Sequence[Message], name: str) -> Template:
     roles = [message["role"] for message in messages if message["role"] != "system"]
-    if name == "plain" and roles not in ([], ["user"], ["user", "assistant"]):
-        template = _PLAIN_CHAT
-    return lambda some: _built_in(some, template, tokenizer, prompt)
+    return _PLAIN_CHAT if name == "plain" and roles not in ([], ["user"], ["user", "assistant"]) else _BUILT_IN[name]
 
 
-def _built_in(
+def render_text(messages: Sequence[Message], template: str, tokenizer: Tokenizer, prompt: bool = False) -> str:
+    """Returns a chat as text, in which names of tokens in contents are split; see `render` and `data.marked`."""
+    _check_template(template, tokenizer, prompt)
+    _check_messages(messages, template, prompt)
+    if template == "tokenizer":
+        return _jinja_text(messages, tokenizer, prompt).replace(START, "").replace(STOP, "")
+    runs, _ = _built_in_runs(messages, _built_in_form(messages, template), tokenizer, prompt)
+    return "".join(text for text, _ in runs)
+
+
+def _built_in_runs(
     messages: Sequence[Message], template: Template, tokenizer: Tokenizer, prompt: bool
-) -> tuple[list[int], list[bool]]:
+) -> tuple[list[Run], Names]:
+    """Returns a chat as texts that are in the loss or not, and the names that are tokens in them."""
     added = _names(tokenizer, "".join(dataclasses.astuple(template)[:4]))
     messages = [{**message, "content": guard(message["content"].translate(_OWN), added)} for message in messages]
     names = {"bos": tokenizer.token_name(tokenizer.bos_id), "eos": tokenizer.token_name(tokenizer.eos_id)}
@@ -222,10 +240,22 @@ def _built_in(
             text += getattr(template, role).format(**fields)
             system = ""
     runs.append((text + opening if prompt else text, False))
-    return encode_turns(runs, tokenizer, added, prompt)
+    return runs, added
 
 
 def _jinja(messages: Sequence[Message], tokenizer: Tokenizer, prompt: bool) -> tuple[list[int], list[bool]]:
+    runs: list[Run] = []
+    trained = False
+    for part in re.split(f"([{START}{STOP}])", _jinja_text(messages, tokenizer, prompt)):
+        if part in (START, STOP):
+            trained = part == START and not prompt
+        else:
+            runs.append((part, trained))
+    return encode_joint(runs, tokenizer, _names(tokenizer, tokenizer.chat_template))
+
+
+def _jinja_text(messages: Sequence[Message], tokenizer: Tokenizer, prompt: bool) -> str:
+    """Returns a chat with the marks of the assistant's text, in which names of tokens in contents are split."""
     source = tokenizer.chat_template
     bos, eos = tokenizer.token_name(tokenizer.bos_id), tokenizer.token_name(tokenizer.eos_id)
 
@@ -235,14 +265,7 @@ def _jinja(messages: Sequence[Message], tokenizer: Tokenizer, prompt: bool) -> t
     names = _names(tokenizer, source)
     delimiters = _names(tokenizer, _user_turn(source, bos, eos))
     of_role = {"assistant": delimiters, "user": names, "system": names}
-    text = _guarded(messages, rendered, of_role)
-    runs, trained = [], False
-    for part in re.split(f"([{START}{STOP}])", text):
-        if part in (START, STOP):
-            trained = part == START and not prompt
-        else:
-            runs.append((part, trained))
-    return encode_joint(runs, tokenizer, names)
+    return _guarded(messages, rendered, of_role)
 
 
 @functools.lru_cache(maxsize=16)

@@ -23,9 +23,10 @@ from lm_eval.tasks import TaskManager
 
 from configs.errors import UserError, did_you_mean
 from data.examples import Segment, sliding_windows, text_segment
+from data.marked import GUARD, encode_marked
 from data.readers import read_rows
 from data.seams import encode_endings
-from data.templates import render
+from data.templates import render_text
 from model.sampling import Sampling
 from train.evaluation.likelihood import likelihoods
 from train.evaluation.squad import exact_match, token_f1
@@ -73,15 +74,17 @@ class Harness(TemplateLM):
         template, tokenizer = self.language_model.template, self.language_model.tokenizer
         if not template:
             raise UserError("--chat: the model has no chat template; use a model that was fine-tuned with one")
-        rendered = render(chat_history, template, tokenizer, prompt=add_generation_prompt)
-        return tokenizer.decode(rendered.tokens, specials=True)
+        return render_text(chat_history, template, tokenizer, prompt=add_generation_prompt)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:  # noqa: ANN401
         """Returns the tokens of a text that may name special tokens, after bos if the tokenizer adds one."""
         tokenizer = self.language_model.tokenizer
-        if add_special_tokens is False:
-            return tokenizer.encode_with_specials(string)[0]
-        return tokenizer.encode_raw_prompt(string)
+        if GUARD in string:  # a chat in which a message contains the name of a token
+            tokens = encode_marked(string, tokenizer)
+        else:
+            tokens, _places = tokenizer.encode_with_specials(string)
+        framed = add_special_tokens is not False and tokenizer.starts_with_bos
+        return [tokenizer.bos_id, *tokens] if framed and tokens[:1] != [tokenizer.bos_id] else tokens
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Returns (log-likelihood in nats, whether greedy decoding would generate it) of each continuation."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from configs.errors import UserError
-from data.seams import encode_endings
+from data.seams import encode_endings, split_spaces
 from data.tokenizer import Tokenizer
 from model.sampling import Prompts, score_choices
 from train.distributed.placement import replicate, to_host
@@ -76,7 +76,7 @@ def few_shot_prompt(
         if choices:
             prompt, answers = encode_endings(tokenizer.encode_prompt, text, [f" {choice}" for choice in choices])
         else:
-            prompt, answers = tokenizer.encode_prompt(text), []
+            prompt, answers = tokenizer.encode_prompt(split_spaces(tokenizer, text)[0]), []
         prompt = prompt or [tokenizer.bos_id]
         answer_len = max(map(len, answers), default=max_new_tokens)
         if len(prompt) + answer_len <= sequence_length:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from data.seams import split_spaces
 from model.sampling import Prompts, advance, prefill
 from train.distributed.placement import replicate, row_parts, to_host
 from train.distributed.watchdog import tick
@@ -35,12 +36,15 @@ def continuations(
     Raises:
         UserError: a prompt does not fit the model's context.
     """
-    max_new_tokens = options.max_new_tokens
-    if raw:
-        encoded = [language_model.encode_raw(prompt, max_new_tokens) for prompt in prompts]
-    else:
-        encoded = [language_model.encode([{"role": "user", "content": prompt}], max_new_tokens) for prompt in prompts]
-    return generate_text(language_model, encoded, options)
+    if language_model.template and not raw:
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        encoded = [language_model.encode(chat, options.max_new_tokens) for chat in chats]
+        return generate_text(language_model, encoded, options)
+    # A space at the end of a prompt is a part of the first generated token.
+    pairs = [split_spaces(language_model.tokenizer, prompt) for prompt in prompts]
+    encoded = [language_model.encode_text(prompt, options.max_new_tokens, raw) for prompt, _ in pairs]
+    texts = generate_text(language_model, encoded, options)
+    return [text.removeprefix(spaces) for text, (_, spaces) in zip(texts, pairs, strict=True)]
 
 
 def generate_text(language_model: LanguageModel, prompts: Sequence[list[int]], options: GenerationOptions) -> list[str]:

@@ -39,15 +39,20 @@ class LanguageModel:
         Raises:
             UserError: the prompt and `max_new_tokens` together exceed the model's context.
         """
-        if self.template:
-            tokens = render(messages, self.template, self.tokenizer, prompt=True).tokens
-        else:
-            tokens = self.tokenizer.encode_prompt(messages[-1]["content"])
-        return self._checked(tokens, max_new_tokens)
+        if not self.template:
+            return self.encode_text(messages[-1]["content"], max_new_tokens)
+        return self._checked(render(messages, self.template, self.tokenizer, prompt=True).tokens, max_new_tokens)
 
-    def encode_raw(self, text: str, max_new_tokens: int) -> list[int]:
-        """Returns the tokens of a prompt in which names of special tokens are these tokens; see `encode`."""
-        return self._checked(self.tokenizer.encode_raw_prompt(text), max_new_tokens)
+    def encode_text(self, text: str, max_new_tokens: int, raw: bool = False) -> list[int]:
+        """Returns the tokens of a prompt to continue; see `encode`.
+
+        Args:
+            text: the prompt.
+            max_new_tokens: number of tokens to generate.
+            raw: names of special tokens in the text are these tokens.
+        """
+        encode = self.tokenizer.encode_raw_prompt if raw else self.tokenizer.encode_prompt
+        return self._checked(encode(text), max_new_tokens)
 
     def _checked(self, tokens: list[int], max_new_tokens: int) -> list[int]:
         max_prompt_len = self.model.context_length - max_new_tokens

@@ -113,6 +113,17 @@ def test_prompt_and_continuation_are_one_text(fake_model, name):
     assert continued(tokenizer, "the cat") == " sat on a mat"
 
 
+@pytest.mark.parametrize("name", DESIGNS)
+@pytest.mark.parametrize("prompt", ["the cat ", "the cat"])
+def test_a_space_at_the_end_of_a_prompt_is_not_written_twice(fake_model, name, prompt):
+    tokenizer = design(name)
+    model = LanguageModel(tiny_model(), {}, tokenizer, "", tokenizer.eos_id, single_device_mesh())
+    start = prompt.rstrip() if tokenizer.joins_spaces or name == "WordPiece" else prompt
+    fake_model("the cat sat"[len(start) :], tokenizer, start)
+    (text,) = decode.continuations(model, [prompt], GenerationOptions(9))
+    assert prompt + text.lstrip(" " if name == "WordPiece" and prompt.endswith(" ") else "") == "the cat sat"
+
+
 @pytest.mark.parametrize("text", ["dog \u00e9", "dog \u732b", "dog \U0001f415", "\U0001f415"])
 @pytest.mark.parametrize("kept", range(1, 9))
 def test_a_stream_that_ends_within_a_character_is_complete(fake_model, text, kept):
@@ -125,6 +136,8 @@ def test_a_stream_that_ends_within_a_character_is_complete(fake_model, text, kep
 @pytest.mark.parametrize("name", ["byte-level BPE", "prepend normalizer", "bytes"])
 def test_a_raw_prompt_contains_special_tokens(name, prompt):
     tokenizer = design(name)
-    tokens = LanguageModel(tiny_model(), {}, tokenizer, "plain", 2, single_device_mesh()).encode_raw(prompt, 4)
+    tokens = LanguageModel(tiny_model(), {}, tokenizer, "plain", 2, single_device_mesh()).encode_text(
+        prompt, 4, raw=True
+    )
     assert tokenizer.decode(tokens, specials=True).replace(" ", "") == prompt.replace(" ", "")
     assert tokens.count(tokenizer.special_tokens["<|im_end|>"]) == 1
