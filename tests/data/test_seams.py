@@ -23,7 +23,7 @@ def test_choices_have_the_tokens_of_prompt_and_choice_together(name, prompt):
 
 
 @every_design
-def test_a_choice_after_a_complete_word_is_the_rest_of_the_joint_tokens(name):
+def test_a_choice_after_a_word_is_the_rest_of_the_joint_tokens(name):
     tokenizer = design(name)
     context, endings = encode_endings(tokenizer.encode, PROMPTS[0], [" good", " bad"])
     assert context == tokenizer.encode(PROMPTS[0])
