@@ -6,20 +6,20 @@ the token that ends a turn.
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from configs.errors import UserError
 from data.jinja import START, STOP, has_generation, render_jinja
+from data.marked import GUARD, RESERVED, Names, Run, encode_joint, encode_turns, guard
 from data.tokenizer import Tokenizer
 
 Message = Mapping[str, str]
 ROLES = ("system", "user", "assistant")
-# Splits the name of a token inside a content. Like START and STOP, it is not a character and is removed from texts.
-_GUARD = "\ufdd2"
-_OWN = str.maketrans("", "", START + STOP + _GUARD)
-_Run = tuple[str, bool]  # text, and whether it is in the loss
+# Not characters; removed from contents.
+_OWN = str.maketrans("", "", START + STOP + RESERVED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,23 +196,42 @@ def _encoder(
     """Returns a function that encodes these messages, or some of them, as tokens and mask."""
     if name == "tokenizer":
         return lambda some: _jinja(some, tokenizer, prompt)
-    template = _BUILT_IN[name]
+    template = _built_in_form(messages, name)
+
+    def encode(some: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        runs, names = _built_in_runs(some, template, tokenizer, prompt)
+        return encode_turns(runs, tokenizer, names, prompt)
+
+    return encode
+
+
+def _built_in_form(messages: Sequence[Message], name: str) -> Template:
     roles = [message["role"] for message in messages if message["role"] != "system"]
-    if name == "plain" and roles not in ([], ["user"], ["user", "assistant"]):
-        template = PLAIN_CHAT
-    return lambda some: _built_in(some, template, tokenizer, prompt)
+    return PLAIN_CHAT if name == "plain" and roles not in ([], ["user"], ["user", "assistant"]) else _BUILT_IN[name]
 
 
-def _built_in(
+def render_text(messages: Sequence[Message], template: str, tokenizer: Tokenizer, prompt: bool = False) -> str:
+    """Returns a chat as text, in which names of tokens in contents are split; see `render` and `data.marked`."""
+    _check_template(template, tokenizer, prompt)
+    check_messages(messages, template, prompt)
+    if template == "tokenizer":
+        return _jinja_text(messages, tokenizer, prompt).replace(START, "").replace(STOP, "")
+    runs, _ = _built_in_runs(messages, _built_in_form(messages, template), tokenizer, prompt)
+    return "".join(text for text, _ in runs)
+
+
+def _built_in_runs(
     messages: Sequence[Message], template: Template, tokenizer: Tokenizer, prompt: bool
-) -> tuple[list[int], list[bool]]:
-    source = "".join(dataclasses.astuple(template)[:4])
-    messages = _guarded(messages, tokenizer, source)
+) -> tuple[list[Run], Names]:
+    """Returns a chat as texts that are in the loss or not, and the names that are tokens in them."""
+    added = _names(tokenizer, "".join(dataclasses.astuple(template)[:4]))
+    messages = [{**message, "content": guard(message["content"].translate(_OWN), added)} for message in messages]
     names = {"bos": tokenizer.token_name(tokenizer.bos_id), "eos": tokenizer.token_name(tokenizer.eos_id)}
     opening, answer, closing = parts_of_answer(template, tokenizer)
     if template.preset and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": template.preset}, *messages]
-    runs, text, system = [], template.start.format(**names), ""
+    runs: list[Run] = []
+    text, system = template.start.format(**names), ""
     for message in messages:
         content, role = message["content"], message["role"]
         fields = names | {"content": content, "stripped": content.strip(), "system": system}
@@ -225,9 +244,7 @@ def _built_in(
             text += getattr(template, role).format(**fields)
             system = ""
     runs.append((text + opening if prompt else text, False))
-    # One run at a time: no token is partly in the loss, and an answer follows the same tokens as in inference.
-    encoded = [_encode([run], tokenizer) for run in runs]
-    return [token for tokens, _ in encoded for token in tokens], [trained for _, mask in encoded for trained in mask]
+    return runs, added
 
 
 def built_in(name: str) -> Template:
@@ -244,48 +261,74 @@ def parts_of_answer(template: Template, tokenizer: Tokenizer) -> tuple[str, str,
 
 
 def _jinja(messages: Sequence[Message], tokenizer: Tokenizer, prompt: bool) -> tuple[list[int], list[bool]]:
-    source = tokenizer.chat_template
-    bos, eos = tokenizer.token_name(tokenizer.bos_id), tokenizer.token_name(tokenizer.eos_id)
-    text = render_jinja(source, _guarded(messages, tokenizer, source), bos, eos, prompt)
-    runs, trained = [], False
-    for part in re.split(f"([{START}{STOP}])", text):
+    runs: list[Run] = []
+    trained = False
+    for part in re.split(f"([{START}{STOP}])", _jinja_text(messages, tokenizer, prompt)):
         if part in (START, STOP):
             trained = part == START and not prompt
         else:
             runs.append((part, trained))
-    return _encode(runs, tokenizer)
+    return encode_joint(runs, tokenizer, _names(tokenizer, tokenizer.chat_template))
 
 
-def _encode(runs: list[_Run], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """Returns the tokens of the concatenated runs, and whether each contains a character that is in the loss."""
-    trained = [flag for text, flag in runs for _ in text]
-    tokens, mask, start = [], [], 0
-    for piece in "".join(text for text, _ in runs).split(_GUARD):
-        ids, places = tokenizer.encode_with_specials(piece)
-        tokens += ids
-        mask += [any(trained[start + first : start + max(last, first + 1)]) for first, last in places]
-        start += len(piece) + 1
-    return tokens, mask
+def _jinja_text(messages: Sequence[Message], tokenizer: Tokenizer, prompt: bool) -> str:
+    """Returns a chat with the marks of the assistant's text, in which names of tokens in contents are split."""
+    source = tokenizer.chat_template
+    bos, eos = tokenizer.token_name(tokenizer.bos_id), tokenizer.token_name(tokenizer.eos_id)
 
+    def rendered(some: Sequence[Message]) -> str:
+        return render_jinja(source, some, bos, eos, prompt)
 
-def _guarded(messages: Sequence[Message], tokenizer: Tokenizer, source: str) -> list[dict[str, str]]:
-    """Returns the messages with each name of a token in them split in two; `_encode` removes the split."""
-    names = _token_names(tokenizer, source)
-    guarded = []
-    for message in messages:
-        content = message["content"].translate(_OWN)
-        while names.search(content):
-            content = names.sub(lambda match: match[0][0] + _GUARD + match[0][1:], content)
-        guarded.append({"role": message["role"], "content": content})
-    return guarded
+    names = _names(tokenizer, source)
+    delimiters = _names(tokenizer, _user_turn(source, bos, eos))
+    of_role = {"assistant": delimiters, "user": names, "system": names}
+    return _guarded(messages, rendered, of_role)
 
 
 @functools.lru_cache(maxsize=16)
-def _token_names(tokenizer: Tokenizer, source: str) -> re.Pattern[str]:
-    """Returns a pattern of the names to split: special tokens, and other added tokens that the template contains."""
-    names = {name for name in tokenizer.added_tokens if name in tokenizer.special_tokens or name in source}
-    longest_first = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+def _names(tokenizer: Tokenizer, text: str) -> Names:
+    """Returns the names that are text in a content: special tokens, and other added tokens that occur in `text`."""
+    return frozenset(name for name in tokenizer.added_tokens if name in tokenizer.special_tokens or name in text)
+
+
+@functools.lru_cache(maxsize=16)
+def _user_turn(source: str, bos: str, eos: str) -> str:
+    """Returns a chat without an answer: it has the tokens that start and end turns, but not those of a thought."""
+    try:
+        return render_jinja(source, [{"role": "user", "content": "a"}], bos, eos, False)
+    except UserError:  # the template expects other messages
+        return source
+
+
+def _guarded(
+    messages: Sequence[Message], rendered: Callable[[Sequence[Message]], str], of_role: Mapping[str, Names]
+) -> str:
+    """Returns a chat as the template renders it, in which names of tokens that come from a content are split.
+
+    Some templates look for names in contents, such as "</think>" in an answer: a split that would change the text or
+    the loss mask is left out, so that the name becomes the token, as in the transformers library.
+    """
+    clean = [{**message, "content": message["content"].translate(_OWN)} for message in messages]
+    text = rendered(clean)
+    splits = []
+    for number, message in enumerate(clean):
+        pieces = guard(message["content"], of_role[message["role"]]).split(GUARD)
+        splits += [(number, place) for place in itertools.accumulate(map(len, pieces[:-1]))]
+
+    def split_at(chosen: Sequence[tuple[int, int]]) -> str:
+        contents = [message["content"] for message in clean]
+        for number, place in reversed(chosen):
+            contents[number] = contents[number][:place] + GUARD + contents[number][place:]
+        return rendered([{**message, "content": content} for message, content in zip(clean, contents, strict=True)])
+
+    def added_to(kept: list[tuple[int, int]], more: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        if split_at([*kept, *more]).replace(GUARD, "") == text:
+            return [*kept, *more]
+        if len(more) == 1:
+            return kept
+        return added_to(added_to(kept, more[: len(more) // 2]), more[len(more) // 2 :])
+
+    return split_at(added_to([], splits)) if splits else text
 
 
 def _fitted(messages: Sequence[Message], fits: Callable[[Sequence[Message]], bool]) -> list[Message] | None:

@@ -146,9 +146,26 @@ class Tokenizer:
             return self.token_name(self.bos_id) == BOS
         return self._backend.encode("a", add_special_tokens=True).ids[0] == self.bos_id
 
+    @functools.cached_property
+    def marks_each_start(self) -> bool:
+        """Whether a text after a special token is encoded as one at the start of the context."""
+        ids, _ = self.encode_with_specials(f"{self.token_name(self.eos_id)}a")
+        return ids[1:] == self.encode("a")
+
+    @functools.cached_property
+    def joins_spaces(self) -> bool:
+        """Whether a token can contain a word with the space before it."""
+        return any(name[:1] in (" ", "Ġ", "▁") and name[1:2].isalnum() for name in self._backend.get_vocab())
+
     def encode_prompt(self, text: str) -> list[int]:
         """Returns the tokens of a text at the start of the context: `encode`, after bos if `starts_with_bos`."""
         return [self.bos_id] * self.starts_with_bos + self.encode(text)
+
+    def encode_raw_prompt(self, text: str) -> list[int]:
+        """Returns `encode_with_specials` of a text at the start of the context, after bos if `starts_with_bos`."""
+        tokens, _ = self.encode_with_specials(text)
+        framed = self.starts_with_bos and tokens[:1] != [self.bos_id]
+        return [self.bos_id] * framed + tokens
 
     def token_bytes(self, size: int | None = None) -> np.ndarray:
         """Returns int32[size]: the number of UTF-8 bytes of text per token, 0 for special tokens.

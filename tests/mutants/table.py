@@ -216,8 +216,29 @@ _DATA = (
     ),
     Mutant(
         "a content may hold a special token", "data/templates.py",
-        "messages = _guarded(messages, tokenizer, source)", "messages = list(messages)",
+        'guard(message["content"].translate(_OWN), added)', 'message["content"].translate(_OWN)',
         "tests/data/test_templates.py::test_content_never_becomes_a_special_token[chatml]",
+    ),
+    Mutant(
+        "a name that a template looks for is split", "data/templates.py",
+        'if split_at([*kept, *more]).replace(GUARD, "") == text:', "if more:",
+        "tests/data/test_jinja_templates.py::test_text_and_mask_equal_apply_chat_template[thoughts-13]",
+    ),
+    Mutant(
+        "a choice is encoded by itself", "data/seams.py", "wholes = [encode(text + ending) for",
+        "wholes = [head + encode(ending) for",
+        "tests/data/test_seams.py::test_a_choice_after_a_word_is_the_rest_of_the_joint_tokens[prepend normalizer]",
+    ),
+    Mutant(
+        "the first generated word loses its space", "data/seams.py",
+        "before, whole = tokenizer.decode(tail), tokenizer.decode([*tail, *ids])",
+        'before, whole = "", tokenizer.decode(ids)',
+        "tests/train/generation/test_decode.py::test_prompt_and_continuation_are_one_text[prepend normalizer]",
+    ),
+    Mutant(
+        "a stop string cannot be a special token", "train/generation/stopping.py",
+        'name = names[ids[end]] if end < len(ids) else ""', 'name = ""',
+        "tests/train/generation/test_decode.py::test_stop_strings_may_contain_special_tokens[bytes-a special token]",
     ),
     Mutant(
         "validation rows are trained on", "data/labeled.py", "if split_of[fold(e.group)] == name",

@@ -8,7 +8,7 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -18,7 +18,7 @@ from configs.errors import UserError
 from data.templates import NAMES, render
 from train.commands.sampling_flags import define_sampling_flags, options_of
 from train.console import say
-from train.generation.decode import stream_text, truncate_at_stop
+from train.generation.decode import stream_text
 from train.generation.language_model import GenerationOptions, LanguageModel
 from train.run.language_model import chat_template_of, open_language_model
 from train.run.record import open_run
@@ -77,23 +77,10 @@ def talk(language_model: LanguageModel, lines: Iterable[str], system: str, optio
         tokens = render(messages, language_model.template, language_model.tokenizer, max_prompt_len, prompt=True).tokens
         answer = ""
         turn = dataclasses.replace(options, seed=options.seed + number)
-        for part in _up_to(stream_text(language_model, tokens, turn), options.stop):
+        for part in stream_text(language_model, tokens, turn):
+            # The space before an answer can be a part of its first token.
+            part = part if answer else part.lstrip(" ")
             answer += part
             yield part
         yield "\n"
         messages.append({"role": "assistant", "content": answer})
-
-
-def _up_to(parts: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    """Yields a text in parts up to the earliest of `stop`; holds back what may be the beginning of a stop text."""
-    text, shown = "", 0
-    longest = max(map(len, stop), default=1)
-    for part in parts:
-        text += part
-        kept, ended = truncate_at_stop(text, stop)
-        sure = len(kept) if ended else max(len(text) - longest + 1, shown)
-        yield text[shown:sure]
-        shown = sure
-        if ended:
-            return
-    yield text[shown:]

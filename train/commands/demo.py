@@ -18,6 +18,7 @@ from configs.pretrain import demo as pretrain_config
 from data.demo_corpus import write_demo_corpus
 from model.sampling import Sampling
 from train.console import results_console, say, step_progress
+from train.files import check_output_directory
 from train.finetuning.run import finetune
 from train.generation.decode import continuations
 from train.generation.language_model import GenerationOptions
@@ -37,6 +38,7 @@ def run(values: flags.FlagValues) -> None:
     """Runs the command."""
     started = time.perf_counter()
     workdir = Path(values.workdir)
+    check_output_directory(workdir, "workdir")
     corpus = workdir / "corpus"
     if not (corpus / "summary.json").exists():
         with step_progress() as progress:

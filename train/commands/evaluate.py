@@ -35,7 +35,7 @@ from train.finetuning.rows import encode_rows, say_unseen, with_reference
 from train.generation.language_model import LanguageModel
 from train.run.language_model import chat_template_of, open_language_model
 from train.run.record import Run, open_run
-from train.run.results import NAME, add_results
+from train.run.results import NAME, add_results, check_results
 from train.settings import from_config
 from train.tasks.task import row_rules, task_from_record
 from train.trees import boxed_params
@@ -82,6 +82,9 @@ def run(values: flags.FlagValues) -> None:
     directory = Path(values.run)
     opened = open_run(directory)
     record, language = opened.record, opened.is_language_model
+    output = Path(values.output) if values.output else directory / NAME
+    if is_process_zero():
+        check_results(output, "output")
     if values.text and not values.tasks and language:
         name, figures = f"text {values.text}", _score_text(opened, values)
     elif values.tasks and not values.text and language:
@@ -95,19 +98,11 @@ def run(values: flags.FlagValues) -> None:
         raise UserError(f"{expected[0]} is missing: {directory} is a {kind} run; expected one of {', '.join(expected)}")
     if not is_process_zero():
         return
-    _keep(Path(values.output) if values.output else directory / NAME, name, figures)
+    add_results(output, lambda held: held.setdefault("evaluations", {}).update({name: figures}))
     if values.json:
         print(json.dumps(figures))
     else:
         _print(name, figures)
-
-
-def _keep(path: Path, name: str, figures: dict[str, Any]) -> None:
-    """Adds the figures to a file, under "evaluations"; keeps its other contents."""
-    try:
-        add_results(path, lambda held: held.setdefault("evaluations", {}).update({name: figures}))
-    except UserError as error:
-        raise UserError(f"{error}; use --output=FILE") from None
 
 
 def _print(name: str, figures: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
+from train.files import check_output_directory
 from train.huggingface.exporting import _DTYPES, export_hf
 
 POSITIONAL = ("run",)
@@ -27,4 +28,5 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
+    check_output_directory(Path(values.output), "output")
     export_hf(Path(values.run), Path(values.output), values.dtype)

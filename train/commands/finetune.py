@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from model.config import EXECUTION_FIELDS
+from train.files import check_output_directory
 from train.finetuning.run import finetune
 
 REQUIRED = ("config", "init_from", "workdir")
@@ -35,4 +36,5 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
+    check_output_directory(Path(values.workdir), "workdir")
     finetune(values.config.to_dict(), Path(values.init_from), Path(values.workdir), values.accept_changed_data)

@@ -2,6 +2,7 @@
 
 rootstock generate --run=runs/tiny --prompt='Once upon a time' --max_new_tokens=64 --temperature=0.8
 rootstock generate --run=runs/german --prompts=sentences.txt --output=german.jsonl --temperature=0
+rootstock generate --run=runs/mistral --raw --prompt='<s>[INST] Hello [/INST]' --stop='</s>'
 """
 
 import json
@@ -16,6 +17,7 @@ from data.columns import DEFAULT_RULES, fill
 from data.readers import read_documents, read_placed_rows
 from data.templates import NAMES
 from train.commands.sampling_flags import define_sampling_flags, options_of
+from train.files import check_output_file
 from train.generation.decode import continuations
 from train.run.language_model import open_language_model
 from train.run.record import open_run
@@ -23,7 +25,6 @@ from train.run.record import open_run
 REQUIRED = ("run",)
 _LINE_END = re.compile("\r\n|\r|\n")
 RENAMED_FLAGS = {"checkpoint": "run"}
-FLAG_NEEDS = {"output": "prompts"}
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -33,9 +34,11 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "prompts", "", "File with one prompt per line, or JSONL with a column 'prompt'.", flag_values=values
     )
-    flags.DEFINE_string("output", "", "With --prompts: JSONL file to write; empty: print.", flag_values=values)
     text = "Chat template of the prompts; empty: that of the fine-tuned run; without one, prompts are continued."
     flags.DEFINE_enum("template", "", ["", *NAMES], text, flag_values=values)
+    text = "Take prompts as they are: no chat template, and names of special tokens in them are these tokens."
+    flags.DEFINE_boolean("raw", False, text, flag_values=values)
+    flags.DEFINE_string("output", "", "JSONL file to write; empty: print.", flag_values=values)
     define_sampling_flags(values, temperature=0.8)
 
 
@@ -44,12 +47,14 @@ def run(values: flags.FlagValues) -> None:
     if bool(values.prompt) == bool(values.prompts):
         raise UserError("--prompt is missing; expected either --prompt=TEXT or --prompts=FILE")
     options = options_of(values, open_run(Path(values.run)).record.generation)
+    if values.output:
+        check_output_file(Path(values.output), "output")
     prompts = [values.prompt] if values.prompt else _read(values.prompts)
     language_model = open_language_model(Path(values.run), values.template, cache_dtype=values.cache_dtype)
     with jax.set_mesh(language_model.mesh):
-        texts = continuations(language_model, prompts, options)
-    if values.prompt:
-        print(texts[0] if language_model.template else values.prompt + texts[0])
+        texts = continuations(language_model, prompts, options, raw=values.raw)
+    if values.prompt and not values.output:
+        print(texts[0] if language_model.template and not values.raw else values.prompt + texts[0])
         return
     pairs = zip(prompts, texts, strict=True)
     lines = [json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) + "\n" for prompt, text in pairs]

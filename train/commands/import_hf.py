@@ -10,6 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
+from train.files import check_output_directory
 from train.huggingface.importing import import_hf
 
 POSITIONAL = ("source",)
@@ -27,4 +28,5 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
+    check_output_directory(Path(values.workdir), "workdir")
     import_hf(values.source, Path(values.workdir), values.allow_pickle)

@@ -16,6 +16,7 @@ from train.checkpoint.manager import open_manager
 from train.checkpoint.save import save
 from train.console import say
 from train.distributed.mesh import single_device_mesh
+from train.files import check_output_directory
 from train.run.record import open_run
 from train.run.record import start as start_run
 from train.step import TrainState
@@ -35,6 +36,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
+    check_output_directory(Path(values.workdir), "workdir")
     merge(Path(values.run), Path(values.workdir))
 
 

@@ -33,7 +33,8 @@ def define_sampling_flags(values: flags.FlagValues, temperature: float) -> None:
         flag_values=values,
     )
     flags.DEFINE_float("repetition_penalty", 1.0, "Above 1: penalize tokens that already occurred.", flag_values=values)
-    flags.DEFINE_multi_string("stop", [], "Stop at this text; repeatable.", flag_values=values)
+    text = "Stop at this text, which may contain names of special tokens; repeatable."
+    flags.DEFINE_multi_string("stop", [], text, flag_values=values)
     flags.DEFINE_integer("seed", 0, "Random seed of the samples.", flag_values=values)
     text = "KV cache: auto (the compute dtype), bfloat16 or int8; empty: the run's setting."
     flags.DEFINE_enum("cache_dtype", "", ["", "auto", "bfloat16", "int8"], text, flag_values=values)

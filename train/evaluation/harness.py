@@ -24,8 +24,10 @@ from lm_eval.tasks import TaskManager
 from configs.errors import UserError, did_you_mean
 from data.columns import RowRules, answers_of, column, is_missing, is_parts, text_of
 from data.examples import Segment, sliding_windows, text_segment
+from data.marked import GUARD, encode_marked
 from data.readers import read_placed_rows
-from data.templates import render
+from data.seams import encode_endings
+from data.templates import render_text
 from model.sampling import Sampling
 from train.evaluation.likelihood import likelihoods
 from train.evaluation.squad import exact_match, token_f1
@@ -75,15 +77,37 @@ class Harness(TemplateLM):
         template, tokenizer = self.language_model.template, self.language_model.tokenizer
         if not template:
             raise UserError("--chat: the model has no chat template; use a model that was fine-tuned with one")
-        rendered = render(chat_history, template, tokenizer, prompt=add_generation_prompt)
-        return tokenizer.decode(rendered.tokens, specials=True)
+        return render_text(chat_history, template, tokenizer, prompt=add_generation_prompt)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:  # noqa: ANN401
         """Returns the tokens of a text that may name special tokens, after bos if the tokenizer adds one."""
         tokenizer = self.language_model.tokenizer
-        tokens, _places = tokenizer.encode_with_specials(string)
+        if GUARD in string:  # a chat in which a message contains the name of a token
+            tokens = encode_marked(string, tokenizer)
+        else:
+            tokens, _places = tokenizer.encode_with_specials(string)
         framed = add_special_tokens is not False and tokenizer.starts_with_bos
         return [tokenizer.bos_id, *tokens] if framed and tokens[:1] != [tokenizer.bos_id] else tokens
+
+    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Returns (log-likelihood in nats, whether greedy decoding would generate it) of each continuation."""
+        endings: dict[str, list[str]] = {}
+        for request in requests:
+            endings.setdefault(request.args[0], []).append(request.args[1])
+        encoded: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+        for context, several in endings.items():
+            before, after = self._encode_endings(context, several)
+            encoded |= {(context, ending): (before, tokens) for ending, tokens in zip(several, after, strict=True)}
+        return self._loglikelihood_tokens([(request.args, *encoded[request.args]) for request in requests])
+
+    def _encode_endings(self, context: str, endings: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        """Returns the tokens of a context and of the texts that may follow; a text without a context follows bos."""
+        prefix = [self.prefix_token_id]
+        if context:
+            before, after = encode_endings(self.tok_encode, context, endings)
+            return before or prefix, after
+        tokens = [self.tok_encode(ending, add_special_tokens=False) for ending in endings]
+        return prefix, [ids[1:] if ids[:1] == prefix else ids for ids in tokens]
 
     def _loglikelihood_tokens(self, requests: Sequence[Pair], **_: Any) -> list[tuple[float, bool]]:  # noqa: ANN401
         """Returns (log-likelihood in nats, whether greedy decoding would generate it) of each continuation."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from configs.errors import UserError
+from data.seams import encode_endings, split_spaces
 from data.tokenizer import Tokenizer
 from model.sampling import Prompts, score_choices
 from train.distributed.placement import replicate, to_host
@@ -37,56 +38,91 @@ def answer_questions(
     Raises:
         UserError: the sequence length leaves no room for a question.
     """
-    tokenizer = language_model.tokenizer
-    ids = tokenizer.encode_batch([f" {choice}" for choice in choices])
-    answer_len = max(map(len, ids), default=max_new_tokens)
+    asked = [
+        few_shot_prompt(shots, question, choices, language_model.tokenizer, sequence_length, max_new_tokens)
+        for question in questions
+    ]
+    prompts = [prompt for prompt, _ in asked]
+    if not choices:
+        texts = generate_text(language_model, prompts, GenerationOptions(max_new_tokens, stop=(_SEPARATOR,)))
+        return [[text.strip()] for text in texts]
+    scores = rank_choices(language_model, prompts, [answers for _, answers in asked])
+    return [[choices[i] for i in np.argsort(-row, kind="stable")] for row in scores]
+
+
+def few_shot_prompt(
+    shots: Sequence[tuple[str, str]],
+    question: str,
+    choices: Sequence[str],
+    tokenizer: Tokenizer,
+    sequence_length: int,
+    max_new_tokens: int,
+) -> tuple[list[int], list[list[int]]]:
+    """Returns the tokens of a question after as many answered examples as fit, and of each choice as its answer.
+
+    Args:
+        shots: (question, answer) of each example.
+        question: cut at its start if it is too long.
+        choices: answers to choose from; empty: the answer is generated.
+        tokenizer: of the model.
+        sequence_length: maximum number of tokens of prompt and answer together.
+        max_new_tokens: number of tokens of a generated answer.
+
+    Raises:
+        UserError: the sequence length leaves no room for a question.
+    """
+    for count in range(len(shots), -1, -1):
+        text = "".join(f"{shown} {answer}{_SEPARATOR}" for shown, answer in shots[:count]) + question
+        if choices:
+            prompt, answers = encode_endings(tokenizer.encode_prompt, text, [f" {choice}" for choice in choices])
+        else:
+            prompt, answers = tokenizer.encode_prompt(split_spaces(tokenizer, text)[0]), []
+        prompt = prompt or [tokenizer.bos_id]
+        answer_len = max(map(len, answers), default=max_new_tokens)
+        if len(prompt) + answer_len <= sequence_length:
+            return prompt, answers
     # The shortest prompt is bos and one token of the question.
     if sequence_length < answer_len + 2:
         raise UserError(
             f"config.sequence_length={sequence_length} leaves no room for a zero-shot question before an answer of "
             f"{answer_len} tokens; use at least {answer_len + 2}, or config.task.zero_shot_rows=0"
         )
-    prompts = [few_shot_prompt(shots, question, tokenizer, sequence_length - answer_len) for question in questions]
-    if not choices:
-        texts = generate_text(language_model, prompts, GenerationOptions(max_new_tokens, stop=(_SEPARATOR,)))
-        return [[text.strip()] for text in texts]
-    scores = rank_choices(language_model, prompts, ids)
-    return [[choices[i] for i in np.argsort(-row, kind="stable")] for row in scores]
-
-
-def few_shot_prompt(
-    shots: Sequence[tuple[str, str]], question: str, tokenizer: Tokenizer, max_prompt_len: int
-) -> list[int]:
-    """Returns the tokens of a question after as many answered examples as fit.
-
-    Args:
-        shots: (question, answer) of each example.
-        question: cut at its start if it is too long.
-        tokenizer: of the model.
-        max_prompt_len: maximum number of tokens.
-    """
-    asked = tokenizer.encode(question)[-(max_prompt_len - 1) :]
-    shown = [tokenizer.encode(f"{prompt} {answer}{_SEPARATOR}") for prompt, answer in shots]
-    while shown and sum(map(len, shown)) + len(asked) + 1 > max_prompt_len:
-        shown.pop()
-    return [tokenizer.bos_id, *(token for example in shown for token in example), *asked]
+    bos = prompt[: tokenizer.starts_with_bos]
+    return [*bos, *prompt[len(bos) + answer_len - sequence_length :]], answers
 
 
 def rank_choices(
-    language_model: LanguageModel, prompts: Sequence[list[int]], choices: Sequence[list[int]]
+    language_model: LanguageModel, prompts: Sequence[list[int]], choices: Sequence[Sequence[list[int]]]
 ) -> np.ndarray:
-    """Returns float32 (prompts, choices): the log-likelihood of each choice after each prompt, in nats per token."""
+    """Returns float32 (prompts, choices): the log-likelihood of each choice after each prompt, in nats per token.
+
+    Args:
+        language_model: the model.
+        prompts: tokens of each prompt.
+        choices: tokens of the choices for each prompt: the same number for all.
+    """
     mesh, pad_id = language_model.mesh, language_model.tokenizer.pad_id
     # Each device of the `context` axis takes an equal part of a row.
-    width = round_up(max(map(len, choices)), mesh.shape["context"])
+    width = round_up(max(len(tokens) for answers in choices for tokens in answers), mesh.shape["context"])
+    scores = np.zeros((len(prompts), len(choices[0])), np.float32)
+    # Choices have the same tokens after most prompts; these prompts are scored together.
+    groups: dict[str, list[int]] = {}
+    for number, answers in enumerate(choices):
+        groups.setdefault(repr(answers), []).append(number)
+    for members in groups.values():
+        placed = replicate(_padded(choices[members[0]], width, pad_id), mesh)
+        for places, prompts_BP, lengths_B in prompt_batches([prompts[number] for number in members], pad_id, mesh):
+            asked = Prompts(*replicate((prompts_BP, lengths_B), mesh))
+            scores_BC = score_choices(language_model.model, language_model.params, asked, *placed)
+            scores[[members[place] for place in places]] = to_host(scores_BC, mesh)[: len(places)]
+    return scores
+
+
+def _padded(choices: Sequence[list[int]], width: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns choices_CM, each at the start of its row, and weights_CM: 1 for its tokens."""
     choices_CM = np.full((len(choices), width), pad_id, np.int32)
     weights_CM = np.zeros((len(choices), width), np.float32)
     for row, tokens in enumerate(choices):
         choices_CM[row, : len(tokens)] = tokens
         weights_CM[row, : len(tokens)] = 1.0
-    scores = np.zeros((len(prompts), len(choices)), np.float32)
-    for numbers, prompts_BP, lengths_B in prompt_batches(prompts, pad_id, mesh):
-        arrays = replicate((prompts_BP, lengths_B, choices_CM, weights_CM), mesh)
-        scores_BC = score_choices(language_model.model, language_model.params, Prompts(*arrays[:2]), *arrays[2:])
-        scores[numbers] = to_host(scores_BC, mesh)[: len(numbers)]
-    return scores
+    return choices_CM, weights_CM

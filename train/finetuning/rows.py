@@ -138,12 +138,15 @@ def with_shots(part: TaskRows, shown: Sequence[Example], task: Task[Any], tokeni
     """Returns the rows with as many other answered examples before each text as fit; these are not in the loss."""
     length = part.rows.sequence_length
     shots = [encoded.segments[0] for e in shown if (encoded := task.encode(e, tokenizer, length)) is not None]
+    special = set(tokenizer.special_tokens.values())
     made = []
     for encoded in part.encoded:
         segment = encoded.segments[0]
         before: list[int] = []
         for shot in shots:
             text = [*shot["tokens"].tolist(), int(shot["targets"][-1])]
+            # Separately encoded texts meet at a special token.
+            text += [tokenizer.eos_id] * (text[-1] not in special and text[0] not in special)
             if len(before) + len(text) + len(segment["tokens"]) <= length:
                 before += text
         tokens, zeros = np.array(before, np.int32), np.zeros(len(before), np.float32)

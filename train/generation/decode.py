@@ -6,10 +6,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from data.seams import split_spaces
 from model.sampling import Prompts, advance, prefill
 from train.distributed.placement import replicate, row_parts, to_host
 from train.distributed.watchdog import tick
 from train.generation.language_model import GenerationOptions, LanguageModel
+from train.generation.stopping import stream_until_stop, text_until_stop
 from train.trees import round_up
 
 _BATCH_SIZE = 32
@@ -20,15 +22,29 @@ _BATCH_STEPS = 16
 _STREAM_STEPS = 4
 
 
-def continuations(language_model: LanguageModel, prompts: Sequence[str], options: GenerationOptions) -> list[str]:
+def continuations(
+    language_model: LanguageModel, prompts: Sequence[str], options: GenerationOptions, raw: bool = False
+) -> list[str]:
     """Returns the continuation of each prompt, or the answer to it if the model has a chat template.
+
+    Args:
+        language_model: the model.
+        prompts: texts to continue, or messages to answer.
+        options: how texts are generated.
+        raw: continue the prompts even if the model has a chat template; names of special tokens are these tokens.
 
     Raises:
         UserError: a prompt does not fit the model's context.
     """
-    max_new_tokens = options.max_new_tokens
-    encoded = [language_model.encode([{"role": "user", "content": prompt}], max_new_tokens) for prompt in prompts]
-    return generate_text(language_model, encoded, options)
+    if language_model.template and not raw:
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        encoded = [language_model.encode(chat, options.max_new_tokens) for chat in chats]
+        return generate_text(language_model, encoded, options)
+    # A space at the end of a prompt is a part of the first generated token.
+    pairs = [split_spaces(language_model.tokenizer, prompt) for prompt in prompts]
+    encoded = [language_model.encode_text(prompt, options.max_new_tokens, raw) for prompt, _ in pairs]
+    texts = generate_text(language_model, encoded, options)
+    return [text.removeprefix(spaces) for text, (_, spaces) in zip(texts, pairs, strict=True)]
 
 
 def generate_text(language_model: LanguageModel, prompts: Sequence[list[int]], options: GenerationOptions) -> list[str]:
@@ -65,8 +81,8 @@ def _generate_batch(
         # Surplus rows of the batch count as ended.
         ended_B = np.ones(len(prompts_BP), bool)
         for i, ids in enumerate(generated):
-            text = language_model.tokenizer.decode(ids)
-            texts[i], ended_B[i] = truncate_at_stop(text, options.stop, options.stop_at_start)
+            prompt = prompts_BP[i, -lengths_B[i] :].tolist()
+            texts[i], ended_B[i] = text_until_stop(language_model.tokenizer, prompt, ids, options)
         done_B = state.done_B | replicate((ended_B,), mesh)[0]
         if left and to_host(done_B, mesh).all():
             break
@@ -75,7 +91,14 @@ def _generate_batch(
 
 
 def stream_text(language_model: LanguageModel, prompt: list[int], options: GenerationOptions) -> Iterator[str]:
-    """Yields the text generated after a prompt in parts, as it is generated; `options.stop` is ignored."""
+    """Yields the text generated after a prompt in parts, as it is generated; together, they are all of the text."""
+    yield from stream_until_stop(_growing_text(language_model, prompt, options), options.stop)
+
+
+def _growing_text(
+    language_model: LanguageModel, prompt: list[int], options: GenerationOptions
+) -> Iterator[tuple[str, bool]]:
+    """Yields (the text so far, whether it ended with a stop string)."""
     model, params, tokenizer = language_model.model, language_model.params, language_model.tokenizer
     _, rows, lengths = next(prompt_batches([prompt], tokenizer.pad_id, language_model.mesh))
     placed = Prompts(*replicate((rows, lengths), language_model.mesh))
@@ -83,24 +106,12 @@ def stream_text(language_model: LanguageModel, prompt: list[int], options: Gener
     rng = jax.random.key(options.seed)
     state = prefill(model, params, placed, rng, options.sampling, max_new_tokens=steps)
     generated: list[int] = []
-    shown = ""
     while len(generated) < options.max_new_tokens and not bool(state.done_B[0]):
         tokens, state = advance(
             model, params, state, options.sampling, steps=_STREAM_STEPS, end_ids=language_model.end_ids
         )
         generated += [token for token in np.asarray(tokens)[0].tolist() if token not in language_model.end_ids]
-        text = tokenizer.decode(generated[: options.max_new_tokens])
-        # The bytes of one character can be several tokens; an incomplete character decodes to U+FFFD.
-        if not text.endswith("\ufffd"):
-            yield text[len(shown) :]
-            shown = text
-
-
-def truncate_at_stop(text: str, stop: Sequence[str], stop_at_start: bool = False) -> tuple[str, bool]:
-    """Returns (the text before the first of `stop`, whether there was one); see `GenerationOptions`."""
-    first = 0 if stop_at_start else len(text) - len(text.lstrip())
-    ends = [index for end in stop if end and (index := text.find(end, first)) >= 0]
-    return (text[: min(ends)], True) if ends else (text, False)
+        yield text_until_stop(tokenizer, prompt, generated[: options.max_new_tokens], options)
 
 
 def prompt_batches(

@@ -51,12 +51,24 @@ class LanguageModel:
         Raises:
             UserError: the prompt and `max_new_tokens` together exceed the model's context.
         """
-        max_prompt_len = self.model.context_length - max_new_tokens
+        if not self.template:
+            return self.encode_text(messages[-1]["content"], max_new_tokens)
         messages = [{**message, "content": self.cleaned(message["content"])} for message in messages]
-        if self.template:
-            tokens = render(messages, self.template, self.tokenizer, prompt=True).tokens
-        else:
-            tokens = self.tokenizer.encode_prompt(messages[-1]["content"])
+        return self._checked(render(messages, self.template, self.tokenizer, prompt=True).tokens, max_new_tokens)
+
+    def encode_text(self, text: str, max_new_tokens: int, raw: bool = False) -> list[int]:
+        """Returns the tokens of a prompt to continue; see `encode`.
+
+        Args:
+            text: the prompt.
+            max_new_tokens: number of tokens to generate.
+            raw: names of special tokens in the text are these tokens.
+        """
+        encode = self.tokenizer.encode_raw_prompt if raw else self.tokenizer.encode_prompt
+        return self._checked(encode(self.cleaned(text)), max_new_tokens)
+
+    def _checked(self, tokens: list[int], max_new_tokens: int) -> list[int]:
+        max_prompt_len = self.model.context_length - max_new_tokens
         if len(tokens) > max_prompt_len:
             raise UserError(
                 f"the prompt has {len(tokens)} tokens; expected at most {max(max_prompt_len, 0)}, the model's context "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from train.files import write_atomically
+from train.files import check_output_file, write_atomically
 from train.run import goodput
 from train.run.history import read_records
 
@@ -19,12 +19,37 @@ def add_results(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     Raises:
         UserError: the file contains something else or cannot be written.
     """
+    held = _read(path)
     try:
-        held = json.loads(path.read_text()) if path.exists() else {}
         change(held)
         write_atomically(path, json.dumps(held, indent=1))
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path} cannot be written: {error}") from None
+
+
+def check_results(path: Path, option: str) -> None:
+    """Checks that `add_results` can extend a file; called before the work whose results it will contain.
+
+    Args:
+        path: the file.
+        option: name of the flag, for the error message.
+
+    Raises:
+        UserError: the file contains something else or cannot be written.
+    """
+    check_output_file(path, option)
+    _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file, or an empty one if the file is missing."""
+    try:
+        held = json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be extended: {error}") from None
+    if not isinstance(held, dict):
+        raise UserError(f"{path} cannot be extended: expected a JSON object, got {held!r:.80}")
+    return held
 
 
 def training_summary(workdir: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from configs.errors import UserError
 from data.columns import Row, RowRules, column, text_of, texts_of
 from data.examples import Rendered, labeled_segment
 from data.labeled import Example
+from data.seams import encode_words
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, classifier
@@ -72,11 +73,16 @@ class Tagging(Task[list[str]]):
         """Returns `bos words eos` with each word's tag as the target of its last token; an unseen tag is in no loss."""
         index = {name: i for i, name in enumerate(self.classes)}
         words, tags = example.fields["words"], example.fields["tags"]
-        tokens, ends = _word_tokens(words, tokenizer, length)
-        targets = {end: index[tag] for end, tag in zip(ends, tags, strict=False) if tag in index}
+        ids, ends = encode_words(tokenizer, words)
+        kept = max((end for end in ends if end <= length - 2), default=0)
+        targets = {
+            end: index[tag]
+            for end, start, tag in zip(ends, [0, *ends], tags, strict=False)
+            if start < end <= kept and tag in index
+        }
         weights = {place: self.weights[target] if self.weights else 1.0 for place, target in targets.items()}
-        segment = labeled_segment(tokens, dict(targets), weights, np.int32)
-        return Rendered((segment,), len(ends) < len(words))
+        tokens = [tokenizer.bos_id, *ids[:kept], tokenizer.eos_id]
+        return Rendered((labeled_segment(tokens, dict(targets), weights, np.int32),), kept < ends[-1])
 
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
         """Returns a linear layer on the state of each token."""
@@ -85,11 +91,13 @@ class Tagging(Task[list[str]]):
     def decode(
         self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer
     ) -> list[str]:
-        """Returns a tag per word; `OUTSIDE` for words that were cut off."""
-        words = example.fields["words"]
-        _, ends = _word_tokens(words, tokenizer, len(encoded.segments[0]["tokens"]))
-        tags = [self.classes[i] for i in outputs[0][ends].argmax(-1)]
-        return tags + [OUTSIDE] * (len(words) - len(tags))
+        """Returns a tag per word; `OUTSIDE` for words that were cut off or have no tokens."""
+        _, ends = encode_words(tokenizer, example.fields["words"])
+        last = len(encoded.segments[0]["tokens"]) - 2
+        return [
+            self.classes[outputs[0][end].argmax()] if start < end <= last else OUTSIDE
+            for start, end in zip([0, *ends], ends, strict=False)
+        ]
 
     def metrics(self, examples: Sequence[Example], predictions: Sequence[list[str]]) -> dict[str, Interval]:
         """Returns accuracy over words and macro-F1 over the tags other than `OUTSIDE`."""
@@ -127,14 +135,3 @@ def _words(row: Row, name: str, rules: RowRules) -> list[str]:
     if "" in words:
         raise UserError(f"value {words.index('') + 1} of {name!r} is empty; expected a word or tag")
     return words
-
-
-def _word_tokens(words: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[list[int], list[int]]:
-    """Returns (`bos words eos` with as many words as fit into `length` tokens, the place of each word's last token)."""
-    tokens, ends = [tokenizer.bos_id], []
-    for ids in tokenizer.encode_batch([word if i == 0 else f" {word}" for i, word in enumerate(words)]):
-        if not ids or len(tokens) + len(ids) >= length:
-            break
-        tokens += ids
-        ends.append(len(tokens) - 1)
-    return [*tokens, tokenizer.eos_id], ends

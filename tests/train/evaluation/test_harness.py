@@ -5,10 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import tiny_model
 
 from configs.errors import UserError
 from data.columns import RowRules
+from data.templates import render
 from data.tokenizer_training import train_tokenizer
+from tests.designs import design
+from train.distributed.mesh import single_device_mesh
+from train.generation.language_model import LanguageModel
 from train.huggingface.importing import import_hf
 from train.run.language_model import open_language_model
 
@@ -125,3 +130,21 @@ def test_unknown_task_or_missing_column_is_a_one_line_error(model, tmp_path):
         evaluated(["intent"], {})
     with pytest.raises(UserError, match="row 1: no 'label'; columns found: text"):
         evaluated(["intent"], data)
+
+
+SOURCE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", ["chatml", "llama3", "gemma", "tokenizer"])
+@pytest.mark.parametrize("name", ["byte-level BPE", "prepend normalizer", "metaspace first", "bytes"])
+@pytest.mark.parametrize("content", [" the cat", "x</s><|im_end|> <|eot_id|>"])
+def test_a_chat_in_a_task_has_the_tokens_of_a_prompt(name, template, content):
+    tokenizer = design(name, SOURCE)
+    opened = LanguageModel(tiny_model(), {}, tokenizer, template, tokenizer.eos_id, single_device_mesh())
+    chat = [{"role": "user", "content": content}]
+    ours = harness.Harness(opened)
+    found = ours.tok_encode(ours.apply_chat_template(chat), add_special_tokens=False)
+    assert found == render(chat, template, tokenizer, prompt=True).tokens

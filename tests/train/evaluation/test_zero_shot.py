@@ -10,8 +10,9 @@ from model.heads import language_model, unembedding
 from model.losses import logits
 from model.sharding import parameter_shardings
 from model.transformer import forward
+from tests.designs import DESIGNS, design
 from train.distributed.mesh import single_device_mesh
-from train.evaluation.zero_shot import rank_choices
+from train.evaluation.zero_shot import few_shot_prompt, rank_choices
 from train.generation.decode import generate_text
 from train.generation.language_model import GenerationOptions, LanguageModel
 
@@ -23,8 +24,8 @@ def model_of(name):
     return tiny_model(vocab_size=320, **MODELS[name])
 
 
-def language_model_of(model, params, mesh=None):
-    return LanguageModel(model, params, BYTES, "", BYTES.eos_id, mesh or single_device_mesh())
+def language_model_of(model, params, mesh=None, tokenizer=BYTES):
+    return LanguageModel(model, params, tokenizer, "", tokenizer.eos_id, mesh or single_device_mesh())
 
 
 def prompts_of(count, seed=0):
@@ -46,7 +47,7 @@ def test_choice_scores_equal_scoring_prompt_and_choice_as_one_text(name):
     model = model_of(name)
     params = init(language_model(model))
     prompts, choices = prompts_of(3), [[10], [20, 21, 22], [30, 31]]
-    found = rank_choices(language_model_of(model, params), prompts, choices)
+    found = rank_choices(language_model_of(model, params), prompts, [choices] * 3)
     for i, prompt in enumerate(prompts):
         for j, choice in enumerate(choices):
             tokens = [*prompt, *choice]
@@ -81,13 +82,49 @@ def test_sharded_parameters_give_the_same_scores_and_texts(sizes):
     objective = language_model(model)
     params, prompts, choices = init(objective), prompts_of(3), [[10], [20, 21]]
     one = language_model_of(model, params)
-    expected = rank_choices(one, prompts, choices), generate_text(one, prompts, GenerationOptions(4))
+    expected = rank_choices(one, prompts, [choices] * 3), generate_text(one, prompts, GenerationOptions(4))
     mesh = mesh_of(**sizes)
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, parameter_shardings(jax.eval_shape(objective.init, jax.random.key(0)), mesh))
         sharded = language_model_of(model, placed, mesh)
-        found = rank_choices(sharded, prompts, choices), generate_text(sharded, prompts, GenerationOptions(4))
-        alone = rank_choices(sharded, prompts[:1], choices)
+        found = rank_choices(sharded, prompts, [choices] * 3), generate_text(sharded, prompts, GenerationOptions(4))
+        alone = rank_choices(sharded, prompts[:1], [choices])
     np.testing.assert_allclose(found[0], expected[0], atol=2e-5)
     np.testing.assert_allclose(alone, expected[0][:1], atol=2e-5)
     assert found[1] == expected[1]
+
+
+SHOTS = [("review: the cat sat\nlabel:", "good"), ("review: a mat\nlabel:", "bad")]
+CHOICES = ["good", "bad", "good dog"]
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+@pytest.mark.parametrize("question", ["review: dog ran\nlabel:", "review: dog ran\nlabel: ", "label"])
+def test_shots_question_and_choice_have_the_tokens_of_one_text(name, question):
+    tokenizer = design(name)
+    prompt, answers = few_shot_prompt(SHOTS, question, CHOICES, tokenizer, 500, 0)
+    for choice, answer in zip(CHOICES, answers, strict=True):
+        text = f"review: the cat sat\nlabel: good\n\nreview: a mat\nlabel: bad\n\n{question} {choice}"
+        assert [*prompt, *answer] == tokenizer.encode_prompt(text)
+    longest = max(map(len, answers))
+    whole = len(prompt) + longest
+    for length in range(longest + 2, whole):
+        shorter, _ = few_shot_prompt(SHOTS, question, CHOICES, tokenizer, length, 0)
+        assert 0 < len(shorter) <= length - longest
+    assert few_shot_prompt(SHOTS, question, CHOICES, tokenizer, whole, 0)[0] == prompt
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_choices_are_ranked_by_the_likelihoods_of_evaluate_tasks(name):
+    """The table and lm-evaluation-harness see the same tokens; the first divides by their number."""
+    harness = pytest.importorskip("train.evaluation.harness")
+    instance = pytest.importorskip("lm_eval.api.instance").Instance
+    model = tiny_model(vocab_size=600, context_length=128)
+    opened = language_model_of(model, init(language_model(model)), tokenizer=design(name))
+    asked = [few_shot_prompt([], prompt, CHOICES, design(name), 128, 0) for prompt, _ in SHOTS]
+    scores = rank_choices(opened, [prompt for prompt, _ in asked], [answers for _, answers in asked])
+    pairs = [(prompt, f" {choice}") for prompt, _ in SHOTS for choice in CHOICES]
+    requests = [instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0) for pair in pairs]
+    found = [nats for nats, _ in harness.Harness(opened).loglikelihood(requests)]
+    lengths = np.array([[len(answer) for answer in answers] for _, answers in asked])
+    np.testing.assert_allclose((scores * lengths).ravel(), found, rtol=1e-4)

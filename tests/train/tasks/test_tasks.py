@@ -11,6 +11,7 @@ from configs.errors import UserError
 from configs.schema import build
 from data.examples import Rendered
 from data.tokenizer_training import train_tokenizer
+from tests.designs import DESIGNS, design
 from train.settings import TaskSettings
 from train.tasks.classification import Classification
 from train.tasks.span import best_span
@@ -98,6 +99,24 @@ def test_tag_is_the_target_of_the_last_token_of_its_word():
     assert task.decode(example, (logits,), r, TOKENIZER) == ["PER", "O", "LOC"]
     short = task.encode(example, TOKENIZER, 9)
     assert short.cut and task.decode(example, (logits[:9],), short, TOKENIZER)[2] == "O"
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_tagged_words_are_encoded_as_a_sentence(name):
+    tokenizer = design(name)
+    task, [(example, _)] = encoded(
+        "tagging", [{"tokens": ["dog", "sat", "\u200b", "home"], "label": ["A", "B", "C", "B"]}]
+    )
+    made = task.encode(example, tokenizer, LENGTH)
+    segment = made.segments[0]
+    assert segment["tokens"].tolist() == [tokenizer.bos_id, *tokenizer.encode("dog sat \u200b home"), tokenizer.eos_id]
+    places = np.flatnonzero(segment["weights"])
+    texts = [tokenizer.decode(segment["tokens"][1 : place + 1].tolist()).strip() for place in places[:2]]
+    assert texts == ["dog", "dog sat"]
+    logits = np.zeros((len(segment["tokens"]), 3))
+    logits[places, segment["targets"][places]] = 1
+    predicted = task.decode(example, (logits,), made, tokenizer)
+    assert predicted == ["A", "B", "C" if len(places) == 4 else "O", "B"] and not made.cut
 
 
 def test_value_is_standardized_and_decoded():

@@ -1,0 +1,72 @@
+"""What a command will write is checked before its work, and `generate` writes what it printed."""
+
+import json
+
+import pytest
+
+from tests.runs import error_lines, rootstock
+from train.run.results import check_results
+
+GPT2 = "tests/golden/huggingface/gpt2"
+COMMANDS = {
+    "generate": (["--run=RUN", "--prompt=a"], "output"),
+    "evaluate": (["--run=RUN", "--text=TEXT"], "output"),
+    "export-hf": (["--run=RUN"], "output"),
+    "prepare": (["--input=TEXT"], "output"),
+    "merge": (["--run=RUN"], "workdir"),
+    "import-hf": ([f"--source={GPT2}"], "workdir"),
+    "demo": ([], "workdir"),
+    "pretrain": (["--config=configs/pretrain/tiny.py"], "workdir"),
+    "finetune": (["--config=configs/finetune/intent.py", "--init_from=RUN"], "workdir"),
+    "scaling": (["--config=configs/pretrain/tiny.py"], "workdir"),
+}
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Opening a model is an error."""
+
+    def work(*_, **__):
+        raise AssertionError("the command began its work")
+
+    for module in ("generate", "evaluate"):
+        monkeypatch.setattr(f"train.commands.{module}.open_language_model", work)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_output_that_cannot_be_written_is_an_error_before_the_work(command, foundation, text, tmp_path, no_work):
+    flags, output = COMMANDS[command]
+    flags = [flag.replace("RUN", str(foundation)).replace("TEXT", str(text)) for flag in flags]
+    (tmp_path / "file").write_text("x")
+    paths = [tmp_path / "file" / "below"]
+    if command in ("generate", "evaluate"):
+        paths += [tmp_path / "missing" / "file", tmp_path]
+    elif command != "prepare":
+        paths.append(tmp_path / "file")
+    for path in paths:
+        done = rootstock(command, *flags, f"--{output}={path}", check=False)
+        (line,) = error_lines(done)
+        assert str(path) in line and done.returncode == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "not JSON"])
+def test_results_that_cannot_be_extended_are_an_error_before_the_work(content, foundation, text, tmp_path, no_work):
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    done = rootstock("evaluate", f"--run={foundation}", f"--text={text}", f"--output={path}", check=False)
+    assert "results.json cannot be extended: " in error_lines(done)[0] and path.read_text() == content
+    path.write_text("{}")
+    check_results(path, "output")
+
+
+def test_generate_continues_raw_prompts_and_writes_them(foundation, tmp_path):
+    common = ["generate", f"--run={foundation}", "--temperature=0", "--max_new_tokens=6"]
+    printed = rootstock(*common, "--prompt=the cat").stdout
+    assert printed.startswith("the cat")
+    assert rootstock(*common, "--prompt=the cat", "--raw").stdout == printed
+    assert rootstock(*common, "--prompt=<|bos|>the cat", "--raw").stdout == f"<|bos|>{printed}"
+    path = tmp_path / "texts.jsonl"
+    rootstock(*common, "--prompt=the cat", f"--output={path}")
+    row = json.loads(path.read_text())
+    assert row["prompt"] + row["completion"] + "\n" == printed
