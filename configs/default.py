@@ -131,8 +131,7 @@ def task() -> ConfigDict:
     t.pooling = "last"  # state that a classifier reads: that of the "last" token, or the "mean" over the example
     t.multi_label = False  # each row has any number of classes, as a list or as "a|b"
     t.class_weights = "none"  # "none", or "balanced": weight each class by its inverse frequency
-    # regression: subtract the mean of the training values; False: transformers has a head for the exported model
-    t.center = True
+    t.center = True  # regression: train on the difference from the mean, which few heads of transformers can add
     # Chat template: "plain", "chatml", "llama3", "gemma", "alpaca", or "tokenizer" for the tokenizer's own.
     t.template = "plain"
     t.metrics = ("rouge",)  # metrics of generated text: "rouge", "bleu" (with chrF), "squad"

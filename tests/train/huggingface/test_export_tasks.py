@@ -228,7 +228,8 @@ def test_a_resumed_run_keeps_the_order_of_its_classes(trained, tmp_path):
     record["task"]["classes"] = sorted(record["task"]["classes"])  # as older versions ordered them
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     settings = from_config(record["config"])
-    resumed, _ = prepare_run(record["config"], settings, run.parent / "base", tmp_path / "run", single_device_mesh())
+    parent = open_run(run.parent / "base").with_execution(settings.model)
+    resumed, _ = prepare_run(record["config"], settings, parent, tmp_path / "run", single_device_mesh())
     assert resumed.data.task.classes[:3] == ("0", "1", "10") == tuple(resumed.record.task["classes"][:3])
 
 
