@@ -94,6 +94,7 @@ def _changed_data(directory: Path, short: bool) -> Outcome:
     config = tiny.get_config()
     config.tokenizer = "bpe:280"
     config.batch_size, config.sequence_length, config.num_steps = 8, 32, 4
+    config.optimizer.warmup_steps = 2
     config.model.update({"embed_dim": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "mlp_dim": 16})
     config.data.path, config.evaluation.batches = str(path), 1
     config.mesh.data = -1

@@ -204,8 +204,15 @@ def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer, accept_changed
         UserError: the config, the data or the tokenizer differs from the run's, in a field that must not change; or see
             `length_change`.
     """
-    if run_on_process_zero(lambda: _write_if_new(workdir, record, tokenizer)) and is_process_zero():
-        return record
+    is_new = run_on_process_zero(lambda: _write_if_new(workdir, record, tokenizer))
+    if not (is_new and is_process_zero()):
+        _check_same_run(workdir, record, tokenizer, accept_changed_data)
+    run_on_process_zero(lambda: _accept(workdir, record))
+    return read_record(workdir)
+
+
+def _check_same_run(workdir: Path, record: RunRecord, tokenizer: Tokenizer, accept_changed_data: bool) -> None:
+    """Raises UserError if the run in `workdir` is another one; see `start`."""
     before = read_record(workdir)
     changed = [f"model {difference}" for difference in architecture_difference(before.model, record.model)]
     changed += config_changes(before.config, record.config | {"num_steps": before.config["num_steps"]})
@@ -221,8 +228,6 @@ def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer, accept_changed
             "use the old values, or a new --workdir; --help marks the fields that may change, and "
             "--accept_changed_data allows different data"
         )
-    run_on_process_zero(lambda: _accept(workdir, record))
-    return read_record(workdir)
 
 
 def _accept(workdir: Path, record: RunRecord) -> None:

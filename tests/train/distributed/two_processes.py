@@ -30,7 +30,8 @@ PRETRAIN = [
 ]  # fmt: skip
 FINETUNE = [
     "finetune", "--config=configs/finetune/email_spam.py", "--config.batch_size=8", "--config.sequence_length=16",
-    "--config.num_steps=3", "--config.task.baseline=False", "--config.task.zero_shot_rows=0",
+    "--config.num_steps=3", "--config.optimizer.warmup_steps=1", "--config.task.baseline=False",
+    "--config.task.zero_shot_rows=0",
 ]  # fmt: skip
 
 
