@@ -13,6 +13,9 @@ from data.readers import read_placed_rows
 from data.sources import Inventory, inventory
 from data.stratify import Shares, stratified
 
+# All rows together count as a class, so that a small data set without classes has no empty split either.
+_EVERY_ROW = ""
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -174,8 +177,10 @@ def _assigned(examples: list[Example], shares: Shares, by_class: bool) -> tuple[
     for example in examples:
         group = fold(example.group)
         places[group] = _fraction(group)
-        classes.setdefault(group, set()).update(example.classes if by_class else ())
-    return stratified(places, classes, shares)
+        classes.setdefault(group, set()).update({_EVERY_ROW, *example.classes} if by_class else ())
+    split_of, rare = stratified(places, classes, shares)
+    rare.pop(_EVERY_ROW, None)
+    return split_of, rare
 
 
 def draw(examples: list[Example], count: int) -> list[Example]:

@@ -68,6 +68,15 @@ def parse(row):
     return Example(row["text"], row["text"], {"label": row["label"]}, (row["label"],))
 
 
+@pytest.mark.parametrize("count", [15, 16, 25, 40, 41])
+def test_a_small_data_set_without_classes_has_no_empty_split(tmp_path, count):
+    rows = [{"text": f"message {count} {i}"} for i in range(count)]
+    found = read_splits(
+        write(tmp_path / "rows.jsonl", rows), lambda row: Example(row["text"], row["text"], {}), SplitOptions(0.05, 0.2)
+    )
+    assert all(getattr(found, part) for part in SPLITS) and not found.rare
+
+
 def test_a_new_row_of_a_large_class_moves_no_other(tmp_path):
     rows = [{"text": f"message number {i}", "label": "ab"[i % 2]} for i in range(160)]
     new = [{"text": f"a new one {i}", "label": "c"} for i in range(4)]
