@@ -183,7 +183,7 @@ def inputs(text, foundation, classifier, labeled, tmp_path_factory):
         "empty": ("empty.txt", b""),
         "latin": ("latin.txt", "caf\xe9".encode("latin-1")),
         "broken": ("broken.jsonl", b'{"text": "one"}\n{"text": "two"\n'),
-        "unseen": ("unseen.jsonl", b'{"text": "never", "label": "third"}\n'),
+        "unlabeled": ("unlabeled.jsonl", b'{"text": "never", "label": null}\n'),
         "digits": ("digits.txt", b"0123456789\n" * 50),
     }
     for name, content in files.values():
@@ -218,10 +218,13 @@ INVALID = {
         [*PRETRAIN_ON, "--config.data.path={store}", "--init_from={foundation}"],
         "was tokenized with another tokenizer",
     ),
-    "unseen class": ([*FINETUNE_ON, "--init_from={foundation}", "--config.task.test_path={unseen}"], "'third'"),
+    "missing class": (
+        [*FINETUNE_ON, "--init_from={foundation}", "--config.task.test_path={unlabeled}"],
+        "row 1: 'label' is null",
+    ),
     "not a run": ([*FINETUNE_ON, "--init_from={folder}"], "run.json"),
     "nothing to evaluate": (["evaluate", "--run={foundation}"], "--text is missing"),
-    "unseen class in evaluate": (["evaluate", "--run={classifier}", "--data={unseen}"], "'third'"),
+    "missing class in evaluate": (["evaluate", "--run={classifier}", "--data={unlabeled}"], "row 1: 'label' is null"),
     "nothing to continue": (["generate", "--run={foundation}"], "--prompt is missing"),
     "a classifier to continue": (["generate", "--run={classifier}", "--prompt=x"], "pre-train"),
 }  # fmt: skip
