@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from configs import default
 from configs.errors import UserError
 from configs.finetune import assistant, email_spam
 from tests.runs import WORDS, error_lines, rootstock
@@ -51,7 +52,12 @@ def labeled(kind, count=60):
 KINDS = {
     "one class": {},
     "several": {"task.multi_label": True},
-    "tagging": {"task.name": "tagging"},
+    "tagging": {
+        "task.name": "tagging",
+        "task.pooling": "last",
+        "task.prompt": default.task().prompt,
+        "task.zero_shot_rows": 500,
+    },  # fmt: skip
 }
 
 
