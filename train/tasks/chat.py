@@ -36,7 +36,7 @@ class Chat(Task[tuple[float, float]]):
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "head"
     unused_fields: ClassVar[tuple[str, ...]] = (
         *("task.input", "task.context", "task.pooling", "task.multi_label", "task.class_weights", "task.metrics"),
-        "task.beta",
+        *("task.beta", "task.center"),
     )
 
     @classmethod

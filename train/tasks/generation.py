@@ -40,6 +40,7 @@ class Generation(Task[str]):
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
     unused_fields: ClassVar[tuple[str, ...]] = (
         *("task.context", "task.pooling", "task.multi_label", "task.class_weights", "task.beta"),
+        "task.center",
     )
     renamed_fields: ClassVar[Mapping[str, str]] = {"metrics": "metric_names"}
 

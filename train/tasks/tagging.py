@@ -39,7 +39,7 @@ class Tagging(Task[list[str]]):
 
     unused_fields: ClassVar[tuple[str, ...]] = (
         *("task.input", "task.context", "task.pooling", "task.multi_label", "task.template", "task.metrics"),
-        *("task.beta", "loss.z_loss", "loss.chunk"),
+        *("task.beta", "task.center", "loss.z_loss", "loss.chunk"),
     )
 
     @classmethod

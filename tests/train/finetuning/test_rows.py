@@ -57,7 +57,7 @@ KINDS = {
         "task.pooling": "last",
         "task.prompt": default.task().prompt,
         "task.zero_shot_rows": 500,
-    },  # fmt: skip
+    },
 }
 
 
