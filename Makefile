@@ -18,7 +18,7 @@ slow: $(VENV)/.dev
 
 # A few fast tests that show whether another version of Python and its JAX work: PYTHON=python3.12 VENV=.venv312.
 short: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/configs tests/data tests/model tests/test_golden.py
+	$(BIN)/python -m pytest tests/configs tests/data tests/model/test_transformer.py tests/test_golden.py
 
 faults: $(VENV)/.dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.faults

@@ -143,12 +143,12 @@ def test_the_progress_bar_of_a_terminal_shows_brackets(monkeypatch):
     assert NAME in plain and f"at {NAME}" in plain
 
 
-def test_commands_print_the_brackets_of_a_path(tmp_path, capsys):
+def test_commands_print_the_brackets_of_a_path(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a short path is not wrapped
     for name in (NAME, f"{NAME}2"):
         (tmp_path / name).symlink_to(GOLDEN / "foundation")
-    cli.main(["checkpoint", "diff", str(tmp_path / NAME), str(tmp_path / f"{NAME}2")])
-    text = "".join(re.sub("[│┃\\s]", "", line) for line in capsys.readouterr().out.splitlines())
-    assert f"{NAME}2" in text or NAME[:8] in text
+    cli.main(["checkpoint", "diff", NAME, f"{NAME}2"])
+    assert f"{NAME}2" in capsys.readouterr().out
     with pytest.raises(UserError, match=re.escape(f"{NAME}3 is not a run directory")):
         open_run(tmp_path / f"{NAME}3")
 
@@ -220,7 +220,9 @@ main()
 
 @pytest.mark.parametrize("module", ["train.cli", "absl", "numpy", "jax", "rich", "train.commands.config"])
 def test_an_early_ctrl_c_ends_in_one_line(module):
-    command = [sys.executable, "-c", INTERRUPTED.format(name=module)]
+    # A shell that starts pytest in the background ignores Ctrl-C in it, and so would this process.
+    command = [sys.executable, "-c", "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"]
+    command[-1] += INTERRUPTED.format(name=module)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "rootstock: error: interrupted\n")
 

@@ -17,7 +17,8 @@ from train.trees import boxed_params
 
 def trained_template_of(run: Run) -> str:
     """Returns the chat template that a language model was fine-tuned with; "" for other runs."""
-    return run.record.task["template"] if run.record.stage == "finetune" and run.is_language_model else ""
+    # A task from a user's file may have no template.
+    return run.record.task.get("template", "") if run.record.stage == "finetune" and run.is_language_model else ""
 
 
 def chat_template_of(run: Run) -> str:

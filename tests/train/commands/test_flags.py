@@ -12,7 +12,6 @@ from train import cli
         (["evaluate", "--run=x", "--tasks=intent", "--window=8"], "--window has no effect without --text"),
         (["evaluate", "--run=x", "--text=a.txt", "--limit=8"], "--limit has no effect without --tasks"),
         (["evaluate", "--run=x", "--data=a.jsonl", "--shots=0"], "--shots has no effect without --tasks"),
-        (["generate", "--run=x", "--prompt=a", "--output=b"], "--output has no effect without --prompts"),
         (["checkpoint", "ls", "x", "--keep=3"], "--keep has no effect without --action=prune"),
         (["checkpoint", "verify", "x", "y"], "--other has no effect without --action=diff"),
         (["scaling", "--workdir=x", "--points=p", "--sizes=1,2,3"], "--sizes has no effect without --config"),
