@@ -31,7 +31,6 @@ def test_every_test_in_the_table_exists(file):
     assert named <= functions
 
 
-@pytest.mark.slow  # `make mutants` measures and writes the matrix, which takes minutes
 def test_the_kill_matrix_lists_this_table_and_no_survivors():
     found = DOCUMENT.read_text().partition(BEGIN)[2].partition(END)[0]
     rows = [line.split(" | ") for line in found.splitlines() if line.startswith("| ")][1:]
