@@ -18,8 +18,8 @@ CHINCHILLA_FLOPS = 5.76e23
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    """A quarter of the resamples: wider noise in the bounds of intervals, which no test here depends on."""
-    monkeypatch.setattr(laws, "RESAMPLES", 100)
+    """A fraction of the resamples: wider noise in the bounds of intervals, which no test here depends on."""
+    monkeypatch.setattr(laws, "RESAMPLES", 60)
 
 
 def sweep(noise=0.0, law=TRUE, sizes=SIZES, tokens=TOKENS, seed=0):
