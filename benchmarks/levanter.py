@@ -91,7 +91,7 @@ def rootstock_rounds(shape: dict[str, int]):
         "weights": np.ones(tokens[:, 1:].shape, np.float32),
     }
     with jax.set_mesh(mesh):
-        state = program.initialise(jax.random.key_data(jax.random.key(0)))
+        state = program.initialize(jax.random.key_data(jax.random.key(0)))
         yield {"jax": jax.__version__, "parameters": parameter_count(program.state.params)}
         while True:
             start = time.perf_counter()
