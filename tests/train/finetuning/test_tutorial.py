@@ -40,7 +40,7 @@ def test_tutorial_task_in_a_file_outside_the_repository(tmp_path):
     )
     for command in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
         rootstock(command)
-    rootstock("rootstock evaluate --checkpoint=runs/stars --data=reviews.jsonl")
+    rootstock("rootstock evaluate --run=runs/stars --data=reviews.jsonl")
     results = json.loads((tmp_path / "runs" / "stars" / "results.json").read_text())
     assert results["task"] == "stars" and set(results["models"]["fine-tuned"]) == {"rows", "distance", "right"}
     assert results["models"]["fine-tuned"]["distance"]["value"] < 1.2
