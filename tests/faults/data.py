@@ -25,7 +25,7 @@ _BAD: dict[str, tuple[str, bytes]] = {
     "a list": ("broken JSON", b'["text"]'),
     "not UTF-8": ("not UTF-8", b'{"text": "\xff\xfe"}'),
     "10 MB": ("too long", b'{"text": "' + b"a" * (10 << 20) + b'"}'),
-    "wrong type": ("not text", b'{"text": 5}'),
+    "wrong type": ("not text", b'{"text": {"a": 5}}'),
     "missing": ("missing field", b'{"texts": "a"}'),
     "raw control character": ("broken JSON", b'{"text": "a\x01b"}'),
     "lone surrogate": ("not Unicode", b'{"text": "\\ud800"}'),
