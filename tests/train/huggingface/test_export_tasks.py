@@ -290,4 +290,4 @@ def check_tags(out, rows, task, outputs, part):
         ):
             ends = [i for i in range(1, len(text) + 1) if i == len(text) or text[i] == " "]
             by_end = {entity["end"]: entity["entity"] for entity in entities}
-            assert [by_end[end] for end in ends] == task.decode(example, (out_TV,), encoded, open_run(run).tokenizer())
+            assert [by_end[end] for end in ends] == task.decode(example, (out_TV,), encoded, load_tokenizer(out))
