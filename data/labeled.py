@@ -14,7 +14,8 @@ from data.sources import Inventory, inventory
 from data.stratify import Shares, stratified
 
 # All rows together count as a class, so that a small data set without classes has no empty split either.
-_EVERY_ROW = ""
+# Text has no control characters, so no class has this name.
+_EVERY_ROW = "\0"
 
 
 @dataclasses.dataclass(frozen=True)

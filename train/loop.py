@@ -170,10 +170,12 @@ def _train(session: Session, state: TrainState, times: Goodput) -> TrainState:
 def _report_lengths(session: Session, reporter: StepReporter) -> None:
     """Reports the changes of the run's length that metrics.jsonl does not show yet."""
     earlier = session.job.earlier_lengths
-    after = [*(length for _, length in earlier[1:]), session.settings.num_steps]
+    if not earlier:
+        return
+    lengths = [*(length for _, length in earlier), session.settings.num_steps]
     shown = sum(record["phase"] == LENGTH_PHASE for record in read_records(session.workdir))
-    for (step, before), now in list(zip(earlier, after, strict=True))[shown:] if earlier else ():
-        reporter.write_length(step, before, now)
+    for (step, before), after in list(zip(earlier, lengths[1:], strict=True))[shown:]:
+        reporter.write_length(step, before, after)
 
 
 def _placed_batches(session: Session, batches: BatchFunction, start: int, times: Goodput) -> Iterator[Batch]:

@@ -46,6 +46,8 @@ def run(values: flags.FlagValues) -> None:
     """Runs the command; prints the prompt with its continuation, the answer alone, or one JSON object per prompt."""
     if bool(values.prompt) == bool(values.prompts):
         raise UserError("--prompt is missing; expected either --prompt=TEXT or --prompts=FILE")
+    if values.raw and values.template:
+        raise UserError(f"--template={values.template} has no effect with --raw; expected one of the two")
     options = options_of(values, open_run(Path(values.run)).record.generation)
     if values.output:
         check_output_file(Path(values.output), "output")

@@ -104,6 +104,11 @@ def prepare_run(
     if before is not None and before.task.get("name") == absolute_name(settings.task.name):
         # A run that resumes keeps its classes and their order: its head was trained with them.
         task = task_from_record(before.task)
+        if unseen := sorted({label for example in splits.train for label in task.unseen(example)}):
+            raise UserError(
+                f"{settings.data.path}: the training rows have labels that the run in {workdir} was started without: "
+                f"{abbreviated(unseen)}; remove these rows, or use a new --workdir"
+            )
     parts = {
         name: encode_rows(task, examples, tokenizer, settings.sequence_length, settings.seed)
         for name, examples in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))

@@ -176,6 +176,7 @@ class _Problem:
         return self.law(min(results, key=lambda result: result.fun).x)
 
     def grid(self) -> list[np.ndarray]:
+        """Returns starting points x over a grid of alpha and beta, with the best E, A and B of each."""
         loss = np.exp(self.log_loss)
         starts = []
         for alpha in _STARTS:

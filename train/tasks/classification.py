@@ -48,8 +48,7 @@ class Classification(Task[list[str]]):
     baseline_name: ClassVar[str] = "majority-class baseline"
     unused_fields: ClassVar[tuple[str, ...]] = (
         *("task.context", "task.template", "task.metrics", "task.max_new_tokens", "task.beta"),
-        "task.center",
-        *("loss.z_loss", "loss.chunk"),
+        *("task.center", "loss.z_loss", "loss.chunk"),
     )
 
     @classmethod

@@ -39,9 +39,8 @@ class Generation(Task[str]):
     generates: ClassVar[bool] = True
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
     unused_fields: ClassVar[tuple[str, ...]] = (
-        *("task.context", "task.pooling", "task.multi_label", "task.class_weights", "task.beta"),
-        "task.center",
-    )
+        "task.context", "task.pooling", "task.multi_label", "task.class_weights", "task.beta", "task.center",
+    )  # fmt: skip
     renamed_fields: ClassVar[Mapping[str, str]] = {"metrics": "metric_names"}
 
     @classmethod

@@ -39,8 +39,7 @@ class AnswerPair(Task[P]):
 
     unused_fields: ClassVar[tuple[str, ...]] = (
         *("task.context", "task.target", "task.pooling", "task.multi_label", "task.class_weights", "task.metrics"),
-        "task.center",
-        *("loss.z_loss", "loss.label_smoothing"),
+        *("task.center", "loss.z_loss", "loss.label_smoothing"),
     )
 
     @classmethod

@@ -40,8 +40,7 @@ class Span(Task[str]):
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
     unused_fields: ClassVar[tuple[str, ...]] = (
         *("task.pooling", "task.multi_label", "task.class_weights", "task.template", "task.metrics", "task.beta"),
-        "task.center",
-        *("loss.z_loss", "loss.label_smoothing", "loss.chunk"),
+        *("task.center", "loss.z_loss", "loss.label_smoothing", "loss.chunk"),
     )
 
     @classmethod

@@ -66,6 +66,8 @@ def test_generate_continues_raw_prompts_and_writes_them(foundation, tmp_path):
     assert printed.startswith("the cat")
     assert rootstock(*common, "--prompt=the cat", "--raw").stdout == printed
     assert rootstock(*common, "--prompt=<|bos|>the cat", "--raw").stdout == f"<|bos|>{printed}"
+    refused = rootstock(*common, "--prompt=the cat", "--raw", "--template=chatml", check=False)
+    assert refused.returncode == 1 and "--template=chatml has no effect with --raw" in refused.stderr
     path = tmp_path / "texts.jsonl"
     rootstock(*common, "--prompt=the cat", f"--output={path}")
     row = json.loads(path.read_text())

@@ -86,6 +86,18 @@ def test_rare_class_is_trained_on_and_an_unseen_one_counts_as_an_error(kind, fou
     assert found[main] == published["models"]["fine-tuned"][main]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_resumes_with_a_new_class_is_a_one_line_error(kind, foundation, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    config = config_of(email_spam.get_config(), write(path, labeled(kind)), **KINDS[kind])
+    finetune(config, foundation, tmp_path / "run")
+    label = {"one class": "new", "several": ["new"], "tagging": ["new"]}[kind]
+    text = {"tokens": ["word"]} if kind == "tagging" else {"text": "word"}
+    write(path, [*labeled(kind), text | {"label": label}])
+    with pytest.raises(UserError, match=r"labels that the run in .*run was started without: new; remove these rows"):
+        finetune(config, foundation, tmp_path / "run", accept_changed_data=True)
+
+
 def chats(count=60, system="Be kind."):
     for i, text in enumerate(sentences(count)):
         turns = [("system", system), ("user", text), ("assistant", WORDS[i % 7])]
