@@ -55,11 +55,11 @@ _MODEL = (
         f"{_TRANSFORMER}test_sliding_window_limits_how_far_back_a_token_attends",
     ),
     Mutant(
-        "the base of the rotary positions is wrong", "model/layers.py", "config.rope_theta **", "10_000.0 **",
+        "the base of the rotary positions is wrong", "model/rotary.py", "rotary.theta **", "10_000.0 **",
         f"{_TRANSFORMER}test_rotary_frequencies_are_powers_of_the_base",
     ),
     Mutant(
-        "rotary positions mirror instead of turning", "model/layers.py", "a * cos - b * sin", "a * cos + b * sin",
+        "rotary positions mirror instead of turning", "model/rotary.py", "a * cos - b * sin", "a * cos + b * sin",
         f"{_TRANSFORMER}test_rotary_products_depend_only_on_distance",
     ),
     Mutant(

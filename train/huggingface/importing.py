@@ -16,8 +16,9 @@ from data.new_directory import check_new, new_directory
 from data.tokenizer import load_tokenizer
 from model.config import ModelConfig, model_config
 from model.heads import language_model, parameter_count
-from model.huggingface import IGNORED, Row, compare_shapes, expected_shapes, group_of, leaves, table
-from model.huggingface_config import to_section
+from model.huggingface.config_file import to_section
+from model.huggingface.families import FAMILIES, table
+from model.huggingface.weights import IGNORED, Row, compare_shapes, expected_shapes, group_of, leaves
 from model.transformer import Params
 from train.checkpoint.manager import open_manager
 from train.checkpoint.save import save
@@ -58,7 +59,9 @@ def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
     config = default.get_config().to_dict()
     config["model"] = section
     config["sequence_length"] = min(model.context_length, config["sequence_length"])
-    record = RunRecord("pretrain", model, config, {}, f"huggingface:{source}", [], generation=generation)
+    record = RunRecord(
+        "pretrain", model, config, {}, f"huggingface:{source}", [], generation=generation, architecture=architecture
+    )
     with new_directory(output) as partial, jax.set_mesh(mesh):
         start_run(partial, record, tokenizer)
         with open_manager(partial, keep=1) as manager:
@@ -108,8 +111,9 @@ def _read_params(
     abstract = abstract_params(objective, mesh)
     rows = table(architecture, model)
     expected = expected_shapes(abstract, rows)
-    names = _names(weights, set(expected))
-    tied = {"lm_head.weight"} if model.tie_embeddings else set()
+    output = FAMILIES[architecture].output
+    names = _names(weights, set(expected), output)
+    tied = {output} if model.tie_embeddings else set()
     shapes = {ours: weights.shapes[theirs] for ours, theirs in names.items() if ours not in tied}
     compare_shapes({n: s for n, s in shapes.items() if not n.endswith(IGNORED)}, expected, str(directory))
     params: Params = {"backbone": {}, "head": {}}
@@ -129,11 +133,11 @@ def _read_leaf(weights: Weights, row: Row, names: dict[str, str], shape: tuple[i
     return host
 
 
-def _names(weights: Weights, expected: set[str]) -> dict[str, str]:
+def _names(weights: Weights, expected: set[str], output: str) -> dict[str, str]:
     """Returns {name in the table: name in the file}; files of a bare backbone omit the prefix of its class."""
-    prefix = next((name.split(".")[0] + "." for name in sorted(expected) if name != "lm_head.weight"), "")
+    prefix = next((name.split(".")[0] + "." for name in sorted(expected) if name != output), "")
     bare = not any(name.startswith(prefix) for name in weights.shapes)
-    return {prefix + name if bare and name != "lm_head.weight" else name: name for name in weights.shapes}
+    return {prefix + name if bare and name != output else name: name for name in weights.shapes}
 
 
 def _put(tree: Params, path: str, leaf: jax.Array) -> None:

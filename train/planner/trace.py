@@ -44,8 +44,8 @@ def trace(settings: Settings, model: ModelConfig) -> Trace:
     share = visible_fraction(model, T)
     flops = jaxpr_flops(jaxpr, lambda eqn: share if SCOPE in str(eqn.source_info.name_stack) else 1.0)
     saved = {True: 0.0, False: 0.0}
-    for leaf in _saved_by_layers(jaxpr, model.num_layers // len(model.window_period)):
-        # A flash kernel saves no attention weights (layer, row, kv head, head, T, T); offloaded arrays are in host memory.
+    for leaf in _saved_by_layers(jaxpr, model.num_layers // len(model.period)):
+        # A flash kernel saves no attention weights, (layer, row, kv head, head, T, T); host memory is not the chip's.
         weights = leaf.ndim > 4 and leaf.shape[-2:] == (T, T)
         if not weights and "host" not in str(getattr(leaf, "memory_space", "")).lower():
             # After layer, row and token axes: a scalar, the residual stream, or sharded heads and MLP units.
