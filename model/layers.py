@@ -15,6 +15,10 @@ from model.config import ModelConfig
 from model.sharding import with_axes
 
 
+# The backward pass recomputes norms and activations from their inputs, which are products' results and are saved anyway.
+_recomputed = partial(partial, jax.checkpoint, prevent_cse=False)
+
+
 class Norm(nn.Module):
     """RMSNorm (arXiv:1910.07467) or LayerNorm over the last axis, computed in float32; returns the input's dtype."""
 
@@ -27,14 +31,19 @@ class Norm(nn.Module):
         cfg = self.config
         unit = nn.initializers.zeros if cfg.norm_unit_offset else nn.initializers.ones
         scale = self.param("scale", with_axes(unit, self.axis), x.shape[-1:])
-        y = x.astype(jnp.float32)
-        if cfg.norm == "layernorm":
-            y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + cfg.norm_epsilon)
-        y = y * (1.0 + scale if cfg.norm_unit_offset else scale)
-        if cfg.norm == "layernorm" and cfg.norm_bias:
-            y = y + self.param("bias", with_axes(nn.initializers.zeros, self.axis), x.shape[-1:])
-        return y.astype(x.dtype)
+        has_bias = cfg.norm == "layernorm" and cfg.norm_bias
+        bias = self.param("bias", with_axes(nn.initializers.zeros, self.axis), x.shape[-1:]) if has_bias else None
+        return _normalized(cfg, x, scale, bias)
+
+
+@_recomputed(static_argnums=0)
+def _normalized(cfg: ModelConfig, x: jax.Array, scale: jax.Array, bias: jax.Array | None) -> jax.Array:
+    y = x.astype(jnp.float32)
+    if cfg.norm == "layernorm":
+        y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + cfg.norm_epsilon)
+    y = y * (1.0 + scale if cfg.norm_unit_offset else scale)
+    return (y if bias is None else y + bias).astype(x.dtype)
 
 
 class Projection(nn.Module):
@@ -104,6 +113,12 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+@_recomputed(static_argnums=0)
+def _activated(name: str, x_BTF: jax.Array, gated_BTF: jax.Array | None = None) -> jax.Array:
+    y_BTF = _ACTIVATIONS[name](x_BTF)
+    return y_BTF if gated_BTF is None else y_BTF * gated_BTF
+
+
 class MLP(nn.Module):
     """The feed-forward block: gated SiLU or GELU (arXiv:2002.05202), plain GELU, or squared ReLU (arXiv:2109.08668)."""
 
@@ -118,8 +133,8 @@ class MLP(nn.Module):
         h_BTF = up(x_BTD)
         if cfg.gated:
             gate = Projection("BTD,DF->BTF", (D, F), ("embed", "mlp"), D**-0.5, bias, name="gate")
-            h_BTF = _ACTIVATIONS[cfg.mlp](gate(x_BTD)) * h_BTF
+            h_BTF = _activated(cfg.mlp, gate(x_BTD), h_BTF)
         else:
-            h_BTF = _ACTIVATIONS[cfg.mlp](h_BTF)
+            h_BTF = _activated(cfg.mlp, h_BTF)
         std = output_std(cfg, fan_in=F)
         return Projection("BTF,FD->BTD", (F, D), ("mlp", "embed"), std, bias, name="down")(h_BTF)
