@@ -224,6 +224,7 @@ FAMILIES: dict[str, Family] = {
         _LLAMA | _kv_heads(4) | _BIAS | {"mlp_bias": Field("mlp_bias", False), "tie_word_embeddings": _TIED},
         tables.llama,
         (rotary(Spelling(theta=2000000.0)), layers.SMOLLM3),
+        harmless=frozenset({"max_window_layers"}),  # of Qwen's class, which the first files came from
     ),
     "phi3": Family(
         "Phi3",
@@ -320,7 +321,7 @@ FAMILIES: dict[str, Family] = {
                     fraction=0.25,
                     theta_name="rotary_emb_base",
                     fraction_name="rotary_pct",
-                    unread={"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+                    unread=("rope_theta", "partial_rotary_factor"),
                 )
             ),
         ),
@@ -357,6 +358,7 @@ FAMILIES: dict[str, Family] = {
         tables.falcon,
         (rotary(Spelling()), _FALCON),
         fixed={"head_dim": 0},
+        harmless=frozenset({"apply_residual_connection_post_layernorm"}),  # of an older class that it came with
     ),
 }
 ARCHITECTURES = tuple(FAMILIES)

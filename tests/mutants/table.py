@@ -166,11 +166,11 @@ _MODEL = (
         "tests/train/checkpoint/test_checkpoint_policy.py::test_saved_and_kept_steps_follow_the_config[changes0-kept0]",
     ),
     Mutant(
-        "import reads a matrix the wrong way round", "model/huggingface.py",
+        "import reads a matrix the wrong way round", "model/huggingface/weights.py",
         "piece.T if self.inputs and self.transposed else piece", "piece", f"{_HUGGINGFACE}[llama3]",
     ),
     Mutant(
-        "an unknown field of config.json is ignored", "model/huggingface_fields.py", "    if unknown:", "    if False:",
+        "an unknown field of config.json is ignored", "model/huggingface/fields.py", "    if unknown:", "    if False:",
         f"{_FIELDS}test_a_field_that_changes_the_function_is_refused_by_name[llama2_7b-fields11-{_UNKNOWN}]",
     ),
     Mutant(
