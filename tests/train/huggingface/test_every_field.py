@@ -4,10 +4,10 @@ import importlib.util
 
 import numpy as np
 import pytest
-from parity import OTHER, our_logits, tensors_of, tiny_config, torch_logits, torch_model
 
 from configs.errors import UserError
 from model.huggingface.families import ARCHITECTURES
+from tests.train.huggingface.parity import OTHER, our_logits, tensors_of, tiny_config, torch_logits, torch_model
 
 pytestmark = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("torch", "transformers")),
