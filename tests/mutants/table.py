@@ -167,7 +167,8 @@ _MODEL = (
     ),
     Mutant(
         "import reads a matrix the wrong way round", "model/huggingface/weights.py",
-        "piece.T if self.inputs and self.transposed else piece", "piece", f"{_HUGGINGFACE}[llama3]",
+        "outputs_last = theirs.T if self.inputs and self.transposed else theirs", "outputs_last = theirs",
+        f"{_HUGGINGFACE}[llama3]",
     ),
     Mutant(
         "an unknown field of config.json is ignored", "model/huggingface/fields.py", "    if unknown:", "    if False:",
