@@ -4,7 +4,6 @@
 """
 
 import importlib.util
-import json
 import re
 import sys
 import tempfile
@@ -135,7 +134,6 @@ def test_family_equals_transformers(family, name, tmp_path, monkeypatch):
     logits, step = measure(name, family, tmp_path)
     assert logits < 1e-4 and step < 1e-4
     check(tmp_path / name, tmp_path)
-    assert json.loads((tmp_path / "back" / "config.json").read_text())["model_type"] == family
     assert logit_difference(tmp_path / "back", *imported(tmp_path / "back", tmp_path / "returned")) < 1e-4
     # A bfloat16 file in several shards, as transformers writes it.
     load(tmp_path / name).to(torch.bfloat16).save_pretrained(tmp_path / "half", max_shard_size="4KB")

@@ -72,6 +72,10 @@ def check(directory, tmp_path):
     found = logits_of(model, params, packed, segments, places)[0]
     np.testing.assert_allclose(found[:, :columns], expected["logits"][1:][mask[1:] > 0], atol=1e-4)
     export_hf(tmp_path / "run", tmp_path / "back")
+    kinds = [
+        json.loads((folder / "config.json").read_text())["model_type"] for folder in (directory, tmp_path / "back")
+    ]
+    assert kinds[0] == kinds[1]
     before, after = (load_file(folder / "model.safetensors") for folder in (directory, tmp_path / "back"))
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -156,6 +160,7 @@ def test_export_of_a_lora_classifier(tmp_path):
     config.optimizer.warmup_steps = 1
     config.adapt.method, config.adapt.rank, config.mesh.data, config.mesh.fsdp = "lora", 2, 1, 8
     finetune(config.to_dict(), tmp_path / "base", tmp_path / "run")
+    assert open_run(tmp_path / "run").record.architecture == "llama"
     export_hf(tmp_path / "run", tmp_path / "out")
     found = json.loads((tmp_path / "out" / "config.json").read_text())
     assert found["architectures"] == ["LlamaForSequenceClassification"]
