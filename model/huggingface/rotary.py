@@ -51,7 +51,7 @@ class Spelling:
         fraction: the rotated fraction of each head where the file has none; None: the family rotates whole heads.
         theta_name: name of the base outside of `rope_parameters`.
         fraction_name: name of the rotated fraction outside of `rope_parameters`.
-        unread: other names of these two, which newer files contain and the class does not read.
+        unread: names of these two that files contain too, but the class does not read.
         scalings: the scalings that the class accepts.
         synonyms: {older name of a scaling: its name}.
         original: default of `original_max_position_embeddings` outside of `rope_parameters`, which comes first; 0: the
@@ -62,7 +62,7 @@ class Spelling:
     fraction: float | None = None
     theta_name: str = "rope_theta"
     fraction_name: str = "partial_rotary_factor"
-    unread: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unread: tuple[str, ...] = ()
     scalings: tuple[str, ...] = tuple(_SCALINGS)
     synonyms: Mapping[str, str] = dataclasses.field(default_factory=dict)
     original: int = 0
@@ -96,14 +96,14 @@ def _read_one(s: Spelling, values: Values) -> dict[str, Any]:
     """Returns the `rope_` fields of `config.model` of a family with one kind of rotary positions."""
     name = "rope_scaling" if values["rope_scaling"] else "rope_parameters"
     found = dict(values[name] or {})
-    for alias, real in s.unread.items():
-        if values[alias] is not None and values[alias] != values[real]:
-            raise UserError(f"{alias}={values[alias]!r}, but transformers reads {real}={values[real]!r}")
-    if values[s.theta_name] is not None:
-        found.setdefault("rope_theta", values[s.theta_name])
+    own = values[s.theta_name]
+    found.setdefault("rope_theta", s.theta if own is None else own)
     if s.fraction is not None:
         own = values[s.fraction_name]
         found.setdefault("partial_rotary_factor", s.fraction if own is None else own)
+    for alias in s.unread:
+        if values[alias] not in (None, found[alias]):
+            raise UserError(f"{alias}={values[alias]!r} is not read by transformers, which uses {found[alias]!r}")
     if s.original:
         found["original_max_position_embeddings"] = values["original_max_position_embeddings"]
     return _read(found, name, s, values["max_position_embeddings"])
