@@ -16,9 +16,9 @@ from configs.errors import UserError
 from model import losses
 from model.cache import Cache, CacheSize
 from model.config import ModelConfig
-from model.dtypes import compute_dtype
+from model.dtypes import compute_dtype, platform
 from model.heads import unembedding
-from model.transformer import Params, decode_layers, prefill_layers
+from model.transformer import Params, decode_layers, prefill_layers, unstacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +85,17 @@ class Decoding(NamedTuple):
 
 @partial(jax.jit, static_argnames=("config",), donate_argnames=("params",))
 def for_inference(config: ModelConfig, params: Params) -> Params:
-    """Returns a language model's parameters in the dtypes that decoding uses, so that no step converts them."""
+    """Returns a language model's parameters as decoding uses them, so that no step converts or copies them.
+
+    Their dtypes are those of the computation; on a GPU, their layers are unstacked (`transformer.unstacked`).
+    """
     dtype = compute_dtype(config)
 
     def cast(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> jax.Array:
         return leaf.astype(dtype) if path[-1].key in ("kernel", "table") else leaf
 
-    return jax.tree_util.tree_map_with_path(cast, params)
+    params = jax.tree_util.tree_map_with_path(cast, params)
+    return params | {"backbone": unstacked(params["backbone"])} if platform() == "gpu" else params
 
 
 @partial(jax.jit, static_argnames=("config", "sampling", "max_new_tokens"))

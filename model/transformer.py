@@ -19,9 +19,10 @@ selected by a field of `ModelConfig`:
 - attention by XLA, cuDNN (GPU) or Splash (TPU); KV cache in the compute dtype, bfloat16 or int8
 - float32 parameters, bfloat16 compute on accelerators; rematerialization by policy, including host offload
 
-Layers are always stacked on a leading axis, in memory and in checkpoints, and run by one `lax.scan`, rolled or
-unrolled. Each step of the scan runs one period of the layers' kinds (one layer where all are equal), because a kind, a
-window and rotary positions, is static.
+Layers are stacked on a leading axis, in training and in checkpoints, and run by one `lax.scan`, rolled or unrolled. Each
+step of the scan runs one period of the layers' kinds (one layer where all are equal), because a kind, a window and
+rotary positions, is static. For generation on a GPU, `unstacked` makes
+a tuple of them.
 
 B batch, T length, P prompt length, D embed.
 """
@@ -172,13 +173,13 @@ def forward(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
             block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers, static_argnums=0
         )
 
-    def period(x_BTD: jax.Array, layers: Params) -> tuple[jax.Array, None]:
-        for kind, layer_params in _layers_of_period(config, layers):
+    def period(x_BTD: jax.Array, scanned: tuple[Params, jax.Array]) -> tuple[jax.Array, None]:
+        for kind, layer_params in _layers_of_period(config, scanned[0]):
             x_BTD = block(kind, x_BTD, layer_params)
         return x_BTD, None
 
     x_BTD = _embed(config, params, batch["tokens"], context)
-    x_BTD, _ = jax.lax.scan(period, x_BTD, _periods(config, params), unroll=not config.scan_layers)
+    x_BTD, _ = _run_periods(config, params, period, x_BTD, unroll=not config.scan_layers)
     return _final_norm(config, params, x_BTD)
 
 
@@ -199,15 +200,15 @@ def prefill_layers(
         config = dataclasses.replace(config, attention="auto")
     context = _text_context(config, jnp.arange(prompts_BP.shape[1]) - padding_B[:, None])
 
-    def period(x_BPD: jax.Array, layers: Params) -> tuple[jax.Array, tuple[KVCache, ...]]:
+    def period(x_BPD: jax.Array, scanned: tuple[Params, jax.Array]) -> tuple[jax.Array, tuple[KVCache, ...]]:
         caches = []
-        for kind, layer_params in _layers_of_period(config, layers):
+        for kind, layer_params in _layers_of_period(config, scanned[0]):
             x_BPD, kv = _apply_block(config, layer_params, x_BPD, context, kind)
             caches.append(allocate(config, kv.k, kv.v, size.columns_of(kind.window)))
         return x_BPD, tuple(caches)
 
     x_BPD = _embed(config, params, prompts_BP, context)
-    x_BPD, stacks = jax.lax.scan(period, x_BPD, _periods(config, params))
+    x_BPD, stacks = _run_periods(config, params, period, x_BPD)
     return _final_norm(config, params, x_BPD), Cache(stacks, jnp.asarray(prompts_BP.shape[1]), padding_B)
 
 
@@ -234,11 +235,30 @@ def decode_layers(config: ModelConfig, params: Params, tokens_BT: jax.Array, cac
             updated.append(stack)
         return (x_BTD, tuple(updated)), None
 
-    layers = _periods(config, params)
-    indices = jnp.arange(config.num_layers // len(config.period))
     x_BTD = _embed(config, params, tokens_BT, context)
-    (x_BTD, stacks), _ = jax.lax.scan(period, (x_BTD, cache.stacks), (layers, indices))
+    (x_BTD, stacks), _ = _run_periods(config, params, period, (x_BTD, cache.stacks))
     return _final_norm(config, params, x_BTD), Cache(stacks, cache.column + T, cache.padding_B)
+
+
+def unstacked(params: Params) -> Params:
+    """Returns a backbone's parameters with a tuple of layers, for generation and scoring on a GPU.
+
+    There, a scan copies each layer's matrices out of the stack before it multiplies by them, which takes longer than
+    the product with a few rows does.
+    """
+    count = len(jax.tree.leaves(params["layers"])[0])
+    return {**params, "layers": tuple(jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(count))}
+
+
+def _run_periods(
+    config: ModelConfig, params: Params, period: Callable[..., Any], carry: Any, unroll: bool = False
+) -> tuple[Any, Any]:
+    """Returns `lax.scan` of `period` over (the layers of a period, its index); unstacked layers are one period."""
+    if isinstance(params["layers"], tuple):
+        carry, outputs = period(carry, (params["layers"], 0))
+        return carry, jax.tree.map(lambda x: x[None], outputs)
+    indices = jnp.arange(config.num_layers // len(config.period))
+    return jax.lax.scan(period, carry, (_periods(config, params), indices), unroll=unroll)
 
 
 def _text_context(config: ModelConfig, positions_BT: jax.Array) -> Context:
@@ -278,8 +298,11 @@ def _periods(config: ModelConfig, params: Params) -> Params:
     return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), params["layers"])
 
 
-def _layers_of_period(config: ModelConfig, layers: Params) -> Iterator[tuple[LayerKind, Params]]:
-    """Yields (kind, parameters) of each layer of one period."""
+def _layers_of_period(config: ModelConfig, layers: Params | tuple[Params, ...]) -> Iterator[tuple[LayerKind, Params]]:
+    """Yields (kind, parameters) of each layer of one period; unstacked layers are one period."""
+    if isinstance(layers, tuple):
+        yield from zip(config.kinds, layers, strict=True)
+        return
     kinds = config.period
     for index, kind in enumerate(kinds):
         yield kind, layers if len(kinds) == 1 else jax.tree.map(lambda x, index=index: x[index], layers)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from configs import default, models
@@ -120,6 +121,8 @@ def config_of(model: str, rows: int, length: int) -> ConfigDict:
     config.model.update(SHAPES[model])
     config.model.context_length = max(length, SHAPES[model]["context_length"])
     config.model.compute_dtype = "bfloat16"
+    # A GPU copies what a scan over layers reads and saves; docs/tried.md has the figures.
+    config.model.scan_layers = jax.default_backend() != "gpu"
     config.tokenizer = "bytes"
     config.optimizer.warmup_steps = 0
     return config

@@ -30,7 +30,9 @@ def test_every_part_measures_something_positive(results):
             least, median, most = one["step_seconds"]
             assert 0 < least <= median <= most and one["tokens_per_second"] > 0 and one["compiled_bytes"] > 0
         if name.startswith("decode-"):
-            assert one["tokens_per_second"] == pytest.approx(one["rows"] * TINY.new_tokens / (one["seconds_per_token"] * TINY.new_tokens))
+            assert one["tokens_per_second"] == pytest.approx(
+                one["rows"] * TINY.new_tokens / (one["seconds_per_token"] * TINY.new_tokens)
+            )
     saved = results["checkpoint"]
     # Float32 parameters and two moments, and counters.
     assert 12 * results["train-tiny-1"]["parameters"] < saved["bytes"] < 12.1 * results["train-tiny-1"]["parameters"]
@@ -55,7 +57,13 @@ def test_the_summary_has_a_row_for_every_part(results):
         "train-broken": {"error": "out of memory"},
     }
     text = tables.markdown(results | made)
-    for shown in ("| tiny (94,528) | 2 x 32 |", "torch 2 |", "| save |", "LoRA of rank 8", "| defaults | 0 in 6 steps |"):
+    for shown in (
+        "| tiny (94,528) | 2 x 32 |",
+        "torch 2 |",
+        "| save |",
+        "LoRA of rank 8",
+        "| defaults | 0 in 6 steps |",
+    ):
         assert shown in text
     assert "| fine-tuned | 0.500 [0.400, 0.600] |" in text and "**train-broken** failed: out of memory" in text
     assert len([line for line in text.splitlines() if line.startswith("| tiny (")]) == 3

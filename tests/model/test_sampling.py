@@ -10,7 +10,7 @@ import pytest
 from conftest import init, tiny_model
 
 from configs.errors import UserError
-from model import losses
+from model import losses, sampling
 from model.heads import language_model, unembedding
 from model.sampling import Prompts, Sampling, advance, prefill, sample, score_choices
 from model.transformer import forward
@@ -143,6 +143,31 @@ def test_choice_scores_equal_full_text_scores(variant):
         first = len(prompts[b])
         own = jax.nn.log_softmax(z[first - 1 : -1])[jnp.arange(len(choices[c])), jnp.asarray(choices[c])]
         np.testing.assert_allclose(got[b, c], own.mean(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["grouped heads", "windows of no period", "two rotary kinds"])
+def test_unstacked_layers_of_a_gpu_generate_and_score_the_same(monkeypatch, name):
+    model = tiny_model(**VARIANTS[name])
+    params = init(language_model(model))
+    tokens = np.array([[1, 5, 9, 30, 7], [0, 1, 44, 3, 8]], np.int32)
+    prompts = Prompts(tokens, np.array([5, 4], np.int32))
+    monkeypatch.setattr(sampling, "platform", lambda: "gpu")
+    split = jax.tree.map(jnp.copy, params)
+    split = sampling.for_inference.__wrapped__(model, split)
+    assert isinstance(split["backbone"]["layers"], tuple) and len(split["backbone"]["layers"]) == model.num_layers
+    states = [
+        prefill(model, given, prompts, jax.random.key(0), Sampling(), max_new_tokens=5) for given in (params, split)
+    ]
+    np.testing.assert_allclose(states[1].logits_BV, states[0].logits_BV, rtol=1e-5, atol=1e-5)
+    texts = [
+        advance(model, given, state, Sampling(), steps=5, end_ids=(EOS,))[0]
+        for given, state in zip((params, split), states, strict=True)
+    ]
+    np.testing.assert_array_equal(*texts)
+    batch = {"tokens": tokens, "segment_ids": np.ones((2, 5), np.int32), "positions": np.tile(np.arange(5), (2, 1))}
+    np.testing.assert_allclose(
+        forward(model, split["backbone"], batch), forward(model, params["backbone"], batch), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_generation_in_parts_equals_generation_at_once():
