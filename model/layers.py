@@ -14,8 +14,7 @@ from flax import linen as nn
 from model.config import ModelConfig
 from model.sharding import with_axes
 
-
-# The backward pass recomputes norms and activations from their inputs, which are products' results and are saved anyway.
+# The backward pass recomputes norms and activations from their inputs: results of products, which are saved anyway.
 _recomputed = partial(partial, jax.checkpoint, prevent_cse=False)
 
 

@@ -19,17 +19,16 @@ selected by a field of `ModelConfig`:
 - attention by XLA, cuDNN (GPU) or Splash (TPU); KV cache in the compute dtype, bfloat16 or int8
 - float32 parameters, bfloat16 compute on accelerators; rematerialization by policy, including host offload
 
-Layers are stacked on a leading axis, in training and in checkpoints, and run by one `lax.scan`, rolled or unrolled. Each
-step of the scan runs one period of the layers' kinds (one layer where all are equal), because a kind, a window and
-rotary positions, is static. For generation on a GPU, `unstacked` makes
-a tuple of them.
+Layers are stacked on a leading axis, in training and in checkpoints, and run by one `lax.scan`, rolled or unrolled.
+Each step of the scan runs one period of the layers' kinds (one layer where all are equal), because a kind, a window and
+rotary positions, is static. For generation on a GPU, `unstacked` makes a tuple of them.
 
 B batch, T length, P prompt length, D embed.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +45,7 @@ from model.sharding import constrain, is_partitioned, with_axes
 
 Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]
+_Carry = TypeVar("_Carry")
 
 _LAYER_INPUT = "layer_input"
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -251,8 +251,12 @@ def unstacked(params: Params) -> Params:
 
 
 def _run_periods(
-    config: ModelConfig, params: Params, period: Callable[..., Any], carry: Any, unroll: bool = False
-) -> tuple[Any, Any]:
+    config: ModelConfig,
+    params: Params,
+    period: Callable[[_Carry, tuple[Any, Any]], tuple[_Carry, Any]],
+    carry: _Carry,
+    unroll: bool = False,
+) -> tuple[_Carry, Any]:
     """Returns `lax.scan` of `period` over (the layers of a period, its index); unstacked layers are one period."""
     if isinstance(params["layers"], tuple):
         carry, outputs = period(carry, (params["layers"], 0))

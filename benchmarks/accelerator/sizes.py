@@ -123,6 +123,8 @@ def config_of(model: str, rows: int, length: int) -> ConfigDict:
     config.model.compute_dtype = "bfloat16"
     # A GPU copies what a scan over layers reads and saves; docs/tried.md has the figures.
     config.model.scan_layers = jax.default_backend() != "gpu"
+    # With outputs of zero, the first steps of LoRA would change nothing.
+    config.model.output_init = "scaled"
     config.tokenizer = "bytes"
     config.optimizer.warmup_steps = 0
     return config

@@ -70,10 +70,12 @@ def test_the_summary_has_a_row_for_every_part(results):
 
 
 def test_the_planner_ranks_what_fits_first_and_the_larger_memory_last():
-    found = training.ranked("3B", 4, 2048)
+    found = training.ranked("3B", 16, 2048)
     sums = [sum(work.buffers.values()) for _, work in found]
-    # Nothing recomputed does not fit in the 80 GB of the H100 that a CPU's ranking assumes.
-    assert [settings.model["remat"] for settings, _ in found][-2:] == ["none", "none"] and sums[-1] > 75e9 > sums[0]
+    # On a CPU the ranking is an H100's: 80 GB, of which a program can use 94 %.
+    fits = [size <= 0.94 * 80 * 2**30 for size in sums]
+    assert fits == sorted(fits, reverse=True) and set(fits) == {True, False}
+    assert found[0][0].model["remat"] != "full" and found[-1][0].model["remat"] == "none"
 
 
 def test_a_part_has_its_own_name_and_the_arguments_of_its_function():
