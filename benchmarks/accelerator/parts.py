@@ -48,8 +48,8 @@ def parts_of(size: Size) -> list[Part]:
     return found
 
 
-def _train(key: str, work: Any, rank: int, attention: str = "") -> Part:
-    name = "-".join(filter(None, ("train", key, attention, str(rank + 1))))
+def _train(key: str, work: Any, rank: int, attention: str = "auto") -> Part:
+    name = "-".join(("train", key, *([] if attention == "auto" else [attention]), str(rank + 1)))
     return Part(name, "training.measure", dataclasses.asdict(work) | {"rank": rank, "attention": attention}, 180)
 
 

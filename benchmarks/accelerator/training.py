@@ -1,6 +1,5 @@
 """Train steps with the settings that the planner ranks first: speed, MFU, and peak memory beside its prediction."""
 
-import dataclasses
 import itertools
 import statistics
 import time
@@ -28,7 +27,7 @@ _CHUNKS = (0, 512)
 _REMATS = ("none", "dots", "full")
 
 
-def ranked(model: str, rows: int, length: int) -> list[tuple[Settings, Work]]:
+def ranked(model: str, rows: int, length: int, attention: str = "auto") -> list[tuple[Settings, Work]]:
     """Returns settings (remat, loss chunk) with their estimates: what fits first, then the fastest, the least memory.
 
     On a machine whose chip is not in the table, the order is that of an H100.
@@ -37,7 +36,7 @@ def ranked(model: str, rows: int, length: int) -> list[tuple[Settings, Work]]:
     found = []
     for remat, chunk in itertools.product(_REMATS, [chunk for chunk in _CHUNKS if length % (chunk or 1) == 0]):
         config = config_of(model, rows * jax.device_count(), length)
-        config.model.remat, config.loss.chunk = remat, chunk
+        config.model.remat, config.model.attention, config.loss.chunk = remat, attention, chunk
         settings = from_config(config.to_dict())
         planned = planned_model(settings)
         mesh = make_mesh(settings.mesh)
@@ -61,11 +60,9 @@ def measure(model: str, rows: int, length: int, steps: int, rank: int, attention
         length: tokens per row.
         steps: timed steps.
         rank: which of the planner's settings, from 0.
-        attention: the backend; "": the platform's fastest.
+        attention: the backend; "auto": the platform's fastest.
     """
-    settings, work = ranked(model, rows, length)[rank]
-    if attention:
-        settings = dataclasses.replace(settings, model=settings.model | {"attention": attention})
+    settings, work = ranked(model, rows, length, attention)[rank]
     planned = planned_model(settings)
     mesh = make_mesh(settings.mesh)
     program = make_program(objective_of(settings, planned), settings, mesh)

@@ -47,7 +47,7 @@ class _Shape:
 def estimate(
     settings: Settings, model: ModelConfig, traced: Trace, state: TrainState, mesh: dict[str, int], chip: Chip
 ) -> Work:
-    """Returns the `Work` of a train step in bfloat16 with flash attention.
+    """Returns the `Work` of a train step in bfloat16, with flash attention unless the config asks for "xla".
 
     Args:
         settings: the config.
@@ -81,6 +81,9 @@ def _shape(settings: Settings, model: ModelConfig, traced: Trace, mesh: dict[str
     heads, mlp = (NH + 2 * KH) / tensor, model.mlp_dim / tensor * (2 if model.gated else 1)
     # Norms, projections before and after rotation, attention's output, the MLP's hidden units before and after.
     working = 6 * D + 2 * heads + NH / tensor + 2 * mlp
+    if model.attention == "xla":
+        # The attention weights of every head, in float32 and in the compute dtype.
+        working += 3 * model.num_heads / tensor * settings.sequence_length
     rows = settings.batch_size / settings.microbatches / (mesh["slice"] * mesh["data"] * mesh["fsdp"])
     itemsize = 4 if model.compute_dtype == "float32" else 2
     saved = traced.saved + traced.saved_split / tensor

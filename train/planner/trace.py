@@ -34,6 +34,7 @@ class Trace:
 
 def trace(settings: Settings, model: ModelConfig) -> Trace:
     """Returns the `Trace` of a model; compute dtype "auto" means bfloat16."""
+    flash = model.attention != "xla"
     # Kernels have no jaxpr to traverse.
     dtype = "bfloat16" if model.compute_dtype == "auto" else model.compute_dtype
     model = dataclasses.replace(model, attention="xla", compute_dtype=dtype)
@@ -46,8 +47,8 @@ def trace(settings: Settings, model: ModelConfig) -> Trace:
     saved = {True: 0.0, False: 0.0}
     for leaf in _saved_by_layers(jaxpr, model.num_layers // len(model.period)):
         # A flash kernel saves no attention weights, (layer, row, kv head, head, T, T); host memory is not the chip's.
-        weights = leaf.ndim > 4 and leaf.shape[-2:] == (T, T)
-        if not weights and "host" not in str(getattr(leaf, "memory_space", "")).lower():
+        unsaved = flash and leaf.ndim > 4 and leaf.shape[-2:] == (T, T)
+        if not unsaved and "host" not in str(getattr(leaf, "memory_space", "")).lower():
             # After layer, row and token axes: a scalar, the residual stream, or sharded heads and MLP units.
             split = leaf.shape[3:] not in ((), (1,), (model.embed_dim,))
             saved[split] += leaf.size * leaf.dtype.itemsize
