@@ -91,7 +91,7 @@ def model() -> ConfigDict:
     m.compute_dtype = "auto"  # "float32" or "bfloat16"; "auto": bfloat16 on accelerators. Parameters stay float32.
     m.cache_dtype = "auto"  # KV cache: "bfloat16" or "int8"; "auto": compute_dtype
     m.attention = "auto"  # "xla", "cudnn" (GPU) or "splash" (TPU, Pallas); "auto": the fastest that can run here
-    m.scan_layers = True  # compile one layer and loop over it; False: unroll (slower to compile, faster on CPU)
+    m.scan_layers = True  # compile one layer and loop over it; False: unroll (slower to compile, faster on CPU and GPU)
     # Activations recomputed in the backward pass: "none", "dots" (all but matrix products), "full" (all but the layers'
     # inputs), or "offload" (as "full", with the layers' inputs kept in host memory).
     m.remat = "none"
