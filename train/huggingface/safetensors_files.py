@@ -12,7 +12,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from configs.errors import UserError
+from model.huggingface import IGNORED
 from train.console import warn
+from train.huggingface.kinds import check_dtypes
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _SHARD_BYTES = 5_000_000_000
@@ -36,18 +38,21 @@ def find_weights(directory: Path) -> Weights:
     """Returns the weights of a directory.
 
     Raises:
-        UserError: the directory contains no weights, or a file is missing, truncated or not in safetensors format.
+        UserError: the directory contains no weights, or a file is missing, truncated, not in safetensors format or
+            quantized.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     files: dict[str, Path] = {}
+    dtypes: dict[str, str] = {}
     for path in shards_of(directory, INDEX, SINGLE):
         try:
             with safe_open(path, framework="numpy") as file:
                 for name in file.keys():
-                    shapes[name] = tuple(file.get_slice(name).get_shape())
-                    files[name] = path
+                    entry = file.get_slice(name)
+                    shapes[name], dtypes[name], files[name] = tuple(entry.get_shape()), entry.get_dtype(), path
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is damaged or not a safetensors file: {' '.join(str(error).split())}") from None
+    check_dtypes({name: dtype for name, dtype in dtypes.items() if not name.endswith(IGNORED)}, str(directory))
 
     def read(name: str) -> np.ndarray:
         # Opened for each read: an open file keeps all pages that were read in memory.

@@ -1,0 +1,69 @@
+"""What an import found, and the commands to type next."""
+
+import dataclasses
+import os
+import shlex
+from pathlib import Path
+
+from data.tokenizer import Tokenizer
+from model.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """An imported model.
+
+    Attributes:
+        run: its run directory.
+        family: its architecture in Hugging Face's words.
+        model: its architecture.
+        parameters: how many it has.
+        stored_as: how its weights were stored.
+        tokenizer: its tokenizer.
+    """
+
+    run: Path
+    family: str
+    model: ModelConfig
+    parameters: int
+    stored_as: str
+    tokenizer: Tokenizer
+
+
+def summary(imported: Imported) -> list[str]:
+    """Returns the lines to print after an import."""
+    tokenizer, model = imported.tokenizer, imported.model
+    bos = f"prompts start with {tokenizer.token_name(tokenizer.bos_id)}, " if tokenizer.starts_with_bos else ""
+    ends = ", ".join(tokenizer.token_name(index) for index in (tokenizer.eos_id, *tokenizer.end_ids))
+    run = shlex.quote(str(imported.run))
+    facts = {
+        "family": imported.family,
+        "parameters": f"{imported.parameters:,}, read from {imported.stored_as}",
+        "context": f"{model.context_length:,} tokens{_windows(model)}",
+        "tokenizer": f"{tokenizer.vocab_size:,} tokens; {bos}texts end with {ends}",
+        "template": "the tokenizer's own" if tokenizer.chat_template else "none found; the model continues texts",
+    }
+    if tokenizer.chat_template:
+        first = f"rootstock chat --run={run}"
+    else:
+        first = f"rootstock generate --run={run} --prompt='Once upon a time' --max_new_tokens=32"
+    # A text that is on every machine with Python.
+    text = Path(os.__file__).with_name("LICENSE.txt")
+    if text.is_file():
+        second = f"rootstock evaluate --run={run} --text={shlex.quote(str(text))}"
+    else:
+        second = f"rootstock export-hf {run} --output={shlex.quote(f'{imported.run}-exported')}"
+    width = max(map(len, facts))
+    return [
+        f"import-hf: {imported.run}",
+        *(f"  {name:<{width}}  {fact}" for name, fact in facts.items()),
+        "next:",
+        f"  {first}",
+        f"  {second}",
+    ]
+
+
+def _windows(model: ModelConfig) -> str:
+    """Returns what the sliding windows of a model are, for people."""
+    windows = [window for window in model.windows if window]
+    return f"; {len(windows)} of {model.num_layers} layers attend to the last {max(windows):,}" if windows else ""
