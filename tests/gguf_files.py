@@ -94,7 +94,7 @@ def write_gguf(directory: Path, path: Path, kind: str = "F32", **metadata: objec
     elif arch == "gemma2" or "head_dim" in config:
         values |= {f"{arch}.attention.value_length": config["head_dim"]}
         values |= {f"{arch}.rope.dimension_count": config["head_dim"]}
-    values |= _tokenizer_values(directory) | {key.replace("__", "."): value for key, value in metadata.items()}
+    values |= _tokenizer_values(directory, config["vocab_size"]) | {key.replace("__", "."): value for key, value in metadata.items()}
     for key, value in values.items():
         _add(writer, key, value)
     for name, tensor in tensors_of(directory, config, arch).items():
@@ -122,13 +122,12 @@ def _add(writer: object, key: str, value: object) -> None:
         writer.add_array(key, value)
 
 
-def _tokenizer_values(directory: Path) -> dict[str, object]:
-    """Returns the metadata of a byte-level tokenizer."""
+def _tokenizer_values(directory: Path, size: int) -> dict[str, object]:
+    """Returns the metadata of a byte-level tokenizer, with unused tokens up to `size`."""
     layout = json.loads((directory / "tokenizer.json").read_text())
     names = json.loads((directory / "tokenizer_config.json").read_text())
     ids = {token["content"]: token["id"] for token in layout["added_tokens"]}
     vocabulary = layout["model"]["vocab"] | ids
-    size = max(vocabulary.values()) + 1
     tokens, types = [f"[PAD{i}]" for i in range(size)], [5] * size
     for token, index in vocabulary.items():
         tokens[index], types[index] = token, 3 if token in ids else 1
