@@ -28,20 +28,30 @@ class Condition:
     needs: str
 
 
+def _for_scaling(fields: tuple[str, ...], *kinds: str) -> Condition:
+    """Returns the condition of fields of `config.model` that only these kinds of `rope_scaling` read."""
+    needs = f"config.model.rope_scaling={' or '.join(map(repr, kinds))}"
+    return Condition(tuple(f"model.{name}" for name in fields), lambda c: c["model"]["rope_scaling"] in kinds, needs)
+
+
 CONDITIONS = (
     Condition(
-        ("model.rope_theta", "model.rope_scaling"),
+        ("model.rope_theta", "model.rope_scaling", "model.rope_fraction", "model.rope_layers"),
         lambda c: c["model"]["position"] == "rope",
         "config.model.position='rope'",
     ),
+    _for_scaling(("rope_scaling_factor",), "linear", "dynamic", "llama3", "yarn", "longrope"),
+    _for_scaling(("rope_original_context",), "dynamic", "llama3", "yarn", "longrope"),
+    _for_scaling(("rope_low_frequency_factor", "rope_high_frequency_factor"), "llama3"),
+    _for_scaling(("rope_beta_fast", "rope_beta_slow", "rope_round_range"), "yarn"),
+    _for_scaling(("rope_attention_factor",), "yarn", "longrope"),
+    _for_scaling(("rope_short_factors", "rope_long_factors"), "longrope"),
     Condition(
-        (
-            *("model.rope_scaling_factor", "model.rope_low_frequency_factor", "model.rope_high_frequency_factor"),
-            "model.rope_original_context",
-        ),
-        lambda c: c["model"]["rope_scaling"] == "llama3",
-        "config.model.rope_scaling='llama3'",
+        ("model.rope_local_theta",),
+        lambda c: "local" in c["model"]["rope_layers"],
+        "'local' in config.model.rope_layers",
     ),
+    Condition(("model.norm_bias",), lambda c: c["model"]["norm"] == "layernorm", "config.model.norm='layernorm'"),
     Condition(("model.qk_norm_joint",), lambda c: c["model"]["qk_norm"], "config.model.qk_norm=True"),
     Condition(("adapt.last_layers",), lambda c: c["adapt"]["method"] == "last", "config.adapt.method='last'"),
     Condition(

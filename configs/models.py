@@ -29,13 +29,24 @@ _LLAMA: Fields = {
     "norm_position": "pre",
     "norm_epsilon": 1e-5,
     "norm_unit_offset": False,
+    "norm_bias": True,
+    "parallel": "none",
     "position": "rope",
     "rope_theta": 10000.0,
+    "rope_fraction": 1.0,
     "rope_scaling": "none",
     "rope_scaling_factor": 1.0,
+    "rope_original_context": 8192,
     "rope_low_frequency_factor": 1.0,
     "rope_high_frequency_factor": 4.0,
-    "rope_original_context": 8192,
+    "rope_beta_fast": 32.0,
+    "rope_beta_slow": 1.0,
+    "rope_round_range": True,
+    "rope_attention_factor": 0.0,
+    "rope_short_factors": (),
+    "rope_long_factors": (),
+    "rope_layers": ("rope",),
+    "rope_local_theta": 10000.0,
     "mlp": "silu_gated",
     "qk_norm": False,
     "qk_norm_joint": False,
@@ -44,6 +55,9 @@ _LLAMA: Fields = {
     "mlp_bias": False,
     "tie_embeddings": False,
     "scale_embeddings": False,
+    "embedding_scale": 1.0,
+    "residual_scale": 1.0,
+    "logit_scale": 1.0,
     "logit_softcap": 0.0,
     "attention_softcap": 0.0,
     "query_scale": 0.0,
@@ -90,6 +104,10 @@ _QWEN2: Fields = _LLAMA | {
     "qkv_bias": True,
 }
 
+# Qwen2.5: arXiv:2412.15115, table 1; config.json of Qwen/Qwen2.5-{0.5B,...,72B}.
+_QWEN2_5: Fields = _QWEN2 | {"context_length": 32768}
+_QWEN2_5_LARGE: Fields = {"vocab_size": 152064, "context_length": 131072, "norm_epsilon": 1e-6}
+
 # Qwen3: arXiv:2505.09388, table 1; config.json of Qwen/Qwen3-{0.6B,8B}.
 _QWEN3: Fields = _QWEN2 | {"context_length": 40960, "qk_norm": True, "qkv_bias": False}
 
@@ -129,6 +147,113 @@ _OLMO2: Fields = _LLAMA | {
     "qk_norm_joint": True,
 }
 
+# OLMo 3: arXiv:2512.13961; config.json of allenai/Olmo-3-{1025-7B,1125-32B}.
+_OLMO3: Fields = _OLMO2 | {
+    "vocab_size": 100278,
+    "context_length": 65536,
+    "rope_scaling": "yarn",
+    "rope_scaling_factor": 8.0,
+    "rope_attention_factor": 1.2079441541679836,
+    "sliding_window": (4096, 4096, 4096, 0),
+    "rope_layers": ("local", "local", "local", "rope"),
+    "rope_local_theta": 500000.0,
+}
+
+# Gemma 3: arXiv:2503.19786, tables 1 and 2; config.json of google/gemma-3-{270m,1b-pt} and the text part of
+# google/gemma-3-{4b,12b,27b}-pt.
+_GEMMA3: Fields = _GEMMA2 | {
+    "vocab_size": 262144,
+    "context_length": 32768,
+    "rope_theta": 1000000.0,
+    "qk_norm": True,
+    "logit_softcap": 0.0,
+    "attention_softcap": 0.0,
+    "sliding_window": (512, 512, 512, 512, 512, 0),
+    "rope_layers": ("local", "local", "local", "local", "local", "rope"),
+    "rope_local_theta": 10000.0,
+}
+_GEMMA3_LONG: Fields = _GEMMA3 | {
+    "vocab_size": 262208,
+    "context_length": 131072,
+    "rope_scaling": "linear",
+    "rope_scaling_factor": 8.0,
+    "sliding_window": (1024, 1024, 1024, 1024, 1024, 0),
+}
+
+# SmolLM3: config.json of HuggingFaceTB/SmolLM3-3B. Every fourth layer has no rotary positions.
+_SMOLLM3: Fields = _LLAMA | {
+    "vocab_size": 128256,
+    "context_length": 65536,
+    "norm_epsilon": 1e-6,
+    "rope_theta": 5000000.0,
+    "rope_layers": ("rope", "rope", "rope", "none"),
+    "tie_embeddings": True,
+}
+
+# Phi-3 and Phi-4: arXiv:2404.14219, section 2, and arXiv:2412.08905, section 3; config.json of
+# microsoft/Phi-3-{mini,medium}-4k-instruct, microsoft/phi-4.
+_PHI3: Fields = _LLAMA | {"vocab_size": 32064, "context_length": 4096, "sliding_window": (2047,)}
+
+# Granite 3 and 4: config.json of ibm-granite/granite-3.0-{2b,8b}-instruct, ibm-granite/granite-4.0-micro.
+_GRANITE: Fields = _LLAMA | {
+    "vocab_size": 49155,
+    "tie_embeddings": True,
+    "embedding_scale": 12.0,
+    "residual_scale": 0.22,
+}
+
+# Command R: config.json of CohereForAI/c4ai-command-{r-v01,r7b-12-2024}.
+_COHERE: Fields = _LLAMA | {
+    "vocab_size": 256000,
+    "context_length": 131072,
+    "norm": "layernorm",
+    "norm_bias": False,
+    "parallel": "one_norm",
+    "rope_theta": 8000000.0,
+    "logit_scale": 0.0625,
+    "tie_embeddings": True,
+}
+
+# StableLM: config.json of stabilityai/stablelm-{3b-4e1t,2-1_6b}.
+_STABLELM: Fields = _LLAMA | {"vocab_size": 50304, "norm": "layernorm", "rope_fraction": 0.25}
+
+# Pythia: arXiv:2304.01373, table 1; config.json of EleutherAI/pythia-{160m,...,12b}.
+_PYTHIA: Fields = _LLAMA | {
+    "vocab_size": 50304,
+    "context_length": 2048,
+    "norm": "layernorm",
+    "parallel": "two_norms",
+    "rope_fraction": 0.25,
+    "mlp": "gelu_exact",
+    "qkv_bias": True,
+    "output_bias": True,
+    "mlp_bias": True,
+}
+
+# StarCoder 2: arXiv:2402.19173, table 6; config.json of bigcode/starcoder2-{3b,7b,15b}.
+_STARCODER2: Fields = _LLAMA | {
+    "vocab_size": 49152,
+    "context_length": 16384,
+    "norm": "layernorm",
+    "mlp": "gelu",
+    "qkv_bias": True,
+    "output_bias": True,
+    "mlp_bias": True,
+    "tie_embeddings": True,
+    "sliding_window": (4096,),
+}
+
+# Falcon: arXiv:2311.16867, table 16; config.json of tiiuae/falcon-{7b,40b}.
+_FALCON: Fields = _LLAMA | {
+    "vocab_size": 65024,
+    "head_dim": 64,
+    "context_length": 2048,
+    "norm": "layernorm",
+    "parallel": "one_norm",
+    "mlp": "gelu_exact",
+    "tie_embeddings": True,
+}
+
 # _shape: embed_dim, num_layers, num_heads, num_kv_heads, mlp_dim
 _ARCHITECTURES: dict[str, Fields] = {
     "gpt2": _GPT2 | _shape(768, 12, 12, 12, 3072),
@@ -145,15 +270,68 @@ _ARCHITECTURES: dict[str, Fields] = {
     "mistral_7b": _MISTRAL | _shape(4096, 32, 32, 8, 14336),
     "qwen2_0_5b": _QWEN2 | _shape(896, 24, 14, 2, 4864) | {"head_dim": 64, "tie_embeddings": True},
     "qwen2_7b": _QWEN2 | _shape(3584, 28, 28, 4, 18944) | {"vocab_size": 152064},
+    "qwen2_5_0_5b": _QWEN2_5 | _shape(896, 24, 14, 2, 4864) | {"head_dim": 64, "tie_embeddings": True},
+    "qwen2_5_1_5b": _QWEN2_5 | _shape(1536, 28, 12, 2, 8960) | {"tie_embeddings": True},
+    "qwen2_5_3b": _QWEN2_5 | _shape(2048, 36, 16, 2, 11008) | {"tie_embeddings": True},
+    "qwen2_5_7b": _QWEN2_5 | _shape(3584, 28, 28, 4, 18944) | _QWEN2_5_LARGE,
+    "qwen2_5_14b": _QWEN2_5 | _shape(5120, 48, 40, 8, 13824) | _QWEN2_5_LARGE,
+    "qwen2_5_32b": _QWEN2_5 | _shape(5120, 64, 40, 8, 27648) | _QWEN2_5_LARGE,
+    "qwen2_5_72b": _QWEN2_5 | _shape(8192, 80, 64, 8, 29568) | _QWEN2_5_LARGE,
     "qwen3_0_6b": _QWEN3 | _shape(1024, 28, 16, 8, 3072) | {"tie_embeddings": True},
+    "qwen3_1_7b": _QWEN3 | _shape(2048, 28, 16, 8, 6144) | {"tie_embeddings": True},
+    "qwen3_4b": _QWEN3 | _shape(2560, 36, 32, 8, 9728) | {"tie_embeddings": True},
     "qwen3_8b": _QWEN3 | _shape(4096, 36, 32, 8, 12288),
+    "qwen3_14b": _QWEN3 | _shape(5120, 40, 40, 8, 17408),
+    "qwen3_32b": _QWEN3 | _shape(5120, 64, 64, 8, 25600),
     "smollm2_135m": _SMOLLM2 | _shape(576, 30, 9, 3, 1536),
     "smollm2_360m": _SMOLLM2 | _shape(960, 32, 15, 5, 2560),
     "smollm2_1_7b": _SMOLLM2 | _shape(2048, 24, 32, 32, 8192) | {"rope_theta": 130000.0},
     "olmo2_1b": _OLMO2 | _shape(2048, 16, 16, 16, 8192),
     "olmo2_7b": _OLMO2 | _shape(4096, 32, 32, 32, 11008),
+    "olmo3_7b": _OLMO3 | _shape(4096, 32, 32, 32, 11008),
+    "olmo3_32b": _OLMO3 | _shape(5120, 64, 40, 8, 27648),
     "gemma2_2b": _GEMMA2 | _shape(2304, 26, 8, 4, 9216),
     "gemma2_9b": _GEMMA2 | _shape(3584, 42, 16, 8, 14336),
+    "gemma3_270m": _GEMMA3 | _shape(640, 18, 4, 1, 2048),
+    "gemma3_1b": _GEMMA3 | _shape(1152, 26, 4, 1, 6912),
+    "gemma3_4b": _GEMMA3_LONG | _shape(2560, 34, 8, 4, 10240),
+    "gemma3_12b": _GEMMA3_LONG | _shape(3840, 48, 16, 8, 15360),
+    "gemma3_27b": _GEMMA3_LONG | _shape(5376, 62, 32, 16, 21504) | {"head_dim": 128, "query_scale": 168**-0.5},
+    "smollm3_3b": _SMOLLM3 | _shape(2048, 36, 16, 4, 11008),
+    "phi3_mini_4k": _PHI3 | _shape(3072, 32, 32, 32, 8192) | {"head_dim": 96},
+    "phi3_medium_4k": _PHI3 | _shape(5120, 40, 40, 10, 17920),
+    "phi4_14b": _PHI3
+    | _shape(5120, 40, 40, 10, 17920)
+    | {"vocab_size": 100352, "context_length": 16384, "rope_theta": 250000.0, "sliding_window": (0,)},
+    "granite3_2b": _GRANITE
+    | _shape(2048, 40, 32, 8, 8192)
+    | {"head_dim": 64, "query_scale": 0.015625, "logit_scale": 1 / 8},
+    "granite3_8b": _GRANITE | _shape(4096, 40, 32, 8, 12800) | {"query_scale": 0.0078125, "logit_scale": 1 / 16},
+    "granite4_micro": _GRANITE
+    | _shape(2560, 40, 40, 8, 8192)
+    | {"vocab_size": 100352, "head_dim": 64, "context_length": 131072, "rope_theta": 10000000.0}
+    | {"query_scale": 0.015625, "logit_scale": 1 / 10},
+    "command_r_35b": _COHERE | _shape(8192, 40, 64, 64, 22528),
+    "command_r7b": _COHERE
+    | _shape(4096, 32, 32, 8, 14336)
+    | {"context_length": 132096, "rope_theta": 50000.0, "logit_scale": 0.25}
+    | {"sliding_window": (4096, 4096, 4096, 0), "rope_layers": ("rope", "rope", "rope", "none")},
+    "stablelm_3b": _STABLELM | _shape(2560, 32, 32, 32, 6912) | {"head_dim": 80},
+    "stablelm2_1_6b": _STABLELM
+    | _shape(2048, 24, 32, 32, 5632)
+    | {"vocab_size": 100352, "head_dim": 64, "qkv_bias": True},
+    "pythia_160m": _PYTHIA | _shape(768, 12, 12, 12, 3072) | {"head_dim": 64},
+    "pythia_410m": _PYTHIA | _shape(1024, 24, 16, 16, 4096) | {"head_dim": 64},
+    "pythia_1b": _PYTHIA | _shape(2048, 16, 8, 8, 8192) | {"head_dim": 256},
+    "pythia_1_4b": _PYTHIA | _shape(2048, 24, 16, 16, 8192),
+    "pythia_2_8b": _PYTHIA | _shape(2560, 32, 32, 32, 10240) | {"head_dim": 80},
+    "pythia_6_9b": _PYTHIA | _shape(4096, 32, 32, 32, 16384) | {"vocab_size": 50432},
+    "pythia_12b": _PYTHIA | _shape(5120, 36, 40, 40, 20480) | {"vocab_size": 50688},
+    "starcoder2_3b": _STARCODER2 | _shape(3072, 30, 24, 2, 12288) | {"rope_theta": 999999.4420358813},
+    "starcoder2_7b": _STARCODER2 | _shape(4608, 32, 36, 4, 18432) | {"rope_theta": 1000000.0},
+    "starcoder2_15b": _STARCODER2 | _shape(6144, 40, 48, 4, 24576) | {"rope_theta": 100000.0},
+    "falcon_7b": _FALCON | _shape(4544, 32, 71, 1, 18176),
+    "falcon_40b": _FALCON | _shape(8192, 60, 128, 8, 32768) | {"parallel": "two_norms"},
 }
 
 

@@ -9,9 +9,10 @@ from flax import linen as nn
 
 from model.attend import attend, attend_cached
 from model.cache import KVCache, LayerCache, cached_positions, read, write
-from model.config import ModelConfig
+from model.config import LayerKind, ModelConfig
 from model.context import Context
-from model.layers import Norm, Projection, output_std, rotate
+from model.layers import Norm, Projection, output_std
+from model.rotary import rotate, rotate_cached
 
 # Names the attention products in profiles; the planner finds them by this name to count their FLOPs.
 SCOPE = "attend"
@@ -31,7 +32,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, context: Context, window: int, cache: LayerCache | None
+        self, x_BTD: jax.Array, context: Context, kind: LayerKind, cache: LayerCache | None
     ) -> tuple[jax.Array, KVCache]:
         """Returns (y_BTD, the updated stack of `cache`); without a cache, (y_BTD, this call's keys and values)."""
         cfg = self.config
@@ -46,20 +47,25 @@ class Attention(nn.Module):
         v_BTKH = project("value", K, "kv_heads")
         if cfg.qk_norm:
             q_BTNH, k_BTKH = self._normed("query_norm", q_BTNH), self._normed("key_norm", k_BTKH)
-        if context.sin_BTH is not None and context.cos_BTH is not None:
-            q_BTNH = rotate(q_BTNH, context.sin_BTH, context.cos_BTH)
-            k_BTKH = rotate(k_BTKH, context.sin_BTH, context.cos_BTH)
+        rotary, raw_BTKH = kind.rotary, k_BTKH
+        if rotary is not None:
+            sin_BTH, cos_BTH = context.rotations[cfg.rotaries.index(rotary)]
+            q_BTNH, k_BTKH = rotate(q_BTNH, sin_BTH, cos_BTH), rotate(k_BTKH, sin_BTH, cos_BTH)
+        # Where the angles depend on the length of the text, those of cached keys change as it grows.
+        kept_BTKH = raw_BTKH if rotary is not None and rotary.needs_length else k_BTKH
         if cache is None:
-            kv = KVCache(k_BTKH, v_BTKH)
+            kv = KVCache(kept_BTKH, v_BTKH)
             with jax.named_scope(SCOPE):
-                o_BTNH = attend(cfg, q_BTNH, k_BTKH, v_BTKH, context, window)
+                o_BTNH = attend(cfg, q_BTNH, k_BTKH, v_BTKH, context, kind.window)
         else:
-            kv = write(cfg, cache, k_BTKH, v_BTKH)
+            kv = write(cfg, cache, kept_BTKH, v_BTKH)
             k_BKSH, v_BKSH = read(cfg, cache._replace(stack=kv))
             positions_BS = cached_positions(k_BKSH.shape[2], cache.column + x_BTD.shape[1] - 1, cache.padding_B)
             segments_BS = (positions_BS >= 0).astype(jnp.int32)
+            if rotary is not None and rotary.needs_length:
+                k_BKSH = rotate_cached(rotary, k_BKSH, positions_BS, context.lengths_BT[:, -1:])
             context = context._replace(key_positions_BS=positions_BS, key_segments_BS=segments_BS)
-            o_BTNH = attend_cached(cfg, q_BTNH, k_BKSH, v_BKSH, context, window)
+            o_BTNH = attend_cached(cfg, q_BTNH, k_BKSH, v_BKSH, context, kind.window)
         std, bias = output_std(cfg, fan_in=N * H), int(cfg.output_bias)
         out = Projection("BTNH,NHD->BTD", (N, H, D), ("heads", "head_dim", "embed"), std, bias, name="output")
         return out(o_BTNH), kv

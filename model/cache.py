@@ -50,7 +50,7 @@ class Cache(NamedTuple):
     """The KV cache of a whole model and a batch of texts.
 
     Attributes:
-        stacks: for each layer of `config.window_period`, the caches of all layers that it repeats to, stacked.
+        stacks: for each layer of `config.period`, the caches of all layers that it repeats to, stacked.
         column: the next column to be written.
         padding_B: number of padding columns before each text.
     """

@@ -2,10 +2,25 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from configs.errors import UserError
-from configs.schema import RESUMABLE, at_least, build, find_errors, resumable_fields
+from configs.schema import RESUMABLE, at_least, between, build, find_errors, resumable_fields
+from model.rotary import Rotary, Scaling, default_attention_factor
+
+ROTARY_KINDS = ("rope", "local", "none")
+
+
+class LayerKind(NamedTuple):
+    """What may differ between the layers of a model, besides their weights.
+
+    Attributes:
+        window: sliding window in tokens; 0: full attention.
+        rotary: rotary positions of queries and keys; None: no rotary positions.
+    """
+
+    window: int
+    rotary: Rotary | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +39,25 @@ class ModelConfig:
     norm_position: Literal["pre", "post", "both"]
     norm_epsilon: float
     norm_unit_offset: bool
+    norm_bias: bool
+    parallel: Literal["none", "one_norm", "two_norms"]
     position: Literal["rope", "learned"]
     rope_theta: float
-    rope_scaling: Literal["none", "llama3"]
+    rope_fraction: Annotated[float, between(0.0, 1.0)]
+    rope_scaling: Scaling
     rope_scaling_factor: float
+    rope_original_context: int
     rope_low_frequency_factor: float
     rope_high_frequency_factor: float
-    rope_original_context: int
-    mlp: Literal["silu_gated", "gelu_gated", "gelu", "relu2"]
+    rope_beta_fast: float
+    rope_beta_slow: float
+    rope_round_range: bool
+    rope_attention_factor: Annotated[float, at_least(0.0)]
+    rope_short_factors: tuple[float, ...]
+    rope_long_factors: tuple[float, ...]
+    rope_layers: tuple[str, ...]
+    rope_local_theta: float
+    mlp: Literal["silu_gated", "gelu_gated", "gelu", "gelu_exact", "relu2"]
     qk_norm: bool
     qk_norm_joint: bool
     qkv_bias: bool
@@ -39,6 +65,9 @@ class ModelConfig:
     mlp_bias: bool
     tie_embeddings: bool
     scale_embeddings: bool
+    embedding_scale: float
+    residual_scale: float
+    logit_scale: float
     logit_softcap: float
     attention_softcap: float
     query_scale: float
@@ -58,12 +87,17 @@ class ModelConfig:
                 f"config.model.num_kv_heads={self.num_kv_heads} must divide config.model.num_heads={self.num_heads}; "
                 f"use one of {divisors}"
             )
-        if self.position == "rope" and self.head_dim % 2:
-            errors.append(f"config.model.head_dim={self.head_dim} must be even with rotary positions")
         if not self.sliding_window or min(self.sliding_window) < 0:
             errors.append(
                 f"config.model.sliding_window={self.sliding_window} must be a non-empty tuple of window sizes "
                 "in tokens; 0 means no window"
+            )
+        if not errors and self.position == "rope":
+            errors += _rotary_errors(self)
+        if self.parallel != "none" and self.norm_position != "pre":
+            errors.append(
+                f"config.model.parallel={self.parallel!r} needs config.model.norm_position='pre', "
+                f"got {self.norm_position!r}"
             )
         if errors:
             raise UserError("; ".join(errors))
@@ -75,16 +109,92 @@ class ModelConfig:
         return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))
 
     @property
-    def window_period(self) -> tuple[int, ...]:
-        """The shortest pattern of windows that, repeated a whole number of times, gives `windows`."""
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """The kind of each layer: `sliding_window` and `rope_layers`, each repeated over the layers."""
+        pattern = self.rope_layers if self.position == "rope" else ("none",)
+        rotary = {name: _rotary(self, name) for name in set(pattern)}
+        return tuple(LayerKind(window, rotary[pattern[i % len(pattern)]]) for i, window in enumerate(self.windows))
+
+    @property
+    def period(self) -> tuple[LayerKind, ...]:
+        """The shortest pattern of kinds that, repeated a whole number of times, gives `kinds`."""
+        kinds = self.kinds
         sizes = (size for size in range(1, self.num_layers) if self.num_layers % size == 0)
-        repeats = (self.windows[:size] for size in sizes)
-        return next((p for p in repeats if p * (self.num_layers // len(p)) == self.windows), self.windows)
+        repeats = (kinds[:size] for size in sizes)
+        return next((p for p in repeats if p * (self.num_layers // len(p)) == kinds), kinds)
+
+    @property
+    def rotaries(self) -> tuple[Rotary, ...]:
+        """The different rotary kinds of the layers, in the order of their first layer."""
+        return tuple(dict.fromkeys(kind.rotary for kind in self.kinds if kind.rotary is not None))
+
+    @property
+    def rotary_width(self) -> int:
+        """The columns of each head that rotary positions rotate."""
+        return int(self.head_dim * self.rope_fraction)
 
     @property
     def gated(self) -> bool:
         """Whether the MLP multiplies its hidden units by a gate (GLU variants, arXiv:2002.05202)."""
         return self.mlp.endswith("_gated")
+
+
+def _rotary(config: ModelConfig, name: str) -> Rotary | None:
+    """Returns the rotary kind that `rope_layers` calls `name`; fields that its scaling does not read are not set."""
+    c, scaling = config, config.rope_scaling
+    if name == "none":
+        return None
+    if name == "local":
+        return Rotary(c.rotary_width, c.rope_local_theta)
+    if scaling == "none":
+        return Rotary(c.rotary_width, c.rope_theta)
+    fields: dict[str, Any] = {"scaling": scaling}
+    if scaling != "longrope":
+        fields["factor"] = c.rope_scaling_factor
+    if scaling != "linear":
+        fields["original_context"] = c.rope_original_context
+    if scaling == "llama3":
+        fields |= {"low": c.rope_low_frequency_factor, "high": c.rope_high_frequency_factor}
+    if scaling == "yarn":
+        fields |= {"beta_fast": c.rope_beta_fast, "beta_slow": c.rope_beta_slow, "round_range": c.rope_round_range}
+    if scaling == "longrope":
+        fields |= {"short_factors": c.rope_short_factors, "long_factors": c.rope_long_factors}
+    if scaling in ("yarn", "longrope"):
+        paper = default_attention_factor(scaling, c.rope_scaling_factor, c.rope_original_context)
+        fields["attention_factor"] = c.rope_attention_factor or paper
+    return Rotary(c.rotary_width, c.rope_theta, **fields)
+
+
+def _rotary_errors(config: ModelConfig) -> list[str]:
+    """Returns one message per invalid field of rotary positions."""
+    c, width, errors = config, config.rotary_width, []
+    if width % 2 or width < 2:
+        shown = f"config.model.head_dim={c.head_dim}"
+        if c.rope_fraction != 1.0:
+            shown = f"config.model.rope_fraction={c.rope_fraction} of {shown} is {width} columns, which"
+        errors.append(f"{shown} must be even with rotary positions")
+    if not c.rope_layers or not set(c.rope_layers) <= set(ROTARY_KINDS):
+        errors.append(
+            f"config.model.rope_layers={c.rope_layers} must be a non-empty tuple of "
+            f"{', '.join(map(repr, ROTARY_KINDS))}"
+        )
+    positive = ["rope_theta", "rope_local_theta"]
+    if c.rope_scaling != "none":
+        positive += ["rope_scaling_factor", "rope_original_context"]
+    if c.rope_scaling == "yarn":
+        positive += ["rope_beta_fast", "rope_beta_slow"]
+    errors += [
+        f"config.model.{name}={getattr(c, name)} must be greater than 0" for name in positive if getattr(c, name) <= 0
+    ]
+    if c.rope_scaling == "dynamic" and width == 2:
+        errors.append("config.model.rope_scaling='dynamic' needs more than 2 rotated columns per head")
+    if c.rope_scaling == "longrope":
+        errors += [
+            f"config.model.{name} has {len(getattr(c, name))} values; expected {width // 2}, one per rotated pair"
+            for name in ("rope_short_factors", "rope_long_factors")
+            if len(getattr(c, name)) != width // 2 or min(getattr(c, name), default=0.0) <= 0
+        ]
+    return errors
 
 
 # Fields that change how a model runs on a machine, not what it computes; two runs of one checkpoint may differ in them.

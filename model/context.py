@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from model.config import ModelConfig
-from model.layers import rope_frequencies
+from model.rotary import rotation
 
 
 class Context(NamedTuple):
@@ -20,25 +20,31 @@ class Context(NamedTuple):
         segments_BT: each query's segment (document); 0 is padding.
         key_positions_BS: each key's position; equal to `positions_BT` unless the keys come from a cache.
         key_segments_BS: each key's segment; equal to `segments_BT` unless the keys come from a cache.
-        sin_BTH: sine of the rotary angles, H/2 columns; None with learned positions.
-        cos_BTH: cosine of the rotary angles, H/2 columns; None with learned positions.
+        lengths_BT: number of tokens of each query's segment.
+        rotations: (sin_BTH, cos_BTH) of each of the model's rotary kinds, in the order of `config.rotaries`.
     """
 
     positions_BT: jax.Array
     segments_BT: jax.Array
     key_positions_BS: jax.Array
     key_segments_BS: jax.Array
-    sin_BTH: jax.Array | None
-    cos_BTH: jax.Array | None
+    lengths_BT: jax.Array
+    rotations: tuple[tuple[jax.Array, jax.Array], ...]
 
 
 def make_context(config: ModelConfig, positions_BT: jax.Array, segments_BT: jax.Array) -> Context:
     """Returns the `Context` of tokens that attend to each other; for a cache, each layer replaces the key fields."""
-    sin, cos = None, None
-    if config.position == "rope":
-        angles_BTH = positions_BT[..., None].astype(jnp.float32) * rope_frequencies(config)
-        sin, cos = jnp.sin(angles_BTH), jnp.cos(angles_BTH)
-    return Context(positions_BT, segments_BT, positions_BT, segments_BT, sin, cos)
+    lengths_BT = segment_lengths(positions_BT, segments_BT)
+    rotations = tuple(rotation(rotary, positions_BT, lengths_BT) for rotary in config.rotaries)
+    return Context(positions_BT, segments_BT, positions_BT, segments_BT, lengths_BT, rotations)
+
+
+def segment_lengths(positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    """Returns the length of each token's segment, which is its last position + 1; segments are contiguous."""
+    T = positions_BT.shape[1]
+    ends_BT = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (0, 1)), constant_values=True)
+    last_BT = jax.lax.cummin(jnp.where(ends_BT, jnp.arange(T), T), axis=1, reverse=True)
+    return jnp.take_along_axis(positions_BT, last_BT, axis=1) + 1
 
 
 def attention_mask(context: Context, window: int) -> jax.Array:

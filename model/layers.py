@@ -1,8 +1,10 @@
-"""The building blocks of a decoder layer: norms, projections, rotary positions and the MLP.
+"""The building blocks of a decoder layer: norms, projections and the MLP.
 
 B batch, T length, D embed, N heads, K kv heads, H head dim, F mlp.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,7 +32,7 @@ class Norm(nn.Module):
             y = y - y.mean(-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + cfg.norm_epsilon)
         y = y * (1.0 + scale if cfg.norm_unit_offset else scale)
-        if cfg.norm == "layernorm":
+        if cfg.norm == "layernorm" and cfg.norm_bias:
             y = y + self.param("bias", with_axes(nn.initializers.zeros, self.axis), x.shape[-1:])
         return y.astype(x.dtype)
 
@@ -79,6 +81,11 @@ class Projection(nn.Module):
         return jnp.einsum(f"{batch_axes}r,r{b_axes}->{y_axes}", low, b)
 
 
+def scaled(x: jax.Array, factor: float) -> jax.Array:
+    """Returns x times a constant that is not rounded to the dtype of `x`, in that dtype."""
+    return x if factor == 1.0 else (x.astype(jnp.float32) * factor).astype(x.dtype)
+
+
 def output_std(config: ModelConfig, fan_in: int) -> float:
     """Returns the initial standard deviation of a projection that writes to the residual stream.
 
@@ -86,6 +93,15 @@ def output_std(config: ModelConfig, fan_in: int) -> float:
     that the stream's variance does not grow with depth (GPT-2 report, section 2.3).
     """
     return 0.0 if config.output_init == "zero" else (2 * config.num_layers * fan_in) ** -0.5
+
+
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu_gated": nn.silu,
+    "gelu_gated": nn.gelu,
+    "gelu": nn.gelu,
+    "gelu_exact": partial(nn.gelu, approximate=False),
+    "relu2": lambda x: jnp.square(nn.relu(x)),
+}
 
 
 class MLP(nn.Module):
@@ -102,32 +118,8 @@ class MLP(nn.Module):
         h_BTF = up(x_BTD)
         if cfg.gated:
             gate = Projection("BTD,DF->BTF", (D, F), ("embed", "mlp"), D**-0.5, bias, name="gate")
-            activation = nn.silu if cfg.mlp == "silu_gated" else nn.gelu
-            h_BTF = activation(gate(x_BTD)) * h_BTF
+            h_BTF = _ACTIVATIONS[cfg.mlp](gate(x_BTD)) * h_BTF
         else:
-            h_BTF = nn.gelu(h_BTF) if cfg.mlp == "gelu" else jnp.square(nn.relu(h_BTF))
+            h_BTF = _ACTIVATIONS[cfg.mlp](h_BTF)
         std = output_std(cfg, fan_in=F)
         return Projection("BTF,FD->BTD", (F, D), ("mlp", "embed"), std, bias, name="down")(h_BTF)
-
-
-def rope_frequencies(config: ModelConfig) -> jax.Array:
-    """Returns the H/2 angular frequencies in radians per position (RoFormer, arXiv:2104.09864, equation 15).
-
-    With `rope_scaling` "llama3", wavelengths beyond the original context are stretched by the factor, short ones are
-    kept and those in between are blended (Llama 3.1 model card and reference code).
-    """
-    half = config.head_dim // 2
-    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if config.rope_scaling == "none":
-        return frequency
-    low, high = config.rope_low_frequency_factor, config.rope_high_frequency_factor
-    turns = config.rope_original_context * frequency / (2 * jnp.pi)
-    keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-    return frequency * (keep + (1.0 - keep) / config.rope_scaling_factor)
-
-
-def rotate(x_BTNH: jax.Array, sin_BTH: jax.Array, cos_BTH: jax.Array) -> jax.Array:
-    """Returns `x_BTNH` with each pair (h, h + H/2) rotated by its position's angle; sin and cos have H/2 columns."""
-    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    sin, cos = sin_BTH[:, :, None, :], cos_BTH[:, :, None, :]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)

@@ -9,17 +9,19 @@ All three return the hidden states after the final norm; `heads.py` turns them i
 selected by a field of `ModelConfig`:
 
 - pre-, post- or sandwich norm; RMSNorm or LayerNorm, optionally with a unit offset (Gemma)
-- rotary positions, with Llama 3 scaling, or learned ones
+- attention and MLP one after the other, or in parallel
+- rotary positions, in any pattern over the layers, with linear, dynamic NTK, Llama 3, YaRN or LongRoPE scaling; or
+  learned positions
 - grouped-query attention; QK-norm per head or over all heads; logit softcap; custom query scale
 - sliding windows, in any pattern over the layers
 - MLP: gated SiLU or GELU, GELU, squared ReLU
-- tied or untied output table; optional biases; scaled embeddings
+- tied or untied output table; optional biases; scales of embeddings, residual branches and logits
 - attention by XLA, cuDNN (GPU) or Splash (TPU); KV cache in the compute dtype, bfloat16 or int8
 - float32 parameters, bfloat16 compute on accelerators; rematerialization by policy, including host offload
 
 Layers are always stacked on a leading axis, in memory and in checkpoints, and run by one `lax.scan`, rolled or
-unrolled. Each step of the scan runs one period of the window pattern (one layer where all windows are equal), because
-a window is static.
+unrolled. Each step of the scan runs one period of the layers' kinds (one layer where all are equal), because a kind, a
+window and rotary positions, is static.
 
 B batch, T length, P prompt length, D embed.
 """
@@ -35,10 +37,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from model.attention import Attention
 from model.cache import Cache, CacheSize, KVCache, LayerCache, allocate
-from model.config import ModelConfig
+from model.config import LayerKind, ModelConfig
 from model.context import Context, make_context
 from model.dtypes import compute_dtype
-from model.layers import MLP, Norm
+from model.layers import MLP, Norm, scaled
 from model.sharding import constrain, is_partitioned, with_axes
 
 Params = dict[str, Any]
@@ -73,6 +75,7 @@ class Embedding(nn.Module):
         x_BTD = table[tokens_BT].astype(dtype)
         if cfg.scale_embeddings:
             x_BTD = x_BTD * jnp.asarray(cfg.embed_dim**0.5, dtype)
+        x_BTD = scaled(x_BTD, cfg.embedding_scale)
         if cfg.position == "learned":
             shape = (cfg.context_length, cfg.embed_dim)
             positions = self.param("positions", with_axes(init, "position", "vocab_embed"), shape)
@@ -87,7 +90,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, context: Context, window: int, cache: LayerCache | None
+        self, x_BTD: jax.Array, context: Context, kind: LayerKind, cache: LayerCache | None
     ) -> tuple[jax.Array, KVCache]:
         """Returns (x_BTD, `Attention`'s keys and values or updated cache)."""
         cfg = self.config
@@ -98,12 +101,17 @@ class Block(nn.Module):
         def after(name: str, y: jax.Array) -> jax.Array:
             return Norm(cfg, name=name)(y) if cfg.norm_position in ("post", "both") else y
 
-        attention = Attention(cfg, name="attention")
-        y_BTD, kv = attention(before("attention_norm", x_BTD), context, window, cache)
-        x_BTD = constrain(x_BTD + after("attention_post_norm", y_BTD), "batch", "length", "activation")
-        y_BTD = MLP(cfg, name="mlp")(before("mlp_norm", x_BTD))
-        x_BTD = constrain(x_BTD + after("mlp_post_norm", y_BTD), "batch", "length", "activation")
-        return x_BTD, kv
+        def add(x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
+            return constrain(x_BTD + scaled(y_BTD, cfg.residual_scale), "batch", "length", "activation")
+
+        attention, mlp = Attention(cfg, name="attention"), MLP(cfg, name="mlp")
+        input_BTD = before("attention_norm", x_BTD)
+        y_BTD, kv = attention(input_BTD, context, kind, cache)
+        if cfg.parallel != "none":
+            input_BTD = input_BTD if cfg.parallel == "one_norm" else before("mlp_norm", x_BTD)
+            return add(x_BTD, y_BTD + mlp(input_BTD)), kv
+        x_BTD = add(x_BTD, after("attention_post_norm", y_BTD))
+        return add(x_BTD, after("mlp_post_norm", mlp(before("mlp_norm", x_BTD)))), kv
 
 
 def init_backbone(config: ModelConfig, rng: jax.Array) -> Params:
@@ -115,7 +123,7 @@ def init_backbone(config: ModelConfig, rng: jax.Array) -> Params:
     x_BTD = jnp.zeros((1, 1, config.embed_dim))
 
     def init_layer(layer_rng: jax.Array) -> Params:
-        return Block(config).init(layer_rng, x_BTD, context, 0, None)["params"]
+        return Block(config).init(layer_rng, x_BTD, context, config.kinds[0], None)["params"]
 
     layers = jax.vmap(init_layer)(jax.random.split(layers_rng, config.num_layers))
     stacked = jax.tree.map(
@@ -155,9 +163,9 @@ def forward(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
     """
     context = make_context(config, batch["positions"], batch["segment_ids"])
 
-    def block(window: int, x_BTD: jax.Array, layer_params: Params) -> jax.Array:
+    def block(kind: LayerKind, x_BTD: jax.Array, layer_params: Params) -> jax.Array:
         x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
-        return _apply_block(config, layer_params, x_BTD, context, window)[0]
+        return _apply_block(config, layer_params, x_BTD, context, kind)[0]
 
     if config.remat != "none":
         block = jax.checkpoint(
@@ -165,8 +173,8 @@ def forward(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
         )
 
     def period(x_BTD: jax.Array, layers: Params) -> tuple[jax.Array, None]:
-        for window, layer_params in _layers_of_period(config, layers):
-            x_BTD = block(window, x_BTD, layer_params)
+        for kind, layer_params in _layers_of_period(config, layers):
+            x_BTD = block(kind, x_BTD, layer_params)
         return x_BTD, None
 
     x_BTD = _embed(config, params, batch["tokens"], context)
@@ -193,9 +201,9 @@ def prefill_layers(
 
     def period(x_BPD: jax.Array, layers: Params) -> tuple[jax.Array, tuple[KVCache, ...]]:
         caches = []
-        for window, layer_params in _layers_of_period(config, layers):
-            x_BPD, kv = _apply_block(config, layer_params, x_BPD, context, window)
-            caches.append(allocate(config, kv.k, kv.v, size.columns_of(window)))
+        for kind, layer_params in _layers_of_period(config, layers):
+            x_BPD, kv = _apply_block(config, layer_params, x_BPD, context, kind)
+            caches.append(allocate(config, kv.k, kv.v, size.columns_of(kind.window)))
         return x_BPD, tuple(caches)
 
     x_BPD = _embed(config, params, prompts_BP, context)
@@ -220,14 +228,14 @@ def decode_layers(config: ModelConfig, params: Params, tokens_BT: jax.Array, cac
     ) -> tuple[tuple[jax.Array, tuple[KVCache, ...]], None]:
         (x_BTD, stacks), (layers, index) = carry, scanned
         updated = []
-        for stack, (window, layer_params) in zip(stacks, _layers_of_period(config, layers), strict=True):
+        for stack, (kind, layer_params) in zip(stacks, _layers_of_period(config, layers), strict=True):
             layer_cache = LayerCache(stack, index, cache.column, cache.padding_B)
-            x_BTD, stack = _apply_block(config, layer_params, x_BTD, context, window, layer_cache)
+            x_BTD, stack = _apply_block(config, layer_params, x_BTD, context, kind, layer_cache)
             updated.append(stack)
         return (x_BTD, tuple(updated)), None
 
     layers = _periods(config, params)
-    indices = jnp.arange(config.num_layers // len(config.window_period))
+    indices = jnp.arange(config.num_layers // len(config.period))
     x_BTD = _embed(config, params, tokens_BT, context)
     (x_BTD, stacks), _ = jax.lax.scan(period, (x_BTD, cache.stacks), (layers, indices))
     return _final_norm(config, params, x_BTD), Cache(stacks, cache.column + T, cache.padding_B)
@@ -248,29 +256,30 @@ def _apply_block(
     params: Params,
     x_BTD: jax.Array,
     context: Context,
-    window: int,
+    kind: LayerKind,
     cache: LayerCache | None = None,
 ) -> tuple[jax.Array, KVCache]:
-    output: Any = Block(config).apply({"params": params}, x_BTD, context, window, cache)
+    output: Any = Block(config).apply({"params": params}, x_BTD, context, kind, cache)
     return output
 
 
 def _final_norm(config: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:
     normed: Any = Norm(config).apply({"params": params["final_norm"]}, x_BTD)
-    return normed
+    # The scale of the logits is applied here, once for every head and every way to compute them.
+    return scaled(normed, config.logit_scale)
 
 
 def _periods(config: ModelConfig, params: Params) -> Params:
-    """Returns the stacked layers as `lax.scan` reads them: one period of the window pattern per step."""
-    size = len(config.window_period)
+    """Returns the stacked layers as `lax.scan` reads them: one period of kinds per step."""
+    size = len(config.period)
     if size == 1:
         # An extra axis of 1 would make XLA copy each layer's matrices before it reads them on a CPU.
         return params["layers"]
     return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), params["layers"])
 
 
-def _layers_of_period(config: ModelConfig, layers: Params) -> Iterator[tuple[int, Params]]:
-    """Yields (window, parameters) of each layer of one period."""
-    windows = config.window_period
-    for index, window in enumerate(windows):
-        yield window, layers if len(windows) == 1 else jax.tree.map(lambda x, index=index: x[index], layers)
+def _layers_of_period(config: ModelConfig, layers: Params) -> Iterator[tuple[LayerKind, Params]]:
+    """Yields (kind, parameters) of each layer of one period."""
+    kinds = config.period
+    for index, kind in enumerate(kinds):
+        yield kind, layers if len(kinds) == 1 else jax.tree.map(lambda x, index=index: x[index], layers)

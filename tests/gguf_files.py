@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save_file
 from data.tokenizer_training import train_tokenizer
 from model.config import model_config
 from model.heads import language_model
-from model.huggingface import expected_shapes, table
-from model.huggingface_config import to_section
+from model.huggingface.config_file import to_section
+from model.huggingface.families import table
+from model.huggingface.weights import expected_shapes
 from train.distributed.mesh import single_device_mesh
 from train.trees import abstract_params
 
@@ -94,7 +95,9 @@ def write_gguf(directory: Path, path: Path, kind: str = "F32", **metadata: objec
     elif arch == "gemma2" or "head_dim" in config:
         values |= {f"{arch}.attention.value_length": config["head_dim"]}
         values |= {f"{arch}.rope.dimension_count": config["head_dim"]}
-    values |= _tokenizer_values(directory, config["vocab_size"]) | {key.replace("__", "."): value for key, value in metadata.items()}
+    values |= _tokenizer_values(directory, config["vocab_size"]) | {
+        key.replace("__", "."): value for key, value in metadata.items()
+    }
     for key, value in values.items():
         _add(writer, key, value)
     for name, tensor in tensors_of(directory, config, arch).items():

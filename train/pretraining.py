@@ -69,7 +69,8 @@ def pretrain(
         rows = PackedRows(train, settings.sequence_length)
         objective = objective_of(settings, model)
         files = read_manifest(store).get("files", [])
-        record = RunRecord("pretrain", model, config, {}, train.fingerprint, lineage, files)
+        architecture = source.record.architecture if source is not None else ""
+        record = RunRecord("pretrain", model, config, {}, train.fingerprint, lineage, files, architecture=architecture)
         record = start_run(workdir, record, tokenizer, accept_changed_data)
         count = parameter_count(boxed_params(objective))
         axes = ", ".join(f"{axis} {mesh.shape[axis]}" for axis in MESH_AXES)

@@ -24,7 +24,7 @@ from data.store import open_store, verify_store
 from data.tokenizer import load_tokenizer
 from data.tokenizer_training import train_tokenizer
 from model.config import model_config
-from model.huggingface_config import to_section
+from model.huggingface.config_file import to_section
 from train import cli
 from train.checkpoint.manager import open_to_read
 from train.checkpoint.read import read_contents

@@ -13,7 +13,7 @@ from configs import default
 from model import losses
 from model.config import model_config
 from model.heads import language_model, parameter_count, unembedding
-from model.layers import rope_frequencies, rotate
+from model.rotary import frequencies, rotate
 from model.transformer import forward
 
 VARIANTS = {
@@ -118,7 +118,7 @@ def test_rotary_products_depend_only_on_distance():
 
     def product(i, j):
         def at(x, position):
-            angles = jnp.full((1, 1, 1), float(position)) * rope_frequencies(model)
+            angles = jnp.full((1, 1, 1), float(position)) * frequencies(model.rotaries[0])
             return rotate(x, jnp.sin(angles), jnp.cos(angles))
 
         return float((at(q, i) * at(k, j)).sum())
@@ -126,17 +126,17 @@ def test_rotary_products_depend_only_on_distance():
     assert product(11, 4) == pytest.approx(product(27, 20), abs=1e-4)
     assert abs(product(11, 4) - product(11, 9)) > 1e-3
     # Equation 15 of RoFormer: one radian per position for the first pair.
-    assert float(rope_frequencies(model)[0]) == 1.0
+    assert float(frequencies(model.rotaries[0])[0]) == 1.0
 
 
 def test_rotary_frequencies_are_powers_of_the_base():
     model = tiny_model(rope_theta=500.0)
     expected = [500.0 ** (-2 * i / model.head_dim) for i in range(model.head_dim // 2)]
-    np.testing.assert_allclose(rope_frequencies(model), expected, rtol=1e-6)
+    np.testing.assert_allclose(frequencies(model.rotaries[0]), expected, rtol=1e-6)
 
 
 def test_llama3_scaling_stretches_only_long_wavelengths():
-    plain, scaled = (rope_frequencies(tiny_model(**v)) for v in ({}, VARIANTS["llama3_scaling"]))
+    plain, scaled = (frequencies(tiny_model(**v).rotaries[0]) for v in ({}, VARIANTS["llama3_scaling"]))
     ratio = np.asarray(plain / scaled)
     assert ratio[0] == pytest.approx(1.0) and ratio[-1] == pytest.approx(8.0)
 

@@ -55,11 +55,11 @@ _MODEL = (
         f"{_TRANSFORMER}test_sliding_window_limits_how_far_back_a_token_attends",
     ),
     Mutant(
-        "the base of the rotary positions is wrong", "model/layers.py", "config.rope_theta **", "10_000.0 **",
+        "the base of the rotary positions is wrong", "model/rotary.py", "rotary.theta **", "10_000.0 **",
         f"{_TRANSFORMER}test_rotary_frequencies_are_powers_of_the_base",
     ),
     Mutant(
-        "rotary positions mirror instead of turning", "model/layers.py", "a * cos - b * sin", "a * cos + b * sin",
+        "rotary positions mirror instead of turning", "model/rotary.py", "a * cos - b * sin", "a * cos + b * sin",
         f"{_TRANSFORMER}test_rotary_products_depend_only_on_distance",
     ),
     Mutant(
@@ -166,11 +166,11 @@ _MODEL = (
         "tests/train/checkpoint/test_checkpoint_policy.py::test_saved_and_kept_steps_follow_the_config[changes0-kept0]",
     ),
     Mutant(
-        "import reads a matrix the wrong way round", "model/huggingface.py",
+        "import reads a matrix the wrong way round", "model/huggingface/weights.py",
         "piece.T if self.inputs and self.transposed else piece", "piece", f"{_HUGGINGFACE}[llama3]",
     ),
     Mutant(
-        "an unknown field of config.json is ignored", "model/huggingface_fields.py", "    if unknown:", "    if False:",
+        "an unknown field of config.json is ignored", "model/huggingface/fields.py", "    if unknown:", "    if False:",
         f"{_FIELDS}test_a_field_that_changes_the_function_is_refused_by_name[llama2_7b-fields11-{_UNKNOWN}]",
     ),
     Mutant(

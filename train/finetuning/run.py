@@ -124,6 +124,7 @@ def prepare_run(
         lineage,
         splits.files,
         generation=parent.record.generation,
+        architecture=parent.record.architecture,
     )
     return FinetuneRun(workdir, record, settings, parent, TaskData(task, tokenizer, parts), mesh), splits
 

@@ -12,8 +12,9 @@ from data.chat_export import to_jinja
 from data.new_directory import check_new, new_directory
 from data.templates import end_of_turn
 from data.tokenizer import Tokenizer
-from model.huggingface import Row, expected_shapes, group_of, leaves, table
-from model.huggingface_config import architecture_of, to_config
+from model.huggingface.config_file import architecture_of, to_config
+from model.huggingface.families import table
+from model.huggingface.weights import Row, expected_shapes, group_of, leaves
 from model.transformer import Params
 from train.console import say
 from train.distributed.mesh import single_device_mesh
@@ -39,7 +40,7 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
     """
     check_new(output)
     run = open_run(directory)
-    architecture = architecture_of(run.model)
+    architecture = architecture_of(run.model, run.record.architecture)
     head = head_of(run, architecture)
     rows = table(architecture, run.model)
     if head.row is not None:
@@ -111,18 +112,17 @@ def _edits(head: Head, rows: list[Row], read: Read, vocab_size: int) -> _Edits:
 def _tensors(
     params: Params, rows: list[Row], read: Read, edits: _Edits, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[np.ndarray]:
-    """Yields the Hugging Face tensors; a tensor that consists of several of our leaves is concatenated."""
-    parts: dict[str, list[np.ndarray]] = {}
+    """Yields the Hugging Face tensors; one that consists of several of our leaves when the last of them is read."""
+    parts: dict[str, np.ndarray] = {}
     written = set()
     for row, leaf in leaves(params, rows):
         host = np.asarray(read(f"{group_of(row)}/{row.leaf}"))
         for i, key in enumerate(row.keys(leaf.shape[0])):
-            tensors = [*parts.pop(key, []), row.to_theirs(host[i] if row.stacked else host)]
+            tensor = row.to_theirs(host[i] if row.stacked else host, parts.pop(key, None))
             if not row.last:
-                parts[key] = tensors
+                parts[key] = tensor
                 continue
             written.add(key)
-            tensor = np.concatenate(tensors, axis=-1) if len(tensors) > 1 else tensors[0]
             yield edits[key](tensor) if key in edits else tensor
     # The bias of a head, which ours do not have.
     yield from (np.zeros(shape, np.float32) for key, shape in shapes.items() if key not in written)

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from configs.errors import UserError
-from model.huggingface import Row
-from model.huggingface_config import class_prefix
+from model.huggingface.families import FAMILIES, Family
+from model.huggingface.weights import Row
 from train.run.record import Run
 
-_NO_TOKEN_CLASS = ("olmo2",)  # transformers has no ...ForTokenClassification for these
 _CLASSES = "a language model, a tagging model, or a classification or regression model with config.task.pooling=last"
 
 
@@ -46,25 +45,33 @@ def head_of(run: Run, architecture: str) -> Head:
     Raises:
         UserError: `transformers` has no class for it.
     """
-    prefix = class_prefix(architecture)
+    family = FAMILIES[architecture]
     if run.is_language_model:
-        return Head(f"{prefix}LMHeadModel" if architecture == "gpt2" else f"{prefix}ForCausalLM")
+        return Head(f"{family.prefix}{family.causal_lm}")
     task = run.record.task
     if task["name"] == "tagging":
-        if architecture in _NO_TOKEN_CLASS:
-            raise UserError(f"{run.directory} is a tagging model; transformers has no {prefix}ForTokenClassification")
-        layer = "classifier" if architecture == "gpt2" else "score"
+        name = _class_of(family, "TokenClassification", run)
+        layer = "classifier" if architecture in ("gpt2", "gpt_neox", "falcon") else "score"
         row, bias = Row("table", f"{layer}.weight"), f"{layer}.bias"
-        return Head(f"{prefix}ForTokenClassification", row, _labels(task["classes"]), True, bias=bias)
+        return Head(name, row, _labels(task["classes"]), True, bias=bias)
     if task["name"] not in ("classification", "regression") or task["pooling"] != "last":
         pooling = f" with pooling {task['pooling']!r}" if "pooling" in task else ""
         raise UserError(f"{run.directory} is a {task['name']} model{pooling}; expected {_CLASSES}")
-    head = Head(f"{prefix}ForSequenceClassification", Row("table", "score.weight"), {}, True, True)
+    name = _class_of(family, "SequenceClassification", run)
+    head = Head(name, Row("table", "score.weight"), {}, True, True)
     if task["name"] == "regression":
         config = _labels(["value"]) | {"problem_type": "regression"}
         return dataclasses.replace(head, config=config, scale=task["std"], offset=task["mean"])
     kind = "multi_label_classification" if task["multi_label"] else "single_label_classification"
     return dataclasses.replace(head, config=_labels(task["classes"]) | {"problem_type": kind})
+
+
+def _class_of(family: Family, head: str, run: Run) -> str:
+    """Returns the name of the class of `transformers` with a head, e.g. "LlamaForTokenClassification"."""
+    name = f"{family.head_prefix or family.prefix}For{head}"
+    if head not in family.heads:
+        raise UserError(f"{run.directory} is a {run.record.task['name']} model; transformers has no {name}")
+    return name
 
 
 def _labels(classes: list[str]) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from configs import default
 from data.new_directory import check_new, new_directory
 from model.config import ModelConfig, model_config
 from model.heads import language_model, parameter_count
-from model.huggingface import IGNORED, Row, compare_shapes, expected_shapes, group_of, leaves, table
-from model.huggingface_config import to_section
+from model.huggingface.config_file import to_section
+from model.huggingface.families import FAMILIES, table
+from model.huggingface.weights import IGNORED, Row, compare_shapes, expected_shapes, group_of, leaves
 from model.transformer import Params
 from train.checkpoint.manager import open_manager
 from train.checkpoint.save import save
@@ -27,7 +28,7 @@ from train.run.record import start as start_run
 from train.step import TrainState
 from train.trees import abstract_params, boxed_params
 
-_EMBEDDING, _HEAD = "embedding/table", "lm_head.weight"
+_EMBEDDING = "embedding/table"
 
 
 def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
@@ -55,7 +56,9 @@ def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
     config = default.get_config().to_dict()
     config["model"] = section | {"tie_embeddings": model.tie_embeddings}
     config["sequence_length"] = min(model.context_length, config["sequence_length"])
-    record = RunRecord("pretrain", model, config, {}, f"huggingface:{source}", [], generation=generation)
+    record = RunRecord(
+        "pretrain", model, config, {}, f"huggingface:{source}", [], generation=generation, architecture=architecture
+    )
     with new_directory(output) as partial, jax.set_mesh(mesh):
         start_run(partial, record, tokenizer)
         with open_manager(partial, keep=1) as manager:
@@ -81,14 +84,15 @@ def read_params(
         UserError: the tensors are not those of the model.
     """
     embedding = next(row.key for row in table(architecture, model) if row.leaf == _EMBEDDING)
-    names = _names(weights, set(expected_names(architecture, model)))
+    output = FAMILIES[architecture].output
+    names = _names(weights, set(expected_names(architecture, model)), output)
     tied = model.tie_embeddings
-    if tied and _HEAD in names and embedding not in names:
+    if tied and output in names and embedding not in names:
         # transformers ties the two whichever of them is there.
-        names = names | {embedding: names.pop(_HEAD)}
-    elif tied and _HEAD in names and not _equal(weights, names[_HEAD], names[embedding]):
+        names = names | {embedding: names.pop(output)}
+    elif tied and output in names and not _equal(weights, names[output], names[embedding]):
         warn(
-            f"{where}: tie_word_embeddings is true, but {_HEAD} differs from {embedding}; both are imported and "
+            f"{where}: tie_word_embeddings is true, but {output} differs from {embedding}; both are imported and "
             "not tied, as in transformers"
         )
         model = dataclasses.replace(model, tie_embeddings=False)
@@ -97,7 +101,7 @@ def read_params(
     abstract = abstract_params(objective, mesh)
     rows = table(architecture, model)
     expected = expected_shapes(abstract, rows)
-    copies = {_HEAD} if model.tie_embeddings else set()
+    copies = {output} if model.tie_embeddings else set()
     shapes = {ours: weights.shapes[theirs] for ours, theirs in names.items() if ours not in copies}
     compare_shapes({n: s for n, s in shapes.items() if not n.endswith(IGNORED)}, expected, where)
     params: Params = {"backbone": {}, "head": {}}
@@ -121,11 +125,11 @@ def _read_leaf(weights: Weights, row: Row, names: dict[str, str], shape: tuple[i
     return host
 
 
-def _names(weights: Weights, expected: set[str]) -> dict[str, str]:
+def _names(weights: Weights, expected: set[str], output: str) -> dict[str, str]:
     """Returns {name in the table: name in the file}; files of a bare backbone omit the prefix of its class."""
-    prefix = next((name.split(".")[0] + "." for name in sorted(expected) if name != _HEAD), "")
+    prefix = next((name.split(".")[0] + "." for name in sorted(expected) if name != output), "")
     bare = not any(name.startswith(prefix) for name in weights.shapes)
-    return {prefix + name if bare and name != _HEAD else name: name for name in weights.shapes}
+    return {prefix + name if bare and name != output else name: name for name in weights.shapes}
 
 
 def _put(tree: Params, path: str, leaf: jax.Array) -> None:

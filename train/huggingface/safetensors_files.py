@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from configs.errors import UserError
-from model.huggingface import IGNORED
+from model.huggingface.weights import IGNORED
 from train.console import warn
 from train.huggingface.kinds import check_dtypes
 

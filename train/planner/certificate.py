@@ -85,17 +85,23 @@ def shrink(settings: Settings) -> Settings:
     model, batch = settings.model, min(settings.microbatches, 2) * max(DEVICE_COUNTS)
     scale = _LENGTH / max(model["context_length"], settings.sequence_length)
     head_dim = model["head_dim"] or model["embed_dim"] // model["num_heads"]
+    # Half of a head that is rotated in part, so that pairs of columns remain.
+    fraction, width = (1.0, _HEAD_DIM) if model["rope_fraction"] == 1.0 else (0.5, 2 * _HEAD_DIM)
+    period = math.lcm(len(model["sliding_window"]), len(model["rope_layers"]))
     shrunk = {
         "vocab_size": 64,
         "embed_dim": 32,
-        "num_layers": min(model["num_layers"], max(2, len(model["sliding_window"]))),
+        "num_layers": min(model["num_layers"], max(2, period)),
         "num_heads": max(DEVICE_COUNTS) * (model["num_heads"] // model["num_kv_heads"]),
         "num_kv_heads": max(DEVICE_COUNTS),
-        "head_dim": _HEAD_DIM,
+        "head_dim": width,
         "mlp_dim": 64,
         "context_length": _LENGTH,
         "rope_original_context": max(round(model["rope_original_context"] * scale), 1),
-        "query_scale": model["query_scale"] * (head_dim / _HEAD_DIM) ** 0.5,
+        "rope_fraction": fraction,
+        "rope_short_factors": model["rope_short_factors"][: _HEAD_DIM // 2],
+        "rope_long_factors": model["rope_long_factors"][: _HEAD_DIM // 2],
+        "query_scale": model["query_scale"] * (head_dim / width) ** 0.5,
         "sliding_window": tuple(window and max(round(window * scale), 2) for window in model["sliding_window"]),
         "compute_dtype": "float32",
         "attention": "xla",

@@ -44,7 +44,7 @@ def trace(settings: Settings, model: ModelConfig) -> Trace:
     share = visible_fraction(model, T)
     flops = jaxpr_flops(jaxpr, lambda eqn: share if SCOPE in str(eqn.source_info.name_stack) else 1.0)
     saved = {True: 0.0, False: 0.0}
-    for leaf in _saved_by_layers(jaxpr, model.num_layers // len(model.window_period)):
+    for leaf in _saved_by_layers(jaxpr, model.num_layers // len(model.period)):
         # A flash kernel saves no attention weights; offloaded arrays are in host memory.
         if list(leaf.shape).count(T) < 2 and "host" not in str(getattr(leaf, "memory_space", "")).lower():
             # After layer, row and token axes: a scalar, the residual stream, or sharded heads and MLP units.

@@ -59,6 +59,7 @@ class RunRecord:
         data_changes: {"step", "before", "after"} for each accepted change of data; both values are fingerprints.
         length_changes: each change of `config.num_steps`, oldest first (`train.run.length`).
         generation: sampling options and `max_new_tokens` that came with an imported model.
+        architecture: the Hugging Face architecture that the model was imported as; exports prefer it.
     """
 
     stage: Literal["pretrain", "finetune"]
@@ -71,6 +72,7 @@ class RunRecord:
     data_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     length_changes: list[LengthChange] = dataclasses.field(default_factory=list)
     generation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    architecture: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

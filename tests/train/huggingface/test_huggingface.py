@@ -24,7 +24,7 @@ from configs.finetune import email_spam
 from data.tokenizer_training import train_tokenizer
 from model.config import model_config
 from model.heads import unembedding
-from model.huggingface_config import architecture_of
+from model.huggingface.config_file import architecture_of
 from model.losses import logits
 from model.transformer import forward
 from tests.damage import flip_a_bit

@@ -1,0 +1,149 @@
+"""Rotary positions: the frequencies of each scaling, and the rotation of queries and keys.
+
+B batch, T length, S keys, N heads, K kv heads, H head dim.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+Scaling = Literal["none", "linear", "dynamic", "llama3", "yarn", "longrope"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """One kind of rotary positions; fields that its scaling does not read keep their defaults.
+
+    Attributes:
+        width: columns of each head that are rotated, an even number; the others have no position.
+        theta: base of the frequencies.
+        scaling: how the frequencies change for contexts that are longer than the original one.
+        factor: how much longer the context becomes.
+        original_context: context length before scaling, in tokens.
+        low: llama3: wavelengths longer than original_context / low are divided by the factor.
+        high: llama3: wavelengths shorter than original_context / high are kept.
+        beta_fast: yarn: frequencies with more turns than this in the original context are kept.
+        beta_slow: yarn: frequencies with fewer turns than this in the original context are divided by the factor.
+        round_range: yarn: the columns at which these ranges end are rounded to whole columns.
+        attention_factor: factor of the rotated queries and keys.
+        short_factors: longrope: the divisor of each frequency in texts up to the original context.
+        long_factors: longrope: the divisor of each frequency in longer texts.
+    """
+
+    width: int
+    theta: float
+    scaling: Scaling = "none"
+    factor: float = 1.0
+    original_context: int = 0
+    low: float = 0.0
+    high: float = 0.0
+    beta_fast: float = 0.0
+    beta_slow: float = 0.0
+    round_range: bool = True
+    attention_factor: float = 1.0
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+
+    @property
+    def needs_length(self) -> bool:
+        """Whether the frequencies depend on the length of the text."""
+        return self.scaling in ("dynamic", "longrope")
+
+
+def default_attention_factor(scaling: str, factor: float, original_context: int) -> float:
+    """Returns the factor of queries and keys in the papers of YaRN (arXiv:2309.00071) and LongRoPE (2402.13753)."""
+    if factor <= 1.0:
+        return 1.0
+    if scaling == "yarn":
+        return 0.1 * math.log(factor) + 1.0
+    if scaling == "longrope":
+        return math.sqrt(1.0 + math.log(factor) / math.log(original_context))
+    return 1.0
+
+
+def frequencies(rotary: Rotary, length_BT: jax.Array | None = None) -> jax.Array:
+    """Returns the width/2 angular frequencies in radians per position (RoFormer, arXiv:2104.09864, equation 15).
+
+    Args:
+        rotary: the kind of rotary positions.
+        length_BT: number of tokens of each token's text; the result then has shape (B, T, width/2) if the frequencies
+            depend on it. None: a text within the original context.
+    """
+    half = rotary.width // 2
+    frequency = rotary.theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if rotary.scaling == "linear":
+        return frequency / rotary.factor
+    if rotary.scaling == "llama3":
+        return _llama3(rotary, frequency)
+    if rotary.scaling == "yarn":
+        return _yarn(rotary, frequency)
+    if rotary.scaling == "dynamic":
+        return frequency if length_BT is None else _dynamic(rotary, length_BT)
+    if rotary.scaling == "longrope":
+        short, long = (frequency / jnp.asarray(x, jnp.float32) for x in (rotary.short_factors, rotary.long_factors))
+        return short if length_BT is None else jnp.where(length_BT[..., None] > rotary.original_context, long, short)
+    return frequency
+
+
+def _llama3(rotary: Rotary, frequency: jax.Array) -> jax.Array:
+    """Long wavelengths are stretched, short ones kept, others blended (Llama 3.1 model card and reference code)."""
+    turns = rotary.original_context * frequency / (2 * jnp.pi)
+    keep = jnp.clip((turns - rotary.low) / (rotary.high - rotary.low), 0.0, 1.0)
+    return frequency * (keep + (1.0 - keep) / rotary.factor)
+
+
+def _yarn(rotary: Rotary, frequency: jax.Array) -> jax.Array:
+    """Few turns are stretched, many kept, others blended column by column (YaRN, arXiv:2309.00071, section 3.2)."""
+
+    def column(turns: float) -> float:
+        """Returns the column whose frequency makes this many turns in the original context."""
+        return rotary.width * math.log(rotary.original_context / (turns * 2 * math.pi)) / (2 * math.log(rotary.theta))
+
+    first, last = column(rotary.beta_fast), column(rotary.beta_slow)
+    if rotary.round_range:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, rotary.width - 1)
+    if first == last:
+        last += 0.001
+    stretched = jnp.clip((jnp.arange(len(frequency), dtype=jnp.float32) - first) / (last - first), 0.0, 1.0)
+    return frequency * (1.0 - stretched) + frequency / rotary.factor * stretched
+
+
+def _dynamic(rotary: Rotary, length_BT: jax.Array) -> jax.Array:
+    """The base grows with the text beyond the original context (dynamic NTK; arXiv:2309.00071, section 3.3)."""
+    half = rotary.width // 2
+    longer_BT = jnp.maximum(length_BT.astype(jnp.float32) / rotary.original_context, 1.0)
+    growth_BT = (rotary.factor * longer_BT - (rotary.factor - 1.0)) ** (rotary.width / (rotary.width - 2))
+    return (rotary.theta * growth_BT)[..., None] ** (-jnp.arange(half, dtype=jnp.float32) / half)
+
+
+def rotation(rotary: Rotary, positions_BT: jax.Array, length_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns (sin_BTH, cos_BTH) of the rotary angles, width/2 columns each, times the attention factor."""
+    lengths = length_BT if rotary.needs_length else None
+    angles_BTH = positions_BT[..., None].astype(jnp.float32) * frequencies(rotary, lengths)
+    sin, cos = jnp.sin(angles_BTH), jnp.cos(angles_BTH)
+    if rotary.attention_factor == 1.0:
+        return sin, cos
+    return sin * rotary.attention_factor, cos * rotary.attention_factor
+
+
+def rotate(x_BTNH: jax.Array, sin_BTH: jax.Array, cos_BTH: jax.Array) -> jax.Array:
+    """Returns `x_BTNH` with each pair of its first columns rotated by its position's angle.
+
+    sin and cos have half as many columns as are rotated, R; the pairs are (h, h + R/2).
+    """
+    rotated = 2 * sin_BTH.shape[-1]
+    a, b = jnp.split(x_BTNH[..., :rotated].astype(jnp.float32), 2, axis=-1)
+    sin, cos = sin_BTH[:, :, None, :], cos_BTH[:, :, None, :]
+    y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+    return y if rotated == x_BTNH.shape[-1] else jnp.concatenate([y, x_BTNH[..., rotated:]], axis=-1)
+
+
+def rotate_cached(rotary: Rotary, k_BKSH: jax.Array, positions_BS: jax.Array, length_B1: jax.Array) -> jax.Array:
+    """Returns unrotated keys of the cache with the rotation of a text of this length."""
+    length_BS = jnp.broadcast_to(length_B1, positions_BS.shape)
+    k_BSKH = rotate(jnp.swapaxes(k_BKSH, 1, 2), *rotation(rotary, positions_BS, length_BS))
+    return jnp.swapaxes(k_BSKH, 1, 2)
