@@ -46,6 +46,8 @@ CONFIGS = {
     "qwen3": _LLAMA | {"model_type": "qwen3", "tie_word_embeddings": True},
     "gemma2": _LLAMA | _GEMMA2 | {"model_type": "gemma2", "final_logit_softcapping": 10.0},
     "olmo2": _LLAMA | {"model_type": "olmo2", "head_dim": 16},
+    "gemma3": _LLAMA | {"model_type": "gemma3_text", "num_hidden_layers": 7, "rope_theta": 1e6}
+    | {"sliding_window": 16, "query_pre_attn_scalar": 32, "rope_local_base_freq": 10000.0},
 }  # fmt: skip
 # Metadata that is not a copy of a field of config.json.
 _KEYS = {

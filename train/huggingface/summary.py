@@ -3,10 +3,12 @@
 import dataclasses
 import os
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
+from train.huggingface.adapter_tensors import Adapter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +55,36 @@ def summary(imported: Imported) -> list[str]:
         second = f"rootstock evaluate --run={run} --text={shlex.quote(str(text))}"
     else:
         second = f"rootstock export-hf {run} --output={shlex.quote(f'{imported.run}-exported')}"
+    return _lines(imported.run, facts, [first, second])
+
+
+def adapter_summary(run: Path, base: Path, trained_on: str, adapter: Adapter, parameters: int) -> list[str]:
+    """Returns the lines to print after the import of an adapter.
+
+    Args:
+        run: its run directory.
+        base: the run of its base model.
+        trained_on: the name of the model that it was trained on; "": unknown.
+        adapter: the adapter.
+        parameters: how many it has.
+    """
+    facts = {
+        "adapter": f"LoRA of rank {adapter.rank}, alpha {adapter.alpha:g}, on {', '.join(adapter.targets)}",
+        "parameters": f"{parameters:,}",
+        "base": f"{base}" + (f"; the adapter was trained on {trained_on}" if trained_on else ""),
+    }
+    first = f"rootstock generate --run={shlex.quote(str(run))} --prompt='Once upon a time' --max_new_tokens=32"
+    second = f"rootstock merge --run={shlex.quote(str(run))} --workdir={shlex.quote(f'{run}-merged')}"
+    return _lines(run, facts, [first, second])
+
+
+def _lines(run: Path, facts: Mapping[str, str], commands: Sequence[str]) -> list[str]:
     width = max(map(len, facts))
     return [
-        f"import-hf: {imported.run}",
+        f"import-hf: {run}",
         *(f"  {name:<{width}}  {fact}" for name, fact in facts.items()),
         "next:",
-        f"  {first}",
-        f"  {second}",
+        *(f"  {command}" for command in commands),
     ]
 
 
