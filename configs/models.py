@@ -329,7 +329,7 @@ _ARCHITECTURES: dict[str, Fields] = {
     "pythia_12b": _PYTHIA | _shape(5120, 36, 40, 40, 20480) | {"vocab_size": 50688},
     "starcoder2_3b": _STARCODER2 | _shape(3072, 30, 24, 2, 12288) | {"rope_theta": 999999.4420358813},
     "starcoder2_7b": _STARCODER2 | _shape(4608, 32, 36, 4, 18432) | {"rope_theta": 1000000.0},
-    "starcoder2_15b": _STARCODER2 | _shape(6144, 40, 48, 4, 24576) | {"rope_theta": 100000.0},
+    "starcoder2_15b": _STARCODER2 | _shape(6144, 40, 48, 4, 24576) | {"rope_theta": 100000.0, "tie_embeddings": False},
     "falcon_7b": _FALCON | _shape(4544, 32, 71, 1, 18176),
     "falcon_40b": _FALCON | _shape(8192, 60, 128, 8, 32768) | {"parallel": "two_norms"},
 }

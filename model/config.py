@@ -139,9 +139,9 @@ class ModelConfig:
         return self.mlp.endswith("_gated")
 
 
-def _rotary(config: ModelConfig, name: str) -> Rotary | None:
+def _rotary(c: ModelConfig, name: str) -> Rotary | None:
     """Returns the rotary kind that `rope_layers` calls `name`; fields that its scaling does not read are not set."""
-    c, scaling = config, config.rope_scaling
+    scaling = c.rope_scaling
     if name == "none":
         return None
     if name == "local":
@@ -165,9 +165,9 @@ def _rotary(config: ModelConfig, name: str) -> Rotary | None:
     return Rotary(c.rotary_width, c.rope_theta, **fields)
 
 
-def _rotary_errors(config: ModelConfig) -> list[str]:
+def _rotary_errors(c: ModelConfig) -> list[str]:
     """Returns one message per invalid field of rotary positions."""
-    c, width, errors = config, config.rotary_width, []
+    width, errors = c.rotary_width, []
     if width % 2 or width < 2:
         shown = f"config.model.head_dim={c.head_dim}"
         if c.rope_fraction != 1.0:
@@ -189,6 +189,8 @@ def _rotary_errors(config: ModelConfig) -> list[str]:
     if c.rope_scaling == "dynamic" and width == 2:
         errors.append("config.model.rope_scaling='dynamic' needs more than 2 rotated columns per head")
     if c.rope_scaling == "longrope":
+        if c.rope_original_context == 1:
+            errors.append("config.model.rope_original_context=1 must be greater than 1 with rope_scaling='longrope'")
         errors += [
             f"config.model.{name} has {len(getattr(c, name))} values; expected {width // 2}, one per rotated pair"
             for name in ("rope_short_factors", "rope_long_factors")

@@ -62,7 +62,7 @@ def to_config(architecture: str, c: ModelConfig, dtype: str) -> dict[str, Any]:
     family = FAMILIES[architecture]
     # What 0 stands for in ours is written out.
     c = dataclasses.replace(c, query_scale=_query_scale(c))
-    found = {"model_type": architecture, "torch_dtype": dtype}
+    found: dict[str, Any] = {"model_type": architecture, "torch_dtype": dtype}
     found |= {name: field.to_theirs(c) for name, field in family.fields.items()}
     for part in family.sections:
         found |= part.write(c)

@@ -16,12 +16,18 @@ from model.huggingface.rotary import Spelling, rotary, rotary_per_type
 from model.huggingface.weights import Row
 
 
-def _cap(value: Any) -> float:  # noqa: ANN401 - a value of config.json
-    if value is None:
+def _cap(cap: float | None) -> float:
+    if cap is None:
         return 0.0
-    if not value > 0:
-        raise UserError(f"a soft cap of {value!r} is not supported; expected a number greater than 0, or null")
-    return float(value)
+    if not cap > 0:
+        raise UserError(f"a soft cap of {cap!r} is not supported; expected a number greater than 0, or null")
+    return float(cap)
+
+
+def _query_scale(scale: float) -> float:
+    if scale == 0:
+        raise UserError("attention_multiplier=0 is not supported; expected another number")
+    return float(scale)
 
 
 # What many families have in common.
@@ -66,7 +72,7 @@ _GEMMA = (
 _MULTIPLIERS = {
     "embedding_multiplier": Field("embedding_scale", 1.0, read=float),
     "residual_multiplier": Field("residual_scale", 1.0, read=float),
-    "attention_multiplier": Field("query_scale", 1.0, read=float),
+    "attention_multiplier": Field("query_scale", 1.0, read=_query_scale),
     "logits_scaling": Field("logit_scale", 1.0, read=lambda divisor: 1.0 / divisor, write=lambda scale: 1.0 / scale),
 }
 
@@ -91,12 +97,8 @@ _COHERE = (
 
 
 def _read_falcon(values: Values) -> dict[str, Any]:
-    grouped, norms, heads = (
-        values["new_decoder_architecture"],
-        values["num_ln_in_parallel_attn"],
-        values["num_kv_heads"],
-    )
-    parallel = values["parallel_attn"]
+    grouped, parallel = values["new_decoder_architecture"], values["parallel_attn"]
+    norms, heads = values["num_ln_in_parallel_attn"], values["num_kv_heads"]
     if values["alibi"]:
         raise UserError("alibi=True is not supported; expected rotary positions")
     if grouped and not parallel:

@@ -39,7 +39,7 @@ class Field:
         """The names in `config.model`."""
         return self.ours.split()
 
-    def to_ours(self, name: str, value: Any) -> dict[str, Any]:  # noqa: ANN401 - a value of config.json
+    def to_ours(self, name: str, value: object) -> dict[str, Any]:
         """Returns the fields of `config.model` that `value` of the field `name` gives."""
         if not self.choices:
             return dict.fromkeys(self.names, self.read(value))
@@ -47,7 +47,7 @@ class Field:
             raise UserError(f"{name}={value!r:.60} is not supported; expected {' or '.join(map(repr, self.choices))}")
         return dict.fromkeys(self.names, self.choices[value])
 
-    def to_theirs(self, config: ModelConfig) -> Any:  # noqa: ANN401 - a value of config.json
+    def to_theirs(self, config: ModelConfig) -> object:
         """Returns the value to write, or of choices the first if none has our value."""
         value = getattr(config, self.names[-1])
         if not self.choices:

@@ -117,7 +117,14 @@ def _read_granite_hybrid(values: Values) -> dict[str, Any]:
 def _write_granite_hybrid(c: ModelConfig) -> dict[str, Any]:
     rotated = all(kind.rotary is not None for kind in c.kinds)
     kind = "rope" if rotated else "nope"
-    return {"layer_types": ["attention"] * c.num_layers, "num_local_experts": 0, "position_embedding_type": kind}
+    return {
+        "layer_types": ["attention"] * c.num_layers,
+        "num_local_experts": 0,
+        "position_embedding_type": kind,
+        # transformers checks the sizes of Mamba layers in models without any, against the width.
+        "mamba_expand": 1,
+        "mamba_n_heads": 1,
+    }
 
 
 # Dense models of a family that has Mamba layers and experts too.

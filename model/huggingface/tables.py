@@ -11,6 +11,7 @@ from model.huggingface.weights import Part, Row
 _PRE = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 _POST = {"attention_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"}
 _BOTH = _POST | {"attention_norm": "input_layernorm", "mlp_norm": "pre_feedforward_layernorm"}
+_EMBEDDING = Row("embedding/table", "model.embed_tokens.weight")
 _GATED = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
 
@@ -43,6 +44,7 @@ def phi3(c: ModelConfig) -> list[Row]:
     """Returns the rows of Phi-3, with one tensor for queries, keys and values and one for gate and up."""
     layer = "model.layers.{i}"
     return [
+        _EMBEDDING,
         *_qkv(c, f"{layer}.self_attn.qkv_proj", _consecutive(c)),
         *_linear("attention/output", f"{layer}.self_attn.o_proj", inputs=2, bias=c.output_bias),
         *_gate_up(c, f"{layer}.mlp.gate_up_proj"),
@@ -121,7 +123,7 @@ def falcon(c: ModelConfig) -> list[Row]:
 def _attention(c: ModelConfig, interleaved: bool = False) -> list[Row]:
     """Returns the embedding and the attention of Llama and models like it."""
     attention = "model.layers.{i}.self_attn"
-    rows = [Row("embedding/table", "model.embed_tokens.weight")]
+    rows = [_EMBEDDING]
     for name, theirs in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
         swapped = interleaved and name != "value"
         rows += _linear(f"attention/{name}", f"{attention}.{theirs}", bias=c.qkv_bias, interleaved=swapped)

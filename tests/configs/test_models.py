@@ -30,15 +30,56 @@ PUBLISHED_PARAMETERS: dict[str, int] = {
     "mistral_7b": 7_241_732_096,
     "qwen2_0_5b": 494_032_768,
     "qwen2_7b": 7_615_616_512,
+    "qwen2_5_0_5b": 494_032_768,
+    "qwen2_5_1_5b": 1_543_714_304,
+    "qwen2_5_3b": 3_085_938_688,
+    "qwen2_5_7b": 7_615_616_512,
+    "qwen2_5_14b": 14_770_033_664,
+    "qwen2_5_32b": 32_763_876_352,
+    "qwen2_5_72b": 72_706_203_648,
     "qwen3_0_6b": 596_049_920,
+    "qwen3_1_7b": 1_720_574_976,
+    "qwen3_4b": 4_022_468_096,
     "qwen3_8b": 8_190_735_360,
+    "qwen3_14b": 14_768_307_200,
+    "qwen3_32b": 32_762_123_264,
     "smollm2_135m": 134_515_008,
     "smollm2_360m": 361_821_120,
     "smollm2_1_7b": 1_711_376_384,
     "olmo2_1b": 1_484_916_736,
     "olmo2_7b": 7_298_617_344,
+    "olmo3_7b": 7_298_011_136,
+    "olmo3_32b": 32_233_522_176,
     "gemma2_2b": 2_614_341_888,
     "gemma2_9b": 9_241_705_984,
+    "gemma3_270m": 268_098_176,
+    "gemma3_1b": 999_885_952,
+    "gemma3_4b": 3_880_263_168,
+    "gemma3_12b": 11_766_034_176,
+    "gemma3_27b": 27_009_346_304,
+    "smollm3_3b": 3_075_098_624,
+    "phi3_mini_4k": 3_821_079_552,
+    "phi3_medium_4k": 13_960_238_080,
+    "phi4_14b": 14_659_507_200,
+    "granite3_2b": 2_533_531_648,
+    "granite3_8b": 8_170_848_256,
+    "granite4_micro": 3_402_836_480,
+    "command_r_35b": 34_980_831_232,
+    "command_r7b": 8_028_033_024,
+    "stablelm_3b": 2_795_443_200,
+    "stablelm2_1_6b": 1_644_515_328,
+    "pythia_160m": 162_322_944,
+    "pythia_410m": 405_334_016,
+    "pythia_1b": 1_011_781_632,
+    "pythia_1_4b": 1_414_647_808,
+    "pythia_2_8b": 2_775_208_960,
+    "pythia_6_9b": 6_857_302_016,
+    "pythia_12b": 11_846_072_320,
+    "starcoder2_3b": 3_030_371_328,
+    "starcoder2_7b": 7_173_923_840,
+    "starcoder2_15b": 15_957_889_024,
+    "falcon_7b": 6_921_720_704,
+    "falcon_40b": 41_303_293_952,
 }
 
 
@@ -46,10 +87,10 @@ def count_parameters(a: dict) -> int:
     """Returns the number of parameters in closed form, without calling the model's code."""
     embed, head, mlp = a["embed_dim"], a["head_dim"], a["mlp_dim"]
     queries, keys = a["num_heads"] * head, a["num_kv_heads"] * head
-    norm = embed * (2 if a["norm"] == "layernorm" else 1)
+    norm = embed * (2 if a["norm"] == "layernorm" and a["norm_bias"] else 1)
     matrices = 3 if a["mlp"] in ("silu_gated", "gelu_gated") else 2
 
-    layer = norm * (4 if a["norm_position"] == "both" else 2)
+    layer = norm * (4 if a["norm_position"] == "both" else 1 if a["parallel"] == "one_norm" else 2)
     layer += embed * (queries + 2 * keys) + a["qkv_bias"] * (queries + 2 * keys)
     layer += queries * embed + a["output_bias"] * embed
     layer += matrices * embed * mlp + a["mlp_bias"] * ((matrices - 1) * mlp + embed)

@@ -119,7 +119,10 @@ def test_splash_equals_xla_on_meshes(mesh, name):
 @pytest.mark.parametrize("scan_layers", [True, False], ids=["scanned", "unrolled"])
 def test_each_layer_uses_its_own_window(scan_layers):
     """Each window needs its own Splash kernel; a layer with the wrong one has a wrong gradient."""
-    changes = {"num_layers": 3, "sliding_window": (30, 0, 7), "context_length": 128, "scan_layers": scan_layers}
+    changes = {
+        "num_layers": 3, "sliding_window": (30, 0, 7), "rope_layers": ("local", "none", "rope"), "rope_theta": 300.0,
+        "context_length": 128, "scan_layers": scan_layers,
+    }  # fmt: skip
     rng = np.random.default_rng(1)
     segments, positions = packed(128)
     tokens, targets = (rng.integers(3, 64, segments.shape) for _ in range(2))

@@ -16,24 +16,37 @@ from model.sampling import Prompts, Sampling, advance, prefill, sample, score_ch
 from model.transformer import forward
 
 EOS = 2
+YARN = {"rope_scaling": "yarn", "rope_scaling_factor": 4.0, "rope_original_context": 6}
+LONGROPE = {
+    "rope_scaling": "longrope", "rope_scaling_factor": 4.0, "rope_original_context": 6,
+    "rope_short_factors": (1.0, 1.1, 1.2, 1.4), "rope_long_factors": (2.0, 3.0, 5.0, 8.0),
+}  # fmt: skip
 VARIANTS = {
     "grouped heads": {},
     "learned positions": {"position": "learned"},
     "sliding window": {"sliding_window": (3, 0)},
     "windows of no period": {"sliding_window": (3, 0, 4), "num_layers": 5},
     "one window": {"sliding_window": (3,)},
+    "two rotary kinds": {"sliding_window": (3, 0), "rope_layers": ("local", "rope"), "rope_theta": 500.0},
+    "a layer without positions": {"rope_layers": ("rope", "rope", "none"), "num_layers": 4},
+    "yarn, half rotated": YARN | {"rope_fraction": 0.5},
+    "dynamic": {"rope_scaling": "dynamic", "rope_scaling_factor": 4.0, "rope_original_context": 6},
+    "longrope in a window": LONGROPE | {"sliding_window": (3, 0)},
+    "parallel, scaled": {"parallel": "one_norm", "residual_scale": 0.4, "embedding_scale": 3.0, "logit_scale": 0.2},
 }
 
 
 @partial(jax.jit, static_argnums=0)
-def logits_of_row(model, params, row):
-    batch = {"tokens": row, "segment_ids": jnp.ones_like(row), "positions": jnp.arange(row.shape[1])[None]}
+def logits_of_row(model, params, row, length):
+    positions = jnp.arange(row.shape[1])[None]
+    batch = {"tokens": row, "segment_ids": (positions < length).astype(jnp.int32), "positions": positions}
     return losses.logits(forward(model, params["backbone"], batch), unembedding(params), model.logit_softcap)[0]
 
 
 def uncached_logits(model, params, tokens):
     """The logits after each of `tokens`. Padding on the right changes nothing, and one length compiles once."""
-    return logits_of_row(model, params, np.array([[*tokens, *[0] * (16 - len(tokens))]]))[: len(tokens)]
+    row = np.array([[*tokens, *[0] * (16 - len(tokens))]])
+    return logits_of_row(model, params, row, np.int32(len(tokens)))[: len(tokens)]
 
 
 def greedy_without_cache(model, params, prompt, count):

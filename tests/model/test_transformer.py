@@ -10,8 +10,10 @@ import pytest
 from conftest import init, tiny_model
 
 from configs import default
+from configs.errors import UserError
 from model import losses
 from model.config import model_config
+from model.context import segment_lengths
 from model.heads import language_model, parameter_count, unembedding
 from model.rotary import frequencies, rotate
 from model.transformer import forward
@@ -24,6 +26,15 @@ VARIANTS = {
                "logit_softcap": 30.0, "attention_softcap": 50.0, "query_scale": 0.2, "sliding_window": (5, 0)},
     "untied_relu2_post": {"tie_embeddings": False, "mlp": "relu2", "norm_position": "post"},
     "llama3_scaling": {"rope_scaling": "llama3", "rope_scaling_factor": 8.0, "rope_original_context": 32},
+    "gemma3": {"norm_position": "both", "norm_unit_offset": True, "sliding_window": (5, 0), "rope_theta": 1e6,
+               "rope_scaling": "linear", "rope_scaling_factor": 8.0, "rope_layers": ("local", "rope")},
+    "gpt_neox": {"norm": "layernorm", "parallel": "two_norms", "rope_fraction": 0.5, "mlp": "gelu_exact"},
+    "cohere2": {"norm": "layernorm", "norm_bias": False, "parallel": "one_norm", "sliding_window": (5, 0),
+                "rope_layers": ("rope", "none"), "logit_scale": 0.3},
+    "granite": {"embedding_scale": 3.0, "residual_scale": 0.4, "query_scale": 0.1, "logit_scale": 0.2},
+    "longrope": {"rope_scaling": "longrope", "rope_original_context": 8, "rope_short_factors": (1.0, 1.1, 1.2, 1.4),
+                 "rope_long_factors": (2.0, 3.0, 5.0, 8.0)},
+    "dynamic": {"rope_scaling": "dynamic", "rope_scaling_factor": 4.0, "rope_original_context": 8},
 }  # fmt: skip
 
 
@@ -139,6 +150,63 @@ def test_llama3_scaling_stretches_only_long_wavelengths():
     plain, scaled = (frequencies(tiny_model(**v).rotaries[0]) for v in ({}, VARIANTS["llama3_scaling"]))
     ratio = np.asarray(plain / scaled)
     assert ratio[0] == pytest.approx(1.0) and ratio[-1] == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("variant", ["longrope", "dynamic"])
+def test_frequencies_follow_the_length_of_each_document(variant):
+    """A document in a packed row has its own length, as alone; only those beyond the original context change."""
+    (rotary,) = tiny_model(**VARIANTS[variant]).rotaries
+    segments = jnp.array([[1] * 6 + [2] * 9 + [0] * 3])
+    positions = jnp.array([[*range(6), *range(9), 0, 0, 0]])
+    lengths = segment_lengths(positions, segments)
+    assert lengths.tolist() == [[6] * 6 + [9] * 9 + [1] * 3]
+    found = frequencies(rotary, lengths)[0]
+    short, long = (frequencies(rotary, jnp.full((1, 1), length))[0, 0] for length in (6, 9))
+    np.testing.assert_allclose(found[:6], np.tile(short, (6, 1)))
+    np.testing.assert_allclose(found[6:15], np.tile(long, (9, 1)))
+    np.testing.assert_allclose(short, frequencies(rotary), rtol=1e-6)
+    assert np.all(np.asarray(long)[1:] < np.asarray(short)[1:])
+
+
+def test_yarn_keeps_fast_columns_and_stretches_slow_ones():
+    yarn = {"rope_scaling": "yarn", "rope_scaling_factor": 8.0, "rope_original_context": 4096, "head_dim": 128}
+    plain, scaled = tiny_model(head_dim=128).rotaries[0], tiny_model(**yarn).rotaries[0]
+    ratio = np.asarray(frequencies(plain) / frequencies(scaled))
+    assert ratio[0] == pytest.approx(1.0) and ratio[-1] == pytest.approx(8.0) and np.all(np.diff(ratio) >= -1e-4)
+    # arXiv:2309.00071, equation 22.
+    assert scaled.attention_factor == pytest.approx(0.1 * np.log(8.0) + 1.0)
+    assert tiny_model(**yarn, rope_attention_factor=1.5).rotaries[0].attention_factor == 1.5
+
+
+def test_the_period_of_kinds_is_that_of_windows_and_rotary_positions_together():
+    model = tiny_model(num_layers=6, sliding_window=(4, 0), rope_layers=("local", "none", "rope"))
+    assert [(kind.window, kind.rotary and kind.rotary.theta) for kind in model.period] == [
+        (4, 10000.0), (0, None), (4, 10000.0), (0, 10000.0), (4, None), (0, 10000.0)
+    ]  # fmt: skip
+    assert (
+        tiny_model(num_layers=6, rope_layers=("rope", "none")).period == tiny_model(rope_layers=("rope", "none")).kinds
+    )
+    assert len(tiny_model(num_layers=6, rope_layers=("local",), rope_local_theta=10000.0).period) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_layers": ("global",)}, "rope_layers=.* must be a non-empty tuple of 'rope', 'local', 'none'"),
+        ({"rope_layers": ()}, "rope_layers=.* must be a non-empty tuple"),
+        ({"rope_fraction": 0.4}, "rope_fraction=0.4 of config.model.head_dim=8 is 3 columns, which must be even"),
+        ({"rope_fraction": 0.0}, "is 0 columns, which must be even"),
+        ({"rope_scaling": "longrope", "rope_short_factors": (1.0,)}, "rope_short_factors has 1 values; expected 4"),
+        ({"rope_scaling": "dynamic", "rope_fraction": 0.25}, "needs more than 2 rotated columns"),
+        ({"rope_theta": 0.0}, "rope_theta=0.0 must be greater than 0"),
+        ({"rope_scaling": "yarn", "rope_scaling_factor": -1.0}, "rope_scaling_factor=-1.0 must be greater than 0"),
+        ({"parallel": "one_norm", "norm_position": "post"}, "parallel='one_norm' needs .*norm_position='pre'"),
+    ],
+)
+def test_invalid_layer_kinds_are_one_line_errors(changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        tiny_model(**changes)
+    assert "\n" not in str(caught.value)
 
 
 def test_qk_norm_is_scale_invariant():

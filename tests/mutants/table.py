@@ -167,11 +167,12 @@ _MODEL = (
     ),
     Mutant(
         "import reads a matrix the wrong way round", "model/huggingface/weights.py",
-        "piece.T if self.inputs and self.transposed else piece", "piece", f"{_HUGGINGFACE}[llama3]",
+        "outputs_last = theirs.T if self.inputs and self.transposed else theirs", "outputs_last = theirs",
+        f"{_HUGGINGFACE}[llama3]",
     ),
     Mutant(
         "an unknown field of config.json is ignored", "model/huggingface/fields.py", "    if unknown:", "    if False:",
-        f"{_FIELDS}test_a_field_that_changes_the_function_is_refused_by_name[llama2_7b-fields11-{_UNKNOWN}]",
+        f"{_FIELDS}test_a_field_that_changes_the_function_is_refused_by_name[llama2_7b-fields31-{_UNKNOWN}]",
     ),
     Mutant(
         "an exported classifier pads with its eos token", "train/huggingface/exported_tokenizer.py",

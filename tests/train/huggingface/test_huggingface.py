@@ -1,14 +1,12 @@
 """Hugging Face import and export: logits equal transformers', weights round-trip bit for bit, errors are one line.
 
-tests/golden/make_huggingface.py made the stored models. If torch and transformers are installed, all architectures are
-created again and the exported checkpoints are loaded by transformers.
+tests/golden/make_huggingface.py made the stored models. `test_families.py` creates models of all families where torch
+and transformers are installed, and loads what is exported with transformers.
 """
 
 import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -37,7 +35,6 @@ from train.run.record import open_run
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 STORED = sorted(path.name for path in (GOLDEN / "huggingface").iterdir())
 HAS_TRANSFORMERS = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
-ALL = ("gpt2", "llama2", "llama3", "smollm2", "mistral", "qwen2", "qwen3", "gemma2", "olmo2")
 
 
 def source(name, folder):
@@ -62,17 +59,23 @@ def check(directory, tmp_path):
     """Checks logits of padded and packed rows, and the export."""
     model, params = imported(directory, tmp_path / "run")
     expected = np.load(directory / "expected.npz")
-    ids, mask = expected["ids"].astype(np.int32), expected["mask"].astype(np.int32)
+    ids, mask, columns = (
+        expected["ids"].astype(np.int32), expected["mask"].astype(np.int32), expected["logits"].shape[-1]
+    )  # fmt: skip
     places = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
     found = logits_of(model, params, ids, mask, places)
-    np.testing.assert_allclose(found[mask > 0], expected["logits"][mask > 0], atol=1e-4)
+    np.testing.assert_allclose(found[mask > 0][:, :columns], expected["logits"][mask > 0], atol=1e-4)
     rows = [ids[i, : mask[i].sum()] for i in (1, 2)]
     packed = np.concatenate(rows)[None]
     segments = np.repeat([1, 2], [len(row) for row in rows])[None].astype(np.int32)
     places = np.concatenate([np.arange(len(row), dtype=np.int32) for row in rows])[None]
     found = logits_of(model, params, packed, segments, places)[0]
-    np.testing.assert_allclose(found, expected["logits"][1:][mask[1:] > 0], atol=1e-4)
+    np.testing.assert_allclose(found[:, :columns], expected["logits"][1:][mask[1:] > 0], atol=1e-4)
     export_hf(tmp_path / "run", tmp_path / "back")
+    kinds = [
+        json.loads((folder / "config.json").read_text())["model_type"] for folder in (directory, tmp_path / "back")
+    ]
+    assert kinds[0] == kinds[1]
     before, after = (load_file(folder / "model.safetensors") for folder in (directory, tmp_path / "back"))
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -84,24 +87,6 @@ def check(directory, tmp_path):
 @pytest.mark.parametrize("name", STORED)
 def test_logits_equal_transformers_and_weights_round_trip(name, tmp_path):
     check(source(name, tmp_path), tmp_path)
-
-
-@pytest.mark.skipif(not HAS_TRANSFORMERS, reason="torch and transformers are not installed")
-@pytest.mark.parametrize("name", ALL)
-def test_every_architecture_against_installed_transformers(name, tmp_path):
-    make = [sys.executable, GOLDEN / "make_huggingface.py", tmp_path, name]
-    subprocess.run(make, check=True, capture_output=True)
-    train_tokenizer("bytes", []).save(tmp_path / name)
-    check(tmp_path / name, tmp_path)
-    import torch
-    import transformers
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
-    expected = np.load(tmp_path / name / "expected.npz")
-    with torch.no_grad():
-        ids, mask = torch.tensor(expected["ids"]), torch.tensor(expected["mask"])
-        found = model(ids, attention_mask=mask).logits.numpy()
-    np.testing.assert_allclose(found[expected["mask"] > 0], expected["logits"][expected["mask"] > 0], atol=1e-4)
 
 
 def test_shards_and_half_precision(tmp_path, monkeypatch):
@@ -175,6 +160,7 @@ def test_export_of_a_lora_classifier(tmp_path):
     config.optimizer.warmup_steps = 1
     config.adapt.method, config.adapt.rank, config.mesh.data, config.mesh.fsdp = "lora", 2, 1, 8
     finetune(config.to_dict(), tmp_path / "base", tmp_path / "run")
+    assert open_run(tmp_path / "run").record.architecture == "llama"
     export_hf(tmp_path / "run", tmp_path / "out")
     found = json.loads((tmp_path / "out" / "config.json").read_text())
     assert found["architectures"] == ["LlamaForSequenceClassification"]
@@ -222,8 +208,8 @@ NORM = "model.norm.weight"
         (lambda p: (p / "config.json").write_text("{"), "config.json is damaged"),
         (lambda p: change(p, model_type="mamba"), "model_type='mamba' is not supported; expected one of gpt2"),
         (lambda p: change(p, hidden_size="gone"), "'hidden_size' is missing; expected a config.json of llama"),
-        (lambda p: change(p, hidden_act="relu"), "the activation 'relu' is not supported; expected silu for llama"),
-        (lambda p: change(p, rope_parameters={"rope_type": "yarn"}), "rope_type='yarn' is not supported"),
+        (lambda p: change(p, hidden_act="relu"), "hidden_act='relu' is not supported; expected 'silu'"),
+        (lambda p: change(p, rope_parameters={"rope_type": "axial"}), "rope_type='axial' is not supported"),
         (lambda p: change(p, num_hidden_layers=3), "missing: model.layers.2.self_attn.q_proj.weight"),
         (lambda p: change(p, num_hidden_layers=1), "unexpected: model.layers.1"),
         (lambda p: change(p, intermediate_size=32), r"gate_proj.weight has shape \[24, 16\], expected \[32, 16\]"),

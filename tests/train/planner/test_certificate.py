@@ -33,14 +33,20 @@ def test_layouts_contains_every_factorization():
     assert set(TWO) == {"slice 2", "data 2", "fsdp 2", "tensor 2", "context 2"}
 
 
-@pytest.mark.parametrize("name", ["gpt2", pytest.param("gemma2_2b", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt2",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2_2b", "gemma3_1b", "olmo3_7b", "pythia_1b")),
+    ],
+)
 def test_published_architectures_pass_and_keep_their_options(name):
     config = llm.get_config(name)
     shrunk = shrink(from_config(config.to_dict())).model
     sizes = {key for key, value in config.model.items() if shrunk[key] != value}
     assert sizes <= {
         "vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "context_length",
-        "rope_original_context", "query_scale", "sliding_window", "compute_dtype", "attention",
+        "rope_original_context", "rope_fraction", "query_scale", "sliding_window", "compute_dtype", "attention",
     }  # fmt: skip
     for found in verdict(config, "fsdp 2", "tensor 2", "context 2"):
         assert not found.mismatch and max(found.loss, found.grad_norm, found.params) <= TOLERANCE
