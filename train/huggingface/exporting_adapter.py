@@ -43,12 +43,13 @@ def export_adapter(directory: Path, output: Path, dtype: str = "float32") -> Non
     rows, mesh = table(architecture, run.model), single_device_mesh()
     with jax.set_mesh(mesh):
         params = jax.tree.map(np.asarray, run.load(mesh, ("adapter", "head")))
-        base_head = jax.tree.map(np.asarray, run.base().load_merged(mesh, ("head",)))["head"]
+        # A tied model's head has no parameters.
+        base_head = run.base().load_merged(mesh, ("head",))["head"] if params["head"] else {}
     adaptation = run.adaptation()
     adapter = Adapter(adaptation.rank, adaptation.alpha, adaptation.targets, params["adapter"])
     tensors, ranks = write_adapter(adapter, rows, kernel_shapes(run, mesh))
     head = FAMILIES[architecture].output
-    trained_head = "table" in params["head"] and not np.array_equal(params["head"]["table"], base_head["table"])
+    trained_head = bool(params["head"]) and not np.array_equal(params["head"]["table"], base_head["table"])
     if trained_head:
         tensors[PREFIX + head] = params["head"]["table"]
     scale = adaptation.alpha / adaptation.rank

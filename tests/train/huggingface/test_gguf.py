@@ -37,7 +37,9 @@ def test_a_gguf_file_is_the_same_model_as_its_safetensors(name, tmp_path):
     model, expected = imported(directory, tmp_path / "run")
     again, found = imported(write_gguf(directory, tmp_path / "model.gguf"), tmp_path / "from_gguf")
     for field in dataclasses.fields(model):
-        assert getattr(again, field.name) == pytest.approx(getattr(model, field.name)), field.name
+        ours, theirs = getattr(model, field.name), getattr(again, field.name)
+        # Metadata is float32.
+        assert theirs == (pytest.approx(ours) if isinstance(ours, float) else ours), field.name
     assert found.keys() == expected.keys()
     for path, leaf in expected.items():
         # The offset of Gemma's norms is added and subtracted in float32.
@@ -71,8 +73,9 @@ def test_quantized_weights_are_what_the_package_dequantizes(name, kind, tmp_path
 
 
 @pytest.mark.skipif(not HAS_TRANSFORMERS, reason="torch and transformers are not installed")
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma2"])
+@pytest.mark.parametrize("name", ["llama", "llama_biased", "qwen2"])
 def test_logits_equal_those_of_transformers_reading_the_same_file(name, tmp_path):
+    """Of the other families, transformers reads no file, or not all metadata: no soft caps of Gemma 2, for example."""
     import torch
     import transformers
 
