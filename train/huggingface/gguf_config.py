@@ -11,6 +11,7 @@ import numpy as np
 
 from configs.errors import UserError
 from model.sampling import Sampling
+from train.console import visible
 from train.huggingface.gguf_families import FULL, GGUF_FAMILIES, SLIDING, Fields, GgufFamily, Header
 from train.huggingface.gguf_file import Gguf, Value
 
@@ -99,7 +100,7 @@ def _check(gguf: Gguf, name: str, values: Mapping[str, Any]) -> None:
     """Raises UserError for metadata that would have an effect and is not read, and for a value per layer."""
     fields, neutral = GGUF_FAMILIES[name].fields, {**_NEUTRAL, **GGUF_FAMILIES[name].neutral}
     refused = [
-        f"{name}.{key}={value!r:.60}"
+        f"{name}.{visible(key):.60}={value!r:.60}"
         for key, value in values.items()
         if key not in fields and key not in _READ and neutral.get(key, "") not in (value, ...)
     ]

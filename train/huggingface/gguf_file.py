@@ -201,7 +201,7 @@ def _read_header(reader: _Reader, path: Path, size: int) -> tuple[dict[str, Any]
     for _ in range(value_count):
         name = reader.string()
         if name in metadata:
-            raise _DamagedError(f"{name} is there twice")
+            raise _DamagedError(f"the value {name!r:.80} is there twice")
         metadata[name] = reader.value(reader.count("I"))
     entries: dict[str, tuple[int, tuple[int, ...], int]] = {}
     for _ in range(tensor_count):

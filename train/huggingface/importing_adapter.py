@@ -53,6 +53,10 @@ def import_adapter(source: str, base: Path, output: Path) -> None:
         raise UserError(f"--base={base} is a {run.record.task['name']} model; expected a language model")
     directory = local_directory(source, _FILES)
     config_path = directory / CONFIG
+    if not config_path.is_file():
+        raise UserError(
+            f"{directory} is not an adapter of PEFT: {CONFIG} is missing; a model is imported without --base"
+        )
     config = parse_config(read_config(config_path), str(config_path))
     weights = find_weights(directory, f"{WEIGHTS}.safetensors")
     rows = table(architecture_of(run.model, run.record.architecture), run.model)

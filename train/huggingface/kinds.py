@@ -27,12 +27,14 @@ _OTHER_DIRECTORIES = {
     "config_sentence_transformers.json": "an embedding model of sentence-transformers",
 }
 ADAPTER_CONFIG = "adapter_config.json"
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _NOT_QUANTIZED = "import the model that was quantized, or a GGUF file"
 
 
 def check_directory(directory: Path) -> None:
     """Raises UserError if a directory contains something other than a language model, and says what."""
-    if (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file():
+    weights = any(path for pattern in _WEIGHTS for path in directory.glob(pattern))
+    if (directory / ADAPTER_CONFIG).is_file() and not weights:
         raise UserError(
             f"{directory} is an adapter of PEFT ({ADAPTER_CONFIG}); to import it, add --base=RUN, the run of the model "
             "that it was trained on"
