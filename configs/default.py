@@ -52,14 +52,11 @@ def model() -> ConfigDict:
     m.norm_epsilon = 1e-5  # added to the variance in norms
     m.norm_unit_offset = False  # norms scale by 1 + weight instead of weight (Gemma)
     m.norm_bias = True  # with layernorm: norms have a bias
-    # Attention and MLP one after the other ("none"), or side by side on the same input, with "one_norm" or "two_norms"
-    m.parallel = "none"
+    m.parallel = "none"  # MLP after attention ("none"), or beside it on the same input, with "one_norm" or "two_norms"
     m.position = "rope"  # position encoding: "rope" (rotary) or "learned"
     m.rope_theta = 10000.0  # base of the rotary frequencies
     m.rope_fraction = 1.0  # fraction of each head's columns that is rotated, from its first column on
-    # How rotary frequencies change for contexts longer than the original one: "none", "linear", "dynamic" (NTK),
-    # "llama3", "yarn" or "longrope". Each reads some of the fields below.
-    m.rope_scaling = "none"
+    m.rope_scaling = "none"  # for longer contexts: "none", "linear", "dynamic" (NTK), "llama3", "yarn" or "longrope"
     m.rope_scaling_factor = 1.0  # how much longer the context becomes
     m.rope_original_context = 8192  # context length before scaling, in tokens
     m.rope_low_frequency_factor = 1.0  # llama3: wavelengths longer than rope_original_context / this are scaled
@@ -70,12 +67,9 @@ def model() -> ConfigDict:
     m.rope_attention_factor = 0.0  # yarn, longrope: factor of the rotated queries and keys; 0: that of the paper
     m.rope_short_factors = ()  # longrope: divisor of each frequency in texts up to rope_original_context
     m.rope_long_factors = ()  # longrope: divisor of each frequency in longer texts
-    # Rotary positions of each layer, repeated over the layers: "rope" (the fields above), "local" (base
-    # rope_local_theta, without scaling) or "none".
-    m.rope_layers = ("rope",)
-    m.rope_local_theta = 10000.0  # base of the rotary frequencies of "local" layers
-    # "silu_gated" (SwiGLU), "gelu_gated" (GeGLU), "gelu", "gelu_exact" (others approximate it by tanh) or "relu2"
-    m.mlp = "silu_gated"
+    m.rope_layers = ("rope",)  # rotary positions of each layer, repeated over the layers: "rope", "local" or "none"
+    m.rope_local_theta = 10000.0  # base of the rotary frequencies of "local" layers, which have no scaling
+    m.mlp = "silu_gated"  # "silu_gated" (SwiGLU), "gelu_gated" (GeGLU), "gelu", "gelu_exact" (erf) or "relu2"
     m.qk_norm = True  # normalize the queries and keys of each head with RMSNorm
     m.qk_norm_joint = False  # with qk_norm: one norm over all heads instead of one per head (OLMo 2)
     m.qkv_bias = False  # bias in the query, key and value projections

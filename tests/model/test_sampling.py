@@ -18,7 +18,7 @@ from model.transformer import forward
 EOS = 2
 YARN = {"rope_scaling": "yarn", "rope_scaling_factor": 4.0, "rope_original_context": 6}
 LONGROPE = {
-    "rope_scaling": "longrope", "rope_scaling_factor": 4.0, "rope_original_context": 6,
+    "rope_scaling": "longrope", "rope_scaling_factor": 4.0, "rope_original_context": 16,
     "rope_short_factors": (1.0, 1.1, 1.2, 1.4), "rope_long_factors": (2.0, 3.0, 5.0, 8.0),
 }  # fmt: skip
 VARIANTS = {
@@ -30,7 +30,7 @@ VARIANTS = {
     "two rotary kinds": {"sliding_window": (3, 0), "rope_layers": ("local", "rope"), "rope_theta": 500.0},
     "a layer without positions": {"rope_layers": ("rope", "rope", "none"), "num_layers": 4},
     "yarn, half rotated": YARN | {"rope_fraction": 0.5},
-    "dynamic": {"rope_scaling": "dynamic", "rope_scaling_factor": 4.0, "rope_original_context": 6},
+    "dynamic": {"rope_scaling": "dynamic", "rope_scaling_factor": 4.0, "rope_original_context": 16},
     "longrope in a window": LONGROPE | {"sliding_window": (3, 0)},
     "parallel, scaled": {"parallel": "one_norm", "residual_scale": 0.4, "embedding_scale": 3.0, "logit_scale": 0.2},
 }
@@ -91,6 +91,21 @@ def test_cached_logits_equal_uncached_logits(variant):
         new, state = advance(model, params, state, Sampling(), steps=1, end_ids=(-1,))
         for tokens, token in zip(texts, np.asarray(new)[:, 0].tolist(), strict=True):
             tokens.append(token)
+
+
+def test_cached_logits_beyond_the_original_context_equal_uncached_logits():
+    model = tiny_model(**LONGROPE | {"rope_original_context": 4, "sliding_window": (3, 0)})
+    params = init(language_model(model))
+    tokens = [1, 5, 9, 30, 7]
+    prompts = Prompts(np.array([[0, *tokens]], np.int32), np.array([5], np.int32))
+    state = prefill(model, params, prompts, jax.random.key(0), Sampling(), max_new_tokens=4)
+    for _ in range(4):
+        expected = uncached_logits(model, params, tokens)[-1]
+        np.testing.assert_allclose(state.logits_BV[0], expected, rtol=1e-5, atol=1e-5)
+        new, state = advance(model, params, state, Sampling(), steps=1, end_ids=(-1,))
+        tokens.append(int(new[0, 0]))
+    short = dataclasses.replace(model, rope_long_factors=model.rope_short_factors)
+    assert np.abs(uncached_logits(short, params, tokens)[-1] - uncached_logits(model, params, tokens)[-1]).max() > 1e-3
 
 
 def decoded(model, params, count):
