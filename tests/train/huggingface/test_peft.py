@@ -10,16 +10,23 @@ from safetensors.numpy import load_file, save_file
 
 from configs.errors import UserError
 from model.adapt import Adaptation, merge
+from model.config import model_config
+from model.heads import language_model
+from model.huggingface.config_file import to_section
 from model.huggingface.families import table
-from tests.gguf_files import leaves, write_model
+from model.huggingface.weights import leaves as tensors_of_rows
+from tests.gguf_files import CONFIGS, leaves, write_model
 from tests.runs import error_lines, rootstock
 from train.distributed.mesh import single_device_mesh
-from train.huggingface.adapter_tensors import PREFIX, Adapter, modules_of, write_adapter
+from train.huggingface.adapter_tensors import PREFIX, Adapter, modules_of, read_adapter, write_adapter
 from train.huggingface.exporting import export_hf
 from train.huggingface.exporting_adapter import export_adapter
 from train.huggingface.importing import import_hf
 from train.huggingface.importing_adapter import import_adapter, kernel_shapes
+from train.huggingface.peft_config import AdapterConfig
+from train.huggingface.safetensors_files import Weights
 from train.run.record import open_run
+from train.trees import abstract_params
 
 HAS_PEFT = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft"))
 # Modules of each family in PEFT's words, several of them fused: GPT-2 has one for queries, keys and values.
@@ -120,6 +127,46 @@ def test_an_adapter_is_the_model_with_its_product_added_and_round_trips_bit_for_
     assert config["base_model_name_or_path"] == str(model)
     import_adapter(str(tmp_path / "back"), run, tmp_path / "again")
     check(merged(tmp_path / "again"), merged(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_factors_of_every_projection_of_every_family_round_trip(name):
+    """Fused and interleaved modules too: the product in our layout is their product, read like a weight."""
+    architecture, section = to_section(CONFIGS[name], name)
+    model = model_config(section)
+    rows = table(architecture, model)
+    abstract = abstract_params(language_model(model), single_device_mesh())
+    modules = modules_of(rows)
+    kernels = [row for parts in modules.values() for row in parts]
+    shapes = {row.leaf: leaf.shape for row, leaf in tensors_of_rows(abstract, kernels)}
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for pattern, parts in modules.items():
+        weight = parts[0].their_shape(shapes[parts[0].leaf][1:])
+        outputs, inputs = weight if parts[0].transposed else weight[::-1]
+        for i in range(model.num_layers):
+            key = f"{PREFIX}{pattern.format(i=i)}.lora_"
+            tensors[f"{key}A.weight"] = rng.standard_normal((3, inputs)).astype(np.float32)
+            tensors[f"{key}B.weight"] = rng.standard_normal((outputs, 3)).astype(np.float32)
+    weights = Weights({key: tensor.shape for key, tensor in tensors.items()}, tensors.__getitem__)
+    adapter = read_adapter(weights, AdapterConfig(3, 6.0), rows, shapes, name)
+    written, ranks = write_adapter(adapter, rows, shapes)
+    assert written.keys() == tensors.keys() and ranks == {}
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(written[key], tensor, err_msg=key)
+    for pattern, parts in modules.items():
+        for row in parts:
+            pair = adapter.tree
+            for part in row.leaf.removesuffix("/kernel").split("/"):
+                pair = pair[part]
+            for i in range(model.num_layers):
+                a, b = (tensors[f"{PREFIX}{pattern.format(i=i)}.lora_{letter}.weight"] for letter in "AB")
+                product = b @ a if row.transposed else (b @ a).T
+                shape = shapes[row.leaf][1:]
+                ours = pair["lora_a"][i].reshape(-1, 3) @ pair["lora_b"][i].reshape(3, -1)
+                np.testing.assert_allclose(
+                    ours.reshape(shape), row.to_ours(product, shape), atol=1e-4, err_msg=row.leaf
+                )
 
 
 def rank_of(module):
