@@ -62,7 +62,7 @@ class AdapterConfig:
 
     def rank_of(self, module: str) -> int:
         """Returns the rank of a module's factors."""
-        return _match(self.ranks, module, self.rank)
+        return int(_match(self.ranks, module, self.rank))
 
     def scale_of(self, module: str) -> float:
         """Returns the factor of the product of a module's factors."""
@@ -70,7 +70,8 @@ class AdapterConfig:
         return _match(self.alphas, module, self.alpha) / (math.sqrt(rank) if self.rank_stabilized else rank)
 
 
-def _match(patterns: Mapping[str, Any], module: str, default: Any) -> Any:  # noqa: ANN401
+def _match(patterns: Mapping[str, float], module: str, default: float) -> float:
+    """Returns the value of the first pattern that is the end of a module's name."""
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 

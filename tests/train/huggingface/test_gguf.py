@@ -124,7 +124,7 @@ def sentencepiece(prefixed):
     replace = normalizers.Replace(" ", "▁")
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prefixed else replace
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    words = "the cat sat on the mat and the dogs saw it in 1984 two spaces and lines".split()
+    words = "the cat sat on the mat and two dogs saw it in 1984 two spaces and lines".split()
     trainer = trainers.BpeTrainer(vocab_size=310, special_tokens=specials, show_progress=False)
     backend.train_from_iterator([" ".join(words)] * 9, trainer)
     tokens = [backend.id_to_token(i) for i in range(backend.get_vocab_size())]
@@ -150,7 +150,7 @@ def test_a_sentencepiece_tokenizer_encodes_as_the_tokenizer_it_was_written_from(
     directory = write_model("llama", tmp_path / "model")
     import_hf(str(write_gguf(directory, tmp_path / "m.gguf", **values)), tmp_path / "run")
     found = open_run(tmp_path / "run").tokenizer()
-    texts = [*TEXTS[:4], "the" * 30, "in 1984 the dogs"]
+    texts = [*TEXTS[:4], "the" * 30, "in 1984 two dogs"]
     assert [found.encode(text) for text in texts] == [
         backend.encode(text, add_special_tokens=False).ids for text in texts
     ]
