@@ -190,16 +190,13 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family(
         "Gemma3",
         "gemma3_1b",
-        _GEMMA
-        | {
-            "attn_logit_softcapping": dataclasses.replace(_ATTENTION_CAP, default=None),
-            "final_logit_softcapping": dataclasses.replace(_LOGIT_CAP, default=None),
-        },
+        _GEMMA | {"final_logit_softcapping": dataclasses.replace(_LOGIT_CAP, default=None)},
         tables.gemma,
         (
             rotary_per_type(1e6, 10000.0, "rope_local_base_freq"),
             layers.layer_types(4096, 6, layers.LOCAL, "sliding_window_pattern"),
         ),
+        only={"attn_logit_softcapping": None},  # read by the class, but not applied
         harmless=frozenset({"_sliding_window_pattern"}),
         heads=("SequenceClassification",),
         head_prefix="Gemma3Text",
