@@ -279,7 +279,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             f"token named one of {', '.join(_WELL_KNOWN['eos'])}"
         )
     bos, pad = ids["bos"], ids["pad"]
-    chat = _chat_template(config, file)
+    chat = chat_template_in(file.parent)
     ends = tuple(index for index in _end_ids(file) if index != eos and backend.id_to_token(index) is not None)
     return Tokenizer(backend.to_str(), eos if bos is None else bos, eos, eos if pad is None else pad, chat, ends)
 
@@ -326,15 +326,20 @@ def _end_ids(file: Path) -> list[int]:
     return []
 
 
-def _chat_template(config: dict[str, Any], file: Path) -> str:
-    own = file.with_name("chat_template.jinja")
+def chat_template_in(directory: Path) -> str:
+    """Returns the chat template in `chat_template.jinja`, else in `tokenizer_config.json`; "": there is none.
+
+    Raises:
+        UserError: it is not a string, or a list of names and strings.
+    """
+    own = directory / "chat_template.jinja"
     if own.is_file():
         return own.read_text(encoding="utf-8")
-    value = config.get("chat_template")
+    path = directory / "tokenizer_config.json"
+    value = read_json(path).get("chat_template")
     if isinstance(value, list):
         named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
         value = named.get("default")
     if value is not None and not isinstance(value, str):
-        path = file.with_name("tokenizer_config.json")
         raise UserError(f"{path}: chat_template={value!r:.80}; expected a string, or a list of names and templates")
     return value or ""

@@ -23,8 +23,8 @@ COMMANDS = {
     "prepare": "tokenize text into a token store",
     "pretrain": "pre-train a language model on a token store or text",
     "finetune": "fine-tune on labeled rows and compare with baselines",
-    "import-hf": "import a Hugging Face checkpoint as a run",
-    "export-hf": "export a run as a Hugging Face checkpoint",
+    "import-hf": "import a Hugging Face checkpoint, a GGUF file or a PEFT adapter as a run",
+    "export-hf": "export a run as a Hugging Face checkpoint or a PEFT adapter",
     "checkpoint": "list, verify, compare and prune the checkpoints of a run",
     "replay": "re-run one training step bit for bit and rank its documents by loss",
     "merge": "merge a LoRA adapter into its base model",
@@ -42,7 +42,7 @@ COMMANDS = {
 # Flags and config fields that hold a path, a glob, several with commas, or a name that is no path (hf:NAME, bpe:N).
 PATH_FLAGS = frozenset(
     {"run", "other", "workdir", "init_from", "input", "output", "data", "shots_data", "text", "prompts", "task_files",
-     "points", "source", "tokenizer"}
+     "points", "source", "tokenizer", "base"}
 )  # fmt: skip
 PATH_FIELDS = ("data.path", "task.test_path", "task.name", "tokenizer")
 _ROOT = Path(__file__).resolve().parent.parent

@@ -29,8 +29,8 @@ from train import cli
 from train.checkpoint.manager import open_to_read
 from train.checkpoint.read import read_contents
 from train.commands import plan
-from train.huggingface.importing import read_config
 from train.huggingface.safetensors_files import find_weights
+from train.huggingface.sources import read_config
 from train.run.history import read_records
 from train.run.record import RunRecord, open_run
 from train.run.rollback import skipped_batches

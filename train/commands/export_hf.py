@@ -2,9 +2,10 @@
 
 Language models become ...ForCausalLM, with the chat template and generation defaults of a chat model. Classifiers and
 regression models with last-token pooling become ...ForSequenceClassification, taggers ...ForTokenClassification. An
-adapter is merged into its base model.
+adapter is merged into its base model; with --adapter it is written alone, for PEFT.
 
   rootstock export-hf runs/books --output=exported
+  rootstock export-hf runs/lora --adapter --output=adapter
 """
 
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 from absl import flags
 
 from train.files import check_output_directory
-from train.huggingface.exporting import _DTYPES, export_hf
+from train.huggingface.exporting import DTYPES, export_hf
+from train.huggingface.exporting_adapter import export_adapter
 
 POSITIONAL = ("run",)
 REQUIRED = ("run", "output")
@@ -23,10 +25,13 @@ def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
     flags.DEFINE_string("run", None, "Directory of a run.", flag_values=values)
     flags.DEFINE_string("output", None, "Directory to write; must be new.", flag_values=values)
-    flags.DEFINE_enum("dtype", "float32", list(_DTYPES), "Data type of the weights.", flag_values=values)
+    text = "Write only the LoRA adapter of a language model, in PEFT's format."
+    flags.DEFINE_boolean("adapter", False, text, flag_values=values)
+    flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Data type of the weights.", flag_values=values)
 
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
     check_output_directory(Path(values.output), "output")
-    export_hf(Path(values.run), Path(values.output), values.dtype)
+    export = export_adapter if values.adapter else export_hf
+    export(Path(values.run), Path(values.output), values.dtype)

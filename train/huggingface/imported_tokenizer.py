@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import tokenizers
 
@@ -11,11 +10,16 @@ from data.tokenizer import Tokenizer
 from train.console import warn
 
 
-def with_rows(tokenizer: Tokenizer, rows: int, directory: Path) -> Tokenizer:
+def with_rows(tokenizer: Tokenizer, rows: int, where: str) -> Tokenizer:
     """Returns the tokenizer without added tokens beyond the rows of the embedding, which are listed in a warning.
 
     Fine-tuning adds such tokens, often [PAD], without resizing the embedding. `transformers` loads the model and fails
     at a text that contains one; here the names of these tokens are ordinary text.
+
+    Args:
+        tokenizer: the tokenizer.
+        rows: of the embedding.
+        where: names the model in messages.
 
     Raises:
         UserError: bos, eos or a token that is not an added one has no row.
@@ -26,7 +30,7 @@ def with_rows(tokenizer: Tokenizer, rows: int, directory: Path) -> Tokenizer:
     needed = max(*backend.get_vocab(with_added_tokens=False).values(), tokenizer.bos_id, tokenizer.eos_id)
     if needed >= rows:
         raise UserError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, but the embedding has {rows} rows, and "
+            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, but the embedding has {rows} rows, and "
             f"token {needed} ({backend.id_to_token(needed)}) has none; expected the tokenizer of this model"
         )
     layout = json.loads(tokenizer.serialized)
@@ -34,7 +38,7 @@ def with_rows(tokenizer: Tokenizer, rows: int, directory: Path) -> Tokenizer:
     layout["added_tokens"] = [token for token in layout["added_tokens"] if token["id"] < rows]
     padding = "; rows are padded with eos" if tokenizer.pad_id >= rows else ""
     warn(
-        f"{directory}: the embedding has {rows} rows, so the tokenizer's {', '.join(dropped)} cannot be used and are "
+        f"{where}: the embedding has {rows} rows, so the tokenizer's {', '.join(dropped)} cannot be used and are "
         f"dropped: their names are ordinary text (transformers fails at such a text){padding}"
     )
     return dataclasses.replace(

@@ -1,19 +1,14 @@
 """Imports a Hugging Face checkpoint as a run directory."""
 
-import importlib
-import json
-from collections.abc import Sequence
+import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from configs import default
-from configs.errors import UserError
 from data.new_directory import check_new, new_directory
-from data.tokenizer import load_tokenizer
 from model.config import ModelConfig, model_config
 from model.heads import language_model, parameter_count
 from model.huggingface.config_file import to_section
@@ -22,42 +17,44 @@ from model.huggingface.weights import IGNORED, Row, compare_shapes, expected_sha
 from model.transformer import Params
 from train.checkpoint.manager import open_manager
 from train.checkpoint.save import save
-from train.console import say
+from train.console import say, warn
 from train.distributed.mesh import spread_mesh
-from train.huggingface.generation_config import read_generation
 from train.huggingface.imported_tokenizer import with_rows
-from train.huggingface.safetensors_files import Weights, find_weights
-from train.huggingface.torch_files import PICKLED, PICKLED_INDEX, find_pickled_weights
+from train.huggingface.safetensors_files import Weights
+from train.huggingface.sources import open_source
+from train.huggingface.summary import Imported, summary
 from train.run.record import RunRecord
 from train.run.record import start as start_run
 from train.step import TrainState
 from train.trees import abstract_params, boxed_params
 
-_PICKLED = (PICKLED, PICKLED_INDEX, "pytorch_model-*.bin")
-_FILES = (
-    "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
-    "chat_template*", "special_tokens*",
-)  # fmt: skip
+_EMBEDDING = "embedding/table"
 
 
 def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
-    """Writes a run with the weights, tokenizer and chat template of a Hugging Face model; it appears when complete.
+    """Writes a run with a model's weights, tokenizer and chat template, and prints what it found.
+
+    The run appears when it is complete.
+
+    Args:
+        source: a directory of Hugging Face's format, a name on the Hub, or a GGUF file.
+        output: the run directory.
+        allow_pickle: read pytorch_model.bin instead of safetensors.
 
     Raises:
         UserError: not a model, an unsupported architecture, weights or a tokenizer that do not match it, or `output`
             is not empty.
     """
     check_new(output)
-    directory = _local(source, (*_FILES, *(_PICKLED if allow_pickle else ())))
-    found = read_config(directory / "config.json")
-    architecture, section = to_section(found, str(directory / "config.json"))
+    found = open_source(source, allow_pickle)
+    architecture, section = to_section(found.config, found.config_name)
     model = model_config(section)
-    tokenizer = with_rows(load_tokenizer(directory), model.vocab_size, directory)
-    generation = read_generation(directory)
-    weights = (find_pickled_weights if allow_pickle else find_weights)(directory)
-    params, mesh = _read_params(weights, architecture, model, directory)
+    tokenizer = with_rows(found.tokenizer(), model.vocab_size, found.where)
+    generation = found.generation()
+    weights = found.weights(model, expected_names(architecture, model))
+    model, params, mesh = read_params(weights, architecture, model, found.where)
     config = default.get_config().to_dict()
-    config["model"] = section
+    config["model"] = section | {"tie_embeddings": model.tie_embeddings}
     config["sequence_length"] = min(model.context_length, config["sequence_length"])
     record = RunRecord(
         "pretrain", model, config, {}, f"huggingface:{source}", [], generation=generation, architecture=architecture
@@ -66,62 +63,57 @@ def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
         start_run(partial, record, tokenizer)
         with open_manager(partial, keep=1) as manager:
             save(manager, TrainState(jnp.asarray(0, jnp.int32), params, None, {}), mesh)
-    count = parameter_count(params)
-    say(f"import-hf: {architecture}, {count:,} parameters; the model is in {output}")
+    for line in summary(Imported(output, architecture, model, parameter_count(params), found.stored_as, tokenizer)):
+        say(line)
 
 
-def _local(source: str, patterns: Sequence[str]) -> Path:
-    """Returns a local directory; for a name on the Hub, the files that match `patterns` are downloaded."""
-    if Path(source).is_dir():
-        return Path(source)
-    if Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/")):
-        raise UserError(
-            f"{source!r} is not a directory; expected a directory with a config.json, or OWNER/NAME on the Hub"
+def expected_names(architecture: str, model: ModelConfig) -> list[str]:
+    """Returns the names of the tensors of a model, with an output table even where that is tied to the embedding."""
+    untied = dataclasses.replace(model, tie_embeddings=False)
+    return [key for row in table(architecture, untied) for key in row.keys(model.num_layers)]
+
+
+def read_params(
+    weights: Weights, architecture: str, model: ModelConfig, where: str
+) -> tuple[ModelConfig, Params, jax.sharding.Mesh]:
+    """Returns (model, parameters, mesh); each leaf is moved to the devices before the next is read.
+
+    An output table that differs from the embedding, which the config ties it to, makes the model one that is not tied.
+
+    Raises:
+        UserError: the tensors are not those of the model.
+    """
+    embedding = next(row.key for row in table(architecture, model) if row.leaf == _EMBEDDING)
+    output = FAMILIES[architecture].output
+    names = _names(weights, set(expected_names(architecture, model)), output)
+    tied = model.tie_embeddings
+    if tied and output in names and embedding not in names:
+        # transformers ties the two whichever of them is there.
+        names = names | {embedding: names.pop(output)}
+    elif tied and output in names and not _equal(weights, names[output], names[embedding]):
+        warn(
+            f"{where}: tie_word_embeddings is true, but {output} differs from {embedding}; both are imported and "
+            "not tied, as in transformers"
         )
-    try:
-        hub = importlib.import_module("huggingface_hub")
-    except ImportError:
-        raise UserError(f"{source!r} is not a directory; to download it, pip install -e '.[hf]'") from None
-    try:
-        return Path(hub.snapshot_download(source, allow_patterns=list(patterns)))
-    except Exception as error:  # the library raises many exception types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{source!r} cannot be downloaded: {reason}") from None
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Returns the contents of a `config.json`."""
-    if not path.is_file():
-        raise UserError(f"{path.parent} is not a Hugging Face model: config.json is missing")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} contains a JSON {type(found).__name__}; expected an object")
-    return found
-
-
-def _read_params(
-    weights: Weights, architecture: str, model: ModelConfig, directory: Path
-) -> tuple[Params, jax.sharding.Mesh]:
-    """Returns (parameters, mesh); each leaf is moved to the devices before the next is read."""
+        model = dataclasses.replace(model, tie_embeddings=False)
     objective = language_model(model)
     mesh = spread_mesh(boxed_params(objective))
     abstract = abstract_params(objective, mesh)
     rows = table(architecture, model)
     expected = expected_shapes(abstract, rows)
-    output = FAMILIES[architecture].output
-    names = _names(weights, set(expected), output)
-    tied = {output} if model.tie_embeddings else set()
-    shapes = {ours: weights.shapes[theirs] for ours, theirs in names.items() if ours not in tied}
-    compare_shapes({n: s for n, s in shapes.items() if not n.endswith(IGNORED)}, expected, str(directory))
+    copies = {output} if model.tie_embeddings else set()
+    shapes = {ours: weights.shapes[theirs] for ours, theirs in names.items() if ours not in copies}
+    compare_shapes({n: s for n, s in shapes.items() if not n.endswith(IGNORED)}, expected, where)
     params: Params = {"backbone": {}, "head": {}}
     # Largest first: the host copy of a leaf is needed while the fewest parameters are on the device.
     for row, leaf in sorted(leaves(abstract, rows), key=lambda pair: -pair[1].size):
         arrived = jax.device_put(_read_leaf(weights, row, names, leaf.shape), leaf.sharding)
         _put(params[group_of(row)], row.leaf, jax.block_until_ready(arrived))
-    return params, mesh
+    return model, params, mesh
+
+
+def _equal(weights: Weights, one: str, other: str) -> bool:
+    return weights.shapes[one] == weights.shapes[other] and np.array_equal(weights.read(one), weights.read(other))
 
 
 def _read_leaf(weights: Weights, row: Row, names: dict[str, str], shape: tuple[int, ...]) -> np.ndarray:

@@ -12,9 +12,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from configs.errors import UserError
+from model.huggingface.weights import IGNORED
 from train.console import warn
+from train.huggingface.kinds import check_dtypes
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+SINGLE = "model.safetensors"
 _SHARD_BYTES = 5_000_000_000
 _TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -32,22 +34,29 @@ class Weights:
     read: Callable[[str], np.ndarray]
 
 
-def find_weights(directory: Path) -> Weights:
+def find_weights(directory: Path, single: str = SINGLE) -> Weights:
     """Returns the weights of a directory.
 
+    Args:
+        directory: the directory.
+        single: name of the file; shards are listed in a file with this name and ".index.json".
+
     Raises:
-        UserError: the directory contains no weights, or a file is missing, truncated or not in safetensors format.
+        UserError: the directory contains no weights, or a file is missing, truncated, not in safetensors format or
+            quantized.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     files: dict[str, Path] = {}
-    for path in shards_of(directory, INDEX, SINGLE):
+    dtypes: dict[str, str] = {}
+    for path in shards_of(directory, f"{single}.index.json", single):
         try:
             with safe_open(path, framework="numpy") as file:
                 for name in file.keys():
-                    shapes[name] = tuple(file.get_slice(name).get_shape())
-                    files[name] = path
+                    entry = file.get_slice(name)
+                    shapes[name], dtypes[name], files[name] = tuple(entry.get_shape()), entry.get_dtype(), path
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is damaged or not a safetensors file: {' '.join(str(error).split())}") from None
+    check_dtypes({name: dtype for name, dtype in dtypes.items() if not name.endswith(IGNORED)}, str(directory))
 
     def read(name: str) -> np.ndarray:
         # Opened for each read: an open file keeps all pages that were read in memory.
@@ -83,7 +92,9 @@ def shards_of(directory: Path, index_name: str, single: str) -> list[Path]:
     return [directory / name for name in names]
 
 
-def write_weights(directory: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, tensors: Iterator[Any]) -> None:
+def write_weights(
+    directory: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, tensors: Iterator[Any], stem: str = "model"
+) -> None:
     """Writes tensors one at a time into a single file, or into shards of about 5 GB with an index.
 
     The safetensors library can only write tensors that are all in memory.
@@ -93,6 +104,7 @@ def write_weights(directory: Path, shapes: Mapping[str, tuple[int, ...]], dtype:
         shapes: name -> shape, in the order of `tensors`.
         dtype: name of the numpy dtype of all tensors.
         tensors: the arrays.
+        stem: beginning of the names of the files.
     """
     size = np.dtype(dtype).itemsize
     shards: list[dict[str, tuple[int, ...]]] = [{}]
@@ -104,7 +116,8 @@ def write_weights(directory: Path, shapes: Mapping[str, tuple[int, ...]], dtype:
         shards[-1][name] = shape
         filled += math.prod(shape) * size
     count = len(shards)
-    files = [SINGLE if count == 1 else f"model-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)]
+    single = f"{stem}.safetensors"
+    files = [single if count == 1 else f"{stem}-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)]
     for file, shard in zip(files, shards, strict=True):
         with (directory / file).open("wb") as out:
             out.write(_header(shard, dtype))
@@ -114,7 +127,7 @@ def write_weights(directory: Path, shapes: Mapping[str, tuple[int, ...]], dtype:
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         total = sum(math.prod(shape) * size for shape in shapes.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (directory / INDEX).write_text(json.dumps(index, indent=1))
+        (directory / f"{single}.index.json").write_text(json.dumps(index, indent=1))
 
 
 def _header(shard: Mapping[str, tuple[int, ...]], dtype: str) -> bytes:

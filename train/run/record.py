@@ -146,7 +146,7 @@ class Run:
         own = tuple(group for group in groups if group in objective.trained)
         other = tuple(group for group in groups if group not in own)
         params = restore_params(self.directory, abstract, mesh, own, self.checkpoint_dir) if own else {}
-        return params | self._base().load_merged(mesh, other) if other else params
+        return params | self.base().load_merged(mesh, other) if other else params
 
     def load_merged(self, mesh: Mesh, groups: tuple[str, ...]) -> Params:
         """Returns groups of parameters on `mesh`; a LoRA adapter is added to the backbone.
@@ -168,8 +168,12 @@ class Run:
         }
         return [*self.record.lineage, own]
 
-    def _base(self) -> "Run":
-        """Returns the run that this one was fine-tuned from."""
+    def base(self) -> "Run":
+        """Returns the run that this one was fine-tuned from.
+
+        Raises:
+            UserError: it is missing or was replaced.
+        """
         parent = self.record.lineage[-1]
         path = Path(parent["directory"])
         run = open_run(path) if (path / "run.json").is_file() else None

@@ -53,6 +53,7 @@ def torch_model(config):
     import transformers
 
     # `from_dict` reads a file's fields; the class also moves old spellings.
+    torch.manual_seed(0)
     made = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
     model = transformers.AutoModelForCausalLM.from_config(made, attn_implementation="eager").float().eval()
     generator = torch.Generator().manual_seed(0)

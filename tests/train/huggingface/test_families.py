@@ -1,6 +1,6 @@
 """Every family of models against the installed transformers: logits, bitwise exports, files, and an optimizer step.
 
-`python -m tests.train.huggingface.test_families` measures all of them and writes the table in docs/huggingface.md.
+`python -m tests.train.huggingface.test_families [FAMILY ...]` writes the rows of docs/huggingface.md.
 """
 
 import importlib.util
@@ -49,6 +49,8 @@ MODELS = {
     "starcoder2": ("starcoder2",),
     "falcon": ("falcon", "falcon_grouped", "falcon_sequential"),
 }
+HEADER = """| `model_type` | models | in | out | largest logit difference | largest weight difference after a step |
+|---|---|---|---|---|---|"""
 ADAMW = {"weight_decay": 0.01, "eps": 1e-5}
 RATE = 0.01
 
@@ -74,7 +76,7 @@ def logit_difference(directory, model, params):
     import torch
 
     worst = 0.0
-    for length in (5, 15, 40):
+    for length in (5, 40):
         ids = np.random.default_rng(length).integers(3, 259, (1, length)).astype(np.int32)
         with torch.no_grad():
             expected = load(directory)(torch.tensor(ids)).logits.numpy()
@@ -168,22 +170,23 @@ def rounded_up(value):
     return f"{np.ceil(value / 10.0**exponent):.0f}e{exponent}"
 
 
-def write_table():
-    """Replaces the table in docs/huggingface.md."""
+def write_rows(families):
+    """Measures these families and replaces their rows in docs/huggingface.md."""
     from tests.train.huggingface.family_notes import NOTES
 
-    rows = ["| `model_type` | models | in | out | largest logit difference | largest weight difference after a step |"]
-    rows.append("|---|---|---|---|---|---|")
-    for family, names in MODELS.items():
+    for family in families:
         with tempfile.TemporaryDirectory() as folder:
-            found = [measure(name, family, Path(folder)) for name in names]
+            found = [measure(name, family, Path(folder)) for name in MODELS[family]]
         logits, steps = (rounded_up(max(values)) for values in zip(*found, strict=True))
-        rows.append(f"| `{family}` | {NOTES[family]} | yes | yes | {logits} | {steps} |")
-        print(rows[-1], flush=True)
-    text = DOC.read_text()
-    before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
-    DOC.write_text(before + "\n".join(rows) + "\n" + after)
+        row = f"| `{family}` | {NOTES[family]} | yes | yes | {logits} | {steps} |"
+        print(row, flush=True)
+        text = DOC.read_text()
+        before, table, after = text.partition(START)[0], *text.partition(START)[2].partition(END)[::2]
+        lines = (line for line in table.splitlines() if line.startswith("| `") and "model_type" not in line)
+        rows = {line.split("`")[1]: line for line in lines} | {family: row}
+        rows = {"model_type": HEADER} | {name: rows[name] for name in MODELS if name in rows}
+        DOC.write_text(f"{before}{START}{chr(10).join(rows.values())}\n{END}{after}")
 
 
 if __name__ == "__main__":
-    write_table()
+    write_rows(sys.argv[1:] or MODELS)
