@@ -162,8 +162,11 @@ class Tokenizer:
         return [self.bos_id] * self.starts_with_bos + self.encode(text)
 
     def encode_raw_prompt(self, text: str) -> list[int]:
-        """Returns `encode_with_specials` of a text at the start of the context, after bos if `starts_with_bos`."""
-        tokens, _ = self.encode_with_specials(text)
+        """Returns `encode_with_specials` of a text at the start of the context, `after_bos`."""
+        return self.after_bos(self.encode_with_specials(text)[0])
+
+    def after_bos(self, tokens: list[int]) -> list[int]:
+        """Returns the tokens of a prompt after bos if `starts_with_bos`, unless the text itself names bos there."""
         framed = self.starts_with_bos and tokens[:1] != [self.bos_id]
         return [self.bos_id] * framed + tokens
 

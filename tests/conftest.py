@@ -9,6 +9,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
+# Compiling takes half the time, and the programs of tests are too small to gain from optimized loops.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -19,7 +21,7 @@ from jax.sharding import Mesh  # noqa: E402
 from configs import default  # noqa: E402
 from model.config import ModelConfig, model_config  # noqa: E402
 from model.sharding import MESH_AXES  # noqa: E402
-from tests.runs import foundation, text  # noqa: E402, F401 - fixtures of every test file
+from tests.runs import foundation, one_device, text  # noqa: E402, F401 - fixtures of every test file
 from train.distributed.mesh import make_mesh  # noqa: E402
 from train.settings import MeshSettings  # noqa: E402
 

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -36,6 +37,21 @@ def run_process(*arguments: object, devices: int = 1) -> subprocess.CompletedPro
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
+_all_devices = jax.devices
+
+
+@contextlib.contextmanager
+def visible_devices(count: int) -> Iterator[None]:
+    """A context in which this machine seems to have only `count` of the eight devices."""
+    visible = _all_devices()[:count]
+    with (
+        mock.patch.object(jax, "devices", lambda *_: visible),
+        mock.patch.object(jax, "local_devices", lambda *_: visible),
+        mock.patch.object(jax, "device_count", lambda *_: count),
+    ):
+        yield
+
+
 def rootstock(*arguments: object, devices: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Runs `rootstock ARGUMENTS` in this process, which saves the imports of a new one.
 
@@ -50,11 +66,8 @@ def rootstock(*arguments: object, devices: int = 1, check: bool = True) -> subpr
         raise SystemExit(code)
 
     out, err, code = io.StringIO(), io.StringIO(), 0
-    visible = jax.devices()[:devices]
     with contextlib.ExitStack() as stack:
-        for name in ("devices", "local_devices"):
-            stack.enter_context(mock.patch.object(jax, name, lambda *_: visible))
-        stack.enter_context(mock.patch.object(jax, "device_count", lambda *_: devices))
+        stack.enter_context(visible_devices(devices))
         stack.enter_context(mock.patch.object(cli, "end", end))
         # JAX cannot look for a cluster once its devices are in use.
         stack.enter_context(mock.patch.dict(os.environ, JAX_NUM_PROCESSES="1"))
@@ -132,5 +145,13 @@ def foundation(text) -> Path:
     with (text.parent / "run.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (workdir / "results.json").exists():
-            pretrain(_foundation_config(text), workdir)
+            with visible_devices(8):
+                pretrain(_foundation_config(text), workdir)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def one_device() -> Iterator[None]:
+    """One visible device for the tests of a module, whose programs compile several times faster than for eight."""
+    with visible_devices(1):
+        yield

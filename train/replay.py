@@ -168,7 +168,7 @@ def _job(run: Run, settings: Settings, mesh: Mesh, step: int) -> tuple[Job, Toke
     finetuning, _ = prepare_run(record.config, settings, open_run(parent).with_execution(settings.model), workdir, mesh)
     _check_data(workdir, record, finetuning.record.data_fingerprint, step)
     finetuning = with_references(finetuning)
-    job = finetuning_job(finetuning, "replay", Run(workdir, finetuning.record).objective(), evaluate)
+    job = finetuning_job(finetuning, "replay", finetuning.objective(), evaluate)
     task, examples = finetuning.data.task, finetuning.data.parts["train"].examples
     by_token = task.trains_lm_head and not task.needs_reference
     return job, finetuning.data.tokenizer, by_token, lambda n: f"row {examples[n].row} of {settings.data.path}"

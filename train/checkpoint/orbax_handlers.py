@@ -1,13 +1,17 @@
 """The Orbax handlers of a checkpoint's items: two trees of uncompressed arrays, and the manifest as JSON."""
 
+import contextlib
+import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from orbax.checkpoint.future import Future
 
 ITEMS = ("params", "opt_state")
 MIN_CONCURRENT_BYTES = 64e6
@@ -33,10 +37,63 @@ def _supports_direct_io(directory: Path) -> bool:
     return True
 
 
+class Writes:
+    """The writes of a run's saves, in threads of Orbax. A failed save ends when the last of its writes has ended.
+
+    Orbax raises the first error while the other items are still written. A restart in the same process, which removes
+    the files of the failed save, would meet these writes.
+    """
+
+    def __init__(self) -> None:
+        self._running: set[Future] = set()
+
+    def joined(self, writes: Sequence[Future] | None) -> list["_Joined"]:
+        """Returns an item's writes as futures for Orbax."""
+        self._running.update(writes or ())
+        return [_Joined(self, write) for write in writes or ()]
+
+    def finish(self, write: Future, timeout: float | None) -> None:
+        """Waits for a write and, if it fails, for all others; raises what it raised."""
+        try:
+            write.result(timeout)
+        except Exception:
+            for other in self._running - {write}:
+                with contextlib.suppress(Exception):
+                    other.result(timeout)
+            self._running.clear()
+            raise
+        self._running.discard(write)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Joined:
+    """A future of Orbax: one of `writes`."""
+
+    writes: Writes
+    write: Future
+
+    def result(self, timeout: float | None = None) -> None:
+        self.writes.finish(self.write, timeout)
+
+    def cancel(self) -> None:
+        self.write.cancel()
+
+
+class _Manifest(ocp.JsonCheckpointHandler):
+    """Orbax's JSON handler, whose file belongs to `writes`."""
+
+    def __init__(self, writes: Writes) -> None:
+        super().__init__()
+        self._writes = writes
+
+    async def async_save(self, *args: object, **kwargs: object) -> list[_Joined]:
+        return self._writes.joined(await super().async_save(*args, **kwargs))
+
+
 class Arrays(ocp.PyTreeCheckpointHandler):
     """Orbax's PyTree handler: one uncompressed file per leaf (OCDBT on several processes); bounds concurrent reads."""
 
-    def __init__(self, direct: bool, concurrent_bytes: float | None = None) -> None:
+    def __init__(self, direct: bool, writes: Writes, concurrent_bytes: float | None = None) -> None:
         """Reads with direct I/O or through the page cache, at most `concurrent_bytes` at once (Orbax: 96 GB)."""
         concurrent: Any = concurrent_bytes and concurrent_bytes / 1e9
         # OCDBT copies every leaf into a shared file. Without it, a pod writes one file per leaf and device.
@@ -50,6 +107,11 @@ class Arrays(ocp.PyTreeCheckpointHandler):
             type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, handler)),
         )
         self._direct, self._ocdbt, self._bounded = direct, ocdbt, concurrent_bytes is not None
+        self._writes = writes
+
+    async def async_save(self, *args: object, **kwargs: object) -> list[_Joined]:
+        """Starts to write a tree; see `Writes`."""
+        return self._writes.joined(await super().async_save(*args, **kwargs))
 
     def finalize(self, directory: Any) -> None:  # noqa: ANN401 - Orbax's signature
         """Merges the OCDBT files of the processes; Orbax would warn if there are none."""
@@ -65,7 +127,7 @@ class Arrays(ocp.PyTreeCheckpointHandler):
             for leaf in jax.tree.leaves(args.item)
         ]
         bound = max(1.01 * max(sizes), _CONCURRENT_FRACTION * sum(sizes), MIN_CONCURRENT_BYTES)
-        return Arrays(self._direct, bound).restore(directory, args)
+        return Arrays(self._direct, self._writes, bound).restore(directory, args)
 
 
 def registry(directory: Path, once: bool) -> ocp.handlers.DefaultCheckpointHandlerRegistry:
@@ -76,10 +138,11 @@ def registry(directory: Path, once: bool) -> ocp.handlers.DefaultCheckpointHandl
         once: the files will not be read again soon, so bypass the page cache.
     """
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    handler = Arrays(once and _supports_direct_io(directory))
+    writes = Writes()
+    handler, manifest = Arrays(once and _supports_direct_io(directory), writes), _Manifest(writes)
     for item in ITEMS:
         registry.add(item, ocp.args.PyTreeSave, handler)
         registry.add(item, ocp.args.PyTreeRestore, handler)
-    registry.add("manifest", ocp.args.JsonSave)
-    registry.add("manifest", ocp.args.JsonRestore)
+    registry.add("manifest", ocp.args.JsonSave, manifest)
+    registry.add("manifest", ocp.args.JsonRestore, manifest)
     return registry

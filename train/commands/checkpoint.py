@@ -14,14 +14,12 @@ import shutil
 import time
 from pathlib import Path
 
-import jax
-import numpy as np
 from absl import flags
 from rich.table import Table
 
 from configs.errors import UserError
-from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR, open_to_read, saved_steps
-from train.checkpoint.read import CheckpointContents, read_contents
+from train.checkpoint.compare import differences, newest_sound, verified_checkpoints
+from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR, saved_steps
 from train.console import results_console
 from train.run.history import read_records
 from train.run.lock import claim
@@ -88,44 +86,22 @@ def _step(path: Path) -> int:
     return int(path.name.partition("-")[0])
 
 
-def _read(directory: Path, where: str, step: int) -> CheckpointContents:
-    with open_to_read(directory, where) as manager:
-        return read_contents(manager, step)
-
-
 def _verify(directory: Path) -> None:
     table, damaged = _table("where", "step", "leaves", "found"), []
-    for where in (CHECKPOINTS_DIR, BEST_DIR):
-        for step in saved_steps(directory, where):
-            held = _read(directory, where, step)
-            table.add_row(where, str(step), str(len(held.leaves)), held.damage or "sound")
-            if held.damage:
-                damaged.append(f"{where}/{step}: {held.damage}")
+    for where, step, leaves, damage in verified_checkpoints(directory):
+        table.add_row(where, str(step), str(leaves), damage or "sound")
+        if damage:
+            damaged.append(f"{where}/{step}: {damage}")
     results_console().print(table)
     if damaged:
         raise UserError(f"{directory}: {'; '.join(damaged)}")
 
 
-def _newest(directory: Path) -> tuple[int, CheckpointContents]:
-    for step in saved_steps(directory, CHECKPOINTS_DIR):
-        held = _read(directory, CHECKPOINTS_DIR, step)
-        if not held.damage:
-            return step, held
-    raise UserError(f"{directory} contains no sound checkpoint")
-
-
 def _diff(directory: Path, other: Path) -> None:
-    (step, ours), (other_step, theirs) = _newest(directory), _newest(other)
+    (step, ours), (other_step, theirs) = newest_sound(directory), newest_sound(other)
     table = _table("leaf", f"{directory} {step}", f"{other} {other_step}", "largest difference", "relative")
-    for path in sorted(ours.leaves.keys() | theirs.leaves.keys()):
-        a, b = (held.leaves.get(path) for held in (ours, theirs))
-        kinds = ["" if x is None else f"{x.dtype}{list(x.shape)}" for x in (a, b)]
-        if a is None or b is None or kinds[0] != kinds[1]:
-            table.add_row(path, *kinds, "", "")
-        elif ours.checksums[path] != theirs.checksums[path]:
-            x, y = (np.asarray(jax.device_get(leaf), np.float64) for leaf in (a, b))
-            norm = float(np.linalg.norm((x - y).ravel())) / max(float(np.linalg.norm(y.ravel())), 1e-30)
-            table.add_row(path, *kinds, f"{np.abs(x - y).max():.3g}", f"{norm:.3g}")
+    for path, kinds, *figures in differences(ours, theirs):
+        table.add_row(path, *kinds, *("" if figure is None else f"{figure:.3g}" for figure in figures))
     same = sum(ours.checksums[path] == theirs.checksums.get(path) for path in ours.leaves)
     table.caption = f"{same} leaves are identical"
     results_console().print(table)
@@ -136,7 +112,7 @@ def _diff(directory: Path, other: Path) -> None:
 def _prune(directory: Path, keep: int, dry_run: bool) -> None:
     with claim(directory):
         steps = saved_steps(directory, CHECKPOINTS_DIR)
-        sound, _ = _newest(directory)
+        sound, _ = newest_sound(directory)
         period = open_run(directory).record.config["checkpoint"]["keep_period"]
         gone = [step for step in steps[keep:] if step != sound and (not period or step % period)]
         for step in gone:

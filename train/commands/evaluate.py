@@ -8,37 +8,22 @@ rootstock evaluate --run=runs/intent --data=test.jsonl --json
 --tasks are files of configs/evals/, or names of EleutherAI's lm-evaluation-harness (extra: evals).
 """
 
-import dataclasses
-import functools
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
-from jax.sharding import Mesh
 from rich.table import Table
 
 from configs.errors import UserError
-from data.labeled import read_examples
-from data.tokenizer import Tokenizer
-from model.heads import Objective
-from train.console import results_console, say_skipped
-from train.distributed.mesh import spread_mesh
+from train.console import results_console
 from train.distributed.processes import is_process_zero
-from train.evaluation.interval import as_json
-from train.evaluation.metrics import require
 from train.evaluation.perplexity import perplexity, summary
-from train.finetuning.predictor import Predictor
-from train.finetuning.rows import encode_rows, say_unseen, with_reference
-from train.generation.language_model import LanguageModel
+from train.finetuning.score_rows import score_rows
 from train.run.language_model import chat_template_of, open_language_model
 from train.run.record import Run, open_run
 from train.run.results import NAME, add_results, check_results
-from train.settings import from_config
-from train.tasks.task import row_rules, task_from_record
-from train.trees import boxed_params
 
 REQUIRED = ("run",)
 RENAMED_FLAGS = {"checkpoint": "run"}
@@ -47,7 +32,6 @@ FLAG_NEEDS = {
     **dict.fromkeys(("window", "stride"), "text"),
     **dict.fromkeys(("task_files", "shots_data", "shots", "limit", "chat"), "tasks"),
 }
-_BATCH_SIZE = 16
 _WINDOW = 2048
 _TASK_FILES = Path(__file__).resolve().parents[2] / "configs" / "evals"
 
@@ -91,7 +75,7 @@ def run(values: flags.FlagValues) -> None:
         name = f"tasks {','.join(values.tasks)}" + (f" of {values.data}" if values.data else "")
         figures = _score_tasks(directory, values)
     elif values.data and not values.text and not values.tasks and record.stage == "finetune":
-        name, figures = f"data {values.data}", _score_rows(opened, values.data)
+        name, figures = f"data {values.data}", score_rows(opened, values.data)
     else:
         kind = "pretrain" if record.stage == "pretrain" else record.task["name"]
         expected = (["--text", "--tasks"] if language else []) + (["--data"] if record.stage == "finetune" else [])
@@ -156,42 +140,3 @@ def _score_tasks(directory: Path, values: flags.FlagValues) -> dict[str, Any]:
     )
     template = chat_template_of(open_run(directory)) if values.chat else ""
     return harness.evaluate(open_language_model(directory, template, spread=True), values.tasks, options)
-
-
-def _score_rows(opened: Run, path: str) -> dict[str, Any]:
-    objective = opened.objective()
-    mesh = spread_mesh(boxed_params(objective))
-    with jax.set_mesh(mesh):
-        return _score_rows_on(mesh, objective, opened, path)
-
-
-def _score_rows_on(mesh: Mesh, objective: Objective, opened: Run, path: str) -> dict[str, Any]:
-    require()
-    settings = dataclasses.replace(from_config(opened.record.config), batch_size=_batch_size(mesh))
-    task = task_from_record(opened.record.task)
-    tokenizer = opened.tokenizer()
-    skipped: Counter[str] = Counter()
-    class_names = not row_rules(settings.task).first_version
-    parse = functools.partial(task.parse, settings=settings.task)
-    examples = read_examples(path, parse, settings.data.strict, skipped, class_names)
-    say_skipped("evaluate", skipped)
-    part = encode_rows(task, examples, tokenizer, settings.sequence_length, seed=0)
-    params = opened.load(mesh)
-    if task.needs_reference:
-        part = with_reference(part, _foundation(opened, tokenizer, mesh), settings.batch_size)
-    predictor = Predictor(task, objective, opened.model, tokenizer, settings, mesh)
-    metrics = task.metrics(part.examples, predictor(params, part))
-    unseen = say_unseen("evaluate", task, part.examples)
-    counts = {"rows": len(part.examples)} | ({"unseen_label_rows": unseen} if unseen else {})
-    return {**counts, **as_json(metrics)}
-
-
-def _foundation(opened: Run, tokenizer: Tokenizer, mesh: Mesh) -> LanguageModel:
-    """Returns the language model that a run was fine-tuned from."""
-    foundation = open_run(Path(opened.record.lineage[-1]["directory"])).with_model(opened.model)
-    params = foundation.load_merged(mesh, ("backbone", "head"))
-    return LanguageModel(opened.model, params, tokenizer, "", tokenizer.eos_id, mesh)
-
-
-def _batch_size(mesh: Mesh) -> int:
-    return -(-_BATCH_SIZE // mesh.size) * mesh.size

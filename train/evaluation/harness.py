@@ -86,8 +86,7 @@ class Harness(TemplateLM):
             tokens = encode_marked(string, tokenizer)
         else:
             tokens, _places = tokenizer.encode_with_specials(string)
-        framed = add_special_tokens is not False and tokenizer.starts_with_bos
-        return [tokenizer.bos_id, *tokens] if framed and tokens[:1] != [tokenizer.bos_id] else tokens
+        return tokens if add_special_tokens is False else tokenizer.after_bos(tokens)
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Returns (log-likelihood in nats, whether greedy decoding would generate it) of each continuation."""

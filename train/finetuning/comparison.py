@@ -16,7 +16,6 @@ from train.generation.language_model import LanguageModel
 from train.job import Evaluate, Job
 from train.loop import fit
 from train.run.length import earlier_lengths
-from train.run.record import Run
 from train.tasks.task import Prediction
 
 RANDOM_INIT, FINE_TUNED = "random initialization", "fine-tuned"
@@ -67,7 +66,7 @@ def _score_foundation(run: FinetuneRun) -> tuple[FinetuneRun, list[Scored]]:
         return run, []
     if task.zero_shot == "prompt":
         return run, prompted_foundation(run, foundation)
-    predictor = _predictor(run, Run(run.workdir, run.record).objective(adapted=False))
+    predictor = _predictor(run, run.objective(adapted=False))
     return run, foundation_head(run, foundation, predictor)
 
 
@@ -99,7 +98,7 @@ def _train_and_score(run: FinetuneRun, name: str, zero_shot: Sequence[Prediction
     workdir = run.workdir if from_foundation else run.workdir / RANDOM_INIT_DIR
     workdir.mkdir(parents=True, exist_ok=True)
     # Without a foundation to adapt, all parameters train.
-    objective = Run(run.workdir, run.record).objective(adapted=from_foundation)
+    objective = run.objective(adapted=from_foundation)
     predictor = _predictor(run, objective)
     job = finetuning_job(run, name, objective, _evaluation(run, objective, predictor), from_foundation)
     params = fit(job, run.settings, run.mesh, workdir)

@@ -7,6 +7,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from data.labeled import Example
+from model.heads import Objective
 from train.evaluation.interval import Interval
 from train.finetuning.rows import TaskData
 from train.run.record import Run, RunRecord
@@ -33,6 +34,10 @@ class FinetuneRun:
     foundation: Run
     data: TaskData
     mesh: Mesh
+
+    def objective(self, adapted: bool = True) -> Objective:
+        """Returns what the run trains; see `Run.objective`."""
+        return Run(self.workdir, self.record).objective(adapted)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The tokenizer files of an exported model, so that `transformers` encodes and pads a text as training did."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,16 @@ def with_own_pad(tokenizer: Tokenizer) -> Tokenizer:
     if tokenizer.pad_id != tokenizer.eos_id:
         return tokenizer
     backend = tokenizers.Tokenizer.from_str(tokenizer.serialized)
-    own = next((index for name in _PAD_NAMES if (index := backend.token_to_id(name)) is not None), None)
-    if own is not None and own != tokenizer.eos_id:
+    ids = backend.get_vocab(with_added_tokens=True)
+    own = next((ids[name] for name in _PAD_NAMES if name in ids and ids[name] != tokenizer.eos_id), None)
+    if own is not None:
         return dataclasses.replace(tokenizer, pad_id=own)
-    used = set(backend.get_vocab(with_added_tokens=True).values())
-    backend.add_special_tokens([PAD])
-    added = backend.token_to_id(PAD)
-    assert added is not None and added not in used, f"{PAD} got the id of another token"
-    say(f"export-hf: the tokenizer pads with its eos token, which heads of transformers skip; {PAD} is added to pad")
+    # The vocabulary has this name already if it is that of eos.
+    new_names = itertools.chain([PAD], (f"<|pad_{n}|>" for n in itertools.count(1)))
+    pad = next(name for name in new_names if name not in ids)
+    backend.add_special_tokens([pad])
+    say(f"export-hf: the tokenizer pads with its eos token, which heads of transformers skip; {pad} is added to pad")
+    added = backend.get_vocab(with_added_tokens=True)[pad]
     return dataclasses.replace(tokenizer, serialized=backend.to_str(), pad_id=added)
 
 

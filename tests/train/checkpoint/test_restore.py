@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from conftest import init, mesh_of, tiny_model
 
@@ -120,3 +121,32 @@ def test_restore_into_another_model_names_the_leaf(tmp_path):
     ):
         restore(tmp_path, other, mesh)
     assert int(restore(tmp_path, state, mesh).step) == 3
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2], ids=["params", "opt_state", "manifest"])
+def test_a_failed_save_ends_with_its_last_write(failing, tmp_path, monkeypatch):
+    started, ended = [], []
+
+    def watched(handler):
+        async def async_save(self, *args, **kwargs):
+            item = len(started)
+            started.append(item)
+            return [Write(item, future) for future in await handler(self, *args, **kwargs)]
+
+        return async_save
+
+    class Write:
+        def __init__(self, item, future):
+            self.item, self.future = item, future
+
+        def result(self, timeout=None):
+            if self.item == failing:
+                raise OSError("no space left")
+            self.future.result(timeout)
+            ended.append(self.item)
+
+    for handler in (ocp.PyTreeCheckpointHandler, ocp.JsonCheckpointHandler):
+        monkeypatch.setattr(handler, "async_save", watched(handler.async_save))
+    with pytest.raises(UserError, match=r"cannot be written \(no space left\)"):
+        save(tmp_path, state_on(mesh_of()), mesh=mesh_of())
+    assert {*ended, failing} == {0, 1, 2}

@@ -14,7 +14,7 @@ from data.tokenizer import Tokenizer
 from data.tokenizer_training import train_tokenizer
 from train.cli import main, parse
 from train.commands import show_batch
-from train.commands.show_batch import Shown, _texts, show
+from train.show_batch import Shown, show, token_texts
 
 TOKENIZER = train_tokenizer("bytes", [])
 
@@ -104,7 +104,7 @@ def test_a_space_that_a_decoder_strips_from_the_first_token_is_not_lost_later():
     vocabulary = {name: i for i, name in enumerate(["<pad>", "<s>", "</s>", "▁a", "▁b", "c"])}
     backend = tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token="<pad>", fuse_unk=False))
     backend.decoder = decoders.Metaspace()
-    assert _texts([3, 4, 5, 4, 3], Tokenizer(backend.to_str(), 1, 2, 0)) == ["a", " b", "c", " b", " a"]
+    assert token_texts([3, 4, 5, 4, 3], Tokenizer(backend.to_str(), 1, 2, 0)) == ["a", " b", "c", " b", " a"]
 
 
 @pytest.mark.parametrize("spec", ["bytes", "bpe:300", "chars"])
@@ -112,8 +112,8 @@ def test_the_tokens_texts_are_the_text(spec):
     text = "naïve 日本語本日 🌱🌱\n\n  two <|eos|> \ufffd end"
     tokenizer = train_tokenizer(spec, [text] * 3)
     ids = tokenizer.encode(text)
-    assert "".join(_texts(ids, tokenizer)) == text
-    middle = _texts([*ids, tokenizer.eos_id, *ids], tokenizer)
+    assert "".join(token_texts(ids, tokenizer)) == text
+    middle = token_texts([*ids, tokenizer.eos_id, *ids], tokenizer)
     assert middle[: len(ids)] == middle[len(ids) + 1 :] and middle[len(ids)] == "<|eos|>"
 
 

@@ -21,10 +21,10 @@ from configs.finetune import (
     sentiment,
 )
 from tests.runs import WORDS
-from train.commands.evaluate import _score_rows
 from train.commands.merge import merge
 from train.distributed.mesh import single_device_mesh
 from train.finetuning.run import finetune
+from train.finetuning.score_rows import score_rows
 from train.generation.decode import continuations
 from train.generation.language_model import GenerationOptions
 from train.run.language_model import open_language_model
@@ -123,7 +123,7 @@ def test_finetune_every_task(name, foundation, tmp_path):
     assert set(published["gain"]) == set(models) - {"fine-tuned"}
     assert "fine-tuned" in (tmp_path / "run" / "report.html").read_text()
     # Any rows with the same columns can be scored from the directory alone.
-    scored = _score_rows(open_run(tmp_path / "run"), config["data"]["path"])
+    scored = score_rows(open_run(tmp_path / "run"), config["data"]["path"])
     if name in ("summary", "chat", "preference"):
         language_model = open_language_model(tmp_path / "run")
         assert language_model.template == "plain"

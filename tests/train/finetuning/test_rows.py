@@ -14,6 +14,8 @@ from train.finetuning.run import finetune
 from train.run.record import open_run
 from train.settings import from_config
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -22,7 +24,6 @@ def write(path, rows):
 
 def config_of(config, path, **changes):
     config.batch_size, config.sequence_length, config.num_steps = 8, 64, 4
-    config.mesh.data = 8
     config.data.path = path
     config.evaluation.every = config.checkpoint.every = 4
     config.optimizer.warmup_steps = 2
@@ -78,7 +79,7 @@ def test_rare_class_is_trained_on_and_an_unseen_one_counts_as_an_error(kind, fou
     assert (
         "8 of 16 rows have labels that the training rows lack and count as errors: new (8)" in capsys.readouterr().err
     )
-    done = rootstock("evaluate", f"--run={run}", f"--data={held_out}", "--json", devices=8)
+    done = rootstock("evaluate", f"--run={run}", f"--data={held_out}", "--json")
     found = json.loads(done.stdout)
     assert found["rows"] == 16 and found["unseen_label_rows"] == 8 and "new (8)" in done.stderr
     main = {"one class": "accuracy", "several": "exact_match", "tagging": "macro_f1"}[kind]

@@ -27,6 +27,7 @@ from train.distributed.mesh import single_device_mesh
 from train.evaluation.scoring import head_outputs
 from train.finetuning.rows import encode_rows
 from train.finetuning.run import finetune, prepare_run
+from train.huggingface.exported_tokenizer import with_own_pad
 from train.huggingface.exporting import export_hf
 from train.huggingface.heads import head_edits, head_of
 from train.huggingface.importing import import_hf
@@ -166,6 +167,23 @@ RECORDS = {
 
 def head(task, architecture="llama"):
     return head_of(Run(Path("run"), RunRecord("finetune", tiny_model(), {}, RECORDS[task], "", [])), architecture)
+
+
+@pytest.mark.parametrize(
+    ("names", "eos", "pad"),
+    [
+        (["</s>"], "</s>", "<|pad|>"),
+        (["<|pad|>"], "<|pad|>", "<|pad_1|>"),
+        (["<|pad|>", "<|pad_1|>"], "<|pad|>", "<|pad_2|>"),
+        (["<|pad|>", "<pad>"], "<|pad|>", "<pad>"),
+    ],
+)
+def test_a_pad_token_is_found_or_added_whatever_eos_is_called(names, eos, pad):
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    backend.add_special_tokens(names)
+    end = backend.token_to_id(eos)
+    padded = with_own_pad(Tokenizer(backend.to_str(), end, end, end))
+    assert padded.pad_id != end and padded.token_name(padded.pad_id) == pad
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from train.run.record import open_run
 from train.settings import from_config
 
 PEAK = 1e-2
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def config_of(text, num_steps, schedule, **changes):
@@ -56,7 +57,7 @@ def schedule_of(config, num_steps, earlier=()):
 
 
 @pytest.fixture(scope="module", params=["linear", "wsd"])
-def extended(request, text, tmp_path_factory):
+def extended(request, one_device, text, tmp_path_factory):
     """(schedule, a finished run of 8 steps that went on to 12, its config)."""
     workdir = tmp_path_factory.mktemp(request.param) / "run"
     pretrain(config_of(text, 8, request.param), workdir)
@@ -155,6 +156,7 @@ def test_fine_tuning_goes_on_for_both_of_its_models(tmp_path):
         "optimizer.warmup_steps": 1,
         "task.baseline": True,
         "checkpoint.every": 2,
+        **dict.fromkeys(("mesh.data", "mesh.fsdp", "mesh.tensor"), 1),
     }
     for num_steps in (2, 4):
         recipes.finetune_lora(tmp_path, tmp_path / "base", tmp_path / "run", **changes, num_steps=num_steps)

@@ -1,0 +1,75 @@
+"""The metrics of a fine-tuned run on any labeled rows."""
+
+import dataclasses
+import functools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from data.labeled import read_examples
+from data.tokenizer import Tokenizer
+from model.heads import Objective
+from train.console import say_skipped
+from train.distributed.mesh import spread_mesh
+from train.evaluation.interval import as_json
+from train.evaluation.metrics import require
+from train.finetuning.predictor import Predictor
+from train.finetuning.rows import encode_rows, say_unseen, with_reference
+from train.generation.language_model import LanguageModel
+from train.run.record import Run, open_run
+from train.settings import from_config
+from train.tasks.task import row_rules, task_from_record
+from train.trees import boxed_params
+
+_BATCH_SIZE = 16
+
+
+def score_rows(opened: Run, path: str) -> dict[str, Any]:
+    """Returns the metrics of a fine-tuned run on labeled rows, with their number as "rows".
+
+    Args:
+        opened: the run.
+        path: files with the columns that the run was trained on.
+
+    Raises:
+        UserError: rows or a checkpoint that cannot be read.
+    """
+    objective = opened.objective()
+    mesh = spread_mesh(boxed_params(objective))
+    with jax.set_mesh(mesh):
+        return _score_on(mesh, objective, opened, path)
+
+
+def _score_on(mesh: Mesh, objective: Objective, opened: Run, path: str) -> dict[str, Any]:
+    require()
+    settings = dataclasses.replace(from_config(opened.record.config), batch_size=_batch_size(mesh))
+    task = task_from_record(opened.record.task)
+    tokenizer = opened.tokenizer()
+    skipped: Counter[str] = Counter()
+    class_names = not row_rules(settings.task).first_version
+    parse = functools.partial(task.parse, settings=settings.task)
+    examples = read_examples(path, parse, settings.data.strict, skipped, class_names)
+    say_skipped("evaluate", skipped)
+    part = encode_rows(task, examples, tokenizer, settings.sequence_length, seed=0)
+    params = opened.load(mesh)
+    if task.needs_reference:
+        part = with_reference(part, _foundation(opened, tokenizer, mesh), settings.batch_size)
+    predictor = Predictor(task, objective, opened.model, tokenizer, settings, mesh)
+    metrics = task.metrics(part.examples, predictor(params, part))
+    unseen = say_unseen("evaluate", task, part.examples)
+    counts = {"rows": len(part.examples)} | ({"unseen_label_rows": unseen} if unseen else {})
+    return {**counts, **as_json(metrics)}
+
+
+def _foundation(opened: Run, tokenizer: Tokenizer, mesh: Mesh) -> LanguageModel:
+    """Returns the language model that a run was fine-tuned from."""
+    foundation = open_run(Path(opened.record.lineage[-1]["directory"])).with_model(opened.model)
+    params = foundation.load_merged(mesh, ("backbone", "head"))
+    return LanguageModel(opened.model, params, tokenizer, "", tokenizer.eos_id, mesh)
+
+
+def _batch_size(mesh: Mesh) -> int:
+    return -(-_BATCH_SIZE // mesh.size) * mesh.size
