@@ -45,6 +45,7 @@ PATH_FLAGS = frozenset(
      "points", "source", "tokenizer", "base"}
 )  # fmt: skip
 PATH_FIELDS = ("data.path", "task.test_path", "task.name", "tokenizer")
+_WITHOUT_JAX = frozenset({"prepare", "config"})
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -80,6 +81,10 @@ def _run(arguments: list[str]) -> None:
         end(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; commands: {', '.join(COMMANDS)}", 2)
     command = importlib.import_module(f"train.commands.{name.replace('-', '_')}")
     values = parse(name, command, arguments[1:])
+    if name not in _WITHOUT_JAX:
+        from train.compilation_cache import use
+
+        use(values.compilation_cache)
     # Grain's worker processes read absl's global flags.
     flags.FLAGS(["rootstock"])
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -102,6 +107,10 @@ def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagVal
     """Returns the parsed flags of a command; prints help and exits for --help, or exits with one line of error."""
     values = flags.FlagValues()
     command.define_flags(values)
+    if name not in _WITHOUT_JAX:
+        from train.compilation_cache import define_flag
+
+        define_flag(values)
     arguments = _with_positionals(command, arguments)
     has_config = "config" in (*getattr(command, "REQUIRED", ()), *getattr(command, "OPTIONAL", ()))
     if has_config:
