@@ -21,7 +21,7 @@ FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 # The packages and top-level modules in order: a file imports only from its own or from an earlier one.
 # docs/architecture.md shows the same order.
 FLOORS = (
-    "configs", "model", "data", "train.settings", "train.console", "train.files", "train.trees", "train.hardware",
+    "configs", "model", "data", "train.settings", "train.console", "train.compilation_cache", "train.files", "train.trees", "train.hardware",
     "train.distributed", "train.optimizer", "train.step", "train.generation", "train.checkpoint", "train.job",
     "train.evaluation", "train.tasks", "train.planner", "train.run", "train.huggingface", "train.reporter",
     "train.early_stopping", "train.loop", "train.pretraining", "train.finetuning", "train.scaling", "train.replay",
