@@ -49,7 +49,7 @@ MODELS = {
     "starcoder2": ("starcoder2",),
     "falcon": ("falcon", "falcon_grouped", "falcon_sequential"),
 }
-HEADER = """| `model_type` | models | in | out | largest logit difference | largest weight difference after a step |
+HEADER = """| model_type | models | in | out | largest logit difference | largest weight difference after a step |
 |---|---|---|---|---|---|"""
 NOT_MEASURED = "not measured"
 ADAMW = {"weight_decay": 0.01, "eps": 1e-5}
@@ -184,7 +184,7 @@ def write_rows(families):
         print(row, flush=True)
         text = DOC.read_text()
         before, table, after = text.partition(START)[0], *text.partition(START)[2].partition(END)[::2]
-        lines = (line for line in table.splitlines() if line.startswith("| `") and "model_type" not in line)
+        lines = (line for line in table.splitlines() if line.startswith("| `"))
         rows = {line.split("`")[1]: line for line in lines} | {family: row}
         rows = {"model_type": HEADER} | {name: rows[name] for name in MODELS if name in rows}
         DOC.write_text(f"{before}{START}{chr(10).join(rows.values())}\n{END}{after}")
