@@ -6,12 +6,12 @@ Meanings and defaults are in `configs/default.py`. `from_config` checks a whole 
 import dataclasses
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from configs.errors import UserError
 from configs.schema import RESUMABLE, at_least, between, build, find_errors, resumable_fields
 from data.columns import parse_pattern
+from data.storage.paths import at
 from data.store import is_store
 from data.tokenizer_training import planned_vocab_size
 from model.adapt import Adaptation
@@ -242,7 +242,7 @@ def planned_model(settings: Settings) -> ModelConfig:
         UserError: the size of the vocabulary depends on the text; or see `complete_model`.
     """
     path = settings.data.path
-    size = planned_vocab_size(path if path and is_store(Path(path)) else settings.tokenizer)
+    size = planned_vocab_size(path if path and is_store(at(path)) else settings.tokenizer)
     if size is None and not settings.model["vocab_size"]:
         raise UserError(
             f"config.tokenizer={settings.tokenizer!r} gets its size from the text; set config.model.vocab_size"

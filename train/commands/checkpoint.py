@@ -20,6 +20,7 @@ from absl import flags
 from rich.table import Table
 
 from configs.errors import UserError
+from data.storage.paths import at
 from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR, open_to_read, saved_steps
 from train.checkpoint.read import CheckpointContents, read_contents
 from train.console import results_console
@@ -49,7 +50,7 @@ def run(values: flags.FlagValues) -> None:
     Raises:
         UserError: the run or its checkpoints are missing, or one is damaged.
     """
-    directory = Path(values.run)
+    directory = at(values.run)
     open_run(directory)
     if values.action == "ls":
         _list(directory)
@@ -60,7 +61,7 @@ def run(values: flags.FlagValues) -> None:
     elif not values.other:
         raise UserError("checkpoint diff: the other run is missing; expected rootstock checkpoint diff RUN OTHER")
     else:
-        _diff(directory, Path(values.other))
+        _diff(directory, at(values.other))
 
 
 def _table(*columns: str) -> Table:

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from configs.errors import UserError
 from data.labeled import read_examples
+from data.storage.paths import at
 from data.tokenizer import Tokenizer
 from model.heads import Objective
 from train.console import results_console, say_skipped
@@ -79,10 +80,10 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command; prints and writes nats_per_token, bits_per_byte, tokens, or the metrics of a task."""
-    directory = Path(values.run)
+    directory = at(values.run)
     opened = open_run(directory)
     record, language = opened.record, opened.is_language_model
-    output = Path(values.output) if values.output else directory / NAME
+    output = at(values.output) if values.output else directory / NAME
     if is_process_zero():
         check_results(output, "output")
     if values.text and not values.tasks and language:
@@ -144,7 +145,7 @@ def _score_tasks(directory: Path, values: flags.FlagValues) -> dict[str, Any]:
     except ImportError as error:
         raise UserError(f"--tasks needs {error.name}: pip install -e '.[evals]'") from None
     folders = [str(_TASK_FILES), *([values.task_files] if values.task_files else [])]
-    if values.task_files and not Path(values.task_files).is_dir():
+    if values.task_files and not at(values.task_files).is_dir():
         raise UserError(f"--task_files={values.task_files}: is not a directory")
     data = {"test": values.data, "train": values.shots_data}
     options = harness.HarnessOptions(
@@ -188,7 +189,7 @@ def _score_rows_on(mesh: Mesh, objective: Objective, opened: Run, path: str) -> 
 
 def _foundation(opened: Run, tokenizer: Tokenizer, mesh: Mesh) -> LanguageModel:
     """Returns the language model that a run was fine-tuned from."""
-    foundation = open_run(Path(opened.record.lineage[-1]["directory"])).with_model(opened.model)
+    foundation = open_run(at(opened.record.lineage[-1]["directory"])).with_model(opened.model)
     params = foundation.load_merged(mesh, ("backbone", "head"))
     return LanguageModel(opened.model, params, tokenizer, "", tokenizer.eos_id, mesh)
 

@@ -7,10 +7,9 @@ adapter is merged into its base model.
   rootstock export-hf runs/books --output=exported
 """
 
-from pathlib import Path
-
 from absl import flags
 
+from data.storage.paths import at
 from train.files import check_output_directory
 from train.huggingface.exporting import _DTYPES, export_hf
 
@@ -28,5 +27,5 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
-    check_output_directory(Path(values.output), "output")
-    export_hf(Path(values.run), Path(values.output), values.dtype)
+    check_output_directory(at(values.output), "output")
+    export_hf(at(values.run), at(values.output), values.dtype)

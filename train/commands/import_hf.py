@@ -6,10 +6,9 @@ Reads safetensors tensor by tensor. Never runs code that comes with a model; unp
   rootstock import-hf path/to/model --workdir=runs/model
 """
 
-from pathlib import Path
-
 from absl import flags
 
+from data.storage.paths import at
 from train.files import check_output_directory
 from train.huggingface.importing import import_hf
 
@@ -28,5 +27,5 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
-    check_output_directory(Path(values.workdir), "workdir")
-    import_hf(values.source, Path(values.workdir), values.allow_pickle)
+    check_output_directory(at(values.workdir), "workdir")
+    import_hf(values.source, at(values.workdir), values.allow_pickle)

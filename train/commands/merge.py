@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from absl import flags
 
 from configs.errors import UserError
-from data.new_directory import check_new, new_directory
+from data.storage.new_directory import check_new, new_directory
+from data.storage.paths import at
 from train.checkpoint.manager import open_manager
 from train.checkpoint.save import save
 from train.console import say
@@ -36,8 +37,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
-    check_output_directory(Path(values.workdir), "workdir")
-    merge(Path(values.run), Path(values.workdir))
+    check_output_directory(at(values.workdir), "workdir")
+    merge(at(values.run), at(values.workdir))
 
 
 def merge(directory: Path, output: Path) -> None:

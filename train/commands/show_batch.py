@@ -21,6 +21,7 @@ from rich.text import Text
 from configs.errors import UserError
 from data.loader import Batch, BatchFunction
 from data.packing import PackedRows
+from data.storage.paths import at
 from data.store import open_store
 from data.tokenizer import Tokenizer, load_tokenizer
 from train.console import results_console, visible
@@ -76,7 +77,7 @@ def run(values: flags.FlagValues) -> None:
         raise UserError(f"--init_from is missing: {file.name} uses the tokenizer of the base model")
     with tempfile.TemporaryDirectory() as scratch:
         if values.init_from:
-            shown = _fine_tuning(settings, Path(values.init_from))
+            shown = _fine_tuning(settings, at(values.init_from))
         else:
             shown = _pre_training(settings, Path(scratch))
         show(shown, values.step, values.rows, results_console())

@@ -12,7 +12,7 @@ import numpy as np
 
 from configs import default
 from configs.errors import UserError
-from data.new_directory import check_new, new_directory
+from data.storage.new_directory import check_new, new_directory
 from data.tokenizer import load_tokenizer
 from model.config import ModelConfig, model_config
 from model.heads import language_model, parameter_count

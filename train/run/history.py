@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from configs.errors import UserError
-from train.files import write_atomically
+from data.storage.paths import write_atomically
 
 Record = dict[str, Any]
 

@@ -15,6 +15,7 @@ from configs import default
 from configs.errors import UserError
 from configs.schema import build
 from data.sources import Inventory, differences
+from data.storage.paths import at, write_atomically
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.adapt import Adaptation, adapt, merge
 from model.config import EXECUTION_FIELDS, ModelConfig, architecture_difference
@@ -24,7 +25,6 @@ from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR, saved_steps
 from train.checkpoint.restore import restore_params
 from train.console import warn
 from train.distributed.processes import is_process_zero, run_on_process_zero
-from train.files import write_atomically
 from train.run.length import LengthChange, length_change
 from train.settings import RESUMABLE_FIELDS, LossSettings
 from train.tasks.task import load_task, task_from_record
@@ -169,7 +169,7 @@ class Run:
     def _base(self) -> "Run":
         """Returns the run that this one was fine-tuned from."""
         parent = self.record.lineage[-1]
-        path = Path(parent["directory"])
+        path = at(parent["directory"])
         run = open_run(path) if (path / "run.json").is_file() else None
         if run is None or run.record.data_fingerprint != parent["data_fingerprint"]:
             raise UserError(

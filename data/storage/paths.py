@@ -1,0 +1,171 @@
+"""What a path is: `at` turns what a user wrote into a path of this machine (pathlib) or of a bucket (`RemotePath`).
+
+A `RemotePath` has the methods of `pathlib.Path` that this code uses. A bucket differs in three ways: an object is
+written whole or not at all, nothing can be appended or renamed, and a directory is only a common prefix of names.
+"""
+
+import contextlib
+import importlib
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from configs.errors import UserError
+
+# scheme: (what it needs, the extra that installs it)
+SCHEMES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+_EXPECTED = "a local path, gs://BUCKET/NAME or s3://BUCKET/NAME"
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+
+
+def is_url(text: str | os.PathLike[str]) -> bool:
+    """Returns whether a text names an object or a prefix of a bucket; no other URLs exist, see `at`."""
+    return os.fspath(text).startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
+
+
+def check_url(text: str) -> None:
+    """Raises UserError for a URL that is not of a supported bucket; a local path passes."""
+    slip = re.match(r"(gs|s3):/(?!/)", text)
+    if slip:
+        raise UserError(f"{text!r} has one slash after {slip[1]}:; expected {_EXPECTED}")
+    found = _URL.match(text)
+    if found is None:
+        return
+    scheme, name = found.groups()
+    if scheme not in SCHEMES:
+        raise UserError(f"{text!r}: {scheme}:// is not supported; expected {_EXPECTED}")
+    bucket, *parts = name.rstrip("/").split("/")
+    if not bucket:
+        raise UserError(f"{text!r} does not name a bucket; expected {_EXPECTED}")
+    if {"", ".", ".."} & set(parts):
+        raise UserError(
+            f"{text!r} has an empty part, '.' or '..', which a bucket takes literally; expected {_EXPECTED}"
+        )
+
+
+def at(text: str | os.PathLike[str]) -> Path:
+    """Returns the path that a text names.
+
+    The libraries of a bucket are imported here, and only if one is used.
+
+    Raises:
+        UserError: a URL of another scheme or without a bucket, or the extra for its scheme is not installed.
+    """
+    text = os.fspath(text)
+    check_url(text)
+    if not is_url(text):
+        return Path(text)
+    needed, extra = SCHEMES[text.partition("://")[0]]
+    try:
+        importlib.import_module(needed)
+    except ImportError:
+        raise UserError(f"{text} needs {needed}: pip install -e '.[{extra}]'") from None
+    from data.storage.remote import RemotePath
+
+    # Not a pathlib.Path, whose constructor knows only this machine; it has the same methods.
+    return RemotePath(text.rstrip("/"))  # type: ignore[return-value]
+
+
+def is_remote(path: Path) -> bool:
+    """Returns whether a path is of a bucket."""
+    return is_url(path)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces the contents of a file; after a crash the file has either the old or the new text, complete.
+
+    Raises:
+        OSError: the directory is missing, read-only or full; the old file is unchanged.
+    """
+    if is_remote(path):
+        path.write_text(text, encoding="utf-8")
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_directory(path: Path) -> None:
+    """Checks that files can be made in an existing directory, or anywhere below a bucket, and deleted again.
+
+    Raises:
+        OSError: they cannot.
+    """
+    if not is_remote(path):
+        with tempfile.TemporaryFile(dir=path):
+            return
+    probe = path / f".probe-{uuid.uuid4().hex}"
+    probe.write_bytes(b"")
+    probe.unlink()
+
+
+def delete_tree(path: Path) -> None:
+    """Deletes a directory and everything in it."""
+    if is_remote(path):
+        path.rmtree()  # type: ignore[attr-defined]
+    else:
+        shutil.rmtree(path)
+
+
+def copy_tree(source: Path, target: Path, last: str = "") -> None:
+    """Copies the files of a directory between this machine and a bucket.
+
+    Args:
+        source: the directory.
+        target: the directory to make.
+        last: a name in `source` that is copied after all others, because it says that the directory is complete.
+    """
+    files = sorted((path for path in source.rglob("*") if path.is_file()), key=lambda path: str(path))
+    for path in sorted(files, key=lambda path: path.name == last and path.parent == source):
+        copy_file(path, target / str(path.relative_to(source)))
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file between this machine and a bucket, in parts if it is large."""
+    if is_remote(target):
+        target.upload(source)  # type: ignore[attr-defined]
+    elif is_remote(source):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.download(target)  # type: ignore[attr-defined]
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+@contextlib.contextmanager
+def local_copy(path: Path, wanted: Callable[[Path], bool] = lambda _: True) -> Iterator[Path]:
+    """Yields a file or directory on this machine for libraries that read nothing else; of a bucket, a temporary copy.
+
+    Args:
+        path: a file or directory.
+        wanted: which files of a directory in a bucket to copy.
+
+    Raises:
+        UserError: what the block raises, with the name in the bucket instead of the copy's.
+    """
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="rootstock-") as scratch:
+        copy = Path(scratch) / path.name
+        if path.is_dir():
+            copy.mkdir()
+            for file in path.rglob("*"):
+                if wanted(file):
+                    copy_file(file, copy / str(file.relative_to(path)))
+        elif path.exists():
+            copy_file(path, copy)
+        try:
+            yield copy
+        except UserError as error:
+            raise type(error)(str(error).replace(str(copy), str(path))) from None
