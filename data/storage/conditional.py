@@ -26,9 +26,8 @@ def read_version(path: RemotePath) -> Version | None:
     try:
         # In this order a write in between makes the data newer than the tag, and a conditional write fails.
         info = files.info(path.key)
-        return Version(
-            files.cat_file(path.key), str(info.get("generation") or info.get("ETag")), files.modified(path.key)
-        )
+        tag, written = info.get("generation") or info.get("ETag"), info.get("LastModified") or info.get("mtime")
+        return Version(files.cat_file(path.key), str(tag), written)
     except FileNotFoundError:
         return None
 
