@@ -95,7 +95,7 @@ def _delete_files(path: Path) -> None:
 
 
 def check_new(path: Path) -> None:
-    """Raises UserError if `path` exists and is neither an empty directory nor, in a bucket, what a killed command left."""
+    """Raises UserError if `path` exists and is neither an empty directory nor what a killed command left in a bucket."""
     if not path.exists() or (is_remote(path) and _is_unfinished(path)):
         return
     if not (path.is_dir() and not any(path.iterdir())):

@@ -41,10 +41,9 @@ def check_url(text: str) -> None:
     bucket, *parts = name.rstrip("/").split("/")
     if not bucket:
         raise UserError(f"{text!r} does not name a bucket; expected {_EXPECTED}")
-    if {"", ".", ".."} & set(parts):
-        raise UserError(
-            f"{text!r} has an empty part, '.' or '..', which a bucket takes literally; expected {_EXPECTED}"
-        )
+    # Several patterns separated by commas are checked one by one when they are matched.
+    if {"", ".", ".."} & set(parts) and "," not in name:
+        raise UserError(f"{text!r} has an empty part, '.' or '..', which buckets do not resolve; expected {_EXPECTED}")
 
 
 def at(text: str | os.PathLike[str]) -> Path:
@@ -67,7 +66,7 @@ def at(text: str | os.PathLike[str]) -> Path:
     from data.storage.remote import RemotePath
 
     # Not a pathlib.Path, whose constructor knows only this machine; it has the same methods.
-    return RemotePath(text.rstrip("/"))  # type: ignore[return-value]
+    return RemotePath(text.rstrip("/"))
 
 
 def is_remote(path: Path) -> bool:
@@ -115,6 +114,14 @@ def delete_tree(path: Path) -> None:
         path.rmtree()  # type: ignore[attr-defined]
     else:
         shutil.rmtree(path)
+
+
+def move_tree(source: Path, target: Path) -> None:
+    """Renames a directory; in a bucket each object is copied, then deleted, so a crash may leave some in both."""
+    if is_remote(source):
+        source.move_tree(target)  # type: ignore[attr-defined]
+    else:
+        source.rename(target)
 
 
 def copy_tree(source: Path, target: Path, last: str = "") -> None:

@@ -3,12 +3,11 @@
 import functools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
-
-from data.storage.remote import RemotePath
 
 # TensorStore's default tries for a quarter of an hour; with these numbers it is about two minutes.
 _RETRIES = {"max_retries": 8, "initial_delay": "1s", "max_delay": "32s"}
@@ -32,7 +31,7 @@ def kvstore_spec(path: str) -> dict[str, Any]:
 class Ranges:
     """An array of numbers in an object, read by ranges; pickles as its path."""
 
-    def __init__(self, path: RemotePath, dtype: str) -> None:
+    def __init__(self, path: Path, dtype: str) -> None:
         self.path, self.dtype = path, np.dtype(dtype)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import jax
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from data.storage.paths import is_remote
+
 ITEMS = ("params", "opt_state")
 MIN_CONCURRENT_BYTES = 64e6
 # Of the bytes to read: a smaller fraction leaves the disk idle; each byte in flight is a second copy in memory.
@@ -34,13 +36,14 @@ def _supports_direct_io(directory: Path) -> bool:
 
 
 class Arrays(ocp.PyTreeCheckpointHandler):
-    """Orbax's PyTree handler: one uncompressed file per leaf (OCDBT on several processes); bounds concurrent reads."""
+    """Orbax's PyTree handler: one uncompressed file per leaf (OCDBT on several processes and in buckets); bounds concurrent reads."""
 
-    def __init__(self, direct: bool, concurrent_bytes: float | None = None) -> None:
+    def __init__(self, direct: bool, remote: bool = False, concurrent_bytes: float | None = None) -> None:
         """Reads with direct I/O or through the page cache, at most `concurrent_bytes` at once (Orbax: 96 GB)."""
         concurrent: Any = concurrent_bytes and concurrent_bytes / 1e9
-        # OCDBT copies every leaf into a shared file. Without it, a pod writes one file per leaf and device.
-        ocdbt = jax.process_count() > 1
+        # OCDBT copies every leaf into a shared file. Without it, a pod writes one file per leaf and device, and a bucket
+        # needs a request for each.
+        ocdbt = jax.process_count() > 1 or remote
         handler = _ReadDirectly() if direct else ocp.type_handlers.ArrayHandler()
         super().__init__(
             # Compression saves 8 % of float32 weights and halves the speed.
@@ -49,7 +52,8 @@ class Arrays(ocp.PyTreeCheckpointHandler):
             restore_concurrent_gb=concurrent,
             type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, handler)),
         )
-        self._direct, self._ocdbt, self._bounded = direct, ocdbt, concurrent_bytes is not None
+        self._direct, self._remote, self._ocdbt = direct, remote, ocdbt
+        self._bounded = concurrent_bytes is not None
 
     def finalize(self, directory: Any) -> None:  # noqa: ANN401 - Orbax's signature
         """Merges the OCDBT files of the processes; Orbax would warn if there are none."""
@@ -65,7 +69,7 @@ class Arrays(ocp.PyTreeCheckpointHandler):
             for leaf in jax.tree.leaves(args.item)
         ]
         bound = max(1.01 * max(sizes), _CONCURRENT_FRACTION * sum(sizes), MIN_CONCURRENT_BYTES)
-        return Arrays(self._direct, bound).restore(directory, args)
+        return Arrays(self._direct, self._remote, bound).restore(directory, args)
 
 
 def registry(directory: Path, once: bool) -> ocp.handlers.DefaultCheckpointHandlerRegistry:
@@ -76,7 +80,8 @@ def registry(directory: Path, once: bool) -> ocp.handlers.DefaultCheckpointHandl
         once: the files will not be read again soon, so bypass the page cache.
     """
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    handler = Arrays(once and _supports_direct_io(directory))
+    remote = is_remote(directory)
+    handler = Arrays(once and not remote and _supports_direct_io(directory), remote)
     for item in ITEMS:
         registry.add(item, ocp.args.PyTreeSave, handler)
         registry.add(item, ocp.args.PyTreeRestore, handler)

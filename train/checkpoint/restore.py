@@ -12,8 +12,16 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from data.storage.paths import is_remote, move_tree
 from model.transformer import Params
-from train.checkpoint.manager import CHECKPOINTS_DIR, listed_steps, open_to_read, saved_steps
+from train.checkpoint.manager import (
+    CHECKPOINTS_DIR,
+    COMMIT_MARKER,
+    folder_of,
+    listed_steps,
+    open_to_read,
+    saved_steps,
+)
 from train.checkpoint.manifest import Leaves, compare_leaves, describe_leaves, items_of
 from train.checkpoint.steps import NoSoundCheckpoint, read_arrays, sound_steps, verify
 from train.distributed.placement import replicated
@@ -96,12 +104,16 @@ def _read_state(
 
 def _set_aside(manager: ocp.CheckpointManager, steps: list[int]) -> None:
     """Moves damaged steps to the run's `damaged/`, so that the repeated steps can be saved under their numbers."""
-    aside = Path(manager.directory).parent / "damaged"
+    folder = folder_of(manager)
+    aside = folder.parent / "damaged"
 
     def move() -> None:
         for step in steps:
             aside.mkdir(exist_ok=True)
-            (Path(manager.directory) / str(step)).rename(aside / f"{step}-{time.time_ns()}")
+            if is_remote(folder):
+                # First, so that it is not a checkpoint any more if this process is killed while objects are copied.
+                (folder / str(step) / COMMIT_MARKER).unlink(missing_ok=True)
+            move_tree(folder / str(step), aside / f"{step}-{time.time_ns()}")
 
     run_on_process_zero(move)
     manager.reload()

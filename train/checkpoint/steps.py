@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import orbax.checkpoint as ocp
@@ -11,7 +10,7 @@ from jax.sharding import Mesh
 
 from configs.errors import UserError
 from train.checkpoint.checksums import checksums
-from train.checkpoint.manager import listed_steps
+from train.checkpoint.manager import folder_of, listed_steps
 from train.checkpoint.manifest import Leaves, from_json
 from train.console import warn
 from train.trees import leaf_paths
@@ -53,13 +52,13 @@ def sound_steps(
             any_sound = True
             yield value
     if not any_sound:
-        contents = "; ".join(damaged) or f"{Path(manager.directory).parent} contains no checkpoint"
+        contents = "; ".join(damaged) or f"{folder_of(manager).parent} contains no checkpoint"
         raise NoSoundCheckpoint(f"{contents}; no sound checkpoint is left" if damaged else contents)
 
 
 def _describe_damage(manager: ocp.CheckpointManager, step: int, damage: str) -> str:
     # The run may be training meanwhile, and deletes its old checkpoints.
-    folder = Path(manager.directory)
+    folder = folder_of(manager)
     found = f"is damaged ({damage})" if (folder / str(step)).is_dir() else "was deleted while it was read"
     return f"{folder}: checkpoint {step} {found}"
 
