@@ -13,11 +13,14 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from configs.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from data.storage.ranges import Ranges
 from data.storage.paths import at, is_remote, write_atomically
 
 FORMAT, VERSION = "token store", 1
@@ -49,7 +52,7 @@ class TokenStore:
         return np.memmap(self.path / self.split / _TOKENS, self._manifest["dtype"], mode="r")
 
     @functools.cached_property
-    def _ranges(self) -> Any:  # noqa: ANN401 - a class of the libraries of buckets
+    def _ranges(self) -> "Ranges":
         from data.storage.ranges import Ranges
 
         return Ranges(self.path / self.split / _TOKENS, self._manifest["dtype"])

@@ -206,6 +206,8 @@ def _save(session: Session, state: TrainState, reporter: StepReporter, ends: boo
             # Committed before the checkpoint: a run that resumes there expects the best evaluation up to it in `best/`.
             if session.best is not None:
                 wait(session.best)
+            # So are the records: a run in a bucket that resumes there has every line up to it.
+            reporter.write.publish()
             save(session.checkpoints, state, session.mesh)
         if ends:
             wait(session.checkpoints)

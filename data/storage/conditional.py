@@ -1,7 +1,7 @@
 """Writes to an object of a bucket that happen only if nobody else wrote to it meanwhile."""
 
 import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from data.storage.remote import RemotePath
 
@@ -71,16 +71,11 @@ def _write_s3(path: RemotePath, data: bytes, before: Version | None) -> None:
 def _write_gs(path: RemotePath, data: bytes, before: Version | None) -> None:
     # gcsfs can create an object only if it does not exist, but not replace a given version.
     from google.api_core.exceptions import PreconditionFailed
+    from google.cloud import storage
 
     bucket, _, name = path.key.partition("/")
-    blob = _gs_client().bucket(bucket).blob(name)
+    blob = storage.Client().bucket(bucket).blob(name)
     try:
         blob.upload_from_string(data, if_generation_match=0 if before is None else int(before.tag))
     except PreconditionFailed:
         raise _Conflict from None
-
-
-def _gs_client() -> Any:  # noqa: ANN401 - no types
-    from google.cloud import storage
-
-    return storage.Client()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data.storage.conditional import Version, read_version, write_if
-from data.storage.remote import RemotePath
+from data.storage.remote import RemotePath, remote
 
 LEASE_SECONDS = 60.0
 _RENEWALS = 3  # per lease
@@ -66,17 +66,18 @@ def _read(version: Version) -> _Owner:
 
 
 @contextlib.contextmanager
-def lease(path: RemotePath, on_lost: Callable[[str], None], seconds: float = LEASE_SECONDS) -> Iterator[str]:
+def lease(lock: Path, on_lost: Callable[[str], None], seconds: float = LEASE_SECONDS) -> Iterator[str]:
     """Yields the content of the lock's "mark" field while this process holds the lock.
 
     Args:
-        path: the object.
+        lock: the object.
         on_lost: called from another thread with the reason if another process took the lock over.
         seconds: without a renewal, until another may take it over.
 
     Raises:
         Held: another process holds it.
     """
+    path = remote(lock)
     owner = _Owner(uuid.uuid4().hex, socket.gethostname(), os.getpid(), _pids())
     version = _take(path, owner, seconds)
     done = threading.Event()
@@ -95,9 +96,9 @@ def lease(path: RemotePath, on_lost: Callable[[str], None], seconds: float = LEA
             write_if(path, dataclasses.replace(owner, mark="", renewed=-1).to_bytes(), now)
 
 
-def mark_of(path: RemotePath) -> str:
+def mark_of(lock: Path) -> str:
     """Returns the mark of the process that holds a lock, or "" if none does."""
-    version = read_version(path)
+    version = read_version(remote(lock))
     return "" if version is None else _read(version).mark
 
 

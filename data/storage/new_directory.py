@@ -63,10 +63,9 @@ def _renamed(path: Path) -> Iterator[Path]:
 def _claimed(path: Path) -> Iterator[None]:
     """A context in which only this process makes the directory `path` of a bucket."""
     from data.storage.lease import Held, lease
-    from data.storage.remote import RemotePath
 
     check_new(path)
-    lock = RemotePath(path / _UNFINISHED)
+    lock = path / _UNFINISHED
     lost: list[str] = []
     with contextlib.ExitStack() as stack:
         try:
@@ -95,7 +94,7 @@ def _delete_files(path: Path) -> None:
 
 
 def check_new(path: Path) -> None:
-    """Raises UserError if `path` exists and is neither an empty directory nor what a killed command left in a bucket."""
+    """Raises UserError if `path` exists and is not an empty directory, nor what a killed command left in a bucket."""
     if not path.exists() or (is_remote(path) and _is_unfinished(path)):
         return
     if not (path.is_dir() and not any(path.iterdir())):

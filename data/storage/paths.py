@@ -5,6 +5,7 @@ written whole or not at all, nothing can be appended or renamed, and a directory
 """
 
 import contextlib
+import glob
 import importlib
 import os
 import re
@@ -13,8 +14,12 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.errors import UserError
+
+if TYPE_CHECKING:
+    from data.storage.remote import RemotePath
 
 # scheme: (what it needs, the extra that installs it)
 SCHEMES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
@@ -74,6 +79,12 @@ def is_remote(path: Path) -> bool:
     return is_url(path)
 
 
+def _remote(path: Path) -> "RemotePath":
+    from data.storage.remote import remote
+
+    return remote(path)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replaces the contents of a file; after a crash the file has either the old or the new text, complete.
 
@@ -111,7 +122,7 @@ def check_directory(path: Path) -> None:
 def delete_tree(path: Path) -> None:
     """Deletes a directory and everything in it."""
     if is_remote(path):
-        path.rmtree()  # type: ignore[attr-defined]
+        _remote(path).rmtree()
     else:
         shutil.rmtree(path)
 
@@ -119,9 +130,23 @@ def delete_tree(path: Path) -> None:
 def move_tree(source: Path, target: Path) -> None:
     """Renames a directory; in a bucket each object is copied, then deleted, so a crash may leave some in both."""
     if is_remote(source):
-        source.move_tree(target)  # type: ignore[attr-defined]
+        _remote(source).move_tree(_remote(target))
     else:
         source.rename(target)
+
+
+def files_below(directory: Path) -> list[Path]:
+    """Returns the files at any depth below a directory, sorted."""
+    if is_remote(directory):
+        return list(directory.rglob("*"))
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def match_files(pattern: str) -> list[Path]:
+    """Returns the files that a glob pattern matches, sorted; `**` matches any number of directories."""
+    if is_url(pattern):
+        return list(_remote(at(pattern)).matching_files())
+    return sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())
 
 
 def copy_tree(source: Path, target: Path, last: str = "") -> None:
@@ -132,18 +157,17 @@ def copy_tree(source: Path, target: Path, last: str = "") -> None:
         target: the directory to make.
         last: a name in `source` that is copied after all others, because it says that the directory is complete.
     """
-    files = sorted((path for path in source.rglob("*") if path.is_file()), key=lambda path: str(path))
-    for path in sorted(files, key=lambda path: path.name == last and path.parent == source):
+    for path in sorted(files_below(source), key=lambda path: path == source / last):
         copy_file(path, target / str(path.relative_to(source)))
 
 
 def copy_file(source: Path, target: Path) -> None:
     """Copies a file between this machine and a bucket, in parts if it is large."""
     if is_remote(target):
-        target.upload(source)  # type: ignore[attr-defined]
+        _remote(target).upload(source)
     elif is_remote(source):
         target.parent.mkdir(parents=True, exist_ok=True)
-        source.download(target)  # type: ignore[attr-defined]
+        _remote(source).download(target)
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
@@ -167,7 +191,7 @@ def local_copy(path: Path, wanted: Callable[[Path], bool] = lambda _: True) -> I
         copy = Path(scratch) / path.name
         if path.is_dir():
             copy.mkdir()
-            for file in path.rglob("*"):
+            for file in files_below(path):
                 if wanted(file):
                     copy_file(file, copy / str(file.relative_to(path)))
         elif path.exists():

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from configs.errors import UserError
+from data.storage.errors import Unreachable, describe
+
 # TensorStore's default tries for a quarter of an hour; with these numbers it is about two minutes.
 _RETRIES = {"max_retries": 8, "initial_delay": "1s", "max_delay": "32s"}
 
@@ -38,7 +41,7 @@ class Ranges:
         return {"path": self.path, "dtype": self.dtype}
 
     @functools.cached_property
-    def _store(self) -> Any:  # noqa: ANN401 - TensorStore has no types
+    def _store(self) -> ts.KvStore:
         context = ts.Context({"gcs_request_retries": _RETRIES, "s3_request_retries": _RETRIES})
         return ts.KvStore.open(kvstore_spec(f"{self.path.parent}/"), context=context).result()
 
@@ -46,7 +49,7 @@ class Ranges:
         """Returns the elements of each range; all requests are sent before the first answer is awaited.
 
         Raises:
-            OSError: the object is missing or shorter than a range, or the bucket cannot be read.
+            UserError: the object is missing or shorter than a range, or the bucket cannot be read.
         """
         size = self.dtype.itemsize
         pairs = zip(starts, stops, strict=True)
@@ -54,7 +57,7 @@ class Ranges:
         try:
             answers = [request.result() for request in asked]
         except (ValueError, RuntimeError) as error:
-            raise OSError(f"{self.path} cannot be read: {' '.join(str(error).split())[:300]}") from None
+            raise Unreachable(f"{self.path} cannot be read: {describe(error)}") from None
         if any(answer.state != "value" for answer in answers):
-            raise FileNotFoundError(f"{self.path} is missing")
+            raise UserError(f"{self.path} is missing; prepare the store again")
         return [np.frombuffer(answer.value, self.dtype) for answer in answers]

@@ -9,7 +9,7 @@ import fnmatch
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 import fsspec.config
@@ -55,7 +55,7 @@ class RemotePath(PosixGPath):
     """A path of a bucket."""
 
     @property
-    def filesystem(self) -> Any:  # noqa: ANN401 - fsspec has no types
+    def filesystem(self) -> fsspec.AbstractFileSystem:
         """The client of the bucket."""
         return fsspec.filesystem(self.parts[1])
 
@@ -94,6 +94,11 @@ class RemotePath(PosixGPath):
         for key in sorted(self.filesystem.glob(f"{self.key}/{pattern}")):
             yield self._at_key(key)
 
+    def matching_files(self) -> Iterator["RemotePath"]:
+        """Yields the objects that this path, as a pattern, matches, sorted."""
+        found = self.filesystem.glob(self.key, detail=True)
+        yield from (self._at_key(key) for key in sorted(found) if found[key]["type"] == "file")
+
     def rglob(self, pattern: str) -> Iterator["RemotePath"]:
         """Yields the objects at any depth whose name matches a pattern, sorted."""
         for key in sorted(self.filesystem.find(self.key)):
@@ -108,11 +113,11 @@ class RemotePath(PosixGPath):
         if not exist_ok and self.exists():
             raise FileExistsError(f"{self} exists")
 
-    def open(self, mode: str = "r", **options: Any) -> Any:  # noqa: ANN401 - as in etils
+    def open(self, mode: str = "r", *, encoding: str | None = None, errors: str | None = None) -> IO[Any]:
         """Opens an object; appending, which gcsfs would answer by truncating, is refused."""
         if mode.startswith("a"):
             raise NotImplementedError(f"{self}: an object cannot be appended to")
-        return super().open(mode, **options)
+        return super().open(mode, encoding=encoding, errors=errors)
 
     def read_bytes(self) -> bytes:
         """Returns the content of an object."""
@@ -146,3 +151,9 @@ class RemotePath(PosixGPath):
             copy = target / str(path.relative_to(self))
             self.filesystem.cp_file(path.key, copy.key)
         self.rmtree()
+
+
+def remote(path: Path) -> RemotePath:
+    """Returns a path that `data.storage.paths.at` made of a URL, with its type."""
+    assert isinstance(path, RemotePath), path
+    return path

@@ -7,7 +7,7 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 
 from configs.errors import UserError
-from data.storage.paths import at, is_remote
+from data.storage.paths import at, delete_tree, is_remote
 from train.checkpoint.orbax_handlers import registry
 from train.checkpoint.orbax_s3 import support_s3
 from train.distributed.processes import run_on_process_zero
@@ -121,6 +121,13 @@ def saved_steps(directory: Path, name: str = CHECKPOINTS_DIR) -> list[int]:
     else:
         found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted((int(step) for step in found if step.isdecimal()), reverse=True)
+
+
+def delete_step(path: Path) -> None:
+    """Deletes a checkpoint; in a bucket its marker first, so that one that is deleted in part is not a checkpoint."""
+    if is_remote(path):
+        (path / COMMIT_MARKER).unlink(missing_ok=True)
+    delete_tree(path)
 
 
 def listed_steps(manager: ocp.CheckpointManager) -> list[int]:

@@ -36,13 +36,13 @@ def _supports_direct_io(directory: Path) -> bool:
 
 
 class Arrays(ocp.PyTreeCheckpointHandler):
-    """Orbax's PyTree handler: one uncompressed file per leaf (OCDBT on several processes and in buckets); bounds concurrent reads."""
+    """Orbax's PyTree handler: a file per leaf, uncompressed (OCDBT on several processes and buckets); bounds reads."""
 
     def __init__(self, direct: bool, remote: bool = False, concurrent_bytes: float | None = None) -> None:
         """Reads with direct I/O or through the page cache, at most `concurrent_bytes` at once (Orbax: 96 GB)."""
         concurrent: Any = concurrent_bytes and concurrent_bytes / 1e9
-        # OCDBT copies every leaf into a shared file. Without it, a pod writes one file per leaf and device, and a bucket
-        # needs a request for each.
+        # OCDBT copies every leaf into a shared file. Without it, a pod writes one file per leaf and device, and each
+        # of them is a request to a bucket.
         ocdbt = jax.process_count() > 1 or remote
         handler = _ReadDirectly() if direct else ocp.type_handlers.ArrayHandler()
         super().__init__(

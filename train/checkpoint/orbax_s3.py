@@ -6,7 +6,7 @@ after checking that they are what they were in Orbax 0.12.8. Remove this file wh
 """
 
 import functools
-from typing import Any
+from types import ModuleType
 
 import orbax.checkpoint as ocp
 
@@ -38,7 +38,7 @@ def support_s3() -> None:
     tensorstore_utils._use_gcs_driver = lambda directory: directory.startswith(("gs://", "s3://"))
 
 
-def _is_known(gcs_utils: Any, tensorstore_utils: Any) -> bool:
+def _is_known(gcs_utils: ModuleType, tensorstore_utils: ModuleType) -> bool:
     """Returns whether the names that are replaced do what they did in Orbax 0.12.8."""
     return (
         gcs_utils._GCS_PATH_PREFIX == ("gs://",)

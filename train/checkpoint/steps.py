@@ -9,6 +9,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from configs.errors import UserError
+from data.storage.errors import Unreachable, describe, is_unreachable
+from data.storage.paths import is_remote
 from train.checkpoint.checksums import checksums
 from train.checkpoint.manager import folder_of, listed_steps
 from train.checkpoint.manifest import Leaves, from_json
@@ -104,6 +106,9 @@ def _restore(manager: ocp.CheckpointManager, step: int, arguments: dict[str, Any
         return {name: read[name] for name in arguments}
     # Orbax and TensorStore raise a dozen types for a truncated, missing or unreadable file.
     except Exception as error:
+        # Such a checkpoint must not be taken for a damaged one, which is moved away.
+        if is_remote(folder_of(manager)) and is_unreachable(error):
+            raise Unreachable(f"{folder_of(manager)}: checkpoint {step} cannot be read: {describe(error)}") from None
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     if "sync_global_devices name mismatch" in reason:
         raise DamagedCheckpoint("another process cannot read it")

@@ -57,7 +57,7 @@ def merge(directory: Path, output: Path) -> None:
     config = record.config | {"adapt": record.config["adapt"] | {"method": "full"}}
     # load_merged_params already returns the best parameters if the run kept them.
     config |= {"checkpoint": config["checkpoint"] | {"best": False}}
-    with new_directory(output) as partial, jax.set_mesh(mesh):
+    with new_directory(output, in_place=True) as partial, jax.set_mesh(mesh):
         params = adapter.load_merged(mesh, groups)
         start_run(partial, dataclasses.replace(record, config=config), adapter.tokenizer())
         step = jnp.asarray(record.config["num_steps"], jnp.int32)

@@ -1,8 +1,9 @@
 """Imports a Hugging Face checkpoint as a run directory."""
 
+import contextlib
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from configs import default
 from configs.errors import UserError
 from data.storage.new_directory import check_new, new_directory
+from data.storage.paths import at, is_url, local_copy
 from data.tokenizer import load_tokenizer
 from model.config import ModelConfig, model_config
 from model.heads import language_model, parameter_count
@@ -47,19 +49,19 @@ def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
             is not empty.
     """
     check_new(output)
-    directory = _local(source, (*_FILES, *(_PICKLED if allow_pickle else ())))
-    found = read_config(directory / "config.json")
-    architecture, section = to_section(found, str(directory / "config.json"))
-    model = model_config(section)
-    tokenizer = with_rows(load_tokenizer(directory), model.vocab_size, directory)
-    generation = read_generation(directory)
-    weights = (find_pickled_weights if allow_pickle else find_weights)(directory)
-    params, mesh = _read_params(weights, architecture, model, directory)
+    with _local(source, (*_FILES, *(_PICKLED if allow_pickle else ()))) as directory:
+        found = read_config(directory / "config.json")
+        architecture, section = to_section(found, str(directory / "config.json"))
+        model = model_config(section)
+        tokenizer = with_rows(load_tokenizer(directory), model.vocab_size, directory)
+        generation = read_generation(directory)
+        weights = (find_pickled_weights if allow_pickle else find_weights)(directory)
+        params, mesh = _read_params(weights, architecture, model, directory)
     config = default.get_config().to_dict()
     config["model"] = section
     config["sequence_length"] = min(model.context_length, config["sequence_length"])
     record = RunRecord("pretrain", model, config, {}, f"huggingface:{source}", [], generation=generation)
-    with new_directory(output) as partial, jax.set_mesh(mesh):
+    with new_directory(output, in_place=True) as partial, jax.set_mesh(mesh):
         start_run(partial, record, tokenizer)
         with open_manager(partial, keep=1) as manager:
             save(manager, TrainState(jnp.asarray(0, jnp.int32), params, None, {}), mesh)
@@ -67,11 +69,20 @@ def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
     say(f"import-hf: {architecture}, {count:,} parameters; the model is in {output}")
 
 
-def _local(source: str, patterns: Sequence[str]) -> Path:
-    """Returns a local directory; for a name on the Hub, the files that match `patterns` are downloaded."""
-    if Path(source).is_dir():
-        return Path(source)
-    if Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/")):
+@contextlib.contextmanager
+def _local(source: str, patterns: Sequence[str]) -> Iterator[Path]:
+    """Yields a local directory; from a bucket or the Hub, the files that match `patterns` are downloaded."""
+    path = at(source)
+    if path.is_dir():
+        with local_copy(path, lambda file: any(file.match(pattern) for pattern in patterns)) as directory:
+            yield directory
+    else:
+        yield _downloaded(source, patterns)
+
+
+def _downloaded(source: str, patterns: Sequence[str]) -> Path:
+    """Returns the local directory of a model on the Hub, whose files that match `patterns` are downloaded."""
+    if is_url(source) or Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/")):
         raise UserError(
             f"{source!r} is not a directory; expected a directory with a config.json, or OWNER/NAME on the Hub"
         )
