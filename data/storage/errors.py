@@ -15,8 +15,8 @@ _UNREACHABLE = re.compile(
     re.IGNORECASE,
 )
 _REMEDY = (
-    "check the network, the credentials and the permissions on the bucket (docs/clusters.md), then run the same command "
-    "again to resume"
+    "check the network, your credentials and the permissions on the bucket (docs/clusters.md), then run the same "
+    "command again to resume"
 )
 
 

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from configs.errors import UserError
 from data.labeled import read_examples
-from data.storage.paths import at
+from data.storage.paths import at, local_copy
 from data.tokenizer import Tokenizer
 from model.heads import Objective
 from train.console import results_console, say_skipped
@@ -144,19 +144,20 @@ def _score_tasks(directory: Path, values: flags.FlagValues) -> dict[str, Any]:
         from train.evaluation import harness
     except ImportError as error:
         raise UserError(f"--tasks needs {error.name}: pip install -e '.[evals]'") from None
-    folders = [str(_TASK_FILES), *([values.task_files] if values.task_files else [])]
-    if values.task_files and not at(values.task_files).is_dir():
+    own = at(values.task_files or _TASK_FILES)
+    if not own.is_dir():
         raise UserError(f"--task_files={values.task_files}: is not a directory")
     data = {"test": values.data, "train": values.shots_data}
-    options = harness.HarnessOptions(
-        folders,
-        shots=None if values.shots < 0 else values.shots,
-        limit=values.limit,
-        data={split: path for split, path in data.items() if path},
-        chat=values.chat,
-    )
     template = chat_template_of(open_run(directory)) if values.chat else ""
-    return harness.evaluate(open_language_model(directory, template, spread=True), values.tasks, options)
+    with local_copy(own) as folder:
+        options = harness.HarnessOptions(
+            list(dict.fromkeys((str(_TASK_FILES), str(folder)))),
+            shots=None if values.shots < 0 else values.shots,
+            limit=values.limit,
+            data={split: path for split, path in data.items() if path},
+            chat=values.chat,
+        )
+        return harness.evaluate(open_language_model(directory, template, spread=True), values.tasks, options)
 
 
 def _score_rows(opened: Run, path: str) -> dict[str, Any]:
