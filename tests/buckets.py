@@ -84,32 +84,41 @@ def _make_bucket(scheme: str, url: str) -> int:
 
 
 @contextlib.contextmanager
-def emulator(scheme: str) -> Iterator[dict[str, str]]:
-    """Runs an emulator of "gs" or "s3" with a bucket; yields the environment of its clients."""
-    port = _free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = _gcs_command(port) if scheme == "gs" else _s3_command(port)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            deadline = time.monotonic() + 60
-            while True:
-                with contextlib.suppress(OSError):
-                    if _make_bucket(scheme, url) == 200:
-                        break
-                assert server.poll() is None and time.monotonic() < deadline, f"{command} does not answer"
-                time.sleep(0.02)
-            yield gcs_environment(url) if scheme == "gs" else s3_environment(url)
-        finally:
-            server.kill()
+def emulators(*schemes: str) -> Iterator[dict[str, str]]:
+    """Runs the emulators of "gs" and "s3", each with a bucket; yields the environment of their clients."""
+    with contextlib.ExitStack() as stack:
+        started = []
+        for scheme in schemes:
+            port = _free_port()
+            command = _gcs_command(port) if scheme == "gs" else _s3_command(port)
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            server = stack.enter_context(subprocess.Popen(command, **quiet))
+            stack.callback(server.kill)
+            started.append((scheme, server, f"http://127.0.0.1:{port}"))
+        environment: dict[str, str] = {}
+        for scheme, server, url in started:
+            _wait(scheme, server, url)
+            environment |= gcs_environment(url) if scheme == "gs" else s3_environment(url)
+        yield environment
+
+
+def _wait(scheme: str, server: subprocess.Popen, url: str) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(OSError):
+            if _make_bucket(scheme, url) == 200:
+                return
+        assert server.poll() is None and time.monotonic() < deadline, f"the emulator of {scheme}:// does not answer"
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")
 def storage_environment() -> Iterator[dict[str, str]]:
     """Starts both emulators and points this process and those that it starts to them."""
-    with emulator("gs") as gs, emulator("s3") as s3, pytest.MonkeyPatch.context() as patch:
-        for name, value in (gs | s3).items():
+    with emulators("gs", "s3") as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
             patch.setenv(name, value)
-        yield gs | s3
+        yield environment
 
 
 @pytest.fixture(params=["gs", "s3"])

@@ -49,7 +49,7 @@ PATH_FLAGS = frozenset(
     {"run", "other", "workdir", "init_from", "input", "output", "data", "shots_data", "text", "prompts", "task_files",
      "points", "source", "tokenizer"}
 )  # fmt: skip
-PATH_FIELDS = ("data.path", "task.test_path", "task.name", "tokenizer")
+PATH_FIELDS = ("data.path", "data.cache", "task.test_path", "task.name", "tokenizer", "checkpoint.local_path")
 _ROOT = Path(__file__).resolve().parent.parent
 # Copies of config files from buckets; closed when this process ends.
 _copies = contextlib.ExitStack()

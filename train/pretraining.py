@@ -13,6 +13,7 @@ from data.packing import PackedRows
 from data.prepare import DataChanged, StoreOptions, prepare, skipped_rows
 from data.storage.paths import at, delete_tree
 from data.store import is_store, open_store, read_manifest
+from data.store_cache import cached_store
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig
 from model.flops import training_flops_per_token
@@ -62,7 +63,7 @@ def pretrain(
     mesh = make_mesh(settings.mesh)
     check_batch(settings, mesh)
     with claim(workdir):
-        store = token_store(settings, workdir, parent, accept_changed_data)
+        store = cached_store(token_store(settings, workdir, parent, accept_changed_data), settings.data.cache)
         tokenizer = load_tokenizer(store)
         model, lineage = _architecture(settings, tokenizer, source)
         train = open_store(store, "train")

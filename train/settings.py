@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from configs.errors import UserError
 from configs.schema import RESUMABLE, at_least, between, build, find_errors, resumable_fields
 from data.columns import parse_pattern
-from data.storage.paths import at
+from data.storage.paths import at, is_url
 from data.store import is_store
 from data.tokenizer_training import planned_vocab_size
 from model.adapt import Adaptation
@@ -43,6 +43,7 @@ class DataSettings:
     validation_split: Literal["documents", "tail"]
     num_workers: Annotated[int, at_least(0), RESUMABLE]
     prefetch: Annotated[int, at_least(1), RESUMABLE]
+    cache: Annotated[str, RESUMABLE]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,8 @@ class CheckpointSettings:
     keep: Annotated[int, at_least(1)]
     keep_period: Annotated[int, at_least(0)]
     best: bool
+    local_path: str
+    local_every: Annotated[int, at_least(1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,6 +274,9 @@ def _combination_errors(s: Settings) -> list[str]:
         errors.append(
             "config.faults.on_divergence='roll_back' would roll back config.checkpoint.best as well; expected 'stop'"
         )
+    for name, path in (("data.cache", s.data.cache), ("checkpoint.local_path", s.checkpoint.local_path)):
+        if is_url(path):
+            errors.append(f"config.{name}={path!r} is in a bucket; expected a directory of this machine")
     patterns = ("input", "context", "group", "prompt")
     errors += [error for name in patterns if (error := _pattern_error(f"config.task.{name}", getattr(s.task, name)))]
     return errors

@@ -79,21 +79,28 @@ def lease(lock: Path, on_lost: Callable[[str], None], seconds: float = LEASE_SEC
     """
     path = remote(lock)
     owner = _Owner(uuid.uuid4().hex, socket.gethostname(), os.getpid(), _pids())
-    version = _take(path, owner, seconds)
-    done = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(path, owner, version, seconds, done, on_lost), daemon=True)
+    # Before it is written: another thread would take it for that of a dead process.
     _held.add(owner.mark)
-    renewing.start()
+    done = threading.Event()
     try:
-        yield owner.mark
+        version = _take(path, owner, seconds)
+        renewing = threading.Thread(target=_renew, args=(path, owner, version, seconds, done, on_lost), daemon=True)
+        renewing.start()
+        try:
+            yield owner.mark
+        finally:
+            done.set()
+            renewing.join()
+            _release(path, owner)
     finally:
-        done.set()
-        renewing.join()
         _held.discard(owner.mark)
-        now = read_version(path)
-        if now is not None and _read(now).mark == owner.mark:
-            # Not deleted, because a deletion cannot be made conditional everywhere.
-            write_if(path, dataclasses.replace(owner, mark="", renewed=-1).to_bytes(), now)
+
+
+def _release(path: RemotePath, owner: _Owner) -> None:
+    """Makes a lock free; it is not deleted, because a deletion cannot be made conditional everywhere."""
+    now = read_version(path)
+    if now is not None and _read(now).mark == owner.mark:
+        write_if(path, dataclasses.replace(owner, mark="", renewed=-1).to_bytes(), now)
 
 
 def mark_of(lock: Path) -> str:

@@ -28,7 +28,9 @@ def kvstore_spec(path: str) -> dict[str, Any]:
     spec = {"driver": "s3", "bucket": bucket, "path": name}
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return spec | ({"aws_region": region} if region else {}) | ({"endpoint": endpoint} if endpoint else {})
+    # TensorStore's default looks for a profile first, and complains on stderr if there is none.
+    own = {"aws_credentials": {"type": "environment"}} if os.environ.get("AWS_ACCESS_KEY_ID") else {}
+    return spec | own | ({"aws_region": region} if region else {}) | ({"endpoint": endpoint} if endpoint else {})
 
 
 class Ranges:

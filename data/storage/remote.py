@@ -3,6 +3,7 @@
 Imported only if a URL is used (`data.storage.paths.at`), because gcsfs takes seconds to import.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import fnmatch
@@ -136,6 +137,14 @@ class RemotePath(PosixGPath):
         """Replaces an object, whole or not at all."""
         self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
         return len(data)
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Deletes an object."""
+        # s3 does not say that there was none.
+        if not missing_ok and not self.is_file():
+            raise FileNotFoundError(str(self))
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.rm_file(self.key)
 
     def upload(self, source: Path) -> None:
         """Replaces an object by a local file."""

@@ -391,7 +391,7 @@ _TRAIN = (
         "tests/train/run/test_length.py::test_what_a_run_cannot_do_is_one_line[linear]",
     ),
     Mutant(
-        "a directory appears before it is complete", "data/new_directory.py", "yield temporary", "yield path",
+        "a directory appears before it is complete", "data/storage/new_directory.py", "yield temporary", "yield path",
         "tests/train/test_paths_and_terminals.py::test_an_interrupted_command_runs_again[export-hf]",
     ),
     Mutant(

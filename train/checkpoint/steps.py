@@ -43,10 +43,26 @@ def sound_steps(
         NoSoundCheckpoint: after the last step, if none was sound.
         UserError: whatever else `check` raises.
     """
+    saves = [(manager, step) for step in (listed_steps(manager) if steps is None else steps)]
+    yield from sound_saves(saves, lambda _, step, leaves: check(step, leaves), f"{folder_of(manager).parent}")
+
+
+def sound_saves(
+    saves: Iterable[tuple[ocp.CheckpointManager, int]],
+    check: Callable[[ocp.CheckpointManager, int, Leaves], T],
+    where: str,
+) -> Iterator[T]:
+    """Yields what `check` returns for each sound step of several managers; see `sound_steps`.
+
+    Args:
+        saves: (manager, step) in the order in which they are tried.
+        check: (manager, step, leaves of its manifest) -> any value.
+        where: names the run in the error.
+    """
     damaged, any_sound = [], False
-    for step in listed_steps(manager) if steps is None else steps:
+    for manager, step in saves:
         try:
-            value = check(step, read_manifest(manager, step))
+            value = check(manager, step, read_manifest(manager, step))
         except DamagedCheckpoint as error:
             damaged.append(_describe_damage(manager, step, str(error)))
             warn(f"{damaged[-1]}; trying the one before")
@@ -54,7 +70,7 @@ def sound_steps(
             any_sound = True
             yield value
     if not any_sound:
-        contents = "; ".join(damaged) or f"{folder_of(manager).parent} contains no checkpoint"
+        contents = "; ".join(damaged) or f"{where} contains no checkpoint"
         raise NoSoundCheckpoint(f"{contents}; no sound checkpoint is left" if damaged else contents)
 
 

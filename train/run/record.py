@@ -21,6 +21,7 @@ from model.adapt import Adaptation, adapt, merge
 from model.config import EXECUTION_FIELDS, ModelConfig, architecture_difference
 from model.heads import Objective, language_model
 from model.transformer import Params
+from train.checkpoint.local_tier import forget_local_checkpoints
 from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR, saved_steps
 from train.checkpoint.restore import restore_params
 from train.console import warn
@@ -237,6 +238,8 @@ def _accept(workdir: Path, record: RunRecord) -> None:
     if length is not None:
         config = before.config | {"num_steps": record.config["num_steps"]}
         before = dataclasses.replace(before, config=config, length_changes=[*before.length_changes, length])
+        # They may be newer than the checkpoint at which the change is recorded.
+        forget_local_checkpoints(workdir)
         _write(workdir, before)
     if before.data_fingerprint == record.data_fingerprint:
         return
@@ -248,6 +251,7 @@ def _accept(workdir: Path, record: RunRecord) -> None:
         data_files=record.data_files,
         data_changes=[*before.data_changes, change],
     )
+    forget_local_checkpoints(workdir)
     _write(workdir, now)
     warn(f"{workdir} resumes at step {step} with different data; the change is recorded in run.json")
 
