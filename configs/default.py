@@ -206,7 +206,7 @@ def checkpoint() -> ConfigDict:
     c.minutes = 0.0  # also save after this many minutes (checked every logging.every steps); 0: off
     c.keep = 2  # newest checkpoints to keep
     c.keep_period = 0  # also keep every checkpoint whose step is a multiple of this; 0: off
-    # Local directory, shared by all processes of the run, for checkpoints that are more frequent than those in a bucket;
+    # Local directory, shared by all processes of the run, for more frequent checkpoints than those in a bucket;
     # the newest of both is restored; empty: none.
     c.local_path = ""
     c.local_every = 100  # steps between local checkpoints
