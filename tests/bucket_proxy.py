@@ -45,9 +45,9 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def proxy() -> Iterator[tuple[Proxy, list[str]]]:
-    """Yields a proxy that listens, and a list to which the URL of the emulator is added once that is known."""
-    seen, target, local = Proxy(), [], threading.local()
+def proxy(target: str) -> Iterator[Proxy]:
+    """Yields a proxy that listens and forwards to the URL `target`."""
+    seen, local = Proxy(), threading.local()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -77,7 +77,7 @@ def proxy() -> Iterator[tuple[Proxy, list[str]]]:
                 self._answer(seen.status, [("Content-Type", "application/json")], error)
                 return
             if not hasattr(local, "connection"):
-                local.connection = http.client.HTTPConnection(urlsplit(target[0]).netloc, timeout=60)
+                local.connection = http.client.HTTPConnection(urlsplit(target).netloc, timeout=60)
             headers = {n: v for n, v in self.headers.items() if n.lower() not in _HOP_HEADERS}
             local.connection.request(self.command, self.path, body or None, headers)
             answer = local.connection.getresponse()
@@ -91,7 +91,7 @@ def proxy() -> Iterator[tuple[Proxy, list[str]]]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield seen, target
+        yield seen
     finally:
         server.shutdown()
         server.server_close()

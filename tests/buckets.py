@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.bucket_proxy import Proxy, proxy
+
 BUCKET = "bucket"
 
 
@@ -34,10 +36,10 @@ def _gcs_binary() -> str:
     return str(found[0])
 
 
-def _gcs_command(port: int) -> list[str]:
-    url, host = f"http://127.0.0.1:{port}", f"127.0.0.1:{port}"
+def _gcs_command(port: int, url: str) -> list[str]:
+    """Returns the command of an emulator; `url` is where its clients reach it."""
     options = {"-scheme": "http", "-backend": "memory", "-host": "127.0.0.1", "-port": str(port)}
-    options |= {"-external-url": url, "-public-host": host}
+    options |= {"-external-url": url, "-public-host": url.removeprefix("http://")}
     return [_gcs_binary(), *(word for option in options.items() for word in option)]
 
 
@@ -90,16 +92,34 @@ def emulators(*schemes: str) -> Iterator[dict[str, str]]:
         started = []
         for scheme in schemes:
             port = _free_port()
-            command = _gcs_command(port) if scheme == "gs" else _s3_command(port)
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            server = stack.enter_context(subprocess.Popen(command, **quiet))
-            stack.callback(server.kill)
-            started.append((scheme, server, f"http://127.0.0.1:{port}"))
+            started.append((scheme, _start(scheme, port, f"http://127.0.0.1:{port}", stack), port))
         environment: dict[str, str] = {}
-        for scheme, server, url in started:
-            _wait(scheme, server, url)
-            environment |= gcs_environment(url) if scheme == "gs" else s3_environment(url)
+        for scheme, server, port in started:
+            environment |= _environment(scheme, server, port, f"http://127.0.0.1:{port}")
         yield environment
+
+
+@contextlib.contextmanager
+def emulator_behind_proxy(scheme: str) -> Iterator[tuple[dict[str, str], Proxy]]:
+    """Runs one emulator whose clients talk to it through a proxy; yields their environment, and the proxy."""
+    port = _free_port()
+    with proxy(f"http://127.0.0.1:{port}") as seen, contextlib.ExitStack() as stack:
+        server = _start(scheme, port, seen.url, stack)
+        yield _environment(scheme, server, port, seen.url), seen
+
+
+def _start(scheme: str, port: int, url: str, stack: contextlib.ExitStack) -> subprocess.Popen:
+    command = _gcs_command(port, url) if scheme == "gs" else _s3_command(port)
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    stack.enter_context(server)
+    stack.callback(server.kill)
+    return server
+
+
+def _environment(scheme: str, server: subprocess.Popen, port: int, url: str) -> dict[str, str]:
+    """Waits for an emulator and returns the environment of clients that reach it at `url`."""
+    _wait(scheme, server, f"http://127.0.0.1:{port}")
+    return gcs_environment(url) if scheme == "gs" else s3_environment(url)
 
 
 def _wait(scheme: str, server: subprocess.Popen, url: str) -> None:
