@@ -35,7 +35,15 @@ def cached_store(path: Path, cache: str) -> Path:
             if not is_store(Path(cache) / name):
                 with new_directory(Path(cache) / name) as directory:
                     copy_tree(path, directory)
-                    verify_store(directory)
+                    _verify(directory, path)
     except OSError as error:
         raise UserError(f"config.data.cache={cache}: {path} cannot be copied: {error.strerror or error}") from None
     return Path(cache) / name
+
+
+def _verify(copy: Path, path: Path) -> None:
+    """Compares the checksums of a copy; an error names the store that was copied."""
+    try:
+        verify_store(copy)
+    except UserError as error:
+        raise UserError(str(error).replace(str(copy), str(path))) from None

@@ -1,19 +1,31 @@
 """From text to an exported model in a bucket: every loss equals the local run's, bit for bit, also after a kill."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file
 
+from configs import default
+from configs.errors import UserError
+from data.loader import BatchFunction, train_batches
+from data.packing import PackedRows
 from data.storage import paths
 from data.storage.paths import at
+from data.store import open_store
+from data.store_cache import cached_store
+from tests.damage import flip_a_bit
 from tests.runs import ROOT, error_lines, process_environment, rootstock, write_rows, write_text
+from train.checkpoint import local_tier, orbax_s3
 from train.checkpoint.manager import COMMIT_MARKER, saved_steps
 from train.run.history import read_records
+from train.settings import from_config
+from train.tasks.task import load_task
 
 STEPS, EVERY = 12, 4
 PRETRAIN = [
@@ -37,9 +49,9 @@ from train import loop
 step, whole = int(sys.argv[1]), sys.argv[2] == "whole"
 def save(manager, state, mesh):
     saving.save(manager, state, mesh)
+    if whole:
+        manager.wait_until_finished()
     if int(state.step) == step:
-        if whole:
-            manager.wait_until_finished()
         os.kill(os.getpid(), signal.SIGKILL)
 loop.save = save
 cli.main(sys.argv[3:])
@@ -199,3 +211,139 @@ def test_other_urls_are_one_line(command, names):
 def test_what_is_missing_in_a_bucket_is_one_line(bucket, command, expected):
     done = rootstock(*(word.format(bucket=bucket, scheme=bucket[:2]) for word in command), check=False)
     assert expected in done.stderr and "Traceback" not in done.stderr and len(error_lines(done)) == 1
+
+
+def test_two_processes_train_in_one_bucket(bucket, tmp_path):
+    put_inputs(bucket, tmp_path)
+    mesh, length = "--config.mesh.fsdp=2", "--config.num_steps=8"
+    data = ["--config.tokenizer=bytes", "--config.data.validation_split=tail"]
+    rootstock(
+        *PRETRAIN, mesh, length, *data, f"--config.data.path={tmp_path}/in/text/a.txt", f"--workdir={tmp_path}/run",
+        devices=2,
+    )  # fmt: skip
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{probe.getsockname()[1]}", "JAX_NUM_PROCESSES": "2"}
+    # Process 0 makes the store in the bucket, and both read it there.
+    text = f"--config.data.path={bucket}/text/*.txt"
+    command = [sys.executable, "-m", "train", *PRETRAIN, mesh, length, *data, text, f"--workdir={bucket}/run"]
+    running = [
+        subprocess.Popen(
+            command, cwd=ROOT, env=process_environment() | cluster | {"JAX_PROCESS_ID": str(number)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    printed = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], printed
+    found, expected = losses(at(bucket) / "run"), losses(tmp_path / "run")
+    assert [line[:2] for line in found] == [line[:2] for line in expected]
+    np.testing.assert_allclose([line[2] for line in found], [line[2] for line in expected], rtol=1e-5)
+    assert saved_steps(at(bucket) / "run") == [8, 4]
+    # One process restores what two saved.
+    assert rootstock("checkpoint", "verify", f"{bucket}/run").stdout.count("sound") == 2
+
+
+def test_the_newest_checkpoint_of_both_places_is_restored(bucket, local, tmp_path):
+    root, expected = local
+    workdir, disk = at(bucket) / "run", tmp_path / "disk"
+    tiers = [
+        "--config.checkpoint.every=8",
+        f"--config.checkpoint.local_path={disk}",
+        "--config.checkpoint.local_every=2",
+    ]
+    command = [*PRETRAIN, *tiers, f"--config.data.path={root}/store", f"--workdir={workdir}"]
+    train_and_kill(6, "whole", *command)
+    (own,) = disk.iterdir()
+    assert saved_steps(workdir) == [] and saved_steps(own) == [6, 4, 2]
+    train_and_kill(10, "whole", *command)
+    assert saved_steps(workdir) == [8] and saved_steps(own)[0] == 10
+    flip_a_bit(own / "checkpoints" / "10")
+    done = rootstock(*command)
+    printed = done.stderr + done.stdout
+    assert "checkpoint 10 is damaged" in printed and "resumed at step 8 of 12" in printed
+    assert losses(workdir) == expected["losses"] and saved_steps(workdir) == [12, 8]
+
+
+def test_local_checkpoints_that_the_processes_do_not_share_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(local_tier, "run_on_process_zero", lambda action: "written-by-process-0")
+    with pytest.raises(UserError, match="does not see what process 0 wrote there"):
+        with local_tier.open_local_manager(str(tmp_path), tmp_path, 1):
+            pass
+
+
+def test_a_store_is_copied_once_if_asked(bucket, local, tmp_path):
+    root, expected = local
+    store = at(bucket) / "store"
+    paths.copy_tree(root / "store", store, last="manifest.json")
+    command = [*PRETRAIN, f"--config.data.path={store}", f"--config.data.cache={tmp_path / 'cache'}"]
+    rootstock(*command, f"--workdir={tmp_path / 'run'}")
+    assert losses(tmp_path / "run") == expected["losses"]
+    (copy,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    assert (copy / "train" / "tokens.bin").read_bytes() == (root / "store" / "train" / "tokens.bin").read_bytes()
+    written = (copy / "manifest.json").stat().st_mtime_ns
+    assert (
+        cached_store(store, str(tmp_path / "cache")) == copy and (copy / "manifest.json").stat().st_mtime_ns == written
+    )
+    # A damaged store is not copied.
+    damaged = at(bucket) / "damaged"
+    paths.copy_tree(root / "store", damaged)
+    tokens = damaged / "train" / "tokens.bin"
+    tokens.write_bytes(tokens.read_bytes()[:-2] + b"\0\0")
+    manifest = json.loads((damaged / "manifest.json").read_text())
+    manifest["splits"]["train"]["documents_note"] = "another name in the cache"
+    (damaged / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=rf"{bucket}/damaged is damaged: train/tokens\.bin differ"):
+        cached_store(damaged, str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("field", ["data.cache", "checkpoint.local_path"])
+def test_what_must_be_on_the_machine_is_refused_in_a_bucket(field):
+    config = default.get_config()
+    config.update_from_flattened_dict({field: "gs://bucket/x"})
+    with pytest.raises(UserError, match=rf"config\.{field}='gs://bucket/x' is in a bucket"):
+        from_config(config.to_dict())
+    with pytest.raises(UserError, match="Python files are read from this machine only"):
+        load_task("s3://bucket/task.py")
+
+
+def test_a_version_of_orbax_that_changed_is_one_line(monkeypatch):
+    from orbax.checkpoint._src.path import gcs_utils
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gcs_utils, "_GCS_PATH_PREFIX", ("gs://",))
+        patch.delattr(tensorstore_utils, "_use_gcs_driver")
+        with pytest.raises(UserError, match=r"checkpoints on s3:// need Orbax 0\.12\.8, and this is"):
+            orbax_s3.support_s3()
+
+
+def test_an_unreachable_bucket_does_not_make_a_checkpoint_damaged(bucket, local, monkeypatch):
+    root, _ = local
+    command = [*PRETRAIN, f"--config.data.path={root}/store", f"--workdir={bucket}/run"]
+    train_and_kill(8, "whole", *command)
+
+    def refuse(*_, **__):
+        raise ValueError("UNAVAILABLE: HTTP response code 503")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "restore", refuse)
+        done = rootstock(*command, check=False)
+    (line,) = error_lines(done)
+    assert "checkpoint 8 cannot be read" in line and "run the same command again" in line
+    assert saved_steps(at(bucket) / "run") == [8, 4] and not (at(bucket) / "run" / "damaged").exists()
+
+
+def test_rows_are_read_in_place_in_the_order_of_the_local_store(bucket, local):
+    root, _ = local
+    store = at(bucket) / "store"
+    paths.copy_tree(root / "store", store, last="manifest.json")
+    here, there = (BatchFunction(PackedRows(open_store(where, "train"), 32), 8, 0) for where in (root / "store", store))
+    for workers in (0, 2):
+        batches = zip(train_batches(here, 3, 9, workers, 4), train_batches(there, 3, 9, workers, 4), strict=True)
+        for expected, found in batches:
+            assert expected.keys() == found.keys()
+            assert all(np.array_equal(expected[name], found[name]) for name in expected)
+    (store / "train" / "tokens.bin").unlink()
+    with pytest.raises(UserError, match=r"tokens\.bin is missing"):
+        there.source.rows(np.arange(3))

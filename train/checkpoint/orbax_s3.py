@@ -5,15 +5,15 @@ after checking that they are what they were in Orbax 0.12.8. Remove this file wh
 (github.com/google/orbax, issue 359).
 """
 
-import functools
 from types import ModuleType
 
 import orbax.checkpoint as ocp
 
 from configs.errors import UserError
 
+_PREFIXES = ("gs://", "s3://")
 
-@functools.cache
+
 def support_s3() -> None:
     """Makes Orbax treat s3:// as it treats gs://.
 
@@ -24,6 +24,8 @@ def support_s3() -> None:
         from orbax.checkpoint._src.path import gcs_utils
         from orbax.checkpoint._src.serialization import tensorstore_utils
 
+        if gcs_utils._GCS_PATH_PREFIX == _PREFIXES:
+            return
         known = _is_known(gcs_utils, tensorstore_utils)
     except (ImportError, AttributeError, TypeError) as error:
         raise UserError(_unsupported(str(error))) from None
@@ -32,10 +34,10 @@ def support_s3() -> None:
     from data.storage.ranges import kvstore_spec
 
     normalize = tensorstore_utils._normalize_path
-    gcs_utils._GCS_PATH_PREFIX = ("gs://", "s3://")
+    gcs_utils._GCS_PATH_PREFIX = _PREFIXES
     gcs_utils.get_kvstore_for_gcs = kvstore_spec
     tensorstore_utils._normalize_path = lambda path: normalize(path).replace("s3:/", "s3://")
-    tensorstore_utils._use_gcs_driver = lambda directory: directory.startswith(("gs://", "s3://"))
+    tensorstore_utils._use_gcs_driver = lambda directory: directory.startswith(_PREFIXES)
 
 
 def _is_known(gcs_utils: ModuleType, tensorstore_utils: ModuleType) -> bool:
