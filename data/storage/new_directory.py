@@ -28,8 +28,8 @@ def new_directory(path: Path, in_place: bool = False) -> Iterator[Path]:
         UserError: `path` exists and is not an empty directory, or cannot be written.
     """
     if not is_remote(path):
-        with _renamed(path) as temporary:
-            yield temporary
+        with _renamed(path) as directory:
+            yield directory
     elif in_place:
         with _claimed(path):
             yield path

@@ -185,7 +185,7 @@ _MODEL = (
 )  # fmt: skip
 _DATA = (
     Mutant(
-        "targets are not shifted", "data/packing.py", "tokens[token + 1]", "tokens[token]",
+        "targets are not shifted", "data/packing.py", "read[places + 1]", "read[places]",
         f"{_PACKING}test_every_target_appears_once_with_its_input",
     ),
     Mutant(
@@ -393,6 +393,30 @@ _TRAIN = (
     Mutant(
         "a directory appears before it is complete", "data/storage/new_directory.py", "yield temporary", "yield path",
         "tests/train/test_paths_and_terminals.py::test_an_interrupted_command_runs_again[export-hf]",
+    ),
+    Mutant(
+        "an object of a bucket is truncated by appending", "data/storage/remote.py",
+        'if mode.startswith("a"):', "if False:",
+        "tests/data/storage/test_paths.py::test_an_object_is_not_appended_to[gs]",
+    ),
+    Mutant(
+        "the manifest of a store is not uploaded last", "data/storage/paths.py",
+        "key=lambda path: path == source / last", "key=str",
+        "tests/data/storage/test_paths.py::test_in_a_bucket_the_manifest_is_written_last[gs]",
+    ),
+    Mutant(
+        "a bucket's lock is taken although it is held", "data/storage/lease.py", "if age < seconds:", "if False:",
+        "tests/data/storage/test_lease.py::test_a_held_lock_names_host_and_pid_and_a_released_one_is_free[gs]",
+    ),
+    Mutant(
+        "an object is replaced whoever wrote it", "data/storage/conditional.py",
+        "if_generation_match=0 if before is None else int(before.tag)", "if_generation_match=None",
+        "tests/data/storage/test_lease.py::test_an_object_is_replaced_only_if_nobody_else_wrote[gs]",
+    ),
+    Mutant(
+        "an unreachable bucket counts as a damaged checkpoint", "train/checkpoint/steps.py",
+        "if is_remote(folder_of(manager)) and is_unreachable(error):", "if False:",
+        "tests/train/test_buckets.py::test_an_unreachable_bucket_does_not_make_a_checkpoint_damaged[gs]",
     ),
     Mutant(
         "an import is turned round", "train/console.py", "from rich.console import Console",
