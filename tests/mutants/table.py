@@ -339,7 +339,7 @@ _TRAIN = (
     Mutant(
         "records of repeated steps are kept", "train/run/history.py", "_step_of(line) <= resumed_step",
         "_step_of(line) < math.inf",
-        "tests/train/run/test_history.py::test_lines_of_repeated_steps_are_dropped",
+        "tests/train/run/test_history.py::test_lines_of_repeated_steps_are_dropped[local]",
     ),
     Mutant(
         "two runs may share a directory", "train/run/lock.py", "fcntl.LOCK_EX", "fcntl.LOCK_SH",
