@@ -70,7 +70,7 @@ class TokenStore:
 
     @functools.cached_property
     def offsets(self) -> np.ndarray:
-        """int64[documents + 1]: the start of each document, and the end of the last; a memory map."""
+        """int64[documents + 1]: the start of each document, and the end of the last; on this machine a memory map."""
         path = self.path / self.split / _OFFSETS
         if self.is_remote:
             return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
@@ -100,7 +100,10 @@ class MemoryStore:
         """The number of tokens, including bos and eos."""
         return len(self.tokens)
 
-    is_remote = False
+    @property
+    def is_remote(self) -> bool:
+        """Whether the store is in a bucket: no."""
+        return False
 
     def read(self, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
         """Returns the tokens from each start up to its stop."""

@@ -98,9 +98,11 @@ def lease(lock: Path, on_lost: Callable[[str], None], seconds: float = LEASE_SEC
 
 def _release(path: RemotePath, owner: _Owner) -> None:
     """Makes a lock free; it is not deleted, because a deletion cannot be made conditional everywhere."""
-    now = read_version(path)
-    if now is not None and _read(now).mark == owner.mark:
-        write_if(path, dataclasses.replace(owner, mark="", renewed=-1).to_bytes(), now)
+    # If the bucket cannot be reached any more, the lock expires.
+    with contextlib.suppress(Exception):
+        now = read_version(path)
+        if now is not None and _read(now).mark == owner.mark:
+            write_if(path, dataclasses.replace(owner, mark="", renewed=-1).to_bytes(), now)
 
 
 def mark_of(lock: Path) -> str:
@@ -134,7 +136,10 @@ def _check_free(path: RemotePath, version: Version, seconds: float) -> None:
     age = (probe.filesystem.modified(probe.key) - version.written).total_seconds()
     probe.unlink()
     if age < seconds:
-        raise Held(f"{_describe(owner)}, {age:.0f} s ago; if it is gone, its lock ends in {seconds - age:.0f} s")
+        raise Held(
+            f"{_describe(owner)}, which renewed its lock {max(age, 0):.0f} s ago; if it is gone, its lock ends in "
+            f"{seconds - age:.0f} s"
+        )
 
 
 def _is_dead(owner: _Owner) -> bool:

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -21,7 +22,9 @@ from data.store import open_store
 from data.store_cache import cached_store
 from tests.damage import flip_a_bit
 from tests.runs import ROOT, error_lines, process_environment, rootstock, write_rows, write_text
+from train import loop
 from train.checkpoint import local_tier, orbax_s3
+from train.checkpoint import save as saving
 from train.checkpoint.manager import COMMIT_MARKER, saved_steps
 from train.run.history import read_records
 from train.settings import from_config
@@ -132,6 +135,20 @@ def train_and_kill(step, moment, *arguments):
     assert done.returncode == -9, done.stderr
 
 
+def train_and_stop(step, *arguments):
+    """Runs a command in this process, which waits for every save and ends with an error after that of `step`."""
+
+    def save(manager, state, mesh):
+        saving.save(manager, state, mesh)
+        manager.wait_until_finished()
+        if int(state.step) == step:
+            raise UserError("stopped by the test")
+
+    with mock.patch.object(loop, "save", save):
+        done = rootstock(*arguments, check=False)
+    assert "stopped by the test" in done.stderr, done.stderr
+
+
 def test_a_run_that_was_killed_resumes_in_a_bucket(bucket, local):
     root, expected = local
     store = at(bucket) / "store"
@@ -152,7 +169,7 @@ def test_a_damaged_checkpoint_of_a_bucket_is_passed_over(bucket, local):
     root, expected = local
     workdir = at(bucket) / "run"
     command = [*PRETRAIN, f"--config.data.path={root}/store", f"--workdir={workdir}"]
-    train_and_kill(8, "whole", *command)
+    train_and_stop(8, *command)
     largest = max(paths.files_below(workdir / "checkpoints" / "8"), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -253,10 +270,10 @@ def test_the_newest_checkpoint_of_both_places_is_restored(bucket, local, tmp_pat
         "--config.checkpoint.local_every=2",
     ]
     command = [*PRETRAIN, *tiers, f"--config.data.path={root}/store", f"--workdir={workdir}"]
-    train_and_kill(6, "whole", *command)
+    train_and_stop(6, *command)
     (own,) = disk.iterdir()
     assert saved_steps(workdir) == [] and saved_steps(own) == [6, 4, 2]
-    train_and_kill(10, "whole", *command)
+    train_and_stop(10, *command)
     assert saved_steps(workdir) == [8] and saved_steps(own)[0] == 10
     flip_a_bit(own / "checkpoints" / "10")
     done = rootstock(*command)
@@ -321,7 +338,7 @@ def test_a_version_of_orbax_that_changed_is_one_line(monkeypatch):
 def test_an_unreachable_bucket_does_not_make_a_checkpoint_damaged(bucket, local, monkeypatch):
     root, _ = local
     command = [*PRETRAIN, f"--config.data.path={root}/store", f"--workdir={bucket}/run"]
-    train_and_kill(8, "whole", *command)
+    train_and_stop(8, *command)
 
     def refuse(*_, **__):
         raise ValueError("UNAVAILABLE: HTTP response code 503")
