@@ -21,7 +21,8 @@ import numpy as np
 from configs import default
 from data.loader import BatchFunction, train_batches
 from data.packing import PackedRows
-from data.storage.paths import at, copy_tree
+from data.storage.files import copy_tree
+from data.storage.paths import at
 from data.store import SPLITS, open_store, store_from_documents, write_manifest, write_split
 from model.config import model_config
 from model.heads import language_model, parameter_count

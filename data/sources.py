@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from configs.errors import UserError, one_line
-from data.storage.paths import at, files_below, match_files
+from data.storage.files import files_below, match_files
+from data.storage.paths import at
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")

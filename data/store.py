@@ -21,7 +21,8 @@ from configs.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from data.storage.ranges import Ranges
-from data.storage.paths import at, is_remote, write_atomically
+from data.storage.files import write_atomically
+from data.storage.paths import at, is_remote
 
 FORMAT, VERSION = "token store", 1
 SPLITS = ("train", "validation")

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 from configs.errors import UserError
+from data.storage.files import copy_tree
 from data.storage.new_directory import new_directory
-from data.storage.paths import copy_tree, is_remote
+from data.storage.paths import is_remote
 from data.store import is_store, read_manifest, verify_store
 
 

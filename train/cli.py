@@ -9,7 +9,6 @@ import os
 import select
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +20,7 @@ from ml_collections import config_flags
 from configs import reference
 from configs.errors import UserError, did_you_mean, end
 from data.storage.errors import bucket_errors
-from data.storage.paths import at, check_url, copy_file, is_url
+from data.storage.paths import at, check_url, is_url
 
 # Command NAME is the module train/commands/NAME.py, with "_" for "-".
 COMMANDS = {
@@ -268,6 +267,10 @@ def _locate_config(argument: str) -> str:
 
 def _download(url: str) -> str:
     """Returns the path of a copy of a config file in a bucket, which exists until this process ends."""
+    import tempfile
+
+    from data.storage.files import copy_file
+
     try:
         with bucket_errors():
             source = at(url)

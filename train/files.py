@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from configs.errors import UserError, one_line
-from data.storage.paths import check_directory, is_remote
+from data.storage.files import check_directory
+from data.storage.paths import is_remote
 
 
 def check_output_file(path: Path, option: str) -> None:

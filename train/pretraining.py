@@ -11,7 +11,8 @@ from configs.errors import UserError
 from data.loader import Rows
 from data.packing import PackedRows
 from data.prepare import DataChanged, StoreOptions, prepare, skipped_rows
-from data.storage.paths import at, delete_tree
+from data.storage.files import delete_tree
+from data.storage.paths import at
 from data.store import is_store, open_store, read_manifest
 from data.store_cache import cached_store
 from data.tokenizer import Tokenizer, load_tokenizer

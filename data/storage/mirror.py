@@ -7,7 +7,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.storage.paths import copy_file, files_below, is_remote
+from data.storage.files import copy_file, files_below
+from data.storage.paths import is_remote
 
 UPLOAD_SECONDS = 60.0
 

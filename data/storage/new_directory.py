@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from configs.errors import UserError
-from data.storage.paths import copy_tree, delete_tree, is_remote
+from data.storage.files import copy_tree, delete_tree
+from data.storage.paths import is_remote
 
 # In a bucket: the lock of the command that makes the directory. If it was killed, what it left is deleted.
 _UNFINISHED = ".partial"

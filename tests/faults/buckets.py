@@ -57,7 +57,8 @@ def _killed(directory: Path, short: bool) -> Outcome:
 
 def _damaged(change: Callable[[bytes], bytes]) -> Callable[[Path, bool], Outcome]:
     def inject(directory: Path, short: bool) -> Outcome:
-        from data.storage.paths import at, files_below
+        from data.storage.files import files_below
+        from data.storage.paths import at
         from tests.faults.tiny_run import EVERY, STEPS, same, settings_of, train
         from train.console import console
 

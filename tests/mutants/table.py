@@ -400,7 +400,7 @@ _TRAIN = (
         "tests/data/storage/test_paths.py::test_an_object_is_not_appended_to[gs]",
     ),
     Mutant(
-        "the manifest of a store is not uploaded last", "data/storage/paths.py",
+        "the manifest of a store is not uploaded last", "data/storage/files.py",
         "key=lambda path: path == source / last", "key=str",
         "tests/data/storage/test_paths.py::test_in_a_bucket_the_manifest_is_written_last[gs]",
     ),

@@ -16,7 +16,7 @@ from configs import default
 from configs.errors import UserError
 from data.loader import BatchFunction, train_batches
 from data.packing import PackedRows
-from data.storage import paths
+from data.storage import files
 from data.storage.paths import at
 from data.store import open_store
 from data.store_cache import cached_store
@@ -85,7 +85,7 @@ def stages(root: str) -> dict:
     rootstock("import-hf", f"--source={root}/exported", f"--workdir={root}/imported")
     assert "sound" in rootstock("checkpoint", "verify", foundation).stdout
     listed = rootstock("checkpoint", "ls", foundation).stdout
-    with paths.local_copy(folder / "exported") as exported:
+    with files.local_copy(folder / "exported") as exported:
         weights = load_file(exported / "model.safetensors")
     return {
         "losses": losses(folder / "foundation"),
@@ -105,7 +105,7 @@ def put_inputs(root: str, scratch: Path) -> None:
     (scratch / "in" / "text").mkdir(parents=True)
     write_text(scratch / "in" / "text" / "a.txt", 150)
     write_rows(scratch / "in" / "rows.jsonl", 80)
-    paths.copy_tree(scratch / "in", at(root))
+    files.copy_tree(scratch / "in", at(root))
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def train_and_stop(step, *arguments):
 def test_a_run_that_was_killed_resumes_in_a_bucket(bucket, local):
     root, expected = local
     store = at(bucket) / "store"
-    paths.copy_tree(root / "store", store, last="manifest.json")
+    files.copy_tree(root / "store", store, last="manifest.json")
     workdir = at(bucket) / "run"
     command = [*PRETRAIN, f"--config.data.path={store}", f"--workdir={workdir}"]
     train_and_kill(4, "whole", *command)
@@ -170,7 +170,7 @@ def test_a_damaged_checkpoint_of_a_bucket_is_passed_over(bucket, local):
     workdir = at(bucket) / "run"
     command = [*PRETRAIN, f"--config.data.path={root}/store", f"--workdir={workdir}"]
     train_and_stop(8, *command)
-    largest = max(paths.files_below(workdir / "checkpoints" / "8"), key=lambda path: path.stat().st_size)
+    largest = max(files.files_below(workdir / "checkpoints" / "8"), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(bytes(content))
@@ -292,7 +292,7 @@ def test_local_checkpoints_that_the_processes_do_not_share_are_refused(tmp_path,
 def test_a_store_is_copied_once_if_asked(bucket, local, tmp_path):
     root, expected = local
     store = at(bucket) / "store"
-    paths.copy_tree(root / "store", store, last="manifest.json")
+    files.copy_tree(root / "store", store, last="manifest.json")
     command = [*PRETRAIN, f"--config.data.path={store}", f"--config.data.cache={tmp_path / 'cache'}"]
     rootstock(*command, f"--workdir={tmp_path / 'run'}")
     assert losses(tmp_path / "run") == expected["losses"]
@@ -304,7 +304,7 @@ def test_a_store_is_copied_once_if_asked(bucket, local, tmp_path):
     )
     # A damaged store is not copied.
     damaged = at(bucket) / "damaged"
-    paths.copy_tree(root / "store", damaged)
+    files.copy_tree(root / "store", damaged)
     tokens = damaged / "train" / "tokens.bin"
     tokens.write_bytes(tokens.read_bytes()[:-2] + b"\0\0")
     manifest = json.loads((damaged / "manifest.json").read_text())
@@ -354,7 +354,7 @@ def test_an_unreachable_bucket_does_not_make_a_checkpoint_damaged(bucket, local,
 def test_rows_are_read_in_place_in_the_order_of_the_local_store(bucket, local):
     root, _ = local
     store = at(bucket) / "store"
-    paths.copy_tree(root / "store", store, last="manifest.json")
+    files.copy_tree(root / "store", store, last="manifest.json")
     here, there = (BatchFunction(PackedRows(open_store(where, "train"), 32), 8, 0) for where in (root / "store", store))
     for workers in (0, 2):
         batches = zip(train_batches(here, 3, 9, workers, 4), train_batches(there, 3, 9, workers, 4), strict=True)

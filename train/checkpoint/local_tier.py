@@ -13,7 +13,7 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 
 from configs.errors import UserError
-from data.storage.paths import write_atomically
+from data.storage.files import write_atomically
 from train.checkpoint.manager import open_manager
 from train.distributed.processes import run_on_process_zero
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 
 from configs.errors import UserError
-from data.storage.paths import at, delete_tree, is_remote
+from data.storage.files import delete_tree
+from data.storage.paths import at, is_remote
 from train.checkpoint.orbax_handlers import registry
 from train.checkpoint.orbax_s3 import support_s3
 from train.distributed.processes import run_on_process_zero

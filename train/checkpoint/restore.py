@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from data.storage.paths import is_remote, move_tree
+from data.storage.files import move_tree
+from data.storage.paths import is_remote
 from model.transformer import Params
 from train.checkpoint.manager import (
     CHECKPOINTS_DIR,

@@ -22,7 +22,8 @@ from rich.table import Table
 
 from configs.errors import UserError
 from data.labeled import read_examples
-from data.storage.paths import at, local_copy
+from data.storage.files import local_copy
+from data.storage.paths import at
 from data.tokenizer import Tokenizer
 from model.heads import Objective
 from train.console import results_console, say_skipped

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import jax
 
-from data.storage.paths import copy_file, is_remote
+from data.storage.files import copy_file
+from data.storage.paths import is_remote
 from train.distributed.processes import end_all
 
 EXIT_CODE = 124  # that of timeout(1)

@@ -13,8 +13,9 @@ import numpy as np
 
 from configs import default
 from configs.errors import UserError
+from data.storage.files import local_copy
 from data.storage.new_directory import check_new, new_directory
-from data.storage.paths import at, is_url, local_copy
+from data.storage.paths import at, is_url
 from data.tokenizer import load_tokenizer
 from model.config import ModelConfig, model_config
 from model.heads import language_model, parameter_count

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from configs.errors import UserError
+from data.storage.files import write_atomically
 from data.storage.mirror import Mirror, mirrored
-from data.storage.paths import write_atomically
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter

@@ -15,7 +15,8 @@ from configs import default
 from configs.errors import UserError
 from configs.schema import build
 from data.sources import Inventory, differences
-from data.storage.paths import at, write_atomically
+from data.storage.files import write_atomically
+from data.storage.paths import at
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.adapt import Adaptation, adapt, merge
 from model.config import EXECUTION_FIELDS, ModelConfig, architecture_difference

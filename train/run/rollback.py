@@ -6,7 +6,7 @@ from typing import Any
 
 from configs.errors import UserError
 from data.loader import Skipped, batch_number
-from data.storage.paths import write_atomically
+from data.storage.files import write_atomically
 from train.distributed.processes import run_on_process_zero
 
 _NAME = "skipped_batches.json"

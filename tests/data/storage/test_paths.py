@@ -8,13 +8,13 @@ import threading
 import pytest
 
 from configs.errors import UserError
-from data.storage import paths
+from data.storage import files
 from data.storage.new_directory import new_directory
-from data.storage.paths import at
+from data.storage.paths import at, is_remote
 
 _WRITE = """
 import sys
-from data.storage.paths import at
+from data.storage.paths import at, is_remote
 at(sys.argv[1]).write_text("from another process")
 """
 
@@ -50,15 +50,15 @@ class TestContract:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(name)
         assert sorted(path.name for path in root.iterdir()) == ["1.txt", "b"]
-        assert [str(path.relative_to(root)) for path in paths.files_below(root)] == [
+        assert [str(path.relative_to(root)) for path in files.files_below(root)] == [
             "1.txt", "b/2.txt", "b/c/3.txt", "b/c/4.csv",
         ]  # fmt: skip
         assert sorted(path.name for path in root.glob("*/*.txt")) == ["2.txt"]
         assert sorted(path.name for path in root.glob("b/[0-9]*")) == ["2.txt"]
-        found = paths.match_files(f"{folder}/**/*.txt")
+        found = files.match_files(f"{folder}/**/*.txt")
         assert [path.read_text() for path in found] == ["1.txt", "b/2.txt", "b/c/3.txt"]
-        assert [path.name for path in paths.match_files(f"{folder}/b/*.txt")] == ["2.txt"]
-        assert paths.match_files(f"{folder}/*.json") == []
+        assert [path.name for path in files.match_files(f"{folder}/b/*.txt")] == ["2.txt"]
+        assert files.match_files(f"{folder}/*.json") == []
 
     def test_files_of_other_processes_appear(self, folder):
         path = at(folder) / "a" / "b.txt"
@@ -72,7 +72,7 @@ class TestContract:
     def test_a_file_is_replaced_whole(self, folder):
         path = at(folder) / "state.json"
         texts = ["a" * 50_000, "b" * 50_000]
-        paths.write_atomically(path, texts[0])
+        files.write_atomically(path, texts[0])
         seen, done = set(), threading.Event()
 
         def read():
@@ -82,7 +82,7 @@ class TestContract:
         reader = threading.Thread(target=read)
         reader.start()
         for number in range(12):
-            paths.write_atomically(path, texts[number % 2])
+            files.write_atomically(path, texts[number % 2])
         done.set()
         reader.join()
         assert seen <= set(texts) and path.read_text() == texts[1]
@@ -94,13 +94,13 @@ class TestContract:
         (source / "inside" / "a.bin").write_bytes(b"a")
         (source / "manifest.json").write_text("{}")
         target = at(folder) / "copy"
-        paths.copy_tree(source, target, last="manifest.json")
+        files.copy_tree(source, target, last="manifest.json")
         moved = at(folder) / "moved"
-        paths.move_tree(target, moved)
+        files.move_tree(target, moved)
         assert not target.exists() and (moved / "inside" / "a.bin").read_bytes() == b"a"
-        with paths.local_copy(moved) as local:
-            assert (local / "inside" / "a.bin").read_bytes() == b"a" and not paths.is_remote(local)
-        paths.delete_tree(moved)
+        with files.local_copy(moved) as local:
+            assert (local / "inside" / "a.bin").read_bytes() == b"a" and not is_remote(local)
+        files.delete_tree(moved)
         assert not moved.exists()
 
     def test_a_path_is_pickled(self, folder):
@@ -126,8 +126,8 @@ class TestContract:
 
 def test_in_a_bucket_the_manifest_is_written_last(bucket, monkeypatch):
     written = []
-    copy = paths.copy_file
-    monkeypatch.setattr(paths, "copy_file", lambda source, target: (written.append(target.name), copy(source, target)))
+    copy = files.copy_file
+    monkeypatch.setattr(files, "copy_file", lambda source, target: (written.append(target.name), copy(source, target)))
     with new_directory(at(bucket)) as directory:
         for name in ("z.bin", "manifest.json", "a.bin"):
             (directory / name).write_text(name)
@@ -171,7 +171,7 @@ def test_the_empty_object_that_a_console_makes_of_a_directory_is_not_a_file(buck
     path.filesystem.pipe_file(f"{path.key}/", b"")
     (path / "a.txt").write_text("a")
     assert [found.name for found in path.iterdir()] == ["a.txt"]
-    assert [found.name for found in paths.files_below(path)] == ["a.txt"]
+    assert [found.name for found in files.files_below(path)] == ["a.txt"]
 
 
 @pytest.mark.parametrize(

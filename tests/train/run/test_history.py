@@ -2,7 +2,8 @@
 
 import json
 
-from data.storage.paths import at, files_below
+from data.storage.files import files_below
+from data.storage.paths import at
 from train.run.history import open_writer
 
 
