@@ -225,6 +225,21 @@ def test_the_language_of_the_repository():
     assert not found, "\n".join(found)
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_one_package_knows_what_a_path_is(path):
+    """Elsewhere no client of buckets is imported, and no path is made of what a user wrote but by `at`."""
+    tree = ast.parse(path.read_text())
+    if path.parent.name != "storage":
+        clients = {
+            name for name in imports(tree) if name.split(".")[0] in ("fsspec", "gcsfs", "s3fs", "etils", "google")
+        }
+        assert not clients, f"{path} imports {clients}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and name_of(node.func) == "Path" and node.args:
+            of_a_flag = isinstance(node.args[0], ast.Attribute) and name_of(node.args[0].value) == "values"
+            assert not of_a_flag, f"{path}:{node.lineno}: use data.storage.paths.at, which knows URLs"
+
+
 def test_shipped_configs_build_and_name_their_command():
     for path in sorted((ROOT / "configs").glob("*/*.py")):
         if path.stem == "__init__":

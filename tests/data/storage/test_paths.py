@@ -14,7 +14,7 @@ from data.storage.paths import at, is_remote
 
 _WRITE = """
 import sys
-from data.storage.paths import at, is_remote
+from data.storage.paths import at
 at(sys.argv[1]).write_text("from another process")
 """
 
