@@ -1,9 +1,13 @@
 """Writes to an object of a bucket that happen only if nobody else wrote to it meanwhile."""
 
 import datetime
-from typing import NamedTuple
+import functools
+from typing import TYPE_CHECKING, NamedTuple
 
 from data.storage.remote import RemotePath
+
+if TYPE_CHECKING:
+    from google.cloud import storage
 
 
 class Version(NamedTuple):
@@ -71,11 +75,17 @@ def _write_s3(path: RemotePath, data: bytes, before: Version | None) -> None:
 def _write_gs(path: RemotePath, data: bytes, before: Version | None) -> None:
     # gcsfs can create an object only if it does not exist, but not replace a given version.
     from google.api_core.exceptions import PreconditionFailed
-    from google.cloud import storage
 
     bucket, _, name = path.key.partition("/")
-    blob = storage.Client().bucket(bucket).blob(name)
+    blob = _gs_client().bucket(bucket).blob(name)
     try:
         blob.upload_from_string(data, if_generation_match=0 if before is None else int(before.tag))
     except PreconditionFailed:
         raise _Conflict from None
+
+
+@functools.cache
+def _gs_client() -> "storage.Client":
+    from google.cloud import storage
+
+    return storage.Client()

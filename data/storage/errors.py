@@ -8,12 +8,17 @@ from collections.abc import Iterator
 from configs.errors import UserError, one_line
 
 _CLIENTS = ("fsspec", "gcsfs", "s3fs", "aiobotocore", "botocore", "aiohttp", "google", "requests", "urllib3", "etils")
+_STATUS = "401|403|408|429|500|502|503|504"
 _UNREACHABLE = re.compile(
-    r"\b(401|403|408|429|50[0234])\b|UNAVAILABLE|UNAUTHENTICATED|PERMISSION_DENIED|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED"
-    r"|forbidden|credential|expired|slow ?down|reduce your request rate|access ?denied|timed? ?out|timeout|connect"
-    r"|service unavailable|could not resolve|too many requests|internal error|internal server",
+    rf"(HTTP response code|status|code)\W{{0,4}}({_STATUS})\b|, ({_STATUS})$|\bHTTP ({_STATUS})\b"
+    r"|UNAVAILABLE|UNAUTHENTICATED|PERMISSION_DENIED|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED"
+    r"|forbidden|credential|\bexpired|slow ?down|reduce your request rate|access ?denied|timed? ?out|cannot connect"
+    r"|connect(ion)? ?(error|refused|reset|closed|aborted)|service unavailable|could not resolve|too many requests"
+    r"|internal error|internal server",
     re.IGNORECASE,
 )
+# The names of objects contain any word, and steps such as 500.
+_NAME = re.compile(r"\S*/\S*")
 _REMEDY = (
     "check the network, your credentials and the permissions on the bucket (docs/clusters.md), then run the same "
     "command again to resume"
@@ -31,7 +36,8 @@ def describe(error: Exception) -> str:
 
 def is_unreachable(error: Exception) -> bool:
     """Returns whether an error says that the bucket cannot be reached or refuses access, not that an object is bad."""
-    return isinstance(error, Unreachable) or bool(_UNREACHABLE.search(f"{type(error).__name__}: {error}"))
+    text = _NAME.sub("", f"{type(error).__name__}: {error}").strip()
+    return isinstance(error, Unreachable) or bool(_UNREACHABLE.search(text))
 
 
 @contextlib.contextmanager
