@@ -121,6 +121,8 @@ def data() -> ConfigDict:
     d.validation_split = "documents"  # hold out whole "documents", or the "tail" of each document
     d.num_workers = 0  # Grain worker processes that load batches; 0: threads
     d.prefetch = 2  # batches loaded ahead
+    # Local directory that a token store in a bucket is copied to before training, once per host; empty: read in place.
+    d.cache = ""
     return d
 
 
@@ -218,6 +220,10 @@ def checkpoint() -> ConfigDict:
     c.minutes = 0.0  # also save after this many minutes (checked every logging.every steps); 0: off
     c.keep = 2  # newest checkpoints to keep
     c.keep_period = 0  # also keep every checkpoint whose step is a multiple of this; 0: off
+    # Local directory, shared by all processes of the run, for more frequent checkpoints than those in a bucket;
+    # the newest of both is restored; empty: none.
+    c.local_path = ""
+    c.local_every = 100  # steps between local checkpoints
     c.best = False  # keep the parameters of the best evaluation, and use them as the run's result
     return c
 

@@ -80,6 +80,9 @@ CONDITIONS = (
         "a config.optimizer.schedule that decays",
     ),
     Condition(
+        ("checkpoint.local_every",), lambda c: bool(c["checkpoint"]["local_path"]), "config.checkpoint.local_path"
+    ),
+    Condition(
         ("evaluation.metric",),
         lambda c: c["evaluation"]["patience"] > 0 or c["checkpoint"]["best"],
         "config.evaluation.patience or config.checkpoint.best",

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
+from data.storage.paths import at
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -157,7 +158,7 @@ def write_demo_corpus(
     Raises:
         UserError: fewer than two libraries have enough docstrings.
     """
-    directory = Path(directory)
+    directory = at(directory)
     collected = collect_docstrings(progress) if docstrings is None else docstrings
     unique = list({_fold(item.text): item for item in reversed(list(collected))}.values())[::-1]
     held_out = {item.module for item in unique if _hash(item.module) < _HELD_OUT_FRACTION * 2**64}

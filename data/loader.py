@@ -11,6 +11,8 @@ from typing import Protocol
 import grain
 import numpy as np
 
+from data.packing import PackedRows
+
 Batch = dict[str, np.ndarray]
 Skipped = tuple[tuple[int, int], ...]  # (first, last) batches that training skips; ranges may overlap
 
@@ -73,9 +75,12 @@ def _epochs(length: int, seed: int) -> grain.MapDataset:
 
 
 def train_batches(function: BatchFunction, start: int, stop: int, num_workers: int, prefetch: int) -> Iterator[Batch]:
-    """Yields batches `start` to `stop - 1`, prefetched by `num_workers` processes, or by one thread if 0."""
+    """Yields batches `start` to `stop - 1`, prefetched by `num_workers` processes, or by threads if 0."""
+    source = function.source
+    waits = isinstance(source, PackedRows) and source.documents.is_remote
     # Grain's default of 16 threads is slower than no thread on a local memory map.
-    options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
+    threads = prefetch if waits else min(prefetch, 1)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     dataset = grain.MapDataset.range(start, stop).map(function).to_iter_dataset(options)
     if num_workers:
         dataset = dataset.mp_prefetch(

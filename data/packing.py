@@ -16,13 +16,16 @@ _OPEN_ROWS = 32  # rows that first fit considers; bounds the time to examples x 
 class Documents(Protocol):
     """What packing reads: flat tokens and document offsets; a document starts with bos and ends with eos."""
 
+    def read(self, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
+        """Returns the tokens from each start up to its stop, counted over all documents, concatenated."""
+
     @property
-    def tokens(self) -> np.ndarray:
-        """The tokens of all documents, concatenated."""
+    def is_remote(self) -> bool:
+        """Whether reading waits for a network."""
 
     @property
     def offsets(self) -> np.ndarray:
-        """The start of each document in `tokens`, and the end of the last."""
+        """The start of each document, and the end of the last, in tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +70,7 @@ class PackedRows:
         Segment ids count from 1 in each row; after the last pair of the split, segment ids and weights are 0. Reads
         O(log(documents) + T) offsets per row.
         """
-        T, offsets, tokens = self.sequence_length, self.documents.offsets, self.documents.tokens
+        T, offsets = self.sequence_length, self.documents.offsets
         first = np.asarray(indices, np.int64)[:, None] * T
         pair = np.minimum(first + np.arange(T), self.num_pairs - 1)
         # A row's documents are consecutive, so only its first and last pair need a search over all documents.
@@ -80,9 +83,14 @@ class PackedRows:
         token = pair + document
         start = np.maximum(offsets[document] - document, first)
         real = first + np.arange(T) < self.num_pairs
+        tokens, targets = np.empty((2, *token.shape), np.int32)
+        # A row's tokens and targets are within one range: a bucket is asked once per row.
+        for row, read in enumerate(self.documents.read(token[:, 0], token[:, -1] + 2)):
+            places = token[row] - token[row, 0]
+            tokens[row], targets[row] = read[places], read[places + 1]
         return {
-            "tokens": tokens[token].astype(np.int32),
-            "targets": tokens[token + 1].astype(np.int32),
+            "tokens": tokens,
+            "targets": targets,
             "segment_ids": np.where(real, document - document[:, :1] + 1, 0).astype(np.int32),
             "positions": np.where(real, pair - start, 0).astype(np.int32),
             "weights": real.astype(np.float32),

@@ -19,9 +19,10 @@ from typing import IO, Any, TypeVar
 from configs.errors import UserError
 from data import sources
 from data.cleaning import clean_document, has_control_characters
-from data.new_directory import new_directory
 from data.readers import read_documents
 from data.sources import SourceEntry
+from data.storage.new_directory import new_directory
+from data.storage.paths import at
 from data.store import is_store, open_store, read_manifest, token_dtype, write_manifest, write_split
 from data.tokenizer import Tokenizer
 from data.tokenizer_training import get_tokenizer, is_trainable
@@ -137,7 +138,7 @@ def prepare(
         DataChanged: `output` is a store made from other text with the same options.
     """
     _check_split(options)
-    output = Path(output)
+    output = at(output)
     saved = options.tokenizer if is_trainable(options.tokenizer) else _saved_name(options.tokenizer)
     recorded = dataclasses.asdict(options) | {
         "tokenizer": saved,

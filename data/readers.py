@@ -28,6 +28,7 @@ from data.sources import (
     match_sources,
     suffix_of,
 )
+from data.storage.paths import is_remote
 
 # A longer row is taken for a file without line feeds; the whole Bible as one row is half as long.
 LONGEST_LINE_BYTES = 1 << 23
@@ -67,7 +68,7 @@ def read_documents(
     """
     bad = _BadInput(strict, Counter() if skipped is None else skipped)
     for source in match_sources(pattern):
-        if isinstance(source, Path) and suffix_of(source) in TEXT_SUFFIXES:
+        if not isinstance(source, HuggingFaceDataset) and suffix_of(source) in TEXT_SUFFIXES:
             yield from _read_text(source, bad)
             continue
         for place, row in _read_source(source, bad):
@@ -106,7 +107,7 @@ def read_placed_rows(
     """
     bad = _BadInput(strict, Counter() if skipped is None else skipped)
     for source in match_sources(pattern):
-        if isinstance(source, Path) and suffix_of(source) in TEXT_SUFFIXES:
+        if not isinstance(source, HuggingFaceDataset) and suffix_of(source) in TEXT_SUFFIXES:
             raise UserError(f"{source} has no rows; expected {' '.join(ROW_SUFFIXES)}, or hf:NAME")
         for number, (_, row) in enumerate(_read_source(source, bad, class_names), 1):
             yield f"{source}: row {number}", row
@@ -318,7 +319,7 @@ def _read_parquet(path: Path, class_names: bool) -> Iterator[tuple[str, Row]]:
     parquet = import_optional("pyarrow.parquet", str(path))
     number = 0
     try:
-        with parquet.ParquetFile(path) as file:
+        with path.open("rb") as content, parquet.ParquetFile(content if is_remote(path) else path) as file:
             _checked_columns(path, file.schema_arrow.names)
             metadata = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}") if class_names else b"{}"
             features = json.loads(metadata).get("info", {}).get("features", {})

@@ -1,7 +1,6 @@
 """What an input pattern stands for: files, directories, Hugging Face datasets; and the hashes of their content."""
 
 import dataclasses
-import glob
 import hashlib
 import importlib
 import json
@@ -12,13 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from configs.errors import UserError, one_line
+from data.storage.files import files_below, match_files
+from data.storage.paths import at
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSED_SUFFIXES = (".gz", ".zst")
 CHUNK_BYTES = 1 << 20
 _SUFFIXES = f"{' '.join(TEXT_SUFFIXES + ROW_SUFFIXES)}, all but .parquet also with .gz or .zst"
-_PATTERNS = f"a file, a glob or a directory of {_SUFFIXES}, or hf:NAME"
+_PATTERNS = f"a file, a glob or a directory of {_SUFFIXES}, here or in a bucket (gs://, s3://), or hf:NAME"
 _HF_PATTERNS = "hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT"
 # What the Hub and `datasets` put beside the rows of a dataset.
 _METADATA_FILES = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
@@ -176,12 +177,13 @@ def _match(part: str) -> list[Path | HuggingFaceDataset]:
         return [_dataset(part)]
     if not part:
         raise UserError(f"the input is empty; expected {_PATTERNS}")
-    if Path(part).is_dir():
-        files = _files_in(Path(part))
-    elif Path(part).exists():
-        files = [Path(part)]
+    path = at(part)
+    if path.is_dir():
+        files = _files_in(path)
+    elif path.exists():
+        files = [path]
     else:
-        files = sorted(path for path in map(Path, glob.glob(part, recursive=True)) if path.is_file())
+        files = match_files(part)
     if not files:
         raise UserError(f"{part!r} matches no readable file; expected {_PATTERNS}")
     for path in files:
@@ -205,7 +207,7 @@ def _files_in(directory: Path) -> list[Path]:
 
     A directory of rows may be one as the Hub leaves it: then its README.md and the descriptions beside it are no rows.
     """
-    found = sorted(path for path in directory.rglob("*") if path.is_file() and suffix_of(path) is not None)
+    found = sorted(path for path in files_below(directory) if suffix_of(path) is not None)
     files = [
         path
         for path in found

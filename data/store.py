@@ -2,22 +2,27 @@
 
     manifest.json  tokenizer.json  tokenizer_config.json  SPLIT/tokens.bin  SPLIT/offsets.npy
 
-A document is stored as bos, its tokens, eos. A store is written to a temporary directory and renamed, so a directory
-with a manifest is complete.
+A document is stored as bos, its tokens, eos. A store is written to a temporary directory and renamed or, in a bucket,
+its manifest is written last, so a directory with a manifest is complete. A store in a bucket is read where it is.
 """
 
 import dataclasses
 import functools
 import hashlib
+import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from configs.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from data.storage.ranges import Ranges
+from data.storage.files import write_atomically
+from data.storage.paths import at, is_remote
 
 FORMAT, VERSION = "token store", 1
 SPLITS = ("train", "validation")
@@ -27,7 +32,10 @@ _READ_BYTES = 1 << 22
 
 @dataclasses.dataclass(frozen=True)
 class TokenStore:
-    """One split of a store; files are opened lazily, and it pickles as its path, so workers map the same pages."""
+    """One split of a store; files are opened lazily, and it pickles as its path, so workers map the same pages.
+
+    In a bucket the offsets, 8 bytes per document, are kept in memory, and the tokens are read by ranges.
+    """
 
     path: Path
     split: str
@@ -41,13 +49,33 @@ class TokenStore:
 
     @functools.cached_property
     def tokens(self) -> np.ndarray:
-        """The tokens of all documents, concatenated: a read-only memory map of `tokens.bin`."""
+        """The tokens of all documents, concatenated: a read-only memory map of `tokens.bin`, on this machine only."""
         return np.memmap(self.path / self.split / _TOKENS, self._manifest["dtype"], mode="r")
 
     @functools.cached_property
+    def _ranges(self) -> "Ranges":
+        from data.storage.ranges import Ranges
+
+        return Ranges(self.path / self.split / _TOKENS, self._manifest["dtype"])
+
+    def read(self, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
+        """Returns the tokens from each start up to its stop, counted over the concatenated documents."""
+        if self.is_remote:
+            return self._ranges.read(starts.tolist(), stops.tolist())
+        return [self.tokens[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the store is in a bucket."""
+        return is_remote(self.path)
+
+    @functools.cached_property
     def offsets(self) -> np.ndarray:
-        """int64[documents + 1]: the start of each document in `tokens`, and the end of the last; a memory map."""
-        return np.load(self.path / self.split / _OFFSETS, mmap_mode="r", allow_pickle=False)
+        """int64[documents + 1]: the start of each document, and the end of the last; on this machine a memory map."""
+        path = self.path / self.split / _OFFSETS
+        if self.is_remote:
+            return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
     @property
     def num_tokens(self) -> int:
@@ -72,6 +100,15 @@ class MemoryStore:
     def num_tokens(self) -> int:
         """The number of tokens, including bos and eos."""
         return len(self.tokens)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the store is in a bucket: no."""
+        return False
+
+    def read(self, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
+        """Returns the tokens from each start up to its stop."""
+        return [self.tokens[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
 
     @property
     def fingerprint(self) -> str:
@@ -149,7 +186,7 @@ def open_store(path: str | Path, split: str) -> TokenStore:
     Raises:
         UserError: not a store, no such split, or a file is missing, truncated or of the wrong size.
     """
-    path = Path(path)
+    path = at(path)
     manifest = read_manifest(path)
     if split not in manifest["splits"]:
         raise UserError(f"{path} has no {split!r} split; it has: {', '.join(manifest['splits'])}")
@@ -188,7 +225,7 @@ def verify_store(path: str | Path) -> None:
     Raises:
         UserError: not a store, or files differ or are missing; names them.
     """
-    path = Path(path)
+    path = at(path)
     manifest = read_manifest(path)
     expected = {"tokenizer.json": manifest["tokenizer_sha256"]}
     for split, counts in manifest["splits"].items():
@@ -245,12 +282,4 @@ def _copy_in_order(tokens: np.ndarray, starts: np.ndarray, order: np.ndarray, pa
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     """Writes or replaces the manifest of a store, atomically; it is the last file of a new store."""
     text = json.dumps({"format": FORMAT, "version": VERSION, **manifest}, indent=1, ensure_ascii=False)
-    temporary = directory / f".manifest.json.partial-{os.getpid()}"
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, directory / "manifest.json")
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(directory / "manifest.json", text)

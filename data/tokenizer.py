@@ -14,6 +14,7 @@ import tokenizers
 from tokenizers import processors
 
 from configs.errors import UserError, one_line
+from data.storage.paths import at
 
 PAD, BOS, EOS, UNKNOWN = "<|pad|>", "<|bos|>", "<|eos|>", "<|unk|>"
 ANY_CHARACTER = r"[\s\S]"
@@ -215,7 +216,7 @@ class Tokenizer:
         `tokenizer.json`; `tokenizer_config.json` with the names of bos, eos and pad, and the chat template; and, if
         there are `end_ids`, `generation_config.json`.
         """
-        directory = Path(directory)
+        directory = at(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "tokenizer.json").write_text(self.serialized, encoding="utf-8")
         names = {f"{role}_token": self.token_name(getattr(self, f"{role}_id")) for role in _WELL_KNOWN}
@@ -263,7 +264,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         UserError: a file is missing or invalid, there is no eos, or a special token is not in the vocabulary.
     """
-    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    path = at(path)
+    file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{path}: tokenizer.json is missing; expected a tokenizer.json or its directory")
     try:

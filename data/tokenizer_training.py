@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from configs.errors import UserError
+from data.storage.paths import at
 from data.tokenizer import ANY_CHARACTER, BETWEEN_WORDS, BOS, EOS, PAD, UNKNOWN, Tokenizer, load_tokenizer, split_text
 
 _EXPECTED = "bpe:N (N of at least 259), bytes, chars, or the path of a tokenizer.json or its directory"
@@ -98,6 +98,6 @@ def get_tokenizer(spec: str, texts_factory: Callable[[], Iterable[str]]) -> Toke
     """
     if is_trainable(spec):
         return train_tokenizer(spec, texts_factory() if spec != "bytes" else ())
-    if not Path(spec).exists():
+    if not at(spec).exists():
         raise UserError(f"tokenizer {spec!r} is unknown, and no such path exists; expected {_EXPECTED}")
     return load_tokenizer(spec)

@@ -21,7 +21,8 @@ from jax.sharding import Mesh  # noqa: E402
 from configs import default  # noqa: E402
 from model.config import ModelConfig, model_config  # noqa: E402
 from model.sharding import MESH_AXES  # noqa: E402
-from tests.runs import foundation, one_device, text  # noqa: E402, F401 - fixtures of every test file
+from tests.buckets import bucket, folder, storage_environment  # noqa: E402, F401 - fixtures of every test file
+from tests.runs import foundation, one_device, text  # noqa: E402, F401
 from train.distributed.mesh import make_mesh  # noqa: E402
 from train.settings import MeshSettings  # noqa: E402
 

@@ -21,8 +21,8 @@ FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 # The packages and top-level modules in order: a file imports only from its own or from an earlier one.
 # docs/architecture.md shows the same order.
 FLOORS = (
-    "configs", "model", "data", "train.settings", "train.console", "train.compilation_cache", "train.files", "train.trees", "train.hardware",
-    "train.distributed", "train.optimizer", "train.step", "train.generation", "train.checkpoint", "train.job",
+    "configs", "model", "data", "train.settings", "train.console", "train.compilation_cache", "train.files",
+    "train.trees", "train.hardware", "train.distributed", "train.optimizer", "train.step", "train.generation", "train.checkpoint", "train.job",
     "train.evaluation", "train.tasks", "train.planner", "train.run", "train.huggingface", "train.reporter",
     "train.early_stopping", "train.loop", "train.pretraining", "train.finetuning", "train.scaling", "train.replay",
     "train.show_batch", "train.commands", "train.cli", "train.__main__",
@@ -223,6 +223,21 @@ def test_the_language_of_the_repository():
             ]
             found += [f"{name}:{number}: {match[0]!r}: write 'per'" for match in PER_TOKEN.finditer(line)]
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_one_package_knows_what_a_path_is(path):
+    """Elsewhere no client of buckets is imported, and no path is made of what a user wrote but by `at`."""
+    tree = ast.parse(path.read_text())
+    if path.parent.name != "storage":
+        clients = {
+            name for name in imports(tree) if name.split(".")[0] in ("fsspec", "gcsfs", "s3fs", "etils", "google")
+        }
+        assert not clients, f"{path} imports {clients}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and name_of(node.func) == "Path" and node.args:
+            of_a_flag = isinstance(node.args[0], ast.Attribute) and name_of(node.args[0].value) == "values"
+            assert not of_a_flag, f"{path}:{node.lineno}: use data.storage.paths.at, which knows URLs"
 
 
 def test_shipped_configs_build_and_name_their_command():

@@ -1,5 +1,7 @@
 """`rootstock COMMAND [--flag=value ...]`: parses flags, runs the command, and reports a `UserError` in one line."""
 
+import atexit
+import contextlib
 import importlib
 import io
 import logging
@@ -17,6 +19,8 @@ from ml_collections import config_flags
 
 from configs import reference
 from configs.errors import UserError, did_you_mean, end
+from data.storage.errors import bucket_errors
+from data.storage.paths import at, check_url, is_url
 
 # Command NAME is the module train/commands/NAME.py, with "_" for "-".
 COMMANDS = {
@@ -44,9 +48,12 @@ PATH_FLAGS = frozenset(
     {"run", "other", "workdir", "init_from", "input", "output", "data", "shots_data", "text", "prompts", "task_files",
      "points", "source", "tokenizer", "base"}
 )  # fmt: skip
-PATH_FIELDS = ("data.path", "task.test_path", "task.name", "tokenizer")
+PATH_FIELDS = ("data.path", "data.cache", "task.test_path", "task.name", "tokenizer", "checkpoint.local_path")
 _WITHOUT_JAX = frozenset({"prepare", "config"})
 _ROOT = Path(__file__).resolve().parent.parent
+# Copies of config files from buckets; closed when this process ends.
+_copies = contextlib.ExitStack()
+atexit.register(_copies.close)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -94,13 +101,18 @@ def _run(arguments: list[str]) -> None:
         if getattr(command, "MULTI_PROCESS", False):
             from train.distributed.processes import run_together
 
-            run_together(lambda: command.run(values), preemptible=getattr(command, "PREEMPTIBLE", False))
+            run_together(lambda: _run_command(command, values), preemptible=getattr(command, "PREEMPTIBLE", False))
         else:
-            command.run(values)
+            _run_command(command, values)
     except UserError as error:
         end(str(error), getattr(error, "exit_code", 1))
     except KeyboardInterrupt:
         end("interrupted; run the same command again to resume", 130)
+
+
+def _run_command(command: ModuleType, values: flags.FlagValues) -> None:
+    with bucket_errors():
+        command.run(values)
 
 
 def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagValues:
@@ -142,10 +154,15 @@ def expand(paths: str) -> str:
 
 
 def _expand_paths(values: flags.FlagValues) -> None:
-    """Expands `~` in every flag and config field that holds a path: shells do not expand it after `--name=`."""
-    for name in PATH_FLAGS & set(values):
+    """Expands `~` in every flag and config field that holds a path: shells do not expand it after `--name=`.
+
+    Raises:
+        UserError: a URL that is not of a bucket; a path made of it would be a local directory.
+    """
+    for name in sorted(PATH_FLAGS & set(values)):
         if values[name].value:
             values[name].value = expand(str(values[name].value))
+            _check_urls(f"--{name}", str(values[name].value))
     config = values["config"].value if "config" in values else None
     if config is None:
         return
@@ -155,6 +172,15 @@ def _expand_paths(values: flags.FlagValues) -> None:
         # A wrong type is reported with the other errors of the config.
         if isinstance(owner[field], str):
             owner[field] = expand(owner[field])
+            _check_urls(f"config.{name}", owner[field])
+
+
+def _check_urls(option: str, paths: str) -> None:
+    for path in paths.split(","):
+        try:
+            check_url(path.strip())
+        except UserError as error:
+            raise UserError(f"{option}={error}") from None
 
 
 def _check_needs(command: ModuleType, values: flags.FlagValues) -> None:
@@ -237,6 +263,8 @@ def _locate_config(argument: str) -> str:
     if flag not in ("--config", "-config") or not path:
         return argument
     path = os.path.expanduser(path)
+    if is_url(path):
+        return f"{flag}={_download(path)}"
     file = path.partition(":")[0]
     if not Path(file).is_file() and (_ROOT / file).is_file():
         return f"{flag}={_ROOT / path}"
@@ -244,6 +272,22 @@ def _locate_config(argument: str) -> str:
         shipped = sorted(str(p.relative_to(_ROOT)) for p in (_ROOT / "configs").glob("*/*.py") if p.stem != "__init__")
         end(f"--config={file}: no such file{did_you_mean(file, shipped)}; shipped: {', '.join(shipped)}", 2)
     return f"{flag}={path}"
+
+
+def _download(url: str) -> str:
+    """Returns the path of a copy of a config file in a bucket, which exists until this process ends."""
+    import tempfile
+
+    from data.storage.files import copy_file
+
+    try:
+        with bucket_errors():
+            source = at(url)
+            copy = Path(_copies.enter_context(tempfile.TemporaryDirectory())) / source.parent.name / source.name
+            copy_file(source, copy)
+    except UserError as error:
+        end(f"--config={url}: {error}", 2)
+    return str(copy)
 
 
 def _overview() -> str:

@@ -1,27 +1,11 @@
-"""Atomic writes of small text files, and checks of outputs before the work that they are for."""
+"""Checks of outputs before the work that they are for."""
 
 import os
-import tempfile
 from pathlib import Path
 
-from configs.errors import UserError
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces the contents of a file; after a crash the file has either the old or the new text, complete.
-
-    Raises:
-        OSError: the directory is missing, read-only or full; the old file is unchanged.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from configs.errors import UserError, one_line
+from data.storage.files import check_directory
+from data.storage.paths import is_remote
 
 
 def check_output_file(path: Path, option: str) -> None:
@@ -36,13 +20,15 @@ def check_output_file(path: Path, option: str) -> None:
     """
     if path.is_dir():
         raise UserError(f"--{option}={path} is a directory; expected the path of a file")
+    if is_remote(path):
+        _check_bucket(path.parent, path, option)
+        return
     if path.exists() and not os.access(path, os.W_OK):
         raise UserError(f"--{option}={path} cannot be written: permission denied; expected another path")
     if path.exists() and not path.is_file():  # such as /dev/stdout
         return
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        check_directory(path.parent)
     except OSError as error:
         raise UserError(
             f"--{option}={path} cannot be written: {path.parent}: {error.strerror}; expected a file in an existing "
@@ -56,11 +42,24 @@ def check_output_directory(path: Path, option: str) -> None:
     Raises:
         UserError: the path or one of its parents is a file, or cannot be written.
     """
+    if is_remote(path):
+        _check_bucket(path, path, option)
+        return
     there = next((parent for parent in (path, *path.parents) if parent.exists() or parent.is_symlink()), Path())
     try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
+        check_directory(there)
     except OSError as error:
         raise UserError(
             f"--{option}={path} cannot be written: {there}: {error.strerror}; expected the path of a directory"
+        ) from None
+
+
+def _check_bucket(directory: Path, path: Path, option: str) -> None:
+    """Checks that objects can be made and deleted below a directory of a bucket."""
+    try:
+        check_directory(directory)
+    except Exception as error:  # the clients of buckets raise errors of many types
+        raise UserError(
+            f"--{option}={path} cannot be written: {one_line(error)}; expected an existing bucket in which you may "
+            "create and delete objects"
         ) from None

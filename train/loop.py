@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from data.loader import Batch, BatchFunction, train_batches
 from model.transformer import Params
+from train.checkpoint.local_tier import open_local_manager
 from train.checkpoint.manager import BEST_DIR, open_manager, wait
 from train.checkpoint.restore import restore_newest, restore_params
 from train.checkpoint.save import save, save_best
@@ -45,6 +46,7 @@ class Session:
         program: the compiled functions.
         checkpoints: manager of `checkpoints/`.
         best: manager of `best/`, or None without `config.checkpoint.best`.
+        local: manager of the local checkpoints, or None without `config.checkpoint.local_path`.
     """
 
     job: Job
@@ -54,6 +56,7 @@ class Session:
     program: Program
     checkpoints: ocp.CheckpointManager
     best: ocp.CheckpointManager | None
+    local: ocp.CheckpointManager | None
 
     def say(self, text: str) -> None:
         """Prints a line of progress."""
@@ -81,7 +84,8 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
         stack.enter_context(watchdog.watching(settings.faults.hang_seconds, workdir))
         checkpoints = stack.enter_context(open_manager(workdir, options.keep, keep_period=options.keep_period))
         best = stack.enter_context(open_manager(workdir, 1, BEST_DIR)) if options.best else None
-        session = Session(job, settings, mesh, workdir, program, checkpoints, best)
+        local = stack.enter_context(open_local_manager(options.local_path, workdir, options.keep))
+        session = Session(job, settings, mesh, workdir, program, checkpoints, best, local)
         failed_step = None
         while True:
             with goodput.measure(began) as times:
@@ -96,6 +100,8 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
             began = time.perf_counter()
             # The exception, whose traceback keeps the state alive, is freed by now: there is memory to restore.
             wait(checkpoints)
+            if local is not None:
+                wait(local)
     if options.best:
         trained = restore_params(workdir, program.state.params, mesh, job.objective.trained, BEST_DIR)
         state = state._replace(params=trained)
@@ -104,7 +110,7 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
 
 def _restore(session: Session, failed_step: int | None) -> TrainState:
     """Returns the state to start from; after a divergence at `failed_step`, records which batches to pass over."""
-    restored = restore_newest(session.checkpoints, session.program.state, session.mesh)
+    restored = restore_newest(session.checkpoints, session.program.state, session.mesh, session.local)
     state = first_state(session.job, session.settings, session.program, restored)
     if failed_step is not None:
         entry = roll_back(session.workdir, int(state.step), failed_step)
@@ -151,6 +157,8 @@ def _train(session: Session, state: TrainState, times: Goodput) -> TrainState:
             if schedule.due(step) or ends:
                 _save(session, state, reporter, ends)
                 reporter.write_wall_time(step)
+            elif session.local is not None and step % settings.checkpoint.local_every == 0:
+                _save_locally(session.local, session, state, reporter)
 
             # Preempt
             if preempted and not last:
@@ -206,9 +214,21 @@ def _save(session: Session, state: TrainState, reporter: StepReporter, ends: boo
             # Committed before the checkpoint: a run that resumes there expects the best evaluation up to it in `best/`.
             if session.best is not None:
                 wait(session.best)
+            # So are the records: a run in a bucket that resumes there has every line up to it.
+            reporter.write.publish()
             save(session.checkpoints, state, session.mesh)
         if ends:
             wait(session.checkpoints)
+
+
+def _save_locally(local: ocp.CheckpointManager, session: Session, state: TrainState, reporter: StepReporter) -> None:
+    """Starts saving a state to the local directory; not in a series of skipped steps (see `_save`)."""
+    with reporter.outside_steps("checkpoint"):
+        if not reporter.consecutive_skips:
+            if session.best is not None:
+                wait(session.best)
+            reporter.write.publish()
+            save(local, state, session.mesh)
 
 
 class CheckpointSchedule:

@@ -1,7 +1,6 @@
 """Pre-training: a config and text or a token store -> a run directory."""
 
 import dataclasses
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,10 @@ from configs.errors import UserError
 from data.loader import Rows
 from data.packing import PackedRows
 from data.prepare import DataChanged, StoreOptions, prepare, skipped_rows
+from data.storage.files import delete_tree
+from data.storage.paths import at
 from data.store import is_store, open_store, read_manifest
+from data.store_cache import cached_store
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig
 from model.flops import training_flops_per_token
@@ -62,7 +64,7 @@ def pretrain(
     mesh = make_mesh(settings.mesh)
     check_batch(settings, mesh)
     with claim(workdir):
-        store = token_store(settings, workdir, parent, accept_changed_data)
+        store = cached_store(token_store(settings, workdir, parent, accept_changed_data), settings.data.cache)
         tokenizer = load_tokenizer(store)
         model, lineage = _architecture(settings, tokenizer, source)
         train = open_store(store, "train")
@@ -129,13 +131,13 @@ def token_store(settings: Settings, workdir: Path, parent: Path | None, accept_c
     Raises:
         UserError: the text is missing, invalid, or changed since the store was written.
     """
-    return Path(run_on_process_zero(lambda: _store(settings, workdir, parent, accept_changed_data)))
+    return at(run_on_process_zero(lambda: _store(settings, workdir, parent, accept_changed_data)))
 
 
 def _store(settings: Settings, workdir: Path, parent: Path | None, accept_changed_data: bool) -> str:
     """Process 0's part of `token_store`."""
     data = settings.data
-    if data.path and is_store(Path(data.path)):
+    if data.path and is_store(at(data.path)):
         return data.path
     if not data.path:
         raise UserError(
@@ -163,7 +165,7 @@ def _store(settings: Settings, workdir: Path, parent: Path | None, accept_change
     except DataChanged as error:
         if not accept_changed_data or not begun:
             raise UserError(f"{error}, or --accept_changed_data") from None
-        shutil.rmtree(workdir / "store")
+        delete_tree(workdir / "store")
         manifest = made(load_tokenizer(workdir / "tokenizer"))
     say_skipped("pretrain", skipped_rows(manifest))
     return str(workdir / "store")

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from configs.errors import UserError
 from data.loader import BatchFunction, batch_number, train_batches
 from data.packing import PackedRows
+from data.storage.paths import at
 from data.store import is_store, open_store
 from data.tokenizer import Tokenizer
 from model.sharding import MESH_AXES
@@ -142,13 +143,13 @@ def ran_on_another_mesh_size(found: dict[str, Any]) -> bool:
 def _job(run: Run, settings: Settings, mesh: Mesh, step: int) -> tuple[Job, Tokenizer, bool, Callable[[int], str]]:
     """Returns (the run's `Job`, its tokenizer, whether the loss is per token, document number -> its source)."""
     workdir, record = run.directory, run.record
-    parent = Path(record.lineage[-1]["directory"]) if record.lineage else None
+    parent = at(record.lineage[-1]["directory"]) if record.lineage else None
 
     def evaluate(_: Params) -> dict[str, float]:
         raise AssertionError("replay must not evaluate")
 
     if record.stage == "pretrain":
-        path = Path(settings.data.path)
+        path = at(settings.data.path)
         path = path if is_store(path) else workdir / "store"
         if not is_store(path):
             raise UserError(f"{settings.data.path}, the data of {workdir}, is not a token store; expected --data=STORE")

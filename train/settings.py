@@ -6,12 +6,12 @@ Meanings and defaults are in `configs/default.py`. `from_config` checks a whole 
 import dataclasses
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from configs.errors import UserError
 from configs.schema import RESUMABLE, at_least, between, build, find_errors, resumable_fields
 from data.columns import parse_pattern
+from data.storage.paths import at, is_url
 from data.store import is_store
 from data.tokenizer_training import planned_vocab_size
 from model.adapt import Adaptation
@@ -43,6 +43,7 @@ class DataSettings:
     validation_split: Literal["documents", "tail"]
     num_workers: Annotated[int, at_least(0), RESUMABLE]
     prefetch: Annotated[int, at_least(1), RESUMABLE]
+    cache: Annotated[str, RESUMABLE]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,8 @@ class CheckpointSettings:
     keep: Annotated[int, at_least(1)]
     keep_period: Annotated[int, at_least(0)]
     best: bool
+    local_path: str
+    local_every: Annotated[int, at_least(1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +245,7 @@ def planned_model(settings: Settings) -> ModelConfig:
         UserError: the size of the vocabulary depends on the text; or see `complete_model`.
     """
     path = settings.data.path
-    size = planned_vocab_size(path if path and is_store(Path(path)) else settings.tokenizer)
+    size = planned_vocab_size(path if path and is_store(at(path)) else settings.tokenizer)
     if size is None and not settings.model["vocab_size"]:
         raise UserError(
             f"config.tokenizer={settings.tokenizer!r} gets its size from the text; set config.model.vocab_size"
@@ -271,6 +274,9 @@ def _combination_errors(s: Settings) -> list[str]:
         errors.append(
             "config.faults.on_divergence='roll_back' would roll back config.checkpoint.best as well; expected 'stop'"
         )
+    for name, path in (("data.cache", s.data.cache), ("checkpoint.local_path", s.checkpoint.local_path)):
+        if is_url(path):
+            errors.append(f"config.{name}={path!r} is in a bucket; expected a directory of this machine")
     patterns = ("input", "context", "group", "prompt")
     errors += [error for name in patterns if (error := _pattern_error(f"config.task.{name}", getattr(s.task, name)))]
     return errors

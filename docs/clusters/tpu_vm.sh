@@ -7,7 +7,8 @@ usage() {
 usage: tpu_vm.sh [--dry-run] create | setup | run ARGUMENTS | logs | stop | delete
 
   create   create the slice
-  setup    install this checkout (HEAD) on all hosts, with Python 3.12 and JAX for TPU; mount NFS if it is set
+  setup    install this checkout (HEAD) on all hosts, with Python 3.12, JAX for TPU and the client of
+           gs:// buckets; mount NFS if it is set
   run      run `rootstock ARGUMENTS` on all hosts, in the background
   logs     follow the output of the first host
   stop     stop the run on all hosts
@@ -18,7 +19,7 @@ usage: tpu_vm.sh [--dry-run] create | setup | run ARGUMENTS | logs | stop | dele
   ACCELERATOR_TYPE   create: v5litepod-16, v5p-32, v6e-16 ...
   RUNTIME_VERSION    create: v2-alpha-tpuv5-lite (v5e), v2-alpha-tpuv5 (v5p), v2-alpha-tpuv6e (v6e)
   SPOT=1             create: a spot slice, cheaper but may be preempted
-  NFS=HOST:/EXPORT   setup: mount this at /shared on every host
+  NFS=HOST:/EXPORT   setup: mount this at /shared on every host, if paths are not in a bucket
 TEXT
 }
 
@@ -51,7 +52,7 @@ case "$action" in
     # The images have Python 3.10; uv installs Python 3.12.
     on all 'mkdir -p rootstock && tar -xzf rootstock.tar.gz -C rootstock && cd rootstock &&
       python3 -m pip install --user --quiet uv && export PATH="$HOME/.local/bin:$PATH" &&
-      uv venv --clear --python=3.12 .venv && uv pip install --python=.venv --editable ".[tpu,tasks]"'
+      uv venv --clear --python=3.12 .venv && uv pip install --python=.venv --editable ".[tpu,tasks,gcs]"'
     if [[ -n "${NFS:-}" ]]; then
       on all "sudo apt-get install -y nfs-common && sudo mkdir -p /shared &&
         { mountpoint -q /shared || sudo mount -t nfs $(printf '%q' "$NFS") /shared; }"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
-from data.new_directory import new_directory
+from data.storage.new_directory import new_directory
 from data.store import (
     open_store,
     store_from_documents,

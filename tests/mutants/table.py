@@ -186,7 +186,7 @@ _MODEL = (
 )  # fmt: skip
 _DATA = (
     Mutant(
-        "targets are not shifted", "data/packing.py", "tokens[token + 1]", "tokens[token]",
+        "targets are not shifted", "data/packing.py", "read[places + 1]", "read[places]",
         f"{_PACKING}test_every_target_appears_once_with_its_input",
     ),
     Mutant(
@@ -340,7 +340,7 @@ _TRAIN = (
     Mutant(
         "records of repeated steps are kept", "train/run/history.py", "_step_of(line) <= resumed_step",
         "_step_of(line) < math.inf",
-        "tests/train/run/test_history.py::test_lines_of_repeated_steps_are_dropped",
+        "tests/train/run/test_history.py::test_lines_of_repeated_steps_are_dropped[local]",
     ),
     Mutant(
         "two runs may share a directory", "train/run/lock.py", "fcntl.LOCK_EX", "fcntl.LOCK_SH",
@@ -392,8 +392,32 @@ _TRAIN = (
         "tests/train/run/test_length.py::test_what_a_run_cannot_do_is_one_line[linear]",
     ),
     Mutant(
-        "a directory appears before it is complete", "data/new_directory.py", "yield temporary", "yield path",
+        "a directory appears before it is complete", "data/storage/new_directory.py", "yield temporary", "yield path",
         "tests/train/test_paths_and_terminals.py::test_an_interrupted_command_runs_again[export-hf]",
+    ),
+    Mutant(
+        "an object of a bucket is truncated by appending", "data/storage/remote.py",
+        'if mode.startswith("a"):', "if False:",
+        "tests/data/storage/test_paths.py::test_an_object_is_not_appended_to[gs]",
+    ),
+    Mutant(
+        "the manifest of a store is not uploaded last", "data/storage/files.py",
+        "key=lambda path: path == source / last", "key=str",
+        "tests/data/storage/test_paths.py::test_in_a_bucket_the_manifest_is_written_last[gs]",
+    ),
+    Mutant(
+        "a bucket's lock is taken although it is held", "data/storage/lease.py", "if age < seconds:", "if False:",
+        "tests/data/storage/test_lease.py::test_a_held_lock_names_host_and_pid_and_a_released_one_is_free[gs]",
+    ),
+    Mutant(
+        "an object is replaced whoever wrote it", "data/storage/conditional.py",
+        "if_generation_match=0 if before is None else int(before.tag)", "if_generation_match=None",
+        "tests/data/storage/test_lease.py::test_an_object_is_replaced_only_if_nobody_else_wrote[gs]",
+    ),
+    Mutant(
+        "an unreachable bucket counts as a damaged checkpoint", "train/checkpoint/steps.py",
+        "if is_remote(folder_of(manager)) and is_unreachable(error):", "if False:",
+        "tests/train/test_buckets.py::test_an_unreachable_bucket_does_not_make_a_checkpoint_damaged[gs]",
     ),
     Mutant(
         "an import is turned round", "train/console.py", "from rich.console import Console",

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from configs import reference
 from configs.errors import UserError
-from data.new_directory import new_directory
+from data.storage.new_directory import new_directory
 from data.tokenizer_training import train_tokenizer
 from tests.runs import error_lines, rootstock
 from train import cli

@@ -7,10 +7,15 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 
 from configs.errors import UserError
+from data.storage.files import delete_tree
+from data.storage.paths import at, is_remote
 from train.checkpoint.orbax_handlers import registry
+from train.checkpoint.orbax_s3 import support_s3
 from train.distributed.processes import run_on_process_zero
 
 CHECKPOINTS_DIR, BEST_DIR = "checkpoints", "best"
+# In a bucket Orbax writes this object last, since nothing can be renamed: a step without it is not a checkpoint.
+COMMIT_MARKER = "commit_success.txt"
 
 
 @contextlib.contextmanager
@@ -61,9 +66,16 @@ def open_to_read(directory: Path, name: str = CHECKPOINTS_DIR, once: bool = Fals
 
 
 def _manager(directory: Path, name: str, once: bool, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    if str(directory).startswith("s3://"):
+        support_s3()
     return ocp.CheckpointManager(
         directory.absolute() / name, options=options, handler_registry=registry(directory, once)
     )
+
+
+def folder_of(manager: ocp.CheckpointManager) -> Path:
+    """Returns the directory of a manager's steps."""
+    return at(manager.directory)
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
@@ -81,22 +93,42 @@ def write_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
     """A context that turns a failed write (disk full, quota, read-only directory) into a one-line UserError."""
     try:
         yield
-    # TensorStore raises ValueError and RuntimeError, the file system OSError.
-    except (OSError, ValueError, RuntimeError) as error:
+    # TensorStore raises ValueError and RuntimeError, the file system OSError; the client of a bucket its own types.
+    except Exception as error:
+        folder = folder_of(manager)
+        if not (isinstance(error, OSError | ValueError | RuntimeError) or is_remote(folder)):
+            raise
         # The path comes first in TensorStore's messages and the reason last.
         reason = " ".join(str(error).split())[-200:]
-        kept = ", ".join(map(str, saved_steps(Path(manager.directory).parent, Path(manager.directory).name))) or "none"
+        remedy = "check the bucket, its permissions and the network" if is_remote(folder) else "free some space"
         raise UserError(
-            f"{manager.directory}: a checkpoint cannot be written ({reason}); intact checkpoints: {kept}; "
-            "free some space and run the same command again to resume"
+            f"{folder}: a checkpoint cannot be written ({reason}); intact checkpoints: {_intact(folder)}; {remedy} "
+            "and run the same command again to resume"
         ) from None
+
+
+def _intact(folder: Path) -> str:
+    try:
+        return ", ".join(map(str, saved_steps(folder.parent, folder.name))) or "none"
+    except Exception:  # the bucket that cannot be written may not be readable either
+        return "unknown"
 
 
 def saved_steps(directory: Path, name: str = CHECKPOINTS_DIR) -> list[int]:
     """Returns the steps of a run's committed checkpoints, newest first."""
     folder = directory / name
-    found = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
-    return sorted(found, reverse=True)
+    if is_remote(folder):
+        found = [path.parent.name for path in folder.glob(f"*/{COMMIT_MARKER}")]
+    else:
+        found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted((int(step) for step in found if step.isdecimal()), reverse=True)
+
+
+def delete_step(path: Path) -> None:
+    """Deletes a checkpoint; in a bucket its marker first, so that one that is deleted in part is not a checkpoint."""
+    if is_remote(path):
+        (path / COMMIT_MARKER).unlink(missing_ok=True)
+    delete_tree(path)
 
 
 def listed_steps(manager: ocp.CheckpointManager) -> list[int]:

@@ -13,6 +13,8 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from orbax.checkpoint.future import Future
 
+from data.storage.paths import is_remote
+
 ITEMS = ("params", "opt_state")
 MIN_CONCURRENT_BYTES = 64e6
 # Of the bytes to read: a smaller fraction leaves the disk idle; each byte in flight is a second copy in memory.
@@ -91,13 +93,16 @@ class _Manifest(ocp.JsonCheckpointHandler):
 
 
 class Arrays(ocp.PyTreeCheckpointHandler):
-    """Orbax's PyTree handler: one uncompressed file per leaf (OCDBT on several processes); bounds concurrent reads."""
+    """Orbax's PyTree handler: a file per leaf, uncompressed (OCDBT on several processes and buckets); bounds reads."""
 
-    def __init__(self, direct: bool, writes: Writes, concurrent_bytes: float | None = None) -> None:
+    def __init__(
+        self, direct: bool, writes: Writes, remote: bool = False, concurrent_bytes: float | None = None
+    ) -> None:
         """Reads with direct I/O or through the page cache, at most `concurrent_bytes` at once (Orbax: 96 GB)."""
         concurrent: Any = concurrent_bytes and concurrent_bytes / 1e9
-        # OCDBT copies every leaf into a shared file. Without it, a pod writes one file per leaf and device.
-        ocdbt = jax.process_count() > 1
+        # OCDBT copies every leaf into a shared file. Without it, a pod writes one file per leaf and device, and each
+        # of them is a request to a bucket.
+        ocdbt = jax.process_count() > 1 or remote
         handler = _ReadDirectly() if direct else ocp.type_handlers.ArrayHandler()
         super().__init__(
             # Compression saves 8 % of float32 weights and halves the speed.
@@ -106,8 +111,8 @@ class Arrays(ocp.PyTreeCheckpointHandler):
             restore_concurrent_gb=concurrent,
             type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, handler)),
         )
-        self._direct, self._ocdbt, self._bounded = direct, ocdbt, concurrent_bytes is not None
-        self._writes = writes
+        self._direct, self._remote, self._ocdbt = direct, remote, ocdbt
+        self._bounded, self._writes = concurrent_bytes is not None, writes
 
     async def async_save(self, *args: object, **kwargs: object) -> list[_Joined]:
         """Starts to write a tree; see `Writes`."""
@@ -127,7 +132,7 @@ class Arrays(ocp.PyTreeCheckpointHandler):
             for leaf in jax.tree.leaves(args.item)
         ]
         bound = max(1.01 * max(sizes), _CONCURRENT_FRACTION * sum(sizes), MIN_CONCURRENT_BYTES)
-        return Arrays(self._direct, self._writes, bound).restore(directory, args)
+        return Arrays(self._direct, self._writes, self._remote, bound).restore(directory, args)
 
 
 def registry(directory: Path, once: bool) -> ocp.handlers.DefaultCheckpointHandlerRegistry:
@@ -138,8 +143,9 @@ def registry(directory: Path, once: bool) -> ocp.handlers.DefaultCheckpointHandl
         once: the files will not be read again soon, so bypass the page cache.
     """
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    writes = Writes()
-    handler, manifest = Arrays(once and _supports_direct_io(directory), writes), _Manifest(writes)
+    writes, remote = Writes(), is_remote(directory)
+    handler = Arrays(once and not remote and _supports_direct_io(directory), writes, remote)
+    manifest = _Manifest(writes)
     for item in ITEMS:
         registry.add(item, ocp.args.PyTreeSave, handler)
         registry.add(item, ocp.args.PyTreeRestore, handler)

@@ -12,16 +12,27 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from data.storage.files import move_tree
+from data.storage.paths import is_remote
 from model.transformer import Params
-from train.checkpoint.manager import CHECKPOINTS_DIR, listed_steps, open_to_read, saved_steps
+from train.checkpoint.manager import (
+    CHECKPOINTS_DIR,
+    COMMIT_MARKER,
+    folder_of,
+    listed_steps,
+    open_to_read,
+    saved_steps,
+)
 from train.checkpoint.manifest import Leaves, compare_leaves, describe_leaves, items_of
-from train.checkpoint.steps import NoSoundCheckpoint, read_arrays, sound_steps, verify
+from train.checkpoint.steps import NoSoundCheckpoint, read_arrays, sound_saves, sound_steps, verify
 from train.distributed.placement import replicated
 from train.distributed.processes import run_on_process_zero
 from train.step import TrainState
 
 
-def restore_newest(manager: ocp.CheckpointManager, abstract: TrainState, mesh: Mesh) -> TrainState | None:
+def restore_newest(
+    manager: ocp.CheckpointManager, abstract: TrainState, mesh: Mesh, local: ocp.CheckpointManager | None = None
+) -> TrainState | None:
     """Returns the newest sound state, without frozen groups, or None if there is no checkpoint.
 
     A damaged step is passed over with a warning and moved to `damaged/`. Paths, shapes and dtypes are compared before
@@ -31,15 +42,23 @@ def restore_newest(manager: ocp.CheckpointManager, abstract: TrainState, mesh: M
         manager: of the run.
         abstract: the state's shapes, dtypes and shardings.
         mesh: the run's mesh; may differ from the one that the state was saved on.
+        local: of the run's local checkpoints (`train.checkpoint.local_tier`), preferred if both have a step; or None.
 
     Raises:
         UserError: the leaves differ from `abstract`, or every checkpoint is damaged.
     """
-    steps = listed_steps(manager)
-    if not steps:
+    managers = [one for one in (local, manager) if one is not None]
+    saves = [(one, step) for one in managers for step in listed_steps(one)]
+    saves.sort(key=lambda save: -save[1])
+    if not saves:
         return None
-    state = next(sound_steps(manager, lambda step, leaves: _read_state(manager, step, leaves, abstract, mesh), steps))
-    _set_aside(manager, [newer for newer in steps if newer > int(state.step)])
+
+    def read(one: ocp.CheckpointManager, step: int, leaves: Leaves) -> TrainState:
+        return _read_state(one, step, leaves, abstract, mesh)
+
+    state = next(sound_saves(saves, read, str(folder_of(manager).parent)))
+    for one in managers:
+        _set_aside(one, [step for other, step in saves if other is one and step > int(state.step)])
     return state
 
 
@@ -96,12 +115,16 @@ def _read_state(
 
 def _set_aside(manager: ocp.CheckpointManager, steps: list[int]) -> None:
     """Moves damaged steps to the run's `damaged/`, so that the repeated steps can be saved under their numbers."""
-    aside = Path(manager.directory).parent / "damaged"
+    folder = folder_of(manager)
+    aside = folder.parent / "damaged"
 
     def move() -> None:
         for step in steps:
             aside.mkdir(exist_ok=True)
-            (Path(manager.directory) / str(step)).rename(aside / f"{step}-{time.time_ns()}")
+            if is_remote(folder):
+                # First, so that it is not a checkpoint any more if this process is killed while objects are copied.
+                (folder / str(step) / COMMIT_MARKER).unlink(missing_ok=True)
+            move_tree(folder / str(step), aside / f"{step}-{time.time_ns()}")
 
     run_on_process_zero(move)
     manager.reload()

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import orbax.checkpoint as ocp
@@ -10,8 +9,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from configs.errors import UserError
+from data.storage.errors import Unreachable, describe, is_unreachable
+from data.storage.paths import is_remote
 from train.checkpoint.checksums import checksums
-from train.checkpoint.manager import listed_steps
+from train.checkpoint.manager import folder_of, listed_steps
 from train.checkpoint.manifest import Leaves, from_json
 from train.console import warn
 from train.trees import leaf_paths
@@ -42,10 +43,26 @@ def sound_steps(
         NoSoundCheckpoint: after the last step, if none was sound.
         UserError: whatever else `check` raises.
     """
+    saves = [(manager, step) for step in (listed_steps(manager) if steps is None else steps)]
+    yield from sound_saves(saves, lambda _, step, leaves: check(step, leaves), f"{folder_of(manager).parent}")
+
+
+def sound_saves(
+    saves: Iterable[tuple[ocp.CheckpointManager, int]],
+    check: Callable[[ocp.CheckpointManager, int, Leaves], T],
+    where: str,
+) -> Iterator[T]:
+    """Yields what `check` returns for each sound step of several managers; see `sound_steps`.
+
+    Args:
+        saves: (manager, step) in the order in which they are tried.
+        check: (manager, step, leaves of its manifest) -> any value.
+        where: names the run in the error.
+    """
     damaged, any_sound = [], False
-    for step in listed_steps(manager) if steps is None else steps:
+    for manager, step in saves:
         try:
-            value = check(step, read_manifest(manager, step))
+            value = check(manager, step, read_manifest(manager, step))
         except DamagedCheckpoint as error:
             damaged.append(_describe_damage(manager, step, str(error)))
             warn(f"{damaged[-1]}; trying the one before")
@@ -53,13 +70,13 @@ def sound_steps(
             any_sound = True
             yield value
     if not any_sound:
-        contents = "; ".join(damaged) or f"{Path(manager.directory).parent} contains no checkpoint"
+        contents = "; ".join(damaged) or f"{where} contains no checkpoint"
         raise NoSoundCheckpoint(f"{contents}; no sound checkpoint is left" if damaged else contents)
 
 
 def _describe_damage(manager: ocp.CheckpointManager, step: int, damage: str) -> str:
     # The run may be training meanwhile, and deletes its old checkpoints.
-    folder = Path(manager.directory)
+    folder = folder_of(manager)
     found = f"is damaged ({damage})" if (folder / str(step)).is_dir() else "was deleted while it was read"
     return f"{folder}: checkpoint {step} {found}"
 
@@ -105,6 +122,9 @@ def _restore(manager: ocp.CheckpointManager, step: int, arguments: dict[str, Any
         return {name: read[name] for name in arguments}
     # Orbax and TensorStore raise a dozen types for a truncated, missing or unreadable file.
     except Exception as error:
+        # Such a checkpoint must not be taken for a damaged one, which is moved away.
+        if is_remote(folder_of(manager)) and is_unreachable(error):
+            raise Unreachable(f"{folder_of(manager)}: checkpoint {step} cannot be read: {describe(error)}") from None
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     if "sync_global_devices name mismatch" in reason:
         raise DamagedCheckpoint("another process cannot read it")

@@ -9,12 +9,12 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import jax
 from absl import flags
 
 from configs.errors import UserError
+from data.storage.paths import at
 from data.templates import NAMES, render
 from train.commands.sampling_flags import define_sampling_flags, options_of
 from train.console import say
@@ -38,7 +38,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command: reads one message per line from stdin, writes the answers to stdout."""
-    directory = Path(values.run)
+    directory = at(values.run)
     opened = open_run(directory)
     options = options_of(values, opened.record.generation)
     template = values.template or chat_template_of(opened) or "plain"

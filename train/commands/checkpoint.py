@@ -10,7 +10,6 @@ two runs. prune deletes the oldest checkpoints; it keeps the newest sound one, t
 and best/.
 """
 
-import shutil
 import time
 from pathlib import Path
 
@@ -18,8 +17,9 @@ from absl import flags
 from rich.table import Table
 
 from configs.errors import UserError
+from data.storage.paths import at, is_remote
 from train.checkpoint.compare import differences, newest_sound, verified_checkpoints
-from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR, saved_steps
+from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR, delete_step, saved_steps
 from train.console import results_console
 from train.run.history import read_records
 from train.run.lock import claim
@@ -47,7 +47,7 @@ def run(values: flags.FlagValues) -> None:
     Raises:
         UserError: the run or its checkpoints are missing, or one is damaged.
     """
-    directory = Path(values.run)
+    directory = at(values.run)
     open_run(directory)
     if values.action == "ls":
         _list(directory)
@@ -58,7 +58,7 @@ def run(values: flags.FlagValues) -> None:
     elif not values.other:
         raise UserError("checkpoint diff: the other run is missing; expected rootstock checkpoint diff RUN OTHER")
     else:
-        _diff(directory, Path(values.other))
+        _diff(directory, at(values.other))
 
 
 def _table(*columns: str) -> Table:
@@ -76,8 +76,11 @@ def _list(directory: Path) -> None:
         for where in (CHECKPOINTS_DIR, BEST_DIR, "damaged")
         for p in sorted((directory / where).glob("[0-9]*"), key=_step)
     ]:
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
+        files = [file.stat() for file in path.rglob("*") if file.is_file()]
+        size = sum(file.st_size for file in files)
+        # A directory of a bucket has no time of its own.
+        written = max((file.st_mtime for file in files), default=0.0) if is_remote(path) else path.stat().st_mtime
+        saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(written))
         table.add_row(path.parent.name, path.name, f"{size / 1e6:,.1f}", saved, losses.get(_step(path), ""))
     results_console().print(table)
 
@@ -117,7 +120,7 @@ def _prune(directory: Path, keep: int, dry_run: bool) -> None:
         gone = [step for step in steps[keep:] if step != sound and (not period or step % period)]
         for step in gone:
             if not dry_run:
-                shutil.rmtree(directory / CHECKPOINTS_DIR / str(step))
+                delete_step(directory / CHECKPOINTS_DIR / str(step))
     verb = "would delete" if dry_run else "deleted"
     kept = ", ".join(str(step) for step in steps if step not in gone)
     results_console().print(f"{verb} {', '.join(map(str, gone)) or 'nothing'}; kept {kept}")

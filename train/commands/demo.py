@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from configs.finetune import demo as finetune_config
 from configs.pretrain import demo as pretrain_config
 from data.demo_corpus import write_demo_corpus
+from data.storage.paths import at
 from model.sampling import Sampling
 from train.console import results_console, say, step_progress
 from train.files import check_output_directory
@@ -37,7 +38,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
     started = time.perf_counter()
-    workdir = Path(values.workdir)
+    workdir = at(values.workdir)
     check_output_directory(workdir, "workdir")
     corpus = workdir / "corpus"
     if not (corpus / "summary.json").exists():

@@ -17,6 +17,8 @@ from absl import flags
 from rich.table import Table
 
 from configs.errors import UserError
+from data.storage.files import local_copy
+from data.storage.paths import at
 from train.console import results_console
 from train.distributed.processes import is_process_zero
 from train.evaluation.perplexity import perplexity, summary
@@ -63,10 +65,10 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command; prints and writes nats_per_token, bits_per_byte, tokens, or the metrics of a task."""
-    directory = Path(values.run)
+    directory = at(values.run)
     opened = open_run(directory)
     record, language = opened.record, opened.is_language_model
-    output = Path(values.output) if values.output else directory / NAME
+    output = at(values.output) if values.output else directory / NAME
     if is_process_zero():
         check_results(output, "output")
     if values.text and not values.tasks and language:
@@ -127,16 +129,17 @@ def _score_tasks(directory: Path, values: flags.FlagValues) -> dict[str, Any]:
         from train.evaluation import harness
     except ImportError as error:
         raise UserError(f"--tasks needs {error.name}: pip install -e '.[evals]'") from None
-    folders = [str(_TASK_FILES), *([values.task_files] if values.task_files else [])]
-    if values.task_files and not Path(values.task_files).is_dir():
+    own = at(values.task_files or _TASK_FILES)
+    if not own.is_dir():
         raise UserError(f"--task_files={values.task_files}: is not a directory")
     data = {"test": values.data, "train": values.shots_data}
-    options = harness.HarnessOptions(
-        folders,
-        shots=None if values.shots < 0 else values.shots,
-        limit=values.limit,
-        data={split: path for split, path in data.items() if path},
-        chat=values.chat,
-    )
     template = chat_template_of(open_run(directory)) if values.chat else ""
-    return harness.evaluate(open_language_model(directory, template, spread=True), values.tasks, options)
+    with local_copy(own) as folder:
+        options = harness.HarnessOptions(
+            list(dict.fromkeys((str(_TASK_FILES), str(folder)))),
+            shots=None if values.shots < 0 else values.shots,
+            limit=values.limit,
+            data={split: path for split, path in data.items() if path},
+            chat=values.chat,
+        )
+        return harness.evaluate(open_language_model(directory, template, spread=True), values.tasks, options)

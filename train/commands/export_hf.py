@@ -8,10 +8,9 @@ adapter is merged into its base model; with --adapter it is written alone, for P
   rootstock export-hf runs/lora --adapter --output=adapter
 """
 
-from pathlib import Path
-
 from absl import flags
 
+from data.storage.paths import at
 from train.files import check_output_directory
 from train.huggingface.exporting import DTYPES, export_hf
 from train.huggingface.exporting_adapter import export_adapter
@@ -32,6 +31,6 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
-    check_output_directory(Path(values.output), "output")
+    check_output_directory(at(values.output), "output")
     export = export_adapter if values.adapter else export_hf
-    export(Path(values.run), Path(values.output), values.dtype)
+    export(at(values.run), at(values.output), values.dtype)

@@ -8,10 +8,9 @@ The table is also written to results.json and, with curves and samples, to repor
       --config.data.path=train.jsonl --config.task.test_path=test.jsonl
 """
 
-from pathlib import Path
-
 from absl import flags
 
+from data.storage.paths import at
 from model.config import EXECUTION_FIELDS
 from train.files import check_output_directory
 from train.finetuning.run import finetune
@@ -36,5 +35,5 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
-    check_output_directory(Path(values.workdir), "workdir")
-    finetune(values.config.to_dict(), Path(values.init_from), Path(values.workdir), values.accept_changed_data)
+    check_output_directory(at(values.workdir), "workdir")
+    finetune(values.config.to_dict(), at(values.init_from), at(values.workdir), values.accept_changed_data)

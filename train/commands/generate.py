@@ -7,7 +7,6 @@ rootstock generate --run=runs/mistral --raw --prompt='<s>[INST] Hello [/INST]' -
 
 import json
 import re
-from pathlib import Path
 
 import jax
 from absl import flags
@@ -15,6 +14,7 @@ from absl import flags
 from configs.errors import UserError
 from data.columns import DEFAULT_RULES, fill
 from data.readers import read_documents, read_placed_rows
+from data.storage.paths import at
 from data.templates import NAMES
 from train.commands.sampling_flags import define_sampling_flags, options_of
 from train.files import check_output_file
@@ -48,11 +48,11 @@ def run(values: flags.FlagValues) -> None:
         raise UserError("--prompt is missing; expected either --prompt=TEXT or --prompts=FILE")
     if values.raw and values.template:
         raise UserError(f"--template={values.template} has no effect with --raw; expected one of the two")
-    options = options_of(values, open_run(Path(values.run)).record.generation)
+    options = options_of(values, open_run(at(values.run)).record.generation)
     if values.output:
-        check_output_file(Path(values.output), "output")
+        check_output_file(at(values.output), "output")
     prompts = [values.prompt] if values.prompt else _read(values.prompts)
-    language_model = open_language_model(Path(values.run), values.template, cache_dtype=values.cache_dtype)
+    language_model = open_language_model(at(values.run), values.template, cache_dtype=values.cache_dtype)
     with jax.set_mesh(language_model.mesh):
         texts = continuations(language_model, prompts, options, raw=values.raw)
     if values.prompt and not values.output:
@@ -61,7 +61,7 @@ def run(values: flags.FlagValues) -> None:
     pairs = zip(prompts, texts, strict=True)
     lines = [json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) + "\n" for prompt, text in pairs]
     if values.output:
-        Path(values.output).write_text("".join(lines), encoding="utf-8")
+        at(values.output).write_text("".join(lines), encoding="utf-8")
     else:
         print("".join(lines), end="")
 

@@ -9,11 +9,10 @@ model; unpickles only with --allow_pickle. With --base, imports a LoRA adapter o
   rootstock import-hf path/to/adapter --base=runs/smollm2 --workdir=runs/adapter
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from configs.errors import UserError
+from data.storage.paths import at
 from train.files import check_output_directory
 from train.huggingface.importing import import_hf
 from train.huggingface.importing_adapter import import_adapter
@@ -37,10 +36,10 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
-    check_output_directory(Path(values.workdir), "workdir")
+    check_output_directory(at(values.workdir), "workdir")
     if not values.base:
-        import_hf(values.source, Path(values.workdir), values.allow_pickle)
+        import_hf(values.source, at(values.workdir), values.allow_pickle)
         return
     if values.allow_pickle:
         raise UserError("--allow_pickle has no effect with --base; expected one of the two")
-    import_adapter(values.source, Path(values.base), Path(values.workdir))
+    import_adapter(values.source, at(values.base), at(values.workdir))

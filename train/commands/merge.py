@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from absl import flags
 
 from configs.errors import UserError
-from data.new_directory import check_new, new_directory
+from data.storage.new_directory import check_new, new_directory
+from data.storage.paths import at
 from train.checkpoint.manager import open_manager
 from train.checkpoint.save import save
 from train.console import say
@@ -36,8 +37,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
-    check_output_directory(Path(values.workdir), "workdir")
-    merge(Path(values.run), Path(values.workdir))
+    check_output_directory(at(values.workdir), "workdir")
+    merge(at(values.run), at(values.workdir))
 
 
 def merge(directory: Path, output: Path) -> None:
@@ -56,7 +57,7 @@ def merge(directory: Path, output: Path) -> None:
     config = record.config | {"adapt": record.config["adapt"] | {"method": "full"}}
     # load_merged_params already returns the best parameters if the run kept them.
     config |= {"checkpoint": config["checkpoint"] | {"best": False}}
-    with new_directory(output) as partial, jax.set_mesh(mesh):
+    with new_directory(output, in_place=True) as partial, jax.set_mesh(mesh):
         params = adapter.load_merged(mesh, groups)
         start_run(partial, dataclasses.replace(record, config=config), adapter.tokenizer())
         step = jnp.asarray(record.config["num_steps"], jnp.int32)

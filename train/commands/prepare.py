@@ -7,12 +7,12 @@
 """
 
 import json
-from pathlib import Path
 
 from absl import flags
 
 from configs.errors import UserError
 from data.prepare import SPLIT_METHODS, StoreOptions, prepare
+from data.storage.paths import at
 from data.store import verify_store
 from train.console import step_progress
 
@@ -41,7 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> None:
     """Runs the command; prints the store's counts as JSON."""
     if values.verify:
-        verify_store(Path(values.output))
+        verify_store(at(values.output))
         print(f"{values.output}: every file matches the manifest")
         return
     if values.input is None:
@@ -55,5 +55,5 @@ def run(values: flags.FlagValues) -> None:
         strict=values.strict,
     )
     with step_progress() as progress:
-        manifest = prepare(values.input, Path(values.output), options, progress=progress)
+        manifest = prepare(values.input, at(values.output), options, progress=progress)
     print(json.dumps({"output": values.output, "vocab_size": manifest["vocab_size"], **manifest["splits"]}, indent=1))

@@ -6,10 +6,9 @@ that finetune, evaluate and generate need.
   rootstock pretrain --config=configs/pretrain/tiny.py --workdir=runs/tiny --config.data.path='texts/*.txt'
 """
 
-from pathlib import Path
-
 from absl import flags
 
+from data.storage.paths import at
 from train.pretraining import pretrain
 
 REQUIRED = ("config", "workdir")
@@ -30,5 +29,5 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
-    parent = Path(values.init_from) if values.init_from else None
-    pretrain(values.config.to_dict(), Path(values.workdir), parent, values.accept_changed_data)
+    parent = at(values.init_from) if values.init_from else None
+    pretrain(values.config.to_dict(), at(values.workdir), parent, values.accept_changed_data)

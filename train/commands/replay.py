@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ from absl import flags
 from rich.table import Table
 
 from configs.errors import UserError
+from data.storage.paths import at
 from train.console import results_console, visible
 from train.distributed.processes import is_process_zero
 from train.evaluation.document_losses import Document
@@ -36,7 +36,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command; exits with 1 if the loss differs from the logged one, unless the mesh has another size."""
-    found = replay(Path(values.run), values.step, values.data)
+    found = replay(at(values.run), values.step, values.data)
     if is_process_zero():
         if values.json:
             shown = found | {"documents": [d._asdict() for d in found["documents"][: values.documents]]}

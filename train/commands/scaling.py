@@ -20,6 +20,7 @@ from typing import Any
 from absl import flags
 
 from configs.errors import UserError
+from data.storage.paths import at
 from train.console import say
 from train.distributed.processes import is_process_zero
 from train.run.lock import claim
@@ -56,7 +57,7 @@ def run(values: flags.FlagValues) -> None:
         raise UserError("expected either --config or --points; see rootstock scaling --help")
     sizes, lengths, budgets = (_numbers(name, values[name].value) for name in ("sizes", "lengths", "flops"))
     config = values.config.to_dict() if values.config else None
-    workdir = Path(values.workdir)
+    workdir = at(values.workdir)
     with claim(workdir):
         warnings: list[str] = []
         if config is None:

@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs.errors import UserError
+from data.storage.paths import at
 from train.console import results_console
 from train.settings import from_config
 from train.show_batch import finetuning_batches, pretraining_batches, show
@@ -37,7 +38,7 @@ def run(values: flags.FlagValues) -> None:
         raise UserError(f"--init_from is missing: {file.name} uses the tokenizer of the base model")
     with tempfile.TemporaryDirectory() as scratch:
         if values.init_from:
-            shown = finetuning_batches(settings, Path(values.init_from))
+            shown = finetuning_batches(settings, at(values.init_from))
         else:
             shown = pretraining_batches(settings, Path(scratch))
         show(shown, values.step, values.rows, results_console())

@@ -5,17 +5,21 @@ A collective blocks forever on a host that died or hung, so a thread measures th
 
 import contextlib
 import faulthandler
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
+from data.storage.files import copy_file
+from data.storage.paths import is_remote
 from train.distributed.processes import end_all
 
 EXIT_CODE = 124  # that of timeout(1)
 _POLLS = 20  # per timeout
 _LONGEST_POLL = 10.0  # seconds
+_UPLOAD_SECONDS = 20.0
 
 
 class _Progress:
@@ -62,12 +66,26 @@ def _watch(seconds: float, workdir: Path, done: threading.Event) -> None:
 
 def _end(seconds: float, workdir: Path) -> None:
     path = workdir / f"hang-{jax.process_index()}.txt"
-    stacks = "the stacks of its threads cannot be written"
-    with contextlib.suppress(OSError), path.open("w") as file:
-        faulthandler.dump_traceback(file)
-        stacks = f"the stacks of its threads are in {path}"
+    written = _write_stacks(path)
+    stacks = f"the stacks of its threads are in {path}" if written else "the stacks of its threads cannot be written"
     end_all(
         f"no progress for {seconds:g} s (config.faults.hang_seconds) after {_progress.what}: "
         f"this host or another hangs; {stacks}; run the same command again to resume",
         EXIT_CODE,
     )
+
+
+def _write_stacks(path: Path) -> bool:
+    """Writes the stack of every thread to a file and returns whether that was possible."""
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory() as scratch:
+        # faulthandler needs a file of this machine.
+        file = Path(scratch) / path.name if is_remote(path) else path
+        with file.open("w") as out:
+            faulthandler.dump_traceback(out)
+        # What hangs may be the network.
+        upload = threading.Thread(target=copy_file, args=(file, path), daemon=True)
+        if is_remote(path):
+            upload.start()
+            upload.join(_UPLOAD_SECONDS)
+        return not upload.is_alive()
+    return False

@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from data.labeled import read_examples
+from data.storage.paths import at
 from data.tokenizer import Tokenizer
 from model.heads import Objective
 from train.console import say_skipped
@@ -66,7 +66,7 @@ def _score_on(mesh: Mesh, objective: Objective, opened: Run, path: str) -> dict[
 
 def _foundation(opened: Run, tokenizer: Tokenizer, mesh: Mesh) -> LanguageModel:
     """Returns the language model that a run was fine-tuned from."""
-    foundation = open_run(Path(opened.record.lineage[-1]["directory"])).with_model(opened.model)
+    foundation = open_run(at(opened.record.lineage[-1]["directory"])).with_model(opened.model)
     params = foundation.load_merged(mesh, ("backbone", "head"))
     return LanguageModel(opened.model, params, tokenizer, "", tokenizer.eos_id, mesh)
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from data.chat_export import to_jinja
-from data.new_directory import check_new, new_directory
+from data.storage.new_directory import check_new, new_directory
 from data.templates import end_of_turn
 from data.tokenizer import Tokenizer
 from model.huggingface.config_file import architecture_of, to_config

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from configs.errors import UserError
-from data.new_directory import check_new, new_directory
+from data.storage.new_directory import check_new, new_directory
 from model.huggingface.config_file import architecture_of
 from model.huggingface.families import FAMILIES, table
 from train.console import say

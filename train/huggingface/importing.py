@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import default
-from data.new_directory import check_new, new_directory
+from data.storage.new_directory import check_new, new_directory
 from model.config import ModelConfig, model_config
 from model.heads import language_model, parameter_count
 from model.huggingface.config_file import to_section
@@ -21,7 +21,7 @@ from train.console import say, warn
 from train.distributed.mesh import spread_mesh
 from train.huggingface.imported_tokenizer import with_rows
 from train.huggingface.safetensors_files import Weights
-from train.huggingface.sources import open_source
+from train.huggingface.sources import MODEL_FILES, on_this_machine, open_source
 from train.huggingface.summary import Imported, summary
 from train.run.record import RunRecord
 from train.run.record import start as start_run
@@ -46,20 +46,21 @@ def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
             is not empty.
     """
     check_new(output)
-    found = open_source(source, allow_pickle)
-    architecture, section = to_section(found.config, found.config_name)
-    model = model_config(section)
-    tokenizer = with_rows(found.tokenizer(), model.vocab_size, found.where)
-    generation = found.generation()
-    weights = found.weights(model, expected_names(architecture, model))
-    model, params, mesh = read_params(weights, architecture, model, found.where)
+    with on_this_machine(source, MODEL_FILES) as local:
+        found = open_source(local, allow_pickle)
+        architecture, section = to_section(found.config, found.config_name)
+        model = model_config(section)
+        tokenizer = with_rows(found.tokenizer(), model.vocab_size, found.where)
+        generation = found.generation()
+        weights = found.weights(model, expected_names(architecture, model))
+        model, params, mesh = read_params(weights, architecture, model, found.where)
     config = default.get_config().to_dict()
     config["model"] = section | {"tie_embeddings": model.tie_embeddings}
     config["sequence_length"] = min(model.context_length, config["sequence_length"])
     record = RunRecord(
         "pretrain", model, config, {}, f"huggingface:{source}", [], generation=generation, architecture=architecture
     )
-    with new_directory(output) as partial, jax.set_mesh(mesh):
+    with new_directory(output, in_place=True) as partial, jax.set_mesh(mesh):
         start_run(partial, record, tokenizer)
         with open_manager(partial, keep=1) as manager:
             save(manager, TrainState(jnp.asarray(0, jnp.int32), params, None, {}), mesh)

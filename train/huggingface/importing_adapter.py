@@ -9,7 +9,7 @@ import numpy as np
 
 from configs import default
 from configs.errors import UserError
-from data.new_directory import check_new, new_directory
+from data.storage.new_directory import check_new, new_directory
 from data.tokenizer import Tokenizer, chat_template_in
 from model.heads import parameter_count
 from model.huggingface.config_file import architecture_of
@@ -23,7 +23,7 @@ from train.distributed.mesh import single_device_mesh
 from train.huggingface.adapter_tensors import PREFIX, Adapter, factors_of, modules_of, read_adapter
 from train.huggingface.peft_config import CONFIG, WEIGHTS, AdapterConfig, parse_config
 from train.huggingface.safetensors_files import Weights, find_weights
-from train.huggingface.sources import local_directory, read_config
+from train.huggingface.sources import local_directory, on_this_machine, read_config
 from train.huggingface.summary import adapter_summary
 from train.run.record import Run, RunRecord, open_run
 from train.run.record import start as start_run
@@ -51,7 +51,12 @@ def import_adapter(source: str, base: Path, output: Path) -> None:
     run = open_run(base)
     if not run.is_language_model:
         raise UserError(f"--base={base} is a {run.record.task['name']} model; expected a language model")
-    directory = local_directory(source, _FILES)
+    with on_this_machine(source, _FILES) as local:
+        _import_directory(local_directory(local, _FILES), run, source, output)
+
+
+def _import_directory(directory: Path, run: Run, source: str, output: Path) -> None:
+    """Writes the run of an adapter in a directory on this machine; `source` is what the user named."""
     config_path = directory / CONFIG
     if not config_path.is_file():
         raise UserError(
@@ -66,13 +71,13 @@ def import_adapter(source: str, base: Path, output: Path) -> None:
     tokenizer = run.tokenizer()
     tokenizer = dataclasses.replace(tokenizer, chat_template=chat_template_in(directory) or tokenizer.chat_template)
     record = _record(run, adapter, tokenizer, source)
-    with new_directory(output) as partial, jax.set_mesh(mesh):
+    with new_directory(output, in_place=True) as partial, jax.set_mesh(mesh):
         head = _head(run, weights, config, str(directory), mesh)
         start_run(partial, record, tokenizer)
         params = _placed(open_run(partial), {"adapter": adapter.tree, "head": head}, mesh)
         with open_manager(partial, keep=1) as manager:
             save(manager, TrainState(jnp.asarray(0, jnp.int32), params, None, {}), mesh)
-    for line in adapter_summary(output, base, config.base, adapter, parameter_count(params["adapter"])):
+    for line in adapter_summary(output, run.directory, config.base, adapter, parameter_count(params["adapter"])):
         say(line)
 
 

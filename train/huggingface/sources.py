@@ -1,13 +1,16 @@
 """Where an imported model comes from: a directory of Hugging Face's format, a name on the Hub, or a GGUF file."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
+from data.storage.files import local_copy
+from data.storage.paths import at, is_url
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig
 from train.huggingface.generation_config import read_generation
@@ -19,12 +22,14 @@ from train.huggingface.kinds import check_config, check_directory
 from train.huggingface.safetensors_files import Weights, find_weights
 from train.huggingface.torch_files import PICKLED, PICKLED_INDEX, find_pickled_weights
 
-_PICKLED = (PICKLED, PICKLED_INDEX, "pytorch_model-*.bin")
-_FILES = (
+_PICKLED_FILES = (PICKLED, PICKLED_INDEX, "pytorch_model-*.bin")
+_SOUND_FILES = (
     "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
     "chat_template*", "special_tokens*", "adapter_config.json", "modules.json", "model_index.json",
     "config_sentence_transformers.json",
 )  # fmt: skip
+# What is read of the directory of a model.
+MODEL_FILES = (*_SOUND_FILES, *_PICKLED_FILES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +55,16 @@ class Source:
     stored_as: str
 
 
+@contextlib.contextmanager
+def on_this_machine(source: str, patterns: Sequence[str]) -> Iterator[str]:
+    """Yields a source on this machine: what matches `patterns` in a bucket is copied for as long as the block runs."""
+    if not is_url(source):
+        yield source
+        return
+    with local_copy(at(source), lambda file: any(file.match(pattern) for pattern in patterns)) as copy:
+        yield str(copy)
+
+
 def open_source(source: str, allow_pickle: bool = False) -> Source:
     """Returns the model at a path, or of a name on the Hub, whose files are downloaded.
 
@@ -61,7 +76,7 @@ def open_source(source: str, allow_pickle: bool = False) -> Source:
         if path.suffix != ".gguf":
             raise UserError(f"{source!r} is a file; expected a GGUF file (.gguf), or the directory of a model")
         return _open_gguf(path)
-    directory = local_directory(source, (*_FILES, *(_PICKLED if allow_pickle else ())))
+    directory = local_directory(source, MODEL_FILES if allow_pickle else _SOUND_FILES)
     check_directory(directory)
     config_path = directory / "config.json"
     config = read_config(config_path)

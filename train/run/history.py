@@ -1,17 +1,23 @@
 """Writes and reads `metrics.jsonl`; also writes TensorBoard scalars."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from configs.errors import UserError
-from train.files import write_atomically
+from data.storage.files import write_atomically
+from data.storage.mirror import Mirror, mirrored
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 Record = dict[str, Any]
+_NAME = "metrics.jsonl"
 
 
 class Writer(Protocol):
@@ -20,37 +26,66 @@ class Writer(Protocol):
     def __call__(self, record: Record) -> None:
         """Writes the record."""
 
+    def publish(self) -> None:
+        """Makes the records that were written readable where the run is, if that is a bucket."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Silent:
+    """The writer of a process that does not write."""
+
+    def __call__(self, record: Record) -> None:
+        pass
+
+    def publish(self) -> None:
+        pass
+
+
+@dataclasses.dataclass(frozen=True)
+class _FileWriter:
+    """Writes to `metrics.jsonl` and, unless `summary` is None, to TensorBoard."""
+
+    file: TextIO
+    summary: "SummaryWriter | None"
+    mirror: Mirror
+
+    def __call__(self, record: Record) -> None:
+        self.file.write(json.dumps({k: finite(v) for k, v in record.items()}) + "\n")
+        if self.summary is not None:
+            for name, value in record.items():
+                if isinstance(value, int | float) and name != "step":
+                    self.summary.add_scalar(f"{record['phase']}/{name}", value, record["step"])
+
+    def publish(self) -> None:
+        if self.summary is not None and self.mirror.local != self.mirror.target:
+            self.summary.flush()
+        self.mirror.publish()
+
 
 @contextlib.contextmanager
 def open_writer(workdir: Path, resumed_step: int, tensorboard: bool, writing: bool) -> Iterator[Writer]:
     """Yields a function that appends records to `metrics.jsonl`, one per line, and to TensorBoard if enabled.
 
     Lines of steps after `resumed_step` are deleted first, because those steps will be repeated. Only one process is
-    `writing`; the others get a function that does nothing.
+    `writing`; the others get a function that does nothing. To a bucket, both are uploaded at `publish`, once a minute
+    and at the end.
 
     Raises:
         UserError: TensorBoard is enabled but tensorboardX is not installed.
     """
     if not writing:
-        yield lambda record: None
+        yield _Silent()
         return
-    path = workdir / "metrics.jsonl"
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_step]
-        write_atomically(path, "".join(line + "\n" for line in kept))
-    summary = _summary_writer(workdir) if tensorboard else None
-    with _disk_full_as_user_error(path), path.open("a", buffering=1) as file:
-
-        def write(record: Record) -> None:
-            file.write(json.dumps({k: finite(v) for k, v in record.items()}) + "\n")
-            if summary is not None:
-                for name, value in record.items():
-                    if isinstance(value, int | float) and name != "step":
-                        summary.add_scalar(f"{record['phase']}/{name}", value, record["step"])
-
-        yield write
-    if summary is not None:
-        summary.close()
+    with mirrored(workdir, _NAME) as mirror:
+        path = mirror.local / _NAME
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_step]
+            write_atomically(path, "".join(line + "\n" for line in kept))
+        summary = _summary_writer(mirror.local) if tensorboard else None
+        with _disk_full_as_user_error(path), path.open("a", buffering=1) as file:
+            yield _FileWriter(file, summary, mirror)
+        if summary is not None:
+            summary.close()
 
 
 @contextlib.contextmanager
@@ -67,7 +102,7 @@ def _disk_full_as_user_error(path: Path) -> Iterator[None]:
 
 def read_records(workdir: Path) -> list[Record]:
     """Returns the records of a run's `metrics.jsonl` in order, without truncated lines."""
-    path = workdir / "metrics.jsonl"
+    path = workdir / _NAME
     lines = path.read_bytes().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if _step_of(line) < math.inf]
 
@@ -86,7 +121,7 @@ def finite(value: Any) -> Any:  # noqa: ANN401 - any value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _summary_writer(workdir: Path) -> Any:  # noqa: ANN401 - tensorboardX has no types
+def _summary_writer(workdir: Path) -> "SummaryWriter":
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

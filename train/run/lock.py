@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from configs.errors import UserError
+from data.storage.paths import is_remote
 from train.console import warn
-from train.distributed.processes import run_on_process_zero
+from train.distributed.processes import end_all, run_on_process_zero
 
 _LOCK = ".lock"
 
@@ -22,17 +23,38 @@ def claim(workdir: Path) -> Iterator[None]:
         UserError: another run uses it, it is not writable, or another host sees a different directory.
     """
     with contextlib.ExitStack() as stack:
-        held = run_on_process_zero(lambda: _lock(workdir, stack))
-        try:
-            seen = (workdir / _LOCK).read_text()
-        except OSError as error:
-            seen = str(error.strerror)
-        if seen != held:
+        held = run_on_process_zero(lambda: (_lease if is_remote(workdir) else _lock)(workdir, stack))
+        if _mark(workdir) != held:
             raise UserError(
                 f"--workdir={workdir} is not the directory that process 0 has under this name; "
                 "expected a directory that all hosts share"
             )
         yield
+
+
+def _mark(workdir: Path) -> str:
+    """Returns the unique text of the lock that this host sees, or why it sees none."""
+    if is_remote(workdir):
+        from data.storage.lease import mark_of
+
+        return mark_of(workdir / _LOCK)
+    try:
+        return (workdir / _LOCK).read_text()
+    except OSError as error:
+        return str(error.strerror)
+
+
+def _lease(workdir: Path, stack: contextlib.ExitStack) -> str:
+    """Locks a `workdir` in a bucket until `stack` closes; returns the unique text of the lock."""
+    from data.storage.lease import Held, lease
+
+    def lost(reason: str) -> None:
+        end_all(f"{reason}; two runs must not write to one --workdir", 1)
+
+    try:
+        return stack.enter_context(lease(workdir / _LOCK, lost))
+    except Held as held:
+        raise UserError(f"--workdir={workdir} is in use by another run ({held}); use another directory") from None
 
 
 def _lock(workdir: Path, stack: contextlib.ExitStack) -> str:

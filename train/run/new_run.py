@@ -20,6 +20,7 @@ from train.settings import Settings
 FINETUNE_UNUSED = {
     "data.validation_fraction": "in fine-tuning, which reads config.task.validation_fraction",
     "data.validation_split": "in fine-tuning, which splits rows",
+    "data.cache": "in fine-tuning, which reads rows into memory",
 }
 PRETRAIN_UNUSED = {"task": "in pre-training", "adapt": "in pre-training, which trains all parameters"}
 

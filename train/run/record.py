@@ -15,16 +15,18 @@ from configs import default
 from configs.errors import UserError
 from configs.schema import build
 from data.sources import Inventory, differences
+from data.storage.files import write_atomically
+from data.storage.paths import at
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.adapt import Adaptation, adapt, merge
 from model.config import EXECUTION_FIELDS, ModelConfig, architecture_difference
 from model.heads import Objective, language_model
 from model.transformer import Params
+from train.checkpoint.local_tier import forget_local_checkpoints
 from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR, saved_steps
 from train.checkpoint.restore import restore_params
 from train.console import warn
 from train.distributed.processes import is_process_zero, run_on_process_zero
-from train.files import write_atomically
 from train.run.length import LengthChange, length_change
 from train.settings import RESUMABLE_FIELDS, LossSettings
 from train.tasks.task import load_task, task_from_record
@@ -175,7 +177,7 @@ class Run:
             UserError: it is missing or was replaced.
         """
         parent = self.record.lineage[-1]
-        path = Path(parent["directory"])
+        path = at(parent["directory"])
         run = open_run(path) if (path / "run.json").is_file() else None
         if run is None or run.record.data_fingerprint != parent["data_fingerprint"]:
             raise UserError(
@@ -243,6 +245,8 @@ def _accept(workdir: Path, record: RunRecord) -> None:
     if length is not None:
         config = before.config | {"num_steps": record.config["num_steps"]}
         before = dataclasses.replace(before, config=config, length_changes=[*before.length_changes, length])
+        # They may be newer than the checkpoint at which the change is recorded.
+        forget_local_checkpoints(workdir)
         _write(workdir, before)
     if before.data_fingerprint == record.data_fingerprint:
         return
@@ -254,6 +258,7 @@ def _accept(workdir: Path, record: RunRecord) -> None:
         data_files=record.data_files,
         data_changes=[*before.data_changes, change],
     )
+    forget_local_checkpoints(workdir)
     _write(workdir, now)
     warn(f"{workdir} resumes at step {step} with different data; the change is recorded in run.json")
 

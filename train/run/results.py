@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from train.files import check_output_file, write_atomically
+from data.storage.files import write_atomically
+from train.files import check_output_file
 from train.run import goodput
 from train.run.history import read_records
 

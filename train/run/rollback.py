@@ -6,8 +6,8 @@ from typing import Any
 
 from configs.errors import UserError
 from data.loader import Skipped, batch_number
+from data.storage.files import write_atomically
 from train.distributed.processes import run_on_process_zero
-from train.files import write_atomically
 
 _NAME = "skipped_batches.json"
 _MAX_ROLL_BACKS = 3  # to the same checkpoint; if other data diverge too, the data are not the cause

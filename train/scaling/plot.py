@@ -1,5 +1,6 @@
 """Plots a scaling law: loss over training compute, one line per model size, and the compute-optimal frontier."""
 
+import io
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,7 +62,9 @@ def draw(analysis: Analysis, budgets: Sequence[float], path: Path) -> None:
         axes.set_ylabel("held-out loss (nats per token)")
         axes.set_title(_formula(analysis.law), loc="left", fontsize=10)
         axes.legend(frameon=False, fontsize=8, loc="upper right")
-        figure.savefig(path)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+        path.write_bytes(picture.getvalue())
 
 
 def _formula(law: Law) -> str:

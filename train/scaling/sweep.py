@@ -13,6 +13,7 @@ from data.store import open_store
 from model.config import ModelConfig, model_config
 from model.flops import training_flops_per_token
 from model.heads import language_model, parameter_count
+from train.checkpoint.manager import saved_steps
 from train.console import say
 from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.pretraining import pretrain, token_store
@@ -60,7 +61,7 @@ def _is_finished(directory: Path, config: Config, fingerprint: str) -> bool:
     """Returns whether the directory contains this run, finished; for a different run, `pretrain` raises the error."""
 
     def look() -> bool:
-        if not (directory / "checkpoints" / str(config["num_steps"])).is_dir():
+        if config["num_steps"] not in saved_steps(directory):
             return False
         record = open_run(directory).record
         return record.data_fingerprint == fingerprint and not config_changes(record.config, config)

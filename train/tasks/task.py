@@ -26,6 +26,7 @@ from configs.schema import build
 from data.columns import Row, RowRules, fill
 from data.examples import Rendered
 from data.labeled import Example
+from data.storage.paths import is_url
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective
@@ -182,7 +183,7 @@ def is_file(name: str) -> bool:
 
 def absolute_name(name: str) -> str:
     """Returns `config.task.name` with the path of a file made absolute."""
-    return str(Path(name).expanduser().absolute()) if is_file(name) else name
+    return str(Path(name).expanduser().absolute()) if is_file(name) and not is_url(name) else name
 
 
 def load_task(name: str) -> type[Task[Any]]:
@@ -191,6 +192,8 @@ def load_task(name: str) -> type[Task[Any]]:
     Raises:
         UserError: the task is unknown, or the file is missing, cannot be imported or does not define one task.
     """
+    if is_url(name):
+        raise UserError(f"config.task.name={name!r}: Python files are read from this machine only; copy it here")
     if is_file(name):
         path = Path(absolute_name(name))
         if not path.is_file():

@@ -132,7 +132,7 @@ def write(path: Path, report: Report) -> None:
         + "\n</body></html>\n"
     )
     # JSON may contain half of a surrogate pair, which UTF-8 cannot encode.
-    path.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
+    path.write_bytes(page.encode("utf-8", "xmlcharrefreplace"))
 
 
 def _grid(head: Sequence[str], body: Sequence[tuple[str, Sequence[str]]]) -> str:

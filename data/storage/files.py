@@ -1,0 +1,140 @@
+"""Reading, writing, listing and copying files where they are: on this machine or in a bucket."""
+
+import contextlib
+import glob
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.errors import UserError
+from data.storage.paths import at, is_remote, is_url
+
+if TYPE_CHECKING:
+    from data.storage.remote import RemotePath
+
+
+def _remote(path: Path) -> "RemotePath":
+    from data.storage.remote import remote
+
+    return remote(path)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces the contents of a file; after a crash the file has either the old or the new text, complete.
+
+    Raises:
+        OSError: the directory is missing, read-only or full; the old file is unchanged.
+    """
+    if is_remote(path):
+        path.write_text(text, encoding="utf-8")
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_directory(path: Path) -> None:
+    """Checks that files can be made in an existing directory, or anywhere below a bucket, and deleted again.
+
+    Raises:
+        OSError: they cannot.
+    """
+    if not is_remote(path):
+        with tempfile.TemporaryFile(dir=path):
+            return
+    probe = path / f".probe-{uuid.uuid4().hex}"
+    probe.write_bytes(b"")
+    probe.unlink()
+
+
+def delete_tree(path: Path) -> None:
+    """Deletes a directory and everything in it."""
+    if is_remote(path):
+        _remote(path).rmtree()
+    else:
+        shutil.rmtree(path)
+
+
+def move_tree(source: Path, target: Path) -> None:
+    """Renames a directory; in a bucket each object is copied, then deleted, so a crash may leave some in both."""
+    if is_remote(source):
+        _remote(source).move_tree(_remote(target))
+    else:
+        source.rename(target)
+
+
+def files_below(directory: Path) -> list[Path]:
+    """Returns the files at any depth below a directory, sorted."""
+    if is_remote(directory):
+        return list(directory.rglob("*"))
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def match_files(pattern: str) -> list[Path]:
+    """Returns the files that a glob pattern matches, sorted; `**` matches any number of directories."""
+    if is_url(pattern):
+        return list(_remote(at(pattern)).matching_files())
+    return sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())
+
+
+def copy_tree(source: Path, target: Path, last: str = "") -> None:
+    """Copies the files of a directory between this machine and a bucket.
+
+    Args:
+        source: the directory.
+        target: the directory to make.
+        last: a name in `source` that is copied after all others, because it says that the directory is complete.
+    """
+    for path in sorted(files_below(source), key=lambda path: path == source / last):
+        copy_file(path, target / str(path.relative_to(source)))
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file between this machine and a bucket, in parts if it is large."""
+    if is_remote(target):
+        _remote(target).upload(source)
+    elif is_remote(source):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remote(source).download(target)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+@contextlib.contextmanager
+def local_copy(path: Path, wanted: Callable[[Path], bool] = lambda _: True) -> Iterator[Path]:
+    """Yields a file or directory on this machine for libraries that read nothing else; of a bucket, a temporary copy.
+
+    Args:
+        path: a file or directory.
+        wanted: which files of a directory in a bucket to copy.
+
+    Raises:
+        UserError: what the block raises, with the name in the bucket instead of the copy's.
+    """
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="rootstock-") as scratch:
+        copy = Path(scratch) / path.name
+        if path.is_dir():
+            copy.mkdir()
+            for file in files_below(path):
+                if wanted(file):
+                    copy_file(file, copy / str(file.relative_to(path)))
+        elif path.exists():
+            copy_file(path, copy)
+        try:
+            yield copy
+        except UserError as error:
+            raise type(error)(str(error).replace(str(copy), str(path))) from None

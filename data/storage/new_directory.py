@@ -1,0 +1,107 @@
+"""Directories that appear only when they are complete, so that a command that failed can simply run again."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from configs.errors import UserError
+from data.storage.files import copy_tree, delete_tree
+from data.storage.paths import is_remote
+
+# In a bucket: the lock of the command that makes the directory. If it was killed, what it left is deleted.
+_UNFINISHED = ".partial"
+_LAST = "manifest.json"
+
+
+@contextlib.contextmanager
+def new_directory(path: Path, in_place: bool = False) -> Iterator[Path]:
+    """Yields a temporary directory that becomes `path` when the block ends, or is removed if it raises.
+
+    Args:
+        path: the directory. In a bucket, which cannot rename, the temporary directory is on this machine and is
+            uploaded, a manifest.json last.
+        in_place: in a bucket, yield `path` itself: checkpoints are written differently there.
+
+    Raises:
+        UserError: `path` exists and is not an empty directory, or cannot be written.
+    """
+    if not is_remote(path):
+        with _renamed(path) as directory:
+            yield directory
+    elif in_place:
+        with _claimed(path):
+            yield path
+    else:
+        with _claimed(path), tempfile.TemporaryDirectory(prefix="rootstock-") as scratch:
+            yield Path(scratch)
+            copy_tree(Path(scratch), path, _LAST)
+
+
+@contextlib.contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
+    check_new(path)
+    # Next to `path`, because a rename is atomic only within one file system.
+    temporary = path.absolute().with_name(f".{path.absolute().name}.partial-{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    try:
+        yield temporary
+        try:
+            os.replace(temporary, path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _claimed(path: Path) -> Iterator[None]:
+    """A context in which only this process makes the directory `path` of a bucket."""
+    from data.storage.lease import Held, lease
+
+    check_new(path)
+    lock = path / _UNFINISHED
+    lost: list[str] = []
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lease(lock, lost.append))
+        except Held as held:
+            raise UserError(f"{path} is being made by another command ({held})") from None
+        _delete_files(path)
+        try:
+            yield
+        except BaseException:
+            _delete_files(path)
+            lock.unlink()
+            raise
+        if lost:
+            raise UserError(f"{lost[0]}; expected a directory that no other command writes to")
+        lock.unlink()
+
+
+def _delete_files(path: Path) -> None:
+    """Deletes what is in a directory of a bucket, except for the lock."""
+    for found in list(path.iterdir()):
+        if found.is_dir():
+            delete_tree(found)
+        elif found.name != _UNFINISHED:
+            found.unlink()
+
+
+def check_new(path: Path) -> None:
+    """Raises UserError if `path` exists and is not an empty directory, nor what a killed command left in a bucket."""
+    if not path.exists() or (is_remote(path) and _is_unfinished(path)):
+        return
+    if not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} exists and is not empty; expected a new directory")
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Returns whether a directory of a bucket has the lock of a command that makes it, or that was killed."""
+    return (path / _UNFINISHED).is_file()
