@@ -181,7 +181,7 @@ def test_import_prints_what_it_found_and_commands_that_work_as_printed(template,
     assert lines[:3] == [f"import-hf: {tmp_path / 'run'}", "  family      gemma3_text", lines[2]]
     assert lines[2].startswith("  parameters  ") and lines[2].endswith(", read from safetensors")
     assert lines[3] == "  context     128 tokens; 6 of 7 layers attend to the last 16"
-    assert lines[4].startswith("  tokenizer   300 tokens; prompts start with <|bos|>, texts end with <|eos|>")
+    assert lines[4].startswith("  tokenizer   288 tokens; prompts start with <|bos|>, texts end with <|eos|>")
     assert lines[5] == f"  template    {'the tokenizer' if template else 'none found; the model continues texts'}" + (
         "'s own" if template else ""
     )
