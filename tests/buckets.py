@@ -141,10 +141,15 @@ def storage_environment() -> Iterator[dict[str, str]]:
         yield environment
 
 
+def new_folder(scheme: str) -> str:
+    """Returns a URL below which nothing exists yet."""
+    return f"{scheme}://{BUCKET}/{uuid.uuid4().hex[:8]}"
+
+
 @pytest.fixture(params=["gs", "s3"])
 def bucket(request, storage_environment) -> str:
     """A URL below which nothing exists yet, in each kind of bucket."""
-    return f"{request.param}://{BUCKET}/{uuid.uuid4().hex[:8]}"
+    return new_folder(request.param)
 
 
 @pytest.fixture(params=["local", "gs", "s3"])
@@ -153,4 +158,4 @@ def folder(request, tmp_path) -> str:
     if request.param == "local":
         return str(tmp_path)
     request.getfixturevalue("storage_environment")
-    return f"{request.param}://{BUCKET}/{uuid.uuid4().hex[:8]}"
+    return new_folder(request.param)

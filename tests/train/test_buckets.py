@@ -20,6 +20,7 @@ from data.storage import files
 from data.storage.paths import at
 from data.store import open_store
 from data.store_cache import cached_store
+from tests.buckets import new_folder
 from tests.damage import flip_a_bit
 from tests.runs import ROOT, error_lines, process_environment, rootstock, write_rows, write_text
 from train import loop
@@ -101,6 +102,13 @@ def stages(root: str) -> dict:
     }
 
 
+# The contract of both kinds of bucket is in the fast suite (tests/data/storage); all stages on s3:// are slow.
+@pytest.fixture(params=["gs", pytest.param("s3", marks=pytest.mark.slow)])
+def bucket(request, storage_environment) -> str:
+    """A URL below which nothing exists yet."""
+    return new_folder(request.param)
+
+
 def put_inputs(root: str, scratch: Path) -> None:
     (scratch / "in" / "text").mkdir(parents=True)
     write_text(scratch / "in" / "text" / "a.txt", 150)
@@ -149,6 +157,7 @@ def train_and_stop(step, *arguments):
     assert "stopped by the test" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_resumes_in_a_bucket(bucket, local):
     root, expected = local
     store = at(bucket) / "store"

@@ -1,6 +1,6 @@
 """Every family of models against the installed transformers: logits, bitwise exports, files, and an optimizer step.
 
-`python -m tests.train.huggingface.test_families [FAMILY ...]` writes the rows of docs/huggingface.md.
+`PYTHONPATH=tests python -m tests.train.huggingface.test_families [FAMILY ...]` writes the rows of docs/huggingface.md.
 """
 
 import importlib.util
