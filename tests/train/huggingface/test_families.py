@@ -91,7 +91,7 @@ def step_difference(directory, family, model, params):
     import torch
 
     ids = np.random.default_rng(1).integers(3, 259, (2, 20)).astype(np.int32)
-    theirs = load(directory).train()
+    theirs = load(directory)  # not in training mode: dropout is not part of the comparison
     optimizer = torch.optim.AdamW(theirs.parameters(), RATE, **ADAMW)
     logits = theirs(torch.tensor(ids)).logits[:, :-1]
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(ids[:, 1:]).flatten().long()).backward()
