@@ -86,8 +86,11 @@ def language_model(
         sums = losses.cross_entropy(x_BTD, unembedding(params), batch["targets"], batch["weights"], options)
         if routers is None:
             return sums
-        added = router.z * routers.z.sum() + router.balance * routers.balance.sum()
-        return sums._replace(objective=sums.objective + added, routers=jax.lax.stop_gradient(routers))
+        objective = sums.objective
+        for weight, of_layers in ((router.z, routers.z), (router.balance, routers.balance)):
+            if weight:
+                objective += weight * of_layers.sum()
+        return sums._replace(objective=objective, routers=jax.lax.stop_gradient(routers))
 
     def predict(params: Params, batch: Batch) -> jax.Array:
         x_BTD = forward(config, params["backbone"], batch)
