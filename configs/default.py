@@ -84,7 +84,9 @@ def model() -> ConfigDict:
     m.attention_softcap = 0.0  # attention scores become cap * tanh(scores / cap); 0: off
     m.query_scale = 0.0  # attention scores are multiplied by this; 0: head_dim ** -0.5
     m.sliding_window = (0,)  # attention window of each layer in tokens, repeated over the layers; 0: full attention
+
     # Mixture of experts: a router chooses experts_per_token of num_experts MLPs for each token. No choice is dropped.
+
     m.num_experts = 0  # experts per layer; 0: every layer has one MLP
     m.experts_per_token = 2  # experts that each token goes to
     m.expert_dim = 0  # hidden width of each expert; 0: mlp_dim
@@ -94,6 +96,7 @@ def model() -> ConfigDict:
     # Weight of a chosen expert: its "softmax" or "sigmoid" among all experts, or "softmax_top": among the chosen ones.
     m.router = "softmax"
     m.router_renormalize = True  # divide the weights of a token's experts by their sum
+
     m.output_init = "zero"  # initialize projections into the residual stream to "zero", or "scaled" by depth
 
     # The fields below change how the model runs, not what it computes.
