@@ -84,19 +84,7 @@ def model() -> ConfigDict:
     m.attention_softcap = 0.0  # attention scores become cap * tanh(scores / cap); 0: off
     m.query_scale = 0.0  # attention scores are multiplied by this; 0: head_dim ** -0.5
     m.sliding_window = (0,)  # attention window of each layer in tokens, repeated over the layers; 0: full attention
-
-    # Mixture of experts: a router chooses experts_per_token of num_experts MLPs for each token. No choice is dropped.
-
-    m.num_experts = 0  # experts per layer; 0: every layer has one MLP
-    m.experts_per_token = 2  # experts that each token goes to
-    m.expert_dim = 0  # hidden width of each expert; 0: mlp_dim
-    m.shared_expert_dim = 0  # hidden width of an MLP beside the experts that every token goes to; 0: none
-    m.dense_layers = 0  # the first layers, which have an MLP of mlp_dim instead of experts
-    m.expert_every = 1  # of so many of the other layers, only the last has experts
-    # Weight of a chosen expert: its "softmax" or "sigmoid" among all experts, or "softmax_top": among the chosen ones.
-    m.router = "softmax"
-    m.router_renormalize = True  # divide the weights of a token's experts by their sum
-
+    model_experts(m)
     m.output_init = "zero"  # initialize projections into the residual stream to "zero", or "scaled" by depth
 
     # The fields below change how the model runs, not what it computes.
@@ -109,6 +97,19 @@ def model() -> ConfigDict:
     # inputs), or "offload" (as "full", with the layers' inputs kept in host memory).
     m.remat = "none"
     return m
+
+
+def model_experts(m: ConfigDict) -> None:
+    """Adds the fields of a mixture of experts: a router chooses experts_per_token of num_experts MLPs for each token."""
+    m.num_experts = 0  # experts per layer; 0: every layer has one MLP
+    m.experts_per_token = 2  # experts that each token goes to
+    m.expert_dim = 0  # hidden width of each expert; 0: mlp_dim
+    m.shared_expert_dim = 0  # hidden width of an MLP beside the experts that every token goes to; 0: none
+    m.dense_layers = 0  # the first layers, which have an MLP of mlp_dim instead of experts
+    m.expert_every = 1  # of so many of the other layers, only the last has experts
+    # Weight of a chosen expert: its "softmax" or "sigmoid" among all experts, or "softmax_top": among the chosen ones.
+    m.router = "softmax"
+    m.router_renormalize = True  # divide the weights of a token's experts by their sum
 
 
 def mesh() -> ConfigDict:
