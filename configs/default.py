@@ -100,7 +100,7 @@ def model() -> ConfigDict:
 
 
 def model_experts(m: ConfigDict) -> None:
-    """Adds the fields of a mixture of experts: a router chooses experts_per_token of num_experts MLPs for each token."""
+    """Adds the fields of experts: a router chooses experts_per_token of num_experts MLPs for each token."""
     m.num_experts = 0  # experts per layer; 0: every layer has one MLP
     m.experts_per_token = 2  # experts that each token goes to
     m.expert_dim = 0  # hidden width of each expert; 0: mlp_dim
