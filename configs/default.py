@@ -84,6 +84,7 @@ def model() -> ConfigDict:
     m.attention_softcap = 0.0  # attention scores become cap * tanh(scores / cap); 0: off
     m.query_scale = 0.0  # attention scores are multiplied by this; 0: head_dim ** -0.5
     m.sliding_window = (0,)  # attention window of each layer in tokens, repeated over the layers; 0: full attention
+    model_experts(m)
     m.output_init = "zero"  # initialize projections into the residual stream to "zero", or "scaled" by depth
 
     # The fields below change how the model runs, not what it computes.
@@ -96,6 +97,19 @@ def model() -> ConfigDict:
     # inputs), or "offload" (as "full", with the layers' inputs kept in host memory).
     m.remat = "none"
     return m
+
+
+def model_experts(m: ConfigDict) -> None:
+    """Adds the fields of experts: a router chooses experts_per_token of num_experts MLPs for each token."""
+    m.num_experts = 0  # experts per layer; 0: every layer has one MLP
+    m.experts_per_token = 2  # experts that each token goes to
+    m.expert_dim = 0  # hidden width of each expert; 0: mlp_dim
+    m.shared_expert_dim = 0  # hidden width of an MLP beside the experts that every token goes to; 0: none
+    m.dense_layers = 0  # the first layers, which have an MLP of mlp_dim instead of experts
+    m.expert_every = 1  # of so many of the other layers, only the last has experts
+    # Weight of a chosen expert: its "softmax" or "sigmoid" among all experts, or "softmax_top": among the chosen ones.
+    m.router = "softmax"
+    m.router_renormalize = True  # divide the weights of a token's experts by their sum
 
 
 def mesh() -> ConfigDict:
@@ -198,6 +212,10 @@ def loss() -> ConfigDict:
     """Returns `config.loss`: options of the cross-entropy loss."""
     c = ConfigDict()
     c.z_loss = 0.0  # weight of log(Z)^2, which keeps the softmax normalizer Z near 1; 0: off
+    # Experts: weight of log(Z)^2 of the routers' logits; 0: off. Like z_loss, summed over tokens and layers.
+    c.router_z_loss = 0.0
+    # Experts: weight of the load-balancing loss, which is 1 per token and layer where the load is even; 0: off.
+    c.balance_loss = 0.0
     c.label_smoothing = 0.0  # part of each target's probability that is spread over all tokens or classes; 0: off
     c.chunk = 0  # compute logits for this many positions per row at a time; must divide sequence_length; 0: all
     return c

@@ -21,6 +21,17 @@ def _shape(embed_dim: int, num_layers: int, num_heads: int, num_kv_heads: int, m
 
 # Llama 2: arXiv:2307.09288, table 1; config.json of meta-llama/Llama-2-{7b,13b,70b}-hf.
 # Sets every field that changes what the network computes, so that no default of the caller's config remains.
+# The fields of experts, in models without any.
+_DENSE: Fields = {
+    "num_experts": 0,
+    "experts_per_token": 2,
+    "expert_dim": 0,
+    "shared_expert_dim": 0,
+    "dense_layers": 0,
+    "expert_every": 1,
+    "router": "softmax",
+    "router_renormalize": True,
+}
 _LLAMA: Fields = {
     "vocab_size": 32000,
     "head_dim": 128,
@@ -347,4 +358,4 @@ def architecture(name: str) -> dict[str, object]:
     if name not in _ARCHITECTURES:
         hint = did_you_mean(name, _ARCHITECTURES)
         raise UserError(f"unknown architecture {name!r}{hint}; expected one of {', '.join(_ARCHITECTURES)}")
-    return dict(_ARCHITECTURES[name])
+    return _DENSE | _ARCHITECTURES[name]

@@ -43,7 +43,9 @@ def titles() -> dict[str, str]:
     """Returns {section: what it is about}, taken from the docstrings of `configs/default.py`."""
     source = Path(default.__file__).read_text(encoding="utf-8")
     texts = {
-        _section(function): (ast.get_docstring(function) or "").partition("\n")[0] for function in _functions(source)
+        function.name: (ast.get_docstring(function) or "").partition("\n")[0]
+        for function in _functions(source)
+        if "_" not in function.name
     }
     return {section: text.partition(": ")[2].rstrip(".") for section, text in texts.items()} | {
         "": "fields outside of sections"
@@ -55,7 +57,8 @@ def _functions(source: str) -> list[ast.FunctionDef]:
 
 
 def _section(function: ast.FunctionDef) -> str:
-    return "" if function.name == "get_config" else function.name
+    """Returns the section whose fields a function sets: `model` and `model_experts` set those of "model"."""
+    return "" if function.name == "get_config" else function.name.partition("_")[0]
 
 
 def _comments(source: str) -> tuple[dict[int, str], set[int]]:

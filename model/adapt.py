@@ -115,6 +115,11 @@ def _joined(base: Params, adapter: Params) -> Params:
 def _last_layers(backbone: Params, adaptation: Adaptation, rng: jax.Array) -> Params:
     """Returns differences to the last layers, initialized to zero; weight decay pulls towards the pre-trained model."""
     count = adaptation.last_layers
+    if len({len(box.value) for box in jax.tree.leaves(backbone["layers"], is_leaf=is_partitioned)}) > 1:
+        raise UserError(
+            "config.adapt.method='last' is not supported where only some layers have experts; expected 'full', 'head' "
+            "or 'lora'"
+        )
 
     def difference(box: nn.Partitioned) -> nn.Partitioned:
         if not 1 <= count <= len(box.value):
@@ -128,13 +133,17 @@ def _factors(backbone: Params, adaptation: Adaptation, rng: jax.Array) -> Params
     """Returns A (Gaussian) and B (zero) of each target (LoRA: arXiv:2106.09685, section 4.1).
 
     Raises:
-        UserError: a target matches no projection.
+        UserError: a target matches no projection, or the matrices of experts.
     """
     found: set[str] = set()
+    of_experts: set[str] = set()
     if adaptation.rank < 1:
         raise UserError(f"config.adapt.rank={adaptation.rank} must be at least 1")
 
     def walk(tree: Params, name: str, rng: jax.Array) -> Params:
+        if "kernel" in tree and "experts" in tree["kernel"].names:
+            of_experts.add(name)
+            return {}
         if "kernel" in tree:
             found.add(name)
             return _pair(tree["kernel"], adaptation.rank, rng) if name in adaptation.targets else {}
@@ -146,6 +155,13 @@ def _factors(backbone: Params, adaptation: Adaptation, rng: jax.Array) -> Params
         return {key: part for key, part in parts.items() if part}
 
     adapter = walk({"layers": backbone["layers"]}, "", rng)
+    found -= of_experts
+    refused = [name for name in adaptation.targets if name in of_experts]
+    if refused:
+        raise UserError(
+            f"config.adapt.targets contains {refused[0]!r}, a matrix of the model's experts, for which LoRA is not "
+            f"supported; expected some of {', '.join(sorted(found))}"
+        )
     unknown = [name for name in adaptation.targets if name not in found]
     if unknown or not adaptation.targets:
         raise UserError(

@@ -17,10 +17,12 @@ class LayerKind(NamedTuple):
     Attributes:
         window: sliding window in tokens; 0: full attention.
         rotary: rotary positions of queries and keys; None: no rotary positions.
+        experts: whether experts take the place of the MLP.
     """
 
     window: int
     rotary: Rotary | None
+    experts: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,14 @@ class ModelConfig:
     attention_softcap: float
     query_scale: float
     sliding_window: tuple[int, ...]
+    num_experts: Annotated[int, at_least(0)]
+    experts_per_token: Annotated[int, at_least(1)]
+    expert_dim: Annotated[int, at_least(0)]
+    shared_expert_dim: Annotated[int, at_least(0)]
+    dense_layers: Annotated[int, at_least(0)]
+    expert_every: Annotated[int, at_least(1)]
+    router: Literal["softmax", "softmax_top", "sigmoid"]
+    router_renormalize: bool
     output_init: Literal["zero", "scaled"]
     compute_dtype: Annotated[Literal["auto", "float32", "bfloat16"], RESUMABLE]
     cache_dtype: Annotated[Literal["auto", "bfloat16", "int8"], RESUMABLE]
@@ -94,6 +104,8 @@ class ModelConfig:
             )
         if not errors and self.position == "rope":
             errors += _rotary_errors(self)
+        if not errors and self.num_experts:
+            errors += _expert_errors(self)
         if self.parallel != "none" and self.norm_position != "pre":
             errors.append(
                 f"config.model.parallel={self.parallel!r} needs config.model.norm_position='pre', "
@@ -113,7 +125,25 @@ class ModelConfig:
         """The kind of each layer: `sliding_window` and `rope_layers`, each repeated over the layers."""
         pattern = self.rope_layers if self.position == "rope" else ("none",)
         rotary = {name: _rotary(self, name) for name in set(pattern)}
-        return tuple(LayerKind(window, rotary[pattern[i % len(pattern)]]) for i, window in enumerate(self.windows))
+        return tuple(
+            LayerKind(window, rotary[pattern[i % len(pattern)]], self._has_experts(i))
+            for i, window in enumerate(self.windows)
+        )
+
+    def _has_experts(self, layer: int) -> bool:
+        """Whether a layer has experts: every n-th after the first k dense ones, the last of each n."""
+        after = layer - self.dense_layers
+        return self.num_experts > 0 and after >= 0 and (after + 1) % self.expert_every == 0
+
+    @property
+    def expert_layers(self) -> int:
+        """The number of layers with experts."""
+        return sum(kind.experts for kind in self.kinds)
+
+    @property
+    def expert_width(self) -> int:
+        """The hidden width of each expert."""
+        return self.expert_dim or self.mlp_dim
 
     @property
     def period(self) -> tuple[LayerKind, ...]:
@@ -137,6 +167,25 @@ class ModelConfig:
     def gated(self) -> bool:
         """Whether the MLP multiplies its hidden units by a gate (GLU variants, arXiv:2002.05202)."""
         return self.mlp.endswith("_gated")
+
+
+def _expert_errors(c: ModelConfig) -> list[str]:
+    """Returns one message per invalid field of a mixture of experts."""
+    errors = []
+    if c.experts_per_token > c.num_experts:
+        errors.append(
+            f"config.model.experts_per_token={c.experts_per_token} must be at most config.model.num_experts "
+            f"({c.num_experts})"
+        )
+    if not c.expert_layers:
+        errors.append(
+            f"config.model.num_experts={c.num_experts} has no layer: config.model.dense_layers={c.dense_layers} and "
+            f"config.model.expert_every={c.expert_every} leave none of config.model.num_layers={c.num_layers}; "
+            f"expected dense_layers + expert_every of at most {c.num_layers}"
+        )
+    if c.mlp_bias:
+        errors.append("config.model.mlp_bias=True is not supported with experts; expected False")
+    return errors
 
 
 def _rotary(c: ModelConfig, name: str) -> Rotary | None:

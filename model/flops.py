@@ -4,10 +4,13 @@ from model.config import ModelConfig
 
 
 def matmul_parameters(config: ModelConfig) -> int:
-    """Returns the number of weights that multiply every token's activations, the output table included."""
+    """Returns the number of weights that multiply a token's activations: of its own experts, and the output table."""
     attention = config.embed_dim * config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads)
-    mlp = config.embed_dim * config.mlp_dim * (3 if config.gated else 2)
-    return config.num_layers * (attention + mlp) + config.vocab_size * config.embed_dim
+    per_unit, sparse = config.embed_dim * (3 if config.gated else 2), config.expert_layers
+    active = config.experts_per_token * config.expert_width + config.shared_expert_dim
+    experts = sparse * (per_unit * active + config.embed_dim * config.num_experts)
+    dense = (config.num_layers - sparse) * per_unit * config.mlp_dim
+    return config.num_layers * attention + dense + experts + config.vocab_size * config.embed_dim
 
 
 def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float:

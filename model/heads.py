@@ -18,7 +18,7 @@ from flax import linen as nn
 from model import losses
 from model.config import ModelConfig
 from model.sharding import with_axes
-from model.transformer import Batch, Params, forward, in_compute_dtype, init_backbone
+from model.transformer import Batch, Params, forward, forward_with_routers, in_compute_dtype, init_backbone
 
 
 class Objective(NamedTuple):
@@ -39,14 +39,38 @@ class Objective(NamedTuple):
     trained: tuple[str, ...] = ("backbone", "head")
 
 
+class RouterLosses(NamedTuple):
+    """Weights of the losses of routers, which are added to the objective of a language model with experts.
+
+    Attributes:
+        z: of `RouterSums.z`.
+        balance: of `RouterSums.balance`.
+    """
+
+    z: float = 0.0
+    balance: float = 0.0
+
+
+_NO_ROUTER_LOSSES = RouterLosses()
+
+
 def unembedding(params: Params) -> jax.Array:
     """Returns table_VD of a language model: the head's own table, or the tied token embedding."""
     head = params["head"]
     return head["table"] if "table" in head else params["backbone"]["embedding"]["table"]
 
 
-def language_model(config: ModelConfig, z_loss: float = 0.0, chunk: int = 0, smoothing: float = 0.0) -> Objective:
-    """Returns the `Objective` of next-token prediction; see `losses.LossOptions` for the arguments."""
+def language_model(
+    config: ModelConfig,
+    z_loss: float = 0.0,
+    chunk: int = 0,
+    smoothing: float = 0.0,
+    router: RouterLosses = _NO_ROUTER_LOSSES,
+) -> Objective:
+    """Returns the `Objective` of next-token prediction; see `losses.LossOptions` for the arguments.
+
+    The objective of a model with experts contains the routers' losses, and its `LossSums` their sums.
+    """
     options = losses.LossOptions(softcap=config.logit_softcap, z_loss=z_loss, smoothing=smoothing, chunk=chunk)
 
     def init(rng: jax.Array) -> Params:
@@ -58,8 +82,15 @@ def language_model(config: ModelConfig, z_loss: float = 0.0, chunk: int = 0, smo
         return {"backbone": init_backbone(config, rng), "head": head}
 
     def loss(params: Params, batch: Batch) -> losses.LossSums:
-        x_BTD = forward(config, params["backbone"], batch)
-        return losses.cross_entropy(x_BTD, unembedding(params), batch["targets"], batch["weights"], options)
+        x_BTD, routers = forward_with_routers(config, params["backbone"], batch)
+        sums = losses.cross_entropy(x_BTD, unembedding(params), batch["targets"], batch["weights"], options)
+        if routers is None:
+            return sums
+        objective = sums.objective
+        for weight, of_layers in ((router.z, routers.z), (router.balance, routers.balance)):
+            if weight:
+                objective += weight * of_layers.sum()
+        return sums._replace(objective=objective, routers=jax.lax.stop_gradient(routers))
 
     def predict(params: Params, batch: Batch) -> jax.Array:
         x_BTD = forward(config, params["backbone"], batch)

@@ -113,27 +113,34 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 @_recomputed(static_argnums=0)
-def _activated(name: str, x_BTF: jax.Array, gated_BTF: jax.Array | None = None) -> jax.Array:
+def activated(name: str, x_BTF: jax.Array, gated_BTF: jax.Array | None = None) -> jax.Array:
+    """Returns the activation of `x`, times `gated` in a gated MLP."""
     y_BTF = _ACTIVATIONS[name](x_BTF)
     return y_BTF if gated_BTF is None else y_BTF * gated_BTF
 
 
 class MLP(nn.Module):
-    """The feed-forward block: gated SiLU or GELU (arXiv:2002.05202), plain GELU, or squared ReLU (arXiv:2109.08668)."""
+    """The feed-forward block: gated SiLU or GELU (arXiv:2002.05202), plain GELU, or squared ReLU (arXiv:2109.08668).
+
+    Attributes:
+        config: the model.
+        width: hidden width; 0: `config.mlp_dim`.
+    """
 
     config: ModelConfig
+    width: int = 0
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """Returns y_BTD."""
         cfg = self.config
-        D, F, bias = cfg.embed_dim, cfg.mlp_dim, int(cfg.mlp_bias)
+        D, F, bias = cfg.embed_dim, self.width or cfg.mlp_dim, int(cfg.mlp_bias)
         up = Projection("BTD,DF->BTF", (D, F), ("embed", "mlp"), D**-0.5, bias, name="up")
         h_BTF = up(x_BTD)
         if cfg.gated:
             gate = Projection("BTD,DF->BTF", (D, F), ("embed", "mlp"), D**-0.5, bias, name="gate")
-            h_BTF = _activated(cfg.mlp, gate(x_BTD), h_BTF)
+            h_BTF = activated(cfg.mlp, gate(x_BTD), h_BTF)
         else:
-            h_BTF = _activated(cfg.mlp, h_BTF)
+            h_BTF = activated(cfg.mlp, h_BTF)
         std = output_std(cfg, fan_in=F)
         return Projection("BTF,FD->BTD", (F, D), ("mlp", "embed"), std, bias, name="down")(h_BTF)

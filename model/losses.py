@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from model.experts import RouterSums
 from model.sharding import PARAMETER_RULES, constrain, shards
 
 
@@ -25,11 +26,13 @@ class LossSums(NamedTuple):
         objective: what is differentiated: the weighted negative log-likelihood plus z-loss and smoothing, in nats.
         nll: the weighted negative log-likelihood alone, in nats; what is reported.
         weight: the sum of the token weights.
+        routers: the sums of the routers of a model with experts.
     """
 
     objective: jax.Array
     nll: jax.Array
     weight: jax.Array
+    routers: RouterSums | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,7 +95,7 @@ def for_inference(config: ModelConfig, params: Params) -> Params:
         return leaf.astype(dtype) if path[-1].key in ("kernel", "table") else leaf
 
     params = jax.tree_util.tree_map_with_path(cast, params)
-    return params | {"backbone": unstacked(params["backbone"])} if platform() == "gpu" else params
+    return params | {"backbone": unstacked(config, params["backbone"])} if platform() == "gpu" else params
 
 
 @partial(jax.jit, static_argnames=("config", "sampling", "max_new_tokens"))

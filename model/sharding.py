@@ -48,6 +48,8 @@ PARAMETER_RULES: dict[str, tuple[str, ...]] = {
     "norm": (),
     "classes": (),
     "rank": (),
+    "experts": (),
+    "router": (),
 }
 ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
     "batch": ("slice", "data", "fsdp"),

@@ -15,23 +15,27 @@ selected by a field of `ModelConfig`:
 - grouped-query attention; QK-norm per head or over all heads; logit softcap; custom query scale
 - sliding windows, in any pattern over the layers
 - MLP: gated SiLU or GELU, GELU, squared ReLU
+- mixture of experts in place of the MLP, in all layers, every n-th, or after the first k (`experts.py`)
 - tied or untied output table; optional biases; scales of embeddings, residual branches and logits
 - attention by XLA, cuDNN (GPU) or Splash (TPU); KV cache in the compute dtype, bfloat16 or int8
 - float32 parameters, bfloat16 compute on accelerators; rematerialization by policy, including host offload
 
 Layers are stacked on a leading axis, in training and in checkpoints, and run by one `lax.scan`, rolled or unrolled.
-Each step of the scan runs one period of the layers' kinds (one layer where all are equal), because a kind, a window and
-rotary positions, is static. For generation on a GPU, `unstacked` makes a tuple of them.
+Each step of the scan runs one period of the layers' kinds (one layer where all are equal), because a kind (window,
+rotary positions, MLP or experts) is static. MLPs and experts are stacked over the layers that have them. For generation
+on a GPU, `unstacked` makes a tuple of the layers.
 
 B batch, T length, P prompt length, D embed.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
@@ -40,6 +44,7 @@ from model.cache import Cache, CacheSize, KVCache, LayerCache, allocate
 from model.config import LayerKind, ModelConfig
 from model.context import Context, make_context
 from model.dtypes import compute_dtype
+from model.experts import Experts, RouterSums
 from model.layers import MLP, Norm, scaled
 from model.sharding import constrain, is_partitioned, with_axes
 
@@ -47,6 +52,7 @@ Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]
 _Carry = TypeVar("_Carry")
 
+_MLPS = frozenset({"mlp", "experts"})
 _LAYER_INPUT = "layer_input"
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -92,8 +98,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self, x_BTD: jax.Array, context: Context, kind: LayerKind, cache: LayerCache | None
-    ) -> tuple[jax.Array, KVCache]:
-        """Returns (x_BTD, `Attention`'s keys and values or updated cache)."""
+    ) -> tuple[jax.Array, KVCache, RouterSums | None]:
+        """Returns (x_BTD, `Attention`'s keys and values or updated cache, the sums of the router if it has one)."""
         cfg = self.config
 
         def before(name: str, y: jax.Array) -> jax.Array:
@@ -105,14 +111,22 @@ class Block(nn.Module):
         def add(x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
             return constrain(x_BTD + scaled(y_BTD, cfg.residual_scale), "batch", "length", "activation")
 
-        attention, mlp = Attention(cfg, name="attention"), MLP(cfg, name="mlp")
+        def mlp(y_BTD: jax.Array) -> tuple[jax.Array, RouterSums | None]:
+            if not kind.experts:
+                return MLP(cfg, name="mlp")(y_BTD), None
+            output: tuple[jax.Array, RouterSums] = Experts(cfg, name="experts")(y_BTD, context.segments_BT > 0)
+            return output
+
+        attention = Attention(cfg, name="attention")
         input_BTD = before("attention_norm", x_BTD)
         y_BTD, kv = attention(input_BTD, context, kind, cache)
         if cfg.parallel != "none":
             input_BTD = input_BTD if cfg.parallel == "one_norm" else before("mlp_norm", x_BTD)
-            return add(x_BTD, y_BTD + mlp(input_BTD)), kv
+            z_BTD, sums = mlp(input_BTD)
+            return add(x_BTD, y_BTD + z_BTD), kv, sums
         x_BTD = add(x_BTD, after("attention_post_norm", y_BTD))
-        return add(x_BTD, after("mlp_post_norm", mlp(before("mlp_norm", x_BTD)))), kv
+        y_BTD, sums = mlp(before("mlp_norm", x_BTD))
+        return add(x_BTD, after("mlp_post_norm", y_BTD)), kv, sums
 
 
 def init_backbone(config: ModelConfig, rng: jax.Array) -> Params:
@@ -123,10 +137,17 @@ def init_backbone(config: ModelConfig, rng: jax.Array) -> Params:
     context = make_context(config, tokens_BT, tokens_BT)
     x_BTD = jnp.zeros((1, 1, config.embed_dim))
 
-    def init_layer(layer_rng: jax.Array) -> Params:
-        return Block(config).init(layer_rng, x_BTD, context, config.kinds[0], None)["params"]
+    def init_layer(kind: LayerKind, layer_rng: jax.Array) -> Params:
+        return Block(config).init(layer_rng, x_BTD, context, kind, None)["params"]
 
-    layers = jax.vmap(init_layer)(jax.random.split(layers_rng, config.num_layers))
+    kinds, rngs = config.kinds, jax.random.split(layers_rng, config.num_layers)
+    layers: Params = {}
+    for kind in {kind.experts: kind for kind in kinds}.values():
+        own = jax.vmap(partial(init_layer, kind))(rngs)
+        for name in _MLPS.intersection(own) if 0 < config.expert_layers < config.num_layers else ():
+            indices = np.array([i for i, other in enumerate(kinds) if other.experts == kind.experts])
+            own[name] = jax.tree.map(lambda x, indices=indices: x[indices], own[name])
+        layers |= own
     stacked = jax.tree.map(
         lambda box: box.add_axis(0, {nn.PARTITION_NAME: "layers"}),
         layers,
@@ -155,7 +176,14 @@ def in_compute_dtype(config: ModelConfig, params: Params) -> Params:
 
 
 def forward(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
-    """Returns x_BTD, the hidden states of packed rows after the final norm; for training and scoring.
+    """Returns x_BTD of `forward_with_routers`."""
+    return forward_with_routers(config, params, batch)[0]
+
+
+def forward_with_routers(config: ModelConfig, params: Params, batch: Batch) -> tuple[jax.Array, RouterSums | None]:
+    """Returns the hidden states of packed rows, for training and scoring, and what the routers did.
+
+    They are x_BTD after the final norm, and the `RouterSums` of the layers with experts, stacked; None without experts.
 
     Args:
         config: the model.
@@ -164,23 +192,26 @@ def forward(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
     """
     context = make_context(config, batch["positions"], batch["segment_ids"])
 
-    def block(kind: LayerKind, x_BTD: jax.Array, layer_params: Params) -> jax.Array:
+    def block(kind: LayerKind, x_BTD: jax.Array, layer_params: Params) -> tuple[jax.Array, RouterSums | None]:
         x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
-        return _apply_block(config, layer_params, x_BTD, context, kind)[0]
+        x_BTD, _, sums = _apply_block(config, layer_params, x_BTD, context, kind)
+        return x_BTD, sums
 
     if config.remat != "none":
         block = jax.checkpoint(
             block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers, static_argnums=0
         )
 
-    def period(x_BTD: jax.Array, scanned: tuple[Params, jax.Array]) -> tuple[jax.Array, None]:
+    def period(x_BTD: jax.Array, scanned: tuple[Params, jax.Array]) -> tuple[jax.Array, RouterSums | None]:
+        found = []
         for kind, layer_params in _layers_of_period(config, scanned[0]):
-            x_BTD = block(kind, x_BTD, layer_params)
-        return x_BTD, None
+            x_BTD, sums = block(kind, x_BTD, layer_params)
+            found += [sums] if kind.experts else []
+        return x_BTD, jax.tree.map(lambda *sums: jnp.stack(sums), *found) if found else None
 
     x_BTD = _embed(config, params, batch["tokens"], context)
-    x_BTD, _ = _run_periods(config, params, period, x_BTD, unroll=not config.scan_layers)
-    return _final_norm(config, params, x_BTD)
+    x_BTD, routers = _run_periods(config, params, period, x_BTD, unroll=not config.scan_layers)
+    return _final_norm(config, params, x_BTD), jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), routers)
 
 
 def prefill_layers(
@@ -203,7 +234,7 @@ def prefill_layers(
     def period(x_BPD: jax.Array, scanned: tuple[Params, jax.Array]) -> tuple[jax.Array, tuple[KVCache, ...]]:
         caches = []
         for kind, layer_params in _layers_of_period(config, scanned[0]):
-            x_BPD, kv = _apply_block(config, layer_params, x_BPD, context, kind)
+            x_BPD, kv, _ = _apply_block(config, layer_params, x_BPD, context, kind)
             caches.append(allocate(config, kv.k, kv.v, size.columns_of(kind.window)))
         return x_BPD, tuple(caches)
 
@@ -231,7 +262,7 @@ def decode_layers(config: ModelConfig, params: Params, tokens_BT: jax.Array, cac
         updated = []
         for stack, (kind, layer_params) in zip(stacks, _layers_of_period(config, layers), strict=True):
             layer_cache = LayerCache(stack, index, cache.column, cache.padding_B)
-            x_BTD, stack = _apply_block(config, layer_params, x_BTD, context, kind, layer_cache)
+            x_BTD, stack, _ = _apply_block(config, layer_params, x_BTD, context, kind, layer_cache)
             updated.append(stack)
         return (x_BTD, tuple(updated)), None
 
@@ -240,14 +271,14 @@ def decode_layers(config: ModelConfig, params: Params, tokens_BT: jax.Array, cac
     return _final_norm(config, params, x_BTD), Cache(stacks, cache.column + T, cache.padding_B)
 
 
-def unstacked(params: Params) -> Params:
+def unstacked(config: ModelConfig, params: Params) -> Params:
     """Returns a backbone's parameters with a tuple of layers, for generation and scoring on a GPU.
 
     There, a scan copies each layer's matrices out of the stack before it multiplies by them, which takes longer than
     the product with a few rows does.
     """
-    count = len(jax.tree.leaves(params["layers"])[0])
-    return {**params, "layers": tuple(jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(count))}
+    kinds = config.kinds
+    return {**params, "layers": tuple(_layer(kinds, params["layers"], i) for i in range(len(kinds)))}
 
 
 def _run_periods(
@@ -282,7 +313,7 @@ def _apply_block(
     context: Context,
     kind: LayerKind,
     cache: LayerCache | None = None,
-) -> tuple[jax.Array, KVCache]:
+) -> tuple[jax.Array, KVCache, RouterSums | None]:
     output: Any = Block(config).apply({"params": params}, x_BTD, context, kind, cache)
     return output
 
@@ -299,7 +330,8 @@ def _periods(config: ModelConfig, params: Params) -> Params:
     if size == 1:
         # An extra axis of 1 would make XLA copy each layer's matrices before it reads them on a CPU.
         return params["layers"]
-    return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), params["layers"])
+    periods = config.num_layers // size
+    return jax.tree.map(lambda x: x.reshape(periods, -1, *x.shape[1:]), params["layers"])
 
 
 def _layers_of_period(config: ModelConfig, layers: Params | tuple[Params, ...]) -> Iterator[tuple[LayerKind, Params]]:
@@ -309,4 +341,16 @@ def _layers_of_period(config: ModelConfig, layers: Params | tuple[Params, ...]) 
         return
     kinds = config.period
     for index, kind in enumerate(kinds):
-        yield kind, layers if len(kinds) == 1 else jax.tree.map(lambda x, index=index: x[index], layers)
+        yield kind, layers if len(kinds) == 1 else _layer(kinds, layers, index)
+
+
+def _layer(kinds: Sequence[LayerKind], layers: Params, index: int) -> Params:
+    """Returns the parameters of one of these layers; MLPs and experts are stacked over the layers that have them."""
+    kind = kinds[index]
+    other = "mlp" if kind.experts else "experts"
+    among = sum(before.experts == kind.experts for before in kinds[:index])
+    return {
+        name: jax.tree.map(lambda x, i=among if name in _MLPS else index: x[i], part)
+        for name, part in layers.items()
+        if name != other
+    }

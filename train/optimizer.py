@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from configs.errors import UserError
 from model.sharding import is_partitioned
 from model.transformer import Params
 from train.settings import OptimizerSettings
@@ -143,7 +144,12 @@ def _scale_by_layer(boxed: Params, decay: float) -> optax.GradientTransformation
     def layers(box: nn.Partitioned) -> int:
         return box.value.shape[0] if box.names[0] == "layers" else 0
 
-    depth = max(map(layers, jax.tree.leaves(boxed, is_leaf=is_partitioned)))
+    counts = {count for box in jax.tree.leaves(boxed, is_leaf=is_partitioned) if (count := layers(box))}
+    depth = max(counts, default=0)
+    if len(counts) > 1:
+        raise UserError(
+            f"config.optimizer.layer_decay={decay:g} is not supported where only some layers have experts; expected 1"
+        )
 
     def factor(path: tuple[Any, ...], box: nn.Partitioned) -> float | np.ndarray:
         count = layers(box)
@@ -164,7 +170,7 @@ def _muon_dimensions(box: nn.Partitioned) -> optax.contrib.MuonDimensionNumbers 
     if not is_matrix(box):
         return None
     embed = box.names.index("embed")
-    others = tuple(i for i, name in enumerate(box.names) if name not in ("layers", "embed"))
+    others = tuple(i for i, name in enumerate(box.names) if name not in ("layers", "experts", "embed"))
     if embed < min(others):
         return optax.contrib.MuonDimensionNumbers(reduction_axis=(embed,), output_axis=others)
     return optax.contrib.MuonDimensionNumbers(reduction_axis=others, output_axis=(embed,))

@@ -100,6 +100,8 @@ class LossSettings:
     """`config.loss`."""
 
     z_loss: Annotated[float, at_least(0)]
+    router_z_loss: Annotated[float, at_least(0)]
+    balance_loss: Annotated[float, at_least(0)]
     label_smoothing: Annotated[float, between(0, 1)]
     chunk: Annotated[int, at_least(0)]
 
@@ -251,6 +253,15 @@ def planned_model(settings: Settings) -> ModelConfig:
             f"config.tokenizer={settings.tokenizer!r} gets its size from the text; set config.model.vocab_size"
         )
     return complete_model(settings, size or 0)
+
+
+def refuse_experts(settings: Settings, command: str) -> None:
+    """Raises UserError if the model has experts, which `command` does not support."""
+    if settings.model["num_experts"]:
+        raise UserError(
+            f"config.model.num_experts={settings.model['num_experts']}: rootstock {command} does not support experts; "
+            "expected 0"
+        )
 
 
 def _model_errors(section: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.sharding import NamedSharding
 
 from model.config import ModelConfig
-from model.heads import Objective, language_model
+from model.heads import Objective, RouterLosses, language_model
 from model.losses import LossSums
 from model.sharding import AnyMesh, parameter_shardings
 from model.transformer import Batch, Params
@@ -49,7 +49,8 @@ class TrainState(NamedTuple):
 def objective_of(settings: Settings, model: ModelConfig) -> Objective:
     """Returns the pre-training objective of a config; pre-training and every part of the planner use this one."""
     loss = settings.loss
-    return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing)
+    router = RouterLosses(loss.router_z_loss, loss.balance_loss)
+    return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing, router)
 
 
 def init_state(objective: Objective, optimizer: optax.GradientTransformation, rng: jax.Array) -> TrainState:

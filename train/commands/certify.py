@@ -19,7 +19,7 @@ from configs.errors import UserError
 from train.console import progress, results_console, say
 from train.distributed.mesh import layouts
 from train.planner.certificate import DEVICE_COUNTS, TOLERANCE, Verdict, layout_name, shrink, verdicts
-from train.settings import from_config
+from train.settings import from_config, refuse_experts
 
 REQUIRED = ("config",)
 CONFIG_FIELDS = (
@@ -37,7 +37,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
-    settings = shrink(from_config(values.config.to_dict()))
+    whole = from_config(values.config.to_dict())
+    refuse_experts(whole, "certify")
+    settings = shrink(whole)
     count = int(values.devices)
     # Before JAX initializes, and independent of the machine's accelerators.
     jax.config.update("jax_platforms", "cpu")

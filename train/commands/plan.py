@@ -21,7 +21,7 @@ from train.console import results_console, step_progress
 from train.planner.pricing import Budget, Plan, advice, make_plan, priced
 from train.planner.search import Candidate, search
 from train.planner.topology import Topology, compiler_devices, parse_topology
-from train.settings import from_config
+from train.settings import from_config, refuse_experts
 
 REQUIRED = ("config", "topology")
 CONFIG_FIELDS = (
@@ -55,6 +55,7 @@ def run(values: flags.FlagValues) -> None:
         if not 0 <= value < math.inf:
             raise UserError(f"--{name}={value}; expected a finite number of at least 0")
     settings = from_config(values.config.to_dict())
+    refuse_experts(settings, "plan")
     # Planning must not initialize this machine's accelerators.
     jax.config.update("jax_platforms", "cpu")
     devices, note = compiler_devices(topology)

@@ -20,7 +20,7 @@ from train.pretraining import pretrain, token_store
 from train.run.record import config_changes, open_run
 from train.scaling.law import Analysis, Point
 from train.scaling.sizes import Config, overrides, scaled, size_for, sweep_configs
-from train.settings import from_config
+from train.settings import from_config, refuse_experts
 from train.trees import boxed_params
 
 
@@ -33,6 +33,7 @@ def sweep(
         UserError: invalid flags, config or data, or a run that diverged.
     """
     settings = from_config(config)
+    refuse_experts(settings, "scaling")
     configs = sweep_configs(config, sizes, lengths)
     for one in configs.values():
         from_config(one)

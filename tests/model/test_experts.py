@@ -1,0 +1,242 @@
+"""Mixtures of experts equal a dense reference in loss and every gradient, however they are run."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import init, mesh_of, tiny_model
+
+from configs import default
+from configs.errors import UserError
+from model.adapt import Adaptation, adapt
+from model.cache import CacheSize
+from model.experts import block_size, dispatch, make_groups, route
+from model.heads import RouterLosses, language_model
+from model.huggingface.config_file import architecture_of
+from model.layers import activated
+from model.sharding import parameter_shardings
+from model.transformer import decode_layers, forward, prefill_layers, unstacked
+from train.settings import from_config, refuse_experts
+from train.step import summed_gradients
+
+MIXTURE = {"num_experts": 8, "experts_per_token": 2, "expert_dim": 24}
+VARIANTS = {
+    "softmax": {},
+    "softmax_top": {"router": "softmax_top", "router_renormalize": False, "mlp": "gelu"},
+    "sigmoid_shared": {"router": "sigmoid", "shared_expert_dim": 16, "experts_per_token": 3, "parallel": "one_norm"},
+    "every_second": {"num_layers": 4, "expert_every": 2, "router_renormalize": False},
+    "every_second_after_the_first": {"num_layers": 3, "dense_layers": 1, "expert_every": 2, "sliding_window": (5, 0)},
+}
+LOADS = ("usual", "all_to_two", "half_empty", "padding")
+
+
+def dense(config, x, experts, gates, kernels):
+    """Every expert computes every token; the gates of the experts that were not chosen are 0."""
+    weights = (jax.nn.one_hot(experts, config.num_experts) * gates[..., None]).sum(2)
+    up = jnp.einsum("BTD,EDF->BTEF", x, kernels["up"])
+    gate = (jnp.einsum("BTD,EDF->BTEF", x, kernels["gate"]), up) if config.gated else (up,)
+    return jnp.einsum("BTEF,EFD,BTE->BTD", activated(config.mlp, *gate), kernels["down"], weights)
+
+
+def batch_of(rows=8, length=16, seed=0, padding=3):
+    tokens = np.random.default_rng(seed).integers(3, 64, (rows, length))
+    real = np.ones_like(tokens)
+    real[:, length - padding :] = 0
+    return {
+        "tokens": tokens, "targets": np.roll(tokens, -1, 1), "segment_ids": real,
+        "positions": np.tile(np.arange(length), (rows, 1)), "weights": real.astype(np.float32),
+    }  # fmt: skip
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    def leaf(path, a, b):
+        a, b = np.asarray(a), np.asarray(b)
+        assert np.isfinite(a).all(), jax.tree_util.keystr(path)
+        scale = max(np.abs(b).max(), 1e-6)
+        assert np.abs(a - b).max() / scale < tolerance, f"{jax.tree_util.keystr(path)}: {np.abs(a - b).max() / scale}"
+
+    jax.tree_util.tree_map_with_path(leaf, found, expected)
+
+
+def logits_of(load, rng, shape):
+    logits = rng.standard_normal(shape).astype(np.float32)
+    if load == "all_to_two":
+        logits[..., 2:] -= 50
+    if load == "half_empty":
+        logits[..., shape[-1] // 2 :] -= 50
+    return jnp.asarray(logits)
+
+
+@functools.cache
+def gradient_of_dispatch(platform):
+    """Returns the compiled gradient of a loss of `dispatch` as it runs on a platform, or of `dense`."""
+    config = tiny_model(**MIXTURE)
+    function = dense if platform == "dense" else dispatch
+
+    def loss(x, logits, kernels, real):
+        experts, gates, _ = route(config, logits)
+        experts = jnp.where(real[..., None], experts, 0 if platform == "dense" else config.num_experts)
+        gates = jnp.where(real[..., None], gates, 0)
+        return (function(config, x, experts, gates, kernels) ** 2).sum()
+
+    def traced(*args):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("model.experts.platform", lambda: platform)
+            return jax.value_and_grad(loss, argnums=(0, 1, 2))(*args)
+
+    return jax.jit(traced)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("load", LOADS)
+def test_dispatch_equals_a_dense_reference_in_every_gradient(load, platform):
+    config, rng = tiny_model(**MIXTURE), np.random.default_rng(0)
+    E, D, F = config.num_experts, config.embed_dim, config.expert_width
+    x = jnp.asarray(rng.standard_normal((4, 32, D)), jnp.float32)
+    shapes = {"gate": (E, D, F), "up": (E, D, F), "down": (E, F, D)}
+    kernels = {name: jnp.asarray(0.3 * rng.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
+    logits = logits_of(load, rng, (4, 32, E))
+    real = jnp.zeros((4, 32), bool) if load == "padding" else jnp.asarray(rng.random((4, 32)) > 0.2)
+    found, expected = (gradient_of_dispatch(name)(x, logits, kernels, real) for name in (platform, "dense"))
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("load", [[5, 0, 9, 2], [0, 0, 0, 16], [0, 0, 0, 0], [1, 1, 1, 1]])
+@pytest.mark.parametrize("block", [1, 2, 8])
+def test_groups_hold_each_assignment_once(load, block):
+    groups = make_groups(jnp.array(load), block, 16)
+    assert [int(s) for s in groups.sizes_E] == [-(-n // block) * block for n in load]
+    assert sorted(np.asarray(groups.source_R)[np.asarray(groups.real_R)]) == list(range(sum(load)))
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def case(request):
+    model = tiny_model(**MIXTURE | VARIANTS[request.param])
+    return model, init(language_model(model))
+
+
+def gradient_of(model, params, batch, microbatches=1, dispatch_by=None, monkeypatch=None):
+    if dispatch_by is not None:
+        monkeypatch.setattr("model.experts.dispatch", dispatch_by)
+    objective = language_model(model, router=RouterLosses(z=0.01, balance=0.02))
+    return jax.jit(lambda p: summed_gradients(objective, p, batch, microbatches))(params)
+
+
+def test_scan_remat_and_microbatches_equal_the_dense_reference(case, monkeypatch):
+    model, params = case
+    batch = batch_of()
+    with monkeypatch.context() as patch:
+        plain = dataclasses.replace(model, scan_layers=False, remat="none")
+        expected = gradient_of(plain, params, batch, dispatch_by=dense, monkeypatch=patch)
+    loads = np.asarray(expected[1].routers.load_E)
+    assert loads.shape == (model.expert_layers, model.num_experts)
+    assert (loads.sum(1) == 8 * 13 * model.experts_per_token).all()
+    found = gradient_of(dataclasses.replace(model, remat="full"), params, batch, microbatches=4)
+    assert_close(found, expected)
+    np.testing.assert_array_equal(found[1].routers.load_E, loads)
+
+
+@pytest.mark.parametrize("axes", [{"data": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "context": 2, "tensor": 2}])
+def test_every_mesh_gives_the_gradient_and_the_loads_of_one_device(axes):
+    model = tiny_model(**MIXTURE | {"expert_every": 2, "shared_expert_dim": 16})
+    objective = language_model(model, router=RouterLosses(z=0.01, balance=0.02))
+    params, batch = init(objective), batch_of()
+    expected = gradient_of(model, params, batch, 2)
+    mesh = mesh_of(**axes)
+    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, parameter_shardings(boxed, mesh))
+        found = jax.jit(lambda p, b: summed_gradients(objective, p, b, 1))(placed, batch)
+    assert_close(found, expected)
+    np.testing.assert_array_equal(found[1].routers.load_E, expected[1].routers.load_E)
+
+
+def test_renormalized_gates_sum_to_one_and_others_do_not():
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 8)), jnp.float32)
+    for router in ("softmax", "sigmoid", "softmax_top"):
+        gates = route(tiny_model(**MIXTURE | {"router": router}), logits)[1]
+        np.testing.assert_allclose(gates.sum(-1), 1.0, rtol=1e-6)
+    plain = route(tiny_model(**MIXTURE | {"router_renormalize": False}), logits)[1]
+    assert plain.sum(-1).max() < 0.95
+
+
+def test_an_even_load_has_a_balance_loss_of_one_per_token():
+    model = tiny_model(**MIXTURE)
+    params = init(language_model(model))
+    zeros = jax.tree_util.tree_map_with_path(
+        lambda path, x: x * 0 if "router" in jax.tree_util.keystr(path) else x, params
+    )
+    routers = gradient_of(model, zeros, batch_of())[1].routers
+    np.testing.assert_allclose(routers.balance, routers.tokens, rtol=1e-6)
+    np.testing.assert_allclose(routers.entropy, routers.tokens * np.log(8), rtol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [
+    {"experts_per_token": 9}, {"dense_layers": 2}, {"expert_every": 3}, {"mlp_bias": True}, {"num_experts": -1},
+    {"router": "tanh"},
+])  # fmt: skip
+def test_an_invalid_mixture_is_a_one_line_error(changes):
+    with pytest.raises(UserError, match=next(iter(changes))) as error:
+        tiny_model(**MIXTURE | changes)
+    assert "\n" not in str(error.value)
+
+
+def test_block_size_is_near_the_load_of_an_expert():
+    assert [block_size(a, 8) for a in (1, 8, 40, 4096)] == [1, 1, 4, 128]
+
+
+def test_lora_trains_attention_beside_experts_and_refuses_their_matrices():
+    objective = language_model(tiny_model(**MIXTURE | {"expert_every": 2}))
+    lora = Adaptation("lora", 1, 2, 4.0, ("query", "value"))
+    params = jax.eval_shape(adapt(objective, lora).init, jax.random.key(0))
+    assert set(params["adapter"]["layers"]) == {"attention"}
+    for target in ("gate", "up", "down"):
+        with pytest.raises(
+            UserError, match=f"{target!r}, a matrix of the model's experts.*expected some of key, output"
+        ):
+            adapt(objective, dataclasses.replace(lora, targets=(target,)))
+    with pytest.raises(UserError, match="method='last' is not supported where only some layers have experts"):
+        adapt(objective, dataclasses.replace(lora, method="last"))
+
+
+@pytest.mark.parametrize("variant", ["every_second_after_the_first", "sigmoid_shared"])
+def test_cached_logits_equal_uncached_logits(variant):
+    model = tiny_model(**MIXTURE | VARIANTS[variant])
+    params = init(language_model(model))
+    rng = np.random.default_rng(0)
+    prompts, padding = rng.integers(3, 64, (2, 9)), np.array([0, 3])
+    following = rng.integers(3, 64, (2, 4))
+    _, cache = prefill_layers(model, params["backbone"], jnp.asarray(prompts), jnp.asarray(padding), CacheSize(13, 4))
+    x = decode_layers(model, params["backbone"], jnp.asarray(following), cache)[0]
+    tokens = np.concatenate([prompts, following], 1)
+    positions = np.arange(13) - padding[:, None]
+    batch = {"tokens": tokens, "segment_ids": (positions >= 0) * 1, "positions": np.maximum(positions, 0)}
+    whole = forward(model, params["backbone"], jax.tree.map(jnp.asarray, batch))
+    np.testing.assert_allclose(x, whole[:, 9:], atol=2e-5)
+    layers = unstacked(model, params["backbone"])
+    np.testing.assert_allclose(forward(model, layers, jax.tree.map(jnp.asarray, batch)), whole, atol=2e-5)
+
+
+def test_layers_are_initialized_where_ragged_dot_is_native(monkeypatch):
+    monkeypatch.setattr("model.experts.platform", lambda: "tpu")
+    boxed = jax.eval_shape(language_model(tiny_model(**MIXTURE)).init, jax.random.key(0))
+    experts = boxed["backbone"]["layers"]["experts"]
+    assert experts["up"]["kernel"].names == ("layers", "experts", "embed", "mlp")
+    assert experts["down"]["kernel"].value.shape == (2, 8, 24, 32)
+    assert set(experts) == {"router", "gate", "up", "down"}
+
+
+def test_export_of_experts_is_refused():
+    with pytest.raises(UserError, match=r"no Hugging Face architecture can express this model.*num_experts=8"):
+        architecture_of(tiny_model(**MIXTURE))
+
+
+@pytest.mark.parametrize("command", ["plan", "certify", "scaling"])
+def test_commands_without_experts_say_so(command):
+    config = default.get_config()
+    config.model.num_experts = 8
+    with pytest.raises(UserError, match=f"num_experts=8: rootstock {command} does not support experts; expected 0"):
+        refuse_experts(from_config(config.to_dict()), command)
