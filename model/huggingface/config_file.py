@@ -79,6 +79,8 @@ def architecture_of(config: ModelConfig, preferred: str = "") -> str:
     Raises:
         UserError: no architecture does.
     """
+    if config.num_experts:
+        raise UserError(f"config.model.num_experts={config.num_experts}: export does not support experts; expected 0")
     closest: tuple[int, str, list[str]] = (99, "", [])
     for name in dict.fromkeys([preferred, *ARCHITECTURES] if preferred in FAMILIES else ARCHITECTURES):
         wrong = _lost(name, config)
