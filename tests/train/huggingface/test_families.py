@@ -169,7 +169,8 @@ def test_every_family_is_measured_and_the_table_lists_it():
 def rounded_up(value):
     """Returns e.g. "4e-7" for 3.1e-7."""
     exponent = int(np.floor(np.log10(max(value, 1e-9))))
-    return f"{np.ceil(value / 10.0**exponent):.0f}e{exponent}"
+    digit = int(np.ceil(value / 10.0**exponent))
+    return f"{digit}e{exponent}" if digit < 10 else f"1e{exponent + 1}"
 
 
 def write_rows(families):
