@@ -46,7 +46,7 @@ COMMANDS = {
 # Flags and config fields that hold a path, a glob, several with commas, or a name that is no path (hf:NAME, bpe:N).
 PATH_FLAGS = frozenset(
     {"run", "other", "workdir", "init_from", "input", "output", "data", "shots_data", "text", "prompts", "task_files",
-     "points", "source", "tokenizer", "base"}
+     "points", "source", "tokenizer", "base", "compilation_cache"}
 )  # fmt: skip
 PATH_FIELDS = ("data.path", "data.cache", "task.test_path", "task.name", "tokenizer", "checkpoint.local_path")
 _WITHOUT_JAX = frozenset({"prepare", "config"})
@@ -88,16 +88,16 @@ def _run(arguments: list[str]) -> None:
         end(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; commands: {', '.join(COMMANDS)}", 2)
     command = importlib.import_module(f"train.commands.{name.replace('-', '_')}")
     values = parse(name, command, arguments[1:])
-    if name not in _WITHOUT_JAX:
-        from train.compilation_cache import use
-
-        use(values.compilation_cache)
     # Grain's worker processes read absl's global flags.
     flags.FLAGS(["rootstock"])
     logging.getLogger("absl").setLevel(logging.ERROR)
     if callable(signal.getsignal(signal.SIGINT)):
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        if name not in _WITHOUT_JAX:
+            from train.compilation_cache import use
+
+            use(values.compilation_cache)
         if getattr(command, "MULTI_PROCESS", False):
             from train.distributed.processes import run_together
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 from absl import flags
 
+from configs.errors import UserError
+from data.storage.paths import is_url
 from train.console import say, warn
 
 FLAG = "compilation_cache"
@@ -26,7 +28,13 @@ def define_flag(values: flags.FlagValues) -> None:
 
 
 def use(folder: str) -> None:
-    """Makes JAX keep compiled programs in a folder ("auto", "": see the flag); says so when the folder is made."""
+    """Makes JAX keep compiled programs in a folder ("auto", "": see the flag); says so when the folder is made.
+
+    Raises:
+        UserError: the folder is in a bucket, where the oldest programs could not be deleted.
+    """
+    if is_url(folder):
+        raise UserError(f"--{FLAG}={folder} is in a bucket; expected a folder on this machine")
     if folder == _AUTO and os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     if not folder:
@@ -47,7 +55,7 @@ def use(folder: str) -> None:
 
 def _default_folder() -> Path:
     """Returns a folder of its own for each type of processor: a home directory can be shared, a program cannot."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(home) / "rootstock" / f"xla-{hashlib.sha256(_processor().encode()).hexdigest()[:12]}"
 
 

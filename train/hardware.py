@@ -74,12 +74,15 @@ CHIPS: dict[str, Chip] = {
 }
 
 
+def attached_family() -> str | None:
+    """Returns the key of the attached chip in `CHIPS`, or None if it is not there (a CPU)."""
+    kind = jax.local_devices()[0].device_kind
+    # "TPU v5" is also a prefix of "TPU v5 lite": the longest matching name is the chip's.
+    matching = [family for family, chip in CHIPS.items() if kind.startswith(chip.kind)]
+    return max(matching, key=lambda family: len(CHIPS[family].kind), default=None)
+
+
 def peak_flops() -> float | None:
     """Returns the peak FLOP/s of all devices together, or None if the chip is not in `CHIPS` (a CPU)."""
-    device = jax.local_devices()[0]
-    # "TPU v5" is also a prefix of "TPU v5 lite": the longest matching name is the chip's.
-    matching = [chip for chip in CHIPS.values() if device.device_kind.startswith(chip.kind)]
-    if not matching:
-        return None
-    chip = max(matching, key=lambda chip: len(chip.kind))
-    return chip.flops / chip.devices * jax.device_count()
+    family = attached_family()
+    return CHIPS[family].flops / CHIPS[family].devices * jax.device_count() if family else None

@@ -10,28 +10,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from train.hardware import CHIPS, Chip
-from train.planner.topology import Topology, parse_topology
+from train.hardware import CHIPS, Chip, attached_family
+from train.planner.topology import CORES_IN_NAME, Topology, parse_topology
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "jax-cuda13-plugin", "libtpu")
 
 
 def attached_topology() -> Topology | None:
     """Returns the topology of the attached devices, or None if the chip is not in `CHIPS`."""
-    devices = jax.devices()
-    matching = [key for key, chip in CHIPS.items() if devices[0].device_kind.startswith(chip.kind)]
-    if not matching:
+    family = attached_family()
+    if family is None:
         return None
-    family = max(matching, key=lambda key: len(CHIPS[key].kind))
-    # The cloud names of some TPUs count cores: two per chip.
-    cores = {"v4": 2, "v5p": 2, "tpu7x": 2}.get(family, 1)
-    return parse_topology(f"{family}-{len(devices) // CHIPS[family].devices * cores}")
+    chips = jax.device_count() // CHIPS[family].devices
+    return parse_topology(f"{family}-{chips * CORES_IN_NAME.get(family, 1)}")
 
 
 def attached_chip() -> Chip | None:
     """Returns the published figures of the attached chip, or None if it is not in `CHIPS`."""
-    topology = attached_topology()
-    return topology and topology.chip
+    family = attached_family()
+    return CHIPS[family] if family else None
 
 
 def seconds_of(call: Callable[[], Any], repeats: int = 9) -> float:

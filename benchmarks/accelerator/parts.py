@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 from typing import Any
 
-from benchmarks.accelerator.sizes import SIZES, Size
+from benchmarks.accelerator.sizes import SIZES, Size, TrainWork
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ def parts_of(size: Size) -> list[Part]:
     main = models[size.main]
     found += [_train(name, models[name], 0) for name in size.train_order]
     found += [_peer_train(size.main, main, compiled) for compiled in (False, True)]
-    decode = {"model": main.name, "prompt": size.prompt, "new": size.new_tokens}
+    decode = {"model": main.model, "prompt": size.prompt, "new": size.new_tokens}
     found += [Part(f"decode-{rows}", "decoding.measure", decode | {"rows": rows}, 90) for rows in size.decode_rows]
     found += [Part(f"peer-decode-{rows}", "decode", decode | {"rows": rows}, 90, peer=True) for rows in size.peer_rows]
     found.append(_train(size.main, main, 0, attention="xla"))
@@ -48,12 +48,12 @@ def parts_of(size: Size) -> list[Part]:
     return found
 
 
-def _train(key: str, work: Any, rank: int, attention: str = "auto") -> Part:
+def _train(key: str, work: TrainWork, rank: int, attention: str = "auto") -> Part:
     name = "-".join(("train", key, *([] if attention == "auto" else [attention]), str(rank + 1)))
     return Part(name, "training.measure", dataclasses.asdict(work) | {"rank": rank, "attention": attention}, 180)
 
 
-def _peer_train(key: str, work: Any, compiled: bool) -> Part:
+def _peer_train(key: str, work: TrainWork, compiled: bool) -> Part:
     name = f"peer-train-{key}-{'compiled' if compiled else 'eager'}"
     return Part(name, "train", dataclasses.asdict(work) | {"compiled": compiled}, 180, peer=True)
 

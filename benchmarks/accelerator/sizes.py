@@ -25,11 +25,6 @@ class TrainWork:
     length: int
     steps: int
 
-    @property
-    def name(self) -> str:
-        """The model's key in `SHAPES`."""
-        return self.model
-
 
 @dataclasses.dataclass(frozen=True)
 class Size:

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from benchmarks.accelerator.chip import attached_chip, attached_topology
+from benchmarks.accelerator.chip import attached_topology
 from benchmarks.accelerator.sizes import config_of
 from model.adapt import Adaptation, adapt
 from model.attend import attention_backend
 from model.flops import training_flops_per_token
 from model.heads import Objective, parameter_count
 from train.distributed.mesh import make_mesh
+from train.hardware import peak_flops
 from train.planner.estimate import Work, estimate
 from train.planner.pricing import roofline, usable_bytes
 from train.planner.topology import parse_topology
@@ -103,8 +104,7 @@ def _timed(program: Program, settings: Settings, mesh: Mesh, steps: int, flops_p
     times = sorted(times[2:])
     seconds = statistics.median(times)
     tokens = settings.batch_size * settings.sequence_length
-    chip = attached_chip()
-    peak_flops = chip.flops / chip.devices * jax.device_count() if chip else None
+    peak = peak_flops()
     return {
         "parameters": parameter_count(program.state.params) + parameter_count(program.state.frozen),
         "compile_seconds": compile_seconds,
@@ -112,7 +112,7 @@ def _timed(program: Program, settings: Settings, mesh: Mesh, steps: int, flops_p
         "peak_bytes": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
         "step_seconds": [times[0], seconds, times[-1]],
         "tokens_per_second": tokens / seconds,
-        "mfu": flops_per_token * tokens / seconds / peak_flops if peak_flops and flops_per_token else None,
+        "mfu": flops_per_token * tokens / seconds / peak if peak and flops_per_token else None,
         "losses": [losses[0], losses[-1]],
     }
 

@@ -99,10 +99,11 @@ def test_a_chip_is_found_by_its_device_kind(monkeypatch):
     class Device:
         device_kind = "NVIDIA H100 80GB HBM3"
 
-    monkeypatch.setattr(jax, "devices", lambda: [Device()])
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert chip.attached_topology().name == "h100-1" and chip.attached_chip().hbm_bandwidth == 3350e9
     Device.device_kind = "TPU v5 lite"
-    monkeypatch.setattr(jax, "devices", lambda: [Device()] * 8)
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
     assert chip.attached_topology().chips == 8
     Device.device_kind = "cpu"
     assert chip.attached_topology() is None

@@ -1,10 +1,14 @@
 """Compiled programs are kept for later commands, in a folder that can be chosen or switched off."""
 
+import os
+
 import jax
 import pytest
-from runs import ROOT, rootstock
+from runs import ROOT, error_lines, rootstock
 
+from configs.errors import UserError
 from train import cli, compilation_cache
+from train.commands import generate
 
 
 @pytest.fixture
@@ -52,4 +56,15 @@ def test_commands_that_compile_have_the_flag():
     assert "--compilation_cache" in rootstock("generate", "--help").stdout
     assert "--compilation_cache" not in rootstock("prepare", "--help").stdout
     assert "filelock" in (ROOT / "pyproject.toml").read_text()  # JAX needs it to delete the oldest programs
-    assert {"prepare", "config"} <= set(cli.COMMANDS)
+
+
+def test_the_folder_is_a_path_like_any_other(tmp_path, monkeypatch, updates):
+    values = cli.parse("generate", generate, ["--run=r", "--prompt=p", "--compilation_cache=~/programs"])
+    assert values.compilation_cache == os.path.expanduser("~/programs")
+    with pytest.raises(UserError, match=r"--compilation_cache=gs://b/programs is in a bucket; expected a folder"):
+        compilation_cache.use("gs://b/programs")
+    assert error_lines(
+        rootstock(
+            "plan", "--config=configs/pretrain/tiny.py", "--topology=v5e-1", "--compilation_cache=s3://b/c", check=False
+        )
+    )[0].startswith("rootstock: error: --compilation_cache=s3://b/c is in a bucket")

@@ -28,7 +28,7 @@ _TORI: dict[str, dict[int, tuple[int, ...]]] = {
     "v6e": _TORUS_2D,
     "tpu7x": _TORUS_3D | {9216: (16, 24, 24)},
 }
-_CORES_IN_NAME = {"v4": 2, "v5e": 1, "v5p": 2, "v6e": 1, "tpu7x": 2}
+CORES_IN_NAME = {"v4": 2, "v5e": 1, "v5p": 2, "v6e": 1, "tpu7x": 2}
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e", "ironwood": "tpu7x", "7x": "tpu7x"}
 _LARGEST_GPU_CLUSTER = 65_536
 
@@ -85,7 +85,7 @@ def parse_topology(name: str) -> Topology:
 
 
 def _torus(family: str, count: str | None, shape: str | None, name: str) -> tuple[int, ...]:
-    tori, cores = _TORI[family], _CORES_IN_NAME[family]
+    tori, cores = _TORI[family], CORES_IN_NAME[family]
     if shape:
         torus = tuple(int(n) for n in shape.split("x"))
         whole = len(torus) == len(tori[4]) and math.prod(torus) <= max(tori)
@@ -104,7 +104,7 @@ def _torus(family: str, count: str | None, shape: str | None, name: str) -> tupl
 
 
 def _usual(family: str) -> int:
-    return 16 * _CORES_IN_NAME[family] if family in _TORI else 8
+    return 16 * CORES_IN_NAME[family] if family in _TORI else 8
 
 
 def _no_such(name: str, near: Any) -> str:  # noqa: ANN401 - names in order

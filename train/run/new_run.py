@@ -21,6 +21,8 @@ FINETUNE_UNUSED = {
     "data.validation_fraction": "in fine-tuning, which reads config.task.validation_fraction",
     "data.validation_split": "in fine-tuning, which splits rows",
     "data.cache": "in fine-tuning, which reads rows into memory",
+    "loss.router_z_loss": "in fine-tuning, whose losses do not contain those of routers",
+    "loss.balance_loss": "in fine-tuning, whose losses do not contain those of routers",
 }
 PRETRAIN_UNUSED = {"task": "in pre-training", "adapt": "in pre-training, which trains all parameters"}
 
