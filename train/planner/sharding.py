@@ -8,7 +8,8 @@ from flax import linen as nn
 from jax.sharding import AbstractMesh
 
 from configs.errors import UserError
-from model.adapt import Adaptation, adapt
+from model.adapt import adapt
+from model.adaptation import Adaptation
 from model.config import ModelConfig
 from model.heads import Objective, classifier, language_model, parameter_count
 from model.sharding import PARAMETER_RULES, is_partitioned
