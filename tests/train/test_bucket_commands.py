@@ -24,7 +24,7 @@ def put_inputs(root, scratch):
     folder.mkdir()
     write_text(folder / "a.txt", 150)
     write_rows(folder / "rows.jsonl", 80)
-    (folder / "prompts.txt").write_text("the cat\nthe dog\n")
+    (folder / "prompts.txt").write_text("the cat\na dog\n")
     copy = ["from configs.pretrain import tiny", "def get_config():", "    return tiny.get_config()"]
     (folder / "mine.py").write_text("\n".join(copy))
     (folder / "evals").mkdir()
