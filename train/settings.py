@@ -26,6 +26,7 @@ class MeshSettings:
 
     slice: int
     data: int
+    expert: int
     fsdp: int
     tensor: int
     context: int
@@ -92,6 +93,7 @@ class OptimizerSettings:
     epsilon: Annotated[float, at_least(0)]
     weight_decay: Annotated[float, at_least(0)]
     clip_norm: Annotated[float, at_least(0)]
+    router_bias_rate: Annotated[float, at_least(0)]
     layer_decay: Annotated[float, between(0, 1)]
 
 

@@ -134,7 +134,7 @@ def _indivisible(name: str, size: int, axes: dict[str, int]) -> str:
 
 def single_device_mesh() -> Mesh:
     """Returns a mesh of the first device only, for commands that do not train."""
-    return make_mesh(MeshSettings(slice=1, data=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])
+    return make_mesh(MeshSettings(slice=1, data=1, expert=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])
 
 
 def spread_mesh(boxed: Params) -> Mesh:
@@ -144,7 +144,7 @@ def spread_mesh(boxed: Params) -> Mesh:
         UserError: the parameters cannot be sharded, and there are several processes.
     """
     slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
-    mesh = make_mesh(MeshSettings(slice=slices, data=1, fsdp=-1, tensor=1, context=1))
+    mesh = make_mesh(MeshSettings(slice=slices, data=1, expert=1, fsdp=-1, tensor=1, context=1))
     try:
         parameter_shardings(boxed, mesh)
     except UserError:
@@ -161,7 +161,7 @@ def decoding_mesh(boxed: Params) -> Mesh:
     """
     count = jax.device_count()
     for tensor in (size for size in range(count, 0, -1) if count % size == 0):
-        mesh = make_mesh(MeshSettings(slice=1, data=-1, fsdp=1, tensor=tensor, context=1))
+        mesh = make_mesh(MeshSettings(slice=1, data=-1, expert=1, fsdp=1, tensor=tensor, context=1))
         with contextlib.suppress(UserError):
             parameter_shardings(boxed, mesh)
             return mesh
