@@ -80,11 +80,15 @@ def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -
     return Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def layouts(num_devices: int) -> list[MeshSettings]:
-    """Returns every mesh of `num_devices` devices."""
+def layouts(num_devices: int, experts: bool = False) -> list[MeshSettings]:
+    """Returns every mesh of `num_devices` devices; those with an axis for experts only if the model has `experts`."""
     divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
-    sizes = itertools.product(divisors, repeat=len(MESH_AXES))
-    return [MeshSettings(**dict(zip(MESH_AXES, s, strict=True))) for s in sizes if math.prod(s) == num_devices]
+    meshes = (dict(zip(MESH_AXES, sizes, strict=True)) for sizes in itertools.product(divisors, repeat=len(MESH_AXES)))
+    return [
+        MeshSettings(**mesh)
+        for mesh in meshes
+        if math.prod(mesh.values()) == num_devices and (experts or mesh["expert"] == 1)
+    ]
 
 
 def apply_xla_flags(settings: Settings) -> None:
