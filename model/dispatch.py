@@ -31,7 +31,7 @@ Kernels = dict[str, jax.Array]
 
 _EXPERT_AXES, _WIDTH_AXES = PARAMETER_RULES["experts"], PARAMETER_RULES["mlp"]
 # Assignments per round over a device's share if the load is even: it then takes one round unless it has more than this.
-_ROUND = 1.25
+ROUND = 1.25
 
 
 class Transport(NamedTuple):
@@ -190,7 +190,7 @@ def _in_rounds(
 
 def _own_work(experts_QK: jax.Array, kernels: Kernels) -> _Work:
     count, devices = len(kernels["up"]), jax.lax.axis_size(_EXPERT_AXES)
-    size = min(experts_QK.size, math.ceil(_ROUND * experts_QK.size / devices))
+    size = min(experts_QK.size, math.ceil(ROUND * experts_QK.size / devices))
     return _sorted(experts_QK, count, jax.lax.axis_index(_EXPERT_AXES) * count, size)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import init, mesh_of, tiny_model
-from test_experts import LOADS, MIXTURE, assert_close, batch_of, dense, gradient_of, logits_of
+from mixtures import LOADS, MIXTURE, assert_close, batch_of, dense, gradient_of, logits_of
 
 from configs.errors import UserError
 from model.cache import CacheSize

@@ -21,7 +21,7 @@ from train.console import results_console, step_progress
 from train.planner.pricing import Budget, Plan, advice, make_plan, priced
 from train.planner.search import Candidate, search
 from train.planner.topology import Topology, compiler_devices, parse_topology
-from train.settings import from_config, refuse_experts
+from train.settings import from_config
 
 REQUIRED = ("config", "topology")
 CONFIG_FIELDS = (
@@ -55,7 +55,6 @@ def run(values: flags.FlagValues) -> None:
         if not 0 <= value < math.inf:
             raise UserError(f"--{name}={value}; expected a finite number of at least 0")
     settings = from_config(values.config.to_dict())
-    refuse_experts(settings, "plan")
     # Planning must not initialize this machine's accelerators.
     jax.config.update("jax_platforms", "cpu")
     devices, note = compiler_devices(topology)
@@ -96,7 +95,8 @@ def _as_json(plan: Plan, found: list[Candidate]) -> dict[str, Any]:
 def _print_plan(plan: Plan, topology: Topology) -> None:
     out = results_console()
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
-    title = (f"{plan.parameters:,} parameters on {plan.topology}", "bold")
+    active = f", {plan.active_parameters:,} per token," if plan.active_parameters < plan.parameters else ""
+    title = (f"{plan.parameters:,} parameters{active} on {plan.topology}", "bold")
     out.print(Text.assemble(title, f" ({plan.chips} chips), mesh: {mesh}"))
     source = f"compiled in {plan.compile_seconds:.0f} s" if plan.compiled else f"estimated: {plan.note}"
     if plan.refused:
@@ -146,12 +146,15 @@ def _print_plan(plan: Plan, topology: Topology) -> None:
 
 def _print_search(found: list[Candidate]) -> None:
     out = results_console()
-    names = ("data", "fsdp", "tensor", "context", "remat", "batch", "GB", "tokens/s", "", "")
+    axes = [
+        axis for axis in ("data", "expert", "fsdp", "tensor", "context") if axis != "expert" or _with_experts(found)
+    ]
+    names = (*axes, "remat", "batch", "GB", "tokens/s", "", "")
     table = Table(*(Column(name, no_wrap=True) for name in names), box=None, pad_edge=False)
     for c in found[:_SHOWN]:
         mesh = c.settings.mesh
         table.add_row(
-            *(str(size) for size in (mesh.data, mesh.fsdp, mesh.tensor, mesh.context)),
+            *(str(getattr(mesh, axis)) for axis in axes),
             c.settings.model["remat"],
             str(c.settings.batch_size),
             f"{c.peak_bytes / 1e9:.2f}",

@@ -87,7 +87,8 @@ def shrink(settings: Settings) -> Settings:
     """Returns the config at sizes that train in seconds on a CPU, with all options unchanged.
 
     Lengths in tokens scale with the rows; heads keep their ratio to kv heads; scans over chunks, layers or microbatches
-    remain scans; dense layers and layers with experts keep their pattern. Computation is float32 with XLA attention, which is available on every platform.
+    remain scans; dense layers and layers with experts keep their pattern. Computation is float32 with XLA attention,
+    which is available on every platform.
     """
     model, batch = settings.model, min(settings.microbatches, 2) * max(DEVICE_COUNTS)
     scale = _LENGTH / max(model["context_length"], settings.sequence_length)
@@ -159,14 +160,15 @@ def uneven_batches(batches: list[dict[str, np.ndarray]]) -> list[dict[str, np.nd
     In the first, all tokens are the same and so choose the same experts; the second has two tokens, too few for every
     expert to get one; the third is padding.
     """
-    *usual, same, few, padding = ({key: x.copy() for key, x in batch.items()} for batch in batches)
+    usual = batches[:-_UNEVEN_STEPS]
+    same, few, padding = ({key: x.copy() for key, x in batch.items()} for batch in batches[-_UNEVEN_STEPS:])
     same["tokens"][:], same["segment_ids"][:], same["weights"][:] = 7, 1, 1
-    same["positions"][:] = np.arange(same["positions"].shape[1])
-    real = np.zeros(few["tokens"].shape, bool)
-    real[0, :2] = True
-    for batch, kept in ((few, real), (padding, np.zeros_like(real))):
-        batch["segment_ids"], batch["weights"] = kept.astype(np.int32), kept.astype(np.float32)
-        batch["positions"] = np.where(kept, np.arange(kept.shape[1], dtype=np.int32), 0)
+    row_T = np.arange(len(same["tokens"][0]), dtype=np.int32)
+    same["positions"][:] = row_T
+    for batch, rows, tokens in ((few, 1, 2), (padding, 0, 0)):
+        for key, value_T in (("segment_ids", row_T < tokens), ("weights", row_T < tokens), ("positions", row_T)):
+            batch[key][:] = 0
+            batch[key][:rows, :tokens] = value_T[:tokens]
     return [*usual, same, few, padding]
 
 
@@ -258,15 +260,13 @@ def _compare(layout: MeshSettings, reference: list[_Snapshot], got: list[_Snapsh
         wrong += [f"a gradient by {gradient:.1e}"] if gradient > GRADIENT_TOLERANCE else []
         if wrong:
             mismatch, leaf = f"{', '.join(wrong)} {f'at step {step}' if step else 'before the first step'}", its_leaf
-            if step == 1 and norm > TOLERANCE or difference <= TOLERANCE < gradient:
+            if (step == 1 and norm > TOLERANCE) or difference <= TOLERANCE < gradient:
                 leaf = wrong_leaf
             break
     return Verdict(layout, max(losses), max(norms), params, max(gradients)[0], leaf, mismatch)
 
 
-def _worst_leaf(
-    reference: dict[str, list[Part]], got: dict[str, list[Part]], floor: float = 0.0
-) -> tuple[float, str]:
+def _worst_leaf(reference: dict[str, list[Part]], got: dict[str, list[Part]], floor: float = 0.0) -> tuple[float, str]:
     """Returns (the largest relative difference of a leaf, its path).
 
     Args:

@@ -28,8 +28,8 @@ def test_bytes_and_rules_of_a_published_model(llama):
     rows = {row["parameter"]: row for row in found["parameters"]}
     up = rows["backbone/layers/mlp/up/kernel"]
     assert up["axes"] == ["layers", "embed", "mlp"] and up["shape"] == [32, 4096, 11008]
-    assert up["rule"] == {"layers": [], "embed": ["fsdp"], "mlp": ["tensor"]}
-    assert rows["backbone/embedding/table"]["rule"] == {"vocab": ["tensor", "fsdp"], "vocab_embed": []}
+    assert up["rule"] == {"layers": [], "embed": ["expert", "fsdp"], "mlp": ["tensor"]}
+    assert rows["backbone/embedding/table"]["rule"] == {"vocab": ["tensor", "expert", "fsdp"], "vocab_embed": []}
     assert up["local_shape"] == [32, 1024, 2752] and up["bytes"] == 4 * 32 * 1024 * 2752
     totals = found["totals"]
     assert totals["parameters"] == 6_738_415_616
