@@ -146,9 +146,8 @@ def _print_plan(plan: Plan, topology: Topology) -> None:
 
 def _print_search(found: list[Candidate]) -> None:
     out = results_console()
-    axes = [
-        axis for axis in ("data", "expert", "fsdp", "tensor", "context") if axis != "expert" or _with_experts(found)
-    ]
+    experts = ("expert",) if found[0].settings.model["num_experts"] else ()
+    axes = ("data", *experts, "fsdp", "tensor", "context")
     names = (*axes, "remat", "batch", "GB", "tokens/s", "", "")
     table = Table(*(Column(name, no_wrap=True) for name in names), box=None, pad_edge=False)
     for c in found[:_SHOWN]:

@@ -192,10 +192,7 @@ def _collectives(
 
 
 def _matrix_bytes(model: ModelConfig, mesh: dict[str, int], itemsize: int) -> tuple[float, float]:
-    """Returns the bytes of (the dense matrices of all layers, the matrices of a device's experts), whole but for tensor.
-
-    A device's experts are a part of all experts: those that the `expert` axis gives it.
-    """
+    """Returns the bytes of (the dense matrices of all layers, those of the experts that a device has) when gathered."""
     D, per_unit = model.embed_dim, model.embed_dim * (3 if model.gated else 2)
     attention = D * model.head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
     sparse = model.expert_layers
