@@ -258,15 +258,6 @@ def planned_model(settings: Settings) -> ModelConfig:
     return complete_model(settings, size or 0)
 
 
-def refuse_experts(settings: Settings, command: str) -> None:
-    """Raises UserError if the model has experts, which `command` does not support."""
-    if settings.model["num_experts"]:
-        raise UserError(
-            f"config.model.num_experts={settings.model['num_experts']}: rootstock {command} does not support experts; "
-            "expected 0"
-        )
-
-
 def _model_errors(section: Mapping[str, Any]) -> list[str]:
     """Returns what is wrong with `config.model`; sizes that depend on the data get placeholders."""
     placeholders = {name: section[name] or 1 for name in ("vocab_size", "context_length") if name in section}
