@@ -10,7 +10,6 @@ import pytest
 from conftest import init, mesh_of, tiny_model
 from mixtures import LOADS, MIXTURE, assert_close, batch_of, dense, gradient_of, logits_of
 
-from configs import default
 from configs.errors import UserError
 from model.adapt import adapt
 from model.adaptation import Adaptation
@@ -22,7 +21,6 @@ from model.heads import RouterLosses, language_model
 from model.huggingface.config_file import architecture_of
 from model.sharding import parameter_shardings
 from model.transformer import decode_layers, forward, prefill_layers, unstacked
-from train.settings import from_config, refuse_experts
 from train.step import summed_gradients
 
 VARIANTS = {
@@ -190,11 +188,3 @@ def test_layers_are_initialized_where_ragged_dot_is_native(monkeypatch):
 def test_export_of_experts_is_refused():
     with pytest.raises(UserError, match="num_experts=8: export does not support experts; expected 0"):
         architecture_of(tiny_model(**MIXTURE))
-
-
-@pytest.mark.parametrize("command", ["plan", "certify", "scaling"])
-def test_commands_without_experts_say_so(command):
-    config = default.get_config()
-    config.model.num_experts = 8
-    with pytest.raises(UserError, match=f"num_experts=8: rootstock {command} does not support experts; expected 0"):
-        refuse_experts(from_config(config.to_dict()), command)

@@ -19,9 +19,9 @@ def scaled(config: Config, size: float, length: float) -> Config:
     """Returns the config with `size` times the width and `length` times the steps.
 
     The head size is constant, so the width is a multiple of it; layers, MLP and experts keep their ratio to the width,
-    and the number of experts is constant. The warmup is the same fraction of each run, and each run's schedule ends with
-    the run (arXiv:2203.15556, section 3.1). AdamW's peak learning rate scales as 1 / width (arXiv:2203.03466); Muon's
-    learning rates are constant, because its updates do not grow with the width.
+    and the number of experts is constant. The warmup is the same fraction of each run, and each run's schedule ends
+    with the run (arXiv:2203.15556, section 3.1). AdamW's peak learning rate scales as 1 / width (arXiv:2203.03466);
+    Muon's learning rates are constant, because its updates do not grow with the width.
     """
     config = copy.deepcopy(config)
     m, o = config["model"], config["optimizer"]
