@@ -165,18 +165,31 @@ FLAGS = (
 )
 
 
-def test_a_run_logs_its_routers_and_resumes_with_its_biases(text, tmp_path):
-    for workdir, lengths in ((tmp_path / "whole", (4,)), (tmp_path / "cut", (2, 4))):
+@pytest.fixture(scope="module")
+def runs(text, tmp_path_factory):
+    """A run of 4 steps on an expert axis, and one that was interrupted after 2."""
+    folder = tmp_path_factory.mktemp("routers")
+    for name, lengths in (("whole", (4,)), ("cut", (2, 4))):
         for length in lengths:
-            where = f"--workdir={workdir}", f"--config.data.path={text}", f"--config.num_steps={length}"
+            where = f"--workdir={folder / name}", f"--config.data.path={text}", f"--config.num_steps={length}"
             rootstock("pretrain", *FLAGS, *where, devices=2)
-    whole, cut = ([r for r in records(tmp_path / name) if r["phase"] == "train"] for name in ("whole", "cut"))
+    return folder
+
+
+def test_a_run_logs_its_routers_and_resumes_with_its_biases(runs):
+    whole, cut = ([r for r in records(runs / name) if r["phase"] == "train"] for name in ("whole", "cut"))
     names = ("expert_load_max", "expert_load_min", "router_entropy", "expert_rounds", "loss", "grad_norm")
     for line, other in zip(whole, cut, strict=True):
         assert {name: line[name] for name in names} == {name: other[name] for name in names}
         assert len(line["router_entropy"]) == 2 and all(0 < x <= np.log(4) + 1e-5 for x in line["router_entropy"])
         assert all(a >= 1 >= b for a, b in zip(line["expert_load_max"], line["expert_load_min"], strict=True))
         assert all(rounds in (1, 2) for rounds in line["expert_rounds"])
+
+
+def test_generation_is_the_same_on_several_devices(runs):
+    flags = f"--run={runs / 'whole'}", "--prompt=the cat", "--temperature=0", "--max_new_tokens=8"
+    alone, spread = (rootstock("generate", *flags, devices=devices).stdout for devices in (1, 4))
+    assert alone == spread and len(alone) > len("the cat")
 
 
 @pytest.mark.parametrize(
