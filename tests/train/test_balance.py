@@ -21,7 +21,7 @@ from train.settings import from_config
 from train.step import make_program, summed_gradients
 from train.trees import leaf_paths
 
-MODEL = MIXTURE | {"expert_every": 2, "num_layers": 4, "router_bias": True, "router": "sigmoid"}
+MODEL = MIXTURE | {"router_bias": True, "router": "sigmoid"}
 
 
 def settings_of(**changes):
@@ -143,7 +143,7 @@ def test_biases_even_out_the_load():
 
 @pytest.mark.parametrize("method", ["lora", "last", "head"])
 def test_adapters_move_the_biases_that_they_train_alone(method):
-    objective = language_model(tiny_model(**MODEL | {"expert_every": 1, "tie_embeddings": False}))
+    objective = language_model(tiny_model(**MODEL | {"num_layers": 4, "tie_embeddings": False}))
     adapted = adapt(objective, Adaptation(method, 1, 2, 4.0, ("query",)))
     params = init(adapted)
     load = np.arange(32.0).reshape(4, 8)
