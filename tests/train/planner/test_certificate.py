@@ -157,8 +157,8 @@ def test_certificate_catches_wrong_gradients_of_experts(bug, monkeypatch):
 
         monkeypatch.setattr(step, "summed_gradients", wrong)
     else:
-        halved = dispatch.Transport(dispatch.GATHER.send, lambda y: dispatch.GATHER.bring_back(y) / 2)
-        monkeypatch.setattr(dispatch, "GATHER", halved)
+        gather = dispatch.GATHER
+        monkeypatch.setattr(dispatch, "GATHER", gather._replace(bring_back=lambda y: gather.bring_back(y) / 2))
     (found,) = verdict(mixture(), "expert 2")
     assert "gradient" in found.mismatch
     if bug == "doubled":
