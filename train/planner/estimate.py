@@ -69,7 +69,7 @@ def estimate(
     for _, kind, count, total in sent:
         before = collectives.get(kind, (0.0, 0.0))
         collectives[kind] = (before[0] + count, before[1] + total)
-    traffic = _traffic((settings, model, state), mesh, shape, buffers)
+    traffic = _traffic(settings, model, state, mesh, shape, buffers)
     return Work(buffers, traffic, link, network, collectives)
 
 
@@ -215,16 +215,20 @@ def _leaves_by(axis: str, mesh: dict[str, int], chip: Chip) -> int:
 
 
 def _traffic(
-    work: tuple[Settings, ModelConfig, TrainState], mesh: dict[str, int], shape: _Shape, buffers: dict[str, float]
+    settings: Settings,
+    model: ModelConfig,
+    state: TrainState,
+    mesh: dict[str, int],
+    shape: _Shape,
+    buffers: dict[str, float],
 ) -> float:
     """Returns a lower bound: state read and written, weights once per pass, activations written and read."""
-    settings, model, abstract = work
-    state = 2 * (buffers["parameters"] + buffers["optimizer state"]) + 2 * buffers["gradients"]
-    experts = _expert_bytes(abstract)
+    updated = 2 * (buffers["parameters"] + buffers["optimizer state"]) + 2 * buffers["gradients"]
+    experts = _expert_bytes(state)
     weights = ((buffers["parameters"] - experts) * _ways(mesh) + experts * mesh["fsdp"]) * shape.itemsize / 4
     parts = settings.microbatches
     passes = _passes(model) * parts
     layers = model.num_layers * shape.tokens * shape.working * shape.itemsize
     logits = shape.tokens * model.vocab_size / mesh["tensor"] * 4
     activations = (passes + parts) * layers + 2 * parts * shape.tokens * shape.saved
-    return state + 2 * passes * weights + activations + 3 * parts * logits
+    return updated + 2 * passes * weights + activations + 3 * parts * logits
