@@ -27,10 +27,10 @@ from train.trees import leaf_paths
 TOLERANCE = 1e-5
 # Of a gradient: a term that is missing or counted twice is far above it, and rounding errors of six steps below.
 GRADIENT_TOLERANCE = 1e-4
-DEVICE_COUNTS = (2, 4, 8)
 _STEPS = 3
 _UNEVEN_STEPS = 3  # with experts: see `uneven_batches`
-_EXPERTS = 2 * max(DEVICE_COUNTS)  # two per device on the longest axis
+_MOST_DEVICES = 8  # over which the smaller model can be laid
+_EXPERTS = 2 * _MOST_DEVICES  # two per device on the longest axis
 _LENGTH = 32  # tokens per row
 _HEAD_DIM = 4
 # Adam normalizes gradients. With the usual epsilon a wrong factor would cancel, and rounding errors of gradients near
@@ -90,7 +90,7 @@ def shrink(settings: Settings) -> Settings:
     remain scans; dense layers and layers with experts keep their pattern. Computation is float32 with XLA attention,
     which is available on every platform.
     """
-    model, batch = settings.model, min(settings.microbatches, 2) * max(DEVICE_COUNTS)
+    model, batch = settings.model, min(settings.microbatches, 2) * _MOST_DEVICES
     scale = _LENGTH / max(model["context_length"], settings.sequence_length)
     head_dim = model["head_dim"] or model["embed_dim"] // model["num_heads"]
     # Half of a head that is rotated in part, so that pairs of columns remain.
@@ -103,8 +103,8 @@ def shrink(settings: Settings) -> Settings:
         "vocab_size": 64,
         "embed_dim": 32,
         "num_layers": min(model["num_layers"], max(2, period)),
-        "num_heads": max(DEVICE_COUNTS) * (model["num_heads"] // model["num_kv_heads"]),
-        "num_kv_heads": max(DEVICE_COUNTS),
+        "num_heads": _MOST_DEVICES * (model["num_heads"] // model["num_kv_heads"]),
+        "num_kv_heads": _MOST_DEVICES,
         "head_dim": width,
         "mlp_dim": 64,
         "context_length": _LENGTH,
