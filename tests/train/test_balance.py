@@ -161,6 +161,7 @@ FLAGS = (
     *("--config.model.num_experts=4", "--config.model.router_bias=True", "--config.optimizer.router_bias_rate=0.05"),
     *("--config.logging.every=1", "--config.checkpoint.every=2", "--config.optimizer.warmup_steps=1"),
     *("--config.optimizer.schedule=constant", "--config.mesh.expert=2", "--config.mesh.data=1"),
+    "--config.data.validation_split=tail",
 )
 
 
