@@ -110,6 +110,9 @@ def model_experts(m: ConfigDict) -> None:
     # Weight of a chosen expert: its "softmax" or "sigmoid" among all experts, or "softmax_top": among the chosen ones.
     m.router = "softmax"
     m.router_renormalize = True  # divide the weights of a token's experts by their sum
+    # A bias per expert, added to the scores for the choice of experts but not to their weights (DeepSeek-V3). Training
+    # moves it by optimizer.router_bias_rate.
+    m.router_bias = False
 
 
 def mesh() -> ConfigDict:
@@ -117,6 +120,7 @@ def mesh() -> ConfigDict:
     m = ConfigDict()
     m.slice = 1  # TPU slices connected by the data center network: one model replica each, only gradients cross it
     m.data = -1  # data parallelism: model replicas, each with a part of the batch
+    m.expert = 1  # expert parallelism: shards the experts, whole; for everything else it is like fsdp
     m.fsdp = 1  # FSDP: shards the batch and the parameters, which are gathered layer by layer
     m.tensor = 1  # tensor parallelism: shards heads, MLP and vocabulary
     m.context = 1  # context parallelism: shards the sequence
@@ -203,6 +207,9 @@ def optimizer() -> ConfigDict:
     o.epsilon = 1e-8  # added to the denominator of the update
     o.weight_decay = 0.1  # applied to the layers' matrices only, not to norms, biases and embeddings
     o.clip_norm = 1.0  # clip the gradient to this global norm; 0: off
+    # With model.router_bias: after each step, the bias of each expert with fewer tokens than its layer's mean rises by
+    # this, and that of each with more falls. This balances the load without an auxiliary loss; 0: the biases stay.
+    o.router_bias_rate = 1e-3
     # Layer-wise learning-rate decay: each layer's rate is this factor times that of the layer above.
     o.layer_decay = 1.0
     return o

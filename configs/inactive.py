@@ -54,12 +54,13 @@ CONDITIONS = (
     Condition(
         (
             *("model.experts_per_token", "model.expert_dim", "model.shared_expert_dim", "model.dense_layers"),
-            *("model.expert_every", "model.router", "model.router_renormalize"),
+            *("model.expert_every", "model.router", "model.router_renormalize", "model.router_bias"),
             *("loss.router_z_loss", "loss.balance_loss"),
         ),
         lambda c: c["model"]["num_experts"] > 0,
         "config.model.num_experts",
     ),
+    Condition(("optimizer.router_bias_rate",), lambda c: c["model"]["router_bias"], "config.model.router_bias=True"),
     Condition(("model.norm_bias",), lambda c: c["model"]["norm"] == "layernorm", "config.model.norm='layernorm'"),
     Condition(("model.qk_norm_joint",), lambda c: c["model"]["qk_norm"], "config.model.qk_norm=True"),
     Condition(("adapt.last_layers",), lambda c: c["adapt"]["method"] == "last", "config.adapt.method='last'"),

@@ -31,6 +31,7 @@ _DENSE: Fields = {
     "expert_every": 1,
     "router": "softmax",
     "router_renormalize": True,
+    "router_bias": False,
 }
 _LLAMA: Fields = {
     "vocab_size": 32000,

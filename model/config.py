@@ -82,6 +82,7 @@ class ModelConfig:
     expert_every: Annotated[int, at_least(1)]
     router: Literal["softmax", "softmax_top", "sigmoid"]
     router_renormalize: bool
+    router_bias: bool
     output_init: Literal["zero", "scaled"]
     compute_dtype: Annotated[Literal["auto", "float32", "bfloat16"], RESUMABLE]
     cache_dtype: Annotated[Literal["auto", "bfloat16", "int8"], RESUMABLE]

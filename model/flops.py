@@ -13,6 +13,18 @@ def matmul_parameters(config: ModelConfig) -> int:
     return config.num_layers * attention + dense + experts + config.vocab_size * config.embed_dim
 
 
+def active_parameters(config: ModelConfig, parameters: int) -> int:
+    """Returns how many of a model's parameters a token uses: without those of the experts that it does not go to."""
+    per_expert = config.embed_dim * config.expert_width * (3 if config.gated else 2)
+    return parameters - config.expert_layers * (config.num_experts - config.experts_per_token) * per_expert
+
+
+def expert_forward_flops(config: ModelConfig) -> float:
+    """Returns the FLOPs per token of its experts in all layers, forward only."""
+    width = config.experts_per_token * config.expert_width
+    return 2.0 * config.expert_layers * width * config.embed_dim * (3 if config.gated else 2)
+
+
 def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     """Returns the model FLOPs per token of a training step: forward and backward, without rematerialization.
 

@@ -44,7 +44,7 @@ from model.cache import Cache, CacheSize, KVCache, LayerCache, allocate
 from model.config import LayerKind, ModelConfig
 from model.context import Context, make_context
 from model.dtypes import compute_dtype
-from model.experts import Experts, RouterSums
+from model.experts import ROUTER_CHOICES, Experts, RouterSums
 from model.layers import MLP, Norm, scaled
 from model.sharding import constrain, is_partitioned, with_axes
 
@@ -56,10 +56,13 @@ _MLPS = frozenset({"mlp", "experts"})
 _LAYER_INPUT = "layer_input"
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(ROUTER_CHOICES),
+    ),
+    "full": jax.checkpoint_policies.save_only_these_names(ROUTER_CHOICES),
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
+        names_which_can_be_saved=[ROUTER_CHOICES],
         names_which_can_be_offloaded=[_LAYER_INPUT],
         offload_src="device",
         offload_dst="pinned_host",

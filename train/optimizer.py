@@ -64,9 +64,13 @@ def _schedule(settings: OptimizerSettings, peak: float, num_steps: int) -> optax
     return optax.join_schedules([rise, *after], [warmup, *boundaries])
 
 
+# The axis of a matrix that reads or writes the residual stream.
+_STREAM_AXES = frozenset({"embed", "expert_embed"})
+
+
 def is_matrix(box: nn.Partitioned) -> bool:
-    """Returns whether a parameter is a matrix, that is, has an "embed" axis: it reads or writes the residual stream."""
-    return "embed" in box.names
+    """Returns whether a parameter is a matrix, that is, one of its axes is that of the residual stream."""
+    return not _STREAM_AXES.isdisjoint(box.names)
 
 
 def make_optimizer(
@@ -143,8 +147,8 @@ def _muon_dimensions(box: nn.Partitioned) -> optax.contrib.MuonDimensionNumbers 
     """
     if not is_matrix(box):
         return None
-    embed = box.names.index("embed")
-    others = tuple(i for i, name in enumerate(box.names) if name not in ("layers", "experts", "embed"))
+    embed = next(i for i, name in enumerate(box.names) if name in _STREAM_AXES)
+    others = tuple(i for i, name in enumerate(box.names) if name not in ("layers", "experts") and i != embed)
     if embed < min(others):
         return optax.contrib.MuonDimensionNumbers(reduction_axis=(embed,), output_axis=others)
     return optax.contrib.MuonDimensionNumbers(reduction_axis=others, output_axis=(embed,))

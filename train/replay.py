@@ -92,7 +92,7 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
             # Queued steps each hold a batch in memory, and on CPU many queued steps can deadlock.
             jax.block_until_ready(metrics)
             bar(t + 1 - start)
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        values = {name: np.asarray(value).tolist() for name, value in jax.device_get(metrics).items()}
     logged = next((r for r in reversed(records) if r["step"] == step and r["phase"] in ("train", "skipped")), None)
     logged_loss = logged and logged["loss"]
     return {
@@ -127,8 +127,9 @@ def _saved_on(workdir: Path, step: int) -> dict[str, int] | None:
 
 def _mesh(run: Run, settings: Settings, saved_on: dict[str, int] | None) -> Mesh:
     """Returns the mesh that ran the step; with another number of devices the config's mesh, or one that fits them."""
-    if saved_on is not None and math.prod(saved_on.values()) == jax.device_count() and set(saved_on) == set(MESH_AXES):
-        return make_mesh(MeshSettings(**saved_on))
+    if saved_on is not None and math.prod(saved_on.values()) == jax.device_count() and set(saved_on) <= set(MESH_AXES):
+        # A checkpoint of an earlier version lacks the axes that were added since.
+        return make_mesh(MeshSettings(**dict.fromkeys(MESH_AXES, 1) | saved_on))
     try:
         return make_mesh(settings.mesh)
     except UserError:

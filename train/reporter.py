@@ -4,9 +4,10 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from configs.errors import UserError
 from data.loader import BatchFunction, batch_number
@@ -18,7 +19,10 @@ from train.run import goodput
 from train.run.goodput import Goodput
 from train.run.history import Writer, open_writer
 from train.settings import Settings
-from train.step import Metrics
+from train.step import ROUTER_METRICS, Metrics
+
+# The metrics of one step: numbers, and lists with one number per layer with experts.
+Values = dict[str, Any]
 
 # The phase of the lines that `write_length` writes.
 LENGTH_PHASE = "length"
@@ -98,7 +102,7 @@ class StepReporter:
             return
         step, metrics = self.pending
         self.pending = None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        values = {name: np.asarray(value).tolist() for name, value in jax.device_get(metrics).items()}
         self.consecutive_skips = self.consecutive_skips + 1 if values["skipped"] else 0
         if self.consecutive_skips:
             self._skipped(step, values)
@@ -107,7 +111,7 @@ class StepReporter:
         if step % self.every == 0 or step == self.num_steps:
             self._record(step, values)
 
-    def _skipped(self, step: int, values: dict[str, float]) -> None:
+    def _skipped(self, step: int, values: Values) -> None:
         """Writes the batch of a skipped step and prints a warning."""
         t = step - 1
         batch, rows = batch_number(t, self.batches.skipped), self.batches.row_numbers(t).tolist()
@@ -125,7 +129,7 @@ class StepReporter:
                 step,
             )
 
-    def _record(self, step: int, values: dict[str, float]) -> None:
+    def _record(self, step: int, values: Values) -> None:
         now = time.perf_counter()
         steps = step - self.marked_step
         steps_per_second = steps / max(now - self.mark - self.outside, 1e-9)
@@ -145,6 +149,7 @@ class StepReporter:
                 "mfu": mfu,
                 "learning_rate": values["learning_rate"],
                 "grad_norm": values["grad_norm"],
+                **{name: values[name] for name in ROUTER_METRICS if name in values},
             }
         )
         text = f"loss {values['loss']:.3f} · {tokens_per_second:,.0f} tokens/s"

@@ -26,6 +26,7 @@ class MeshSettings:
 
     slice: int
     data: int
+    expert: int
     fsdp: int
     tensor: int
     context: int
@@ -92,6 +93,7 @@ class OptimizerSettings:
     epsilon: Annotated[float, at_least(0)]
     weight_decay: Annotated[float, at_least(0)]
     clip_norm: Annotated[float, at_least(0)]
+    router_bias_rate: Annotated[float, at_least(0)]
     layer_decay: Annotated[float, between(0, 1)]
 
 
@@ -253,15 +255,6 @@ def planned_model(settings: Settings) -> ModelConfig:
             f"config.tokenizer={settings.tokenizer!r} gets its size from the text; set config.model.vocab_size"
         )
     return complete_model(settings, size or 0)
-
-
-def refuse_experts(settings: Settings, command: str) -> None:
-    """Raises UserError if the model has experts, which `command` does not support."""
-    if settings.model["num_experts"]:
-        raise UserError(
-            f"config.model.num_experts={settings.model['num_experts']}: rootstock {command} does not support experts; "
-            "expected 0"
-        )
 
 
 def _model_errors(section: Mapping[str, Any]) -> list[str]:

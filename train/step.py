@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax.sharding import NamedSharding
 
 from model.config import ModelConfig
+from model.experts import RouterSums, balanced
 from model.heads import Objective, RouterLosses, language_model
 from model.losses import LossSums
 from model.sharding import AnyMesh, parameter_shardings
@@ -23,6 +24,8 @@ from train.settings import Settings
 from train.trees import boxed_params
 
 Metrics = dict[str, jax.Array]
+
+ROUTER_METRICS = ("expert_load_max", "expert_load_min", "router_entropy", "expert_rounds")
 
 
 class TrainState(NamedTuple):
@@ -126,7 +129,14 @@ def make_program(
         state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
         initialize=jax.jit(initialize, out_shardings=shardings),
         step=jax.jit(
-            make_train_step(objective, optimizer, schedule, settings.microbatches, settings.faults.max_grad_norm),
+            make_train_step(
+                objective,
+                optimizer,
+                schedule,
+                settings.microbatches,
+                settings.faults.max_grad_norm,
+                settings.optimizer.router_bias_rate,
+            ),
             in_shardings=(shardings, batch_sharding(mesh)),
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
@@ -147,12 +157,14 @@ def make_train_step(
     schedule: optax.Schedule,
     microbatches: int,
     max_grad_norm: float = 0.0,
+    router_bias_rate: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns train_step(state, batch) -> (state, metrics).
 
     Metrics: loss (nats per target), grad_norm (before clipping), learning_rate, targets (sum of weights), skipped (0
     or 1). A step is skipped if its loss or gradient is not finite or its `grad_norm` exceeds `max_grad_norm` (0: no
-    limit); it then increments `state.step` and changes nothing else.
+    limit); it then increments `state.step` and changes nothing else. A model with experts has those of `router_metrics`
+    as well, and the biases of its routers move by `router_bias_rate` (`experts.balanced`).
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -166,6 +178,8 @@ def make_train_step(
             sound &= grad_norm <= max_grad_norm
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if sums.routers is not None and router_bias_rate:
+            params = balanced(params, sums.routers.load_E, router_bias_rate)
         # The update reads the old values anyway: compiled for a TPU, this select needs no extra memory.
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(sound, new, old), (params, opt_state), (state.params, state.opt_state)
@@ -177,9 +191,25 @@ def make_train_step(
             "targets": sums.weight,
             "skipped": 1.0 - sound,
         }
+        if sums.routers is not None:
+            metrics |= router_metrics(sums.routers, microbatches)
         return TrainState(state.step + 1, params, opt_state, state.frozen), metrics
 
     return train_step
+
+
+def router_metrics(sums: RouterSums, microbatches: int) -> Metrics:
+    """Returns what each layer with experts did in a step; each value has one number per layer.
+
+    expert_load_max, expert_load_min: tokens of the expert with the most and the fewest, over those of an even load.
+    router_entropy: mean entropy of the router's distribution, in nats. expert_rounds: mean number of rounds per
+    microbatch, of the device with the most (`model/dispatch.py`). A batch of padding has a load and an entropy of 0.
+    """
+    tokens_L = jnp.maximum(sums.tokens, 1.0)
+    even_L = jnp.maximum(sums.load_E.mean(-1), 1e-9)
+    loads = sums.load_E.max(-1) / even_L, sums.load_E.min(-1) / even_L
+    values = (*loads, sums.entropy / tokens_L, sums.rounds_P.max(-1) / microbatches)
+    return dict(zip(ROUTER_METRICS, values, strict=True))
 
 
 def summed_gradients(

@@ -37,6 +37,8 @@ _RUN = "tests/train/run/test_run.py::"
 _HUGGINGFACE = "tests/train/huggingface/test_huggingface.py::test_logits_equal_transformers_and_weights_round_trip"
 
 _FIELDS = "tests/model/test_huggingface_fields.py::"
+_AXIS = "tests/model/test_expert_axis.py::test_dispatch_over_the_axis_equals_a_dense_reference_in_every_gradient"
+_BALANCE = "tests/train/test_balance.py::"
 _UNKNOWN = "residual_multiplier=0.2: unknown, so it may change what llama"
 _EXPORT = "tests/train/huggingface/test_export_tasks.py::"
 
@@ -429,4 +431,54 @@ _TRAIN = (
         "tests/train/evaluation/test_scoring.py::test_metrics_of_a_uniform_model",
     ),
 )  # fmt: skip
-MUTANTS = (*_MODEL, *_DATA, *_TRAIN)
+_EXPERTS = (
+    Mutant(
+        "the weights of experts are not renormalized", "model/experts.py",
+        "gates_BTK = gates_BTK / gates_BTK.sum(-1, keepdims=True)", "gates_BTK = gates_BTK * 1.0",
+        "tests/model/test_experts.py::test_renormalized_gates_sum_to_one_and_others_do_not",
+    ),
+    Mutant(
+        "padding counts as load", "model/experts.py",
+        "weights_BT, probabilities_BTE = real_BT.astype(jnp.float32),",
+        "weights_BT, probabilities_BTE = jnp.ones(real_BT.shape),",
+        "tests/model/test_experts.py::test_scan_remat_and_microbatches_equal_the_dense_reference[softmax]",
+    ),
+    Mutant(
+        "a part of an expert's width is the whole", "model/dispatch.py",
+        "return jax.lax.psum(y, _WIDTH_AXES), rounds", "return y, rounds",
+        f"{_AXIS}[data 2 x expert 2 x tensor 2-usual]",
+    ),
+    Mutant(
+        "the sums of other devices do not come back", "model/dispatch.py",
+        "bring_back=partial(jax.lax.psum_scatter, axis_name=_EXPERT_AXES, scatter_dimension=0, tiled=True),",
+        "bring_back=lambda y: jnp.split(y, jax.lax.axis_size(_EXPERT_AXES))[0],", f"{_AXIS}[expert 2-usual]",
+    ),
+    Mutant(
+        "gradients of experts are doubled", "model/dispatch.py", "jax.tree.map(jnp.add, total, dkernels)",
+        "jax.tree.map(lambda a, b: a + 2 * b, total, dkernels)", f"{_AXIS}[expert 2-usual]",
+    ),
+    Mutant(
+        "what does not fit in a round is dropped", "model/dispatch.py", "return -(-work.load_E.sum() // work.size)",
+        "return jnp.minimum(-(-work.load_E.sum() // work.size), 1)", f"{_AXIS}[expert 8-all_to_two]",
+    ),
+    Mutant(
+        "a router's bias is clipped", "train/step.py", "balanced(params, sums.routers.load_E, router_bias_rate)",
+        "balanced(params, sums.routers.load_E, router_bias_rate * jnp.minimum(1.0, 1e-3 / grad_norm))",
+        f"{_BALANCE}test_a_step_moves_each_bias_by_the_rate_whatever_the_optimizer[{{'clip_norm': 0.001}}]",
+    ),
+    Mutant(
+        "a router's bias weights its expert", "model/experts.py", "jnp.take_along_axis(scores_BTE, experts_BTK",
+        "jnp.take_along_axis(ranks_BTE, experts_BTK",
+        f"{_BALANCE}test_a_bias_has_no_gradient_and_no_part_in_the_weights",
+    ),
+    Mutant(
+        "a router's bias follows the load", "model/experts.py", "jnp.sign(own_LE.mean(-1, keepdims=True) - own_LE)",
+        "jnp.sign(own_LE - own_LE.mean(-1, keepdims=True))", f"{_BALANCE}test_biases_even_out_the_load",
+    ),
+    Mutant(
+        "experts and their width share a mesh axis", "model/sharding.py", '"expert_embed": ("fsdp",)',
+        '"expert_embed": ("expert", "fsdp")',
+        "tests/train/commands/test_explain_sharding.py::test_the_rules_fit_every_architecture[gpt2]",
+    ),
+)  # fmt: skip
+MUTANTS = (*_MODEL, *_DATA, *_TRAIN, *_EXPERTS)

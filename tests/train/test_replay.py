@@ -196,7 +196,7 @@ def test_replay_on_fewer_devices_reports_both_meshes(foundation):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True)
     found = json.loads(done.stdout)
     assert found["loss"] == pytest.approx(logged(foundation)[12], rel=1e-5)
-    assert found["saved_on"] == {"slice": 1, "data": 2, "fsdp": 2, "tensor": 2, "context": 1}
+    assert found["saved_on"] == {"slice": 1, "data": 2, "expert": 1, "fsdp": 2, "tensor": 2, "context": 1}
     assert set(found["mesh"].values()) == {1} and len(found["documents"]) == 2
 
 

@@ -228,9 +228,9 @@ def test_axis_without_a_sharding_rule_is_an_error():
 
 def test_mesh_errors_name_every_problem_and_the_nearest_valid_value():
     with pytest.raises(UserError, match=r"data=3.*8 device"):
-        make_mesh(MeshSettings(1, 3, 1, 1, 1))
+        make_mesh(MeshSettings(1, 3, 1, 1, 1, 1))
     with pytest.raises(UserError, match="for data and fsdp"):
-        make_mesh(MeshSettings(1, -1, -1, 1, 1))
+        make_mesh(MeshSettings(1, -1, 1, -1, 1, 1))
     settings = settings_of()
     with pytest.raises(UserError, match=r"sequence_length=32.*use 30 or 35"):
         check_batch(settings, mesh_of(context=5))

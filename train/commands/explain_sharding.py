@@ -83,5 +83,9 @@ def _print(found: dict[str, Any], mesh: "AnyMesh") -> None:
 
 
 def _sized(name: str, axes: Sequence[str], mesh: "AnyMesh") -> str:
-    """Returns a rule with the mesh's sizes, e.g. "vocab -> tensor 1 x fsdp 16"; the name alone if it is never split."""
-    return f"{name} -> {' x '.join(f'{axis} {mesh.shape[axis]}' for axis in axes)}" if axes else name
+    """Returns a rule with the mesh's sizes, e.g. "vocab -> tensor 2 x fsdp 16"; the name alone if it is never split.
+
+    Mesh axes of size 1 are left out where another one splits the logical axis.
+    """
+    shown = [axis for axis in axes if mesh.shape[axis] > 1] or axes
+    return f"{name} -> {' x '.join(f'{axis} {mesh.shape[axis]}' for axis in shown)}" if axes else name

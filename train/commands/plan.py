@@ -17,7 +17,7 @@ from rich.text import Text
 
 from configs.errors import UserError
 from train.console import results_console, step_progress
-from train.settings import from_config, refuse_experts
+from train.settings import from_config
 
 if TYPE_CHECKING:
     from train.planner.pricing import Plan
@@ -62,7 +62,6 @@ def run(values: flags.FlagValues) -> None:
         if not 0 <= value < math.inf:
             raise UserError(f"--{name}={value}; expected a finite number of at least 0")
     settings = from_config(values.config.to_dict())
-    refuse_experts(settings, "plan")
     # Planning must not initialize this machine's accelerators.
     jax.config.update("jax_platforms", "cpu")
     devices, note = compiler_devices(topology)
@@ -103,7 +102,8 @@ def _as_json(plan: "Plan", found: "list[Candidate]") -> dict[str, Any]:
 def _print_plan(plan: "Plan", topology: "Topology") -> None:
     out = results_console()
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
-    title = (f"{plan.parameters:,} parameters on {plan.topology}", "bold")
+    active = f", {plan.active_parameters:,} per token," if plan.active_parameters < plan.parameters else ""
+    title = (f"{plan.parameters:,} parameters{active} on {plan.topology}", "bold")
     out.print(Text.assemble(title, f" ({plan.chips} chips), mesh: {mesh}"))
     source = f"compiled in {plan.compile_seconds:.0f} s" if plan.compiled else f"estimated: {plan.note}"
     if plan.refused:
@@ -153,12 +153,14 @@ def _print_plan(plan: "Plan", topology: "Topology") -> None:
 
 def _print_search(found: "list[Candidate]") -> None:
     out = results_console()
-    names = ("data", "fsdp", "tensor", "context", "remat", "batch", "GB", "tokens/s", "", "")
+    experts = ("expert",) if found[0].settings.model["num_experts"] else ()
+    axes = ("data", *experts, "fsdp", "tensor", "context")
+    names = (*axes, "remat", "batch", "GB", "tokens/s", "", "")
     table = Table(*(Column(name, no_wrap=True) for name in names), box=None, pad_edge=False)
     for c in found[:_SHOWN]:
         mesh = c.settings.mesh
         table.add_row(
-            *(str(size) for size in (mesh.data, mesh.fsdp, mesh.tensor, mesh.context)),
+            *(str(getattr(mesh, axis)) for axis in axes),
             c.settings.model["remat"],
             str(c.settings.batch_size),
             f"{c.peak_bytes / 1e9:.2f}",

@@ -80,11 +80,15 @@ def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -
     return Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def layouts(num_devices: int) -> list[MeshSettings]:
-    """Returns every mesh of `num_devices` devices."""
+def layouts(num_devices: int, experts: bool = False) -> list[MeshSettings]:
+    """Returns every mesh of `num_devices` devices; those with an axis for experts only if the model has `experts`."""
     divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
-    sizes = itertools.product(divisors, repeat=len(MESH_AXES))
-    return [MeshSettings(**dict(zip(MESH_AXES, s, strict=True))) for s in sizes if math.prod(s) == num_devices]
+    meshes = (dict(zip(MESH_AXES, sizes, strict=True)) for sizes in itertools.product(divisors, repeat=len(MESH_AXES)))
+    return [
+        MeshSettings(**mesh)
+        for mesh in meshes
+        if math.prod(mesh.values()) == num_devices and (experts or mesh["expert"] == 1)
+    ]
 
 
 def apply_xla_flags(settings: Settings) -> None:
@@ -134,7 +138,7 @@ def _indivisible(name: str, size: int, axes: dict[str, int]) -> str:
 
 def single_device_mesh() -> Mesh:
     """Returns a mesh of the first device only, for commands that do not train."""
-    return make_mesh(MeshSettings(slice=1, data=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])
+    return make_mesh(MeshSettings(slice=1, data=1, expert=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])
 
 
 def spread_mesh(boxed: Params) -> Mesh:
@@ -144,7 +148,7 @@ def spread_mesh(boxed: Params) -> Mesh:
         UserError: the parameters cannot be sharded, and there are several processes.
     """
     slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
-    mesh = make_mesh(MeshSettings(slice=slices, data=1, fsdp=-1, tensor=1, context=1))
+    mesh = make_mesh(MeshSettings(slice=slices, data=1, expert=1, fsdp=-1, tensor=1, context=1))
     try:
         parameter_shardings(boxed, mesh)
     except UserError:
@@ -161,7 +165,7 @@ def decoding_mesh(boxed: Params) -> Mesh:
     """
     count = jax.device_count()
     for tensor in (size for size in range(count, 0, -1) if count % size == 0):
-        mesh = make_mesh(MeshSettings(slice=1, data=-1, fsdp=1, tensor=tensor, context=1))
+        mesh = make_mesh(MeshSettings(slice=1, data=-1, expert=1, fsdp=1, tensor=tensor, context=1))
         with contextlib.suppress(UserError):
             parameter_shardings(boxed, mesh)
             return mesh

@@ -25,8 +25,12 @@ from train.step import make_program, objective_of
 from train.trees import leaf_paths
 
 TOLERANCE = 1e-5
+# Of a gradient: a term that is missing or counted twice is far above it, and rounding errors of six steps below.
+GRADIENT_TOLERANCE = 1e-4
 _STEPS = 3
+_UNEVEN_STEPS = 3  # with experts: see `uneven_batches`
 _MOST_DEVICES = 8  # over which the smaller model can be laid
+_EXPERTS = 2 * _MOST_DEVICES  # two per device on the longest axis
 _LENGTH = 32  # tokens per row
 _HEAD_DIM = 4
 # Adam normalizes gradients. With the usual epsilon a wrong factor would cancel, and rounding errors of gradients near
@@ -45,6 +49,8 @@ class Verdict(NamedTuple):
         loss: difference of the loss.
         grad_norm: difference of the gradient norm.
         params: difference of an initial or updated parameter: max |a - b| of a leaf over its max |a|, for all replicas.
+        gradient: difference of the moving mean of a gradient, likewise; a leaf whose gradient is less than a hundredth
+            of the largest one counts relative to that hundredth, because its own may be zero but for rounding.
         leaf: the parameter that differs most, at the first step out of tolerance if there is one. If that is step 1 and
             the gradient norm differs, it is the parameter with the largest difference of the gradient: clipping spreads
             a wrong gradient over all parameters, and Muon hides it in its own.
@@ -55,6 +61,7 @@ class Verdict(NamedTuple):
     loss: float
     grad_norm: float
     params: float
+    gradient: float
     leaf: str
     mismatch: str
 
@@ -80,7 +87,8 @@ def shrink(settings: Settings) -> Settings:
     """Returns the config at sizes that train in seconds on a CPU, with all options unchanged.
 
     Lengths in tokens scale with the rows; heads keep their ratio to kv heads; scans over chunks, layers or microbatches
-    remain scans. Computation is float32 with XLA attention, which is available on every platform.
+    remain scans; dense layers and layers with experts keep their pattern. Computation is float32 with XLA attention,
+    which is available on every platform.
     """
     model, batch = settings.model, min(settings.microbatches, 2) * _MOST_DEVICES
     scale = _LENGTH / max(model["context_length"], settings.sequence_length)
@@ -88,7 +96,10 @@ def shrink(settings: Settings) -> Settings:
     # Half of a head that is rotated in part, so that pairs of columns remain.
     fraction, width = (1.0, _HEAD_DIM) if model["rope_fraction"] == 1.0 else (0.5, 2 * _HEAD_DIM)
     period = math.lcm(len(model["sliding_window"]), len(model["rope_layers"]))
-    shrunk = {
+    experts = _shrunk_experts(model)
+    if experts:
+        period = max(period, experts["dense_layers"] + model["expert_every"])
+    shrunk = experts | {
         "vocab_size": 64,
         "embed_dim": 32,
         "num_layers": min(model["num_layers"], max(2, period)),
@@ -111,7 +122,7 @@ def shrink(settings: Settings) -> Settings:
         model=model | shrunk,
         batch_size=batch,
         sequence_length=_LENGTH,
-        num_steps=_STEPS,
+        num_steps=_STEPS + (_UNEVEN_STEPS if experts else 0),
         microbatches=min(settings.microbatches, 2),
         loss=dataclasses.replace(settings.loss, chunk=settings.loss.chunk and _LENGTH // 4),
         optimizer=dataclasses.replace(
@@ -122,6 +133,43 @@ def shrink(settings: Settings) -> Settings:
             warmup_steps=min(settings.optimizer.warmup_steps, 1),
         ),
     )
+
+
+def _shrunk_experts(model: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of experts at small sizes; {} in a model without experts."""
+    if not model["num_experts"]:
+        return {}
+    return {
+        "num_experts": _EXPERTS,
+        "experts_per_token": min(model["experts_per_token"], _EXPERTS // 4),
+        "expert_dim": min(model["expert_dim"], 16),
+        "shared_expert_dim": min(model["shared_expert_dim"], 16),
+        "dense_layers": min(model["dense_layers"], 1),
+    }
+
+
+def make_batches(settings: Settings) -> list[dict[str, np.ndarray]]:
+    """Returns one batch per step, the last ones uneven for experts if the model has any."""
+    batches = packed_batches(settings)
+    return uneven_batches(batches) if settings.model["num_experts"] else batches
+
+
+def uneven_batches(batches: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """Returns the batches with the last three replaced by some that load experts as unevenly as possible.
+
+    In the first, all tokens are the same and so choose the same experts; the second has two tokens, too few for every
+    expert to get one; the third is padding.
+    """
+    usual = batches[:-_UNEVEN_STEPS]
+    same, few, padding = ({key: x.copy() for key, x in batch.items()} for batch in batches[-_UNEVEN_STEPS:])
+    same["tokens"][:], same["segment_ids"][:], same["weights"][:] = 7, 1, 1
+    row_T = np.arange(len(same["tokens"][0]), dtype=np.int32)
+    same["positions"][:] = row_T
+    for batch, rows, tokens in ((few, 1, 2), (padding, 0, 0)):
+        for key, value_T in (("segment_ids", row_T < tokens), ("weights", row_T < tokens), ("positions", row_T)):
+            batch[key][:] = 0
+            batch[key][:rows, :tokens] = value_T[:tokens]
+    return [*usual, same, few, padding]
 
 
 def packed_batches(settings: Settings) -> list[dict[str, np.ndarray]]:
@@ -146,7 +194,7 @@ def verdicts(settings: Settings, meshes: list[MeshSettings], devices: list[jax.D
         meshes: from `layouts`.
         devices: as many as each mesh needs.
     """
-    batches = packed_batches(settings)
+    batches = make_batches(settings)
     alone = MeshSettings(**dict.fromkeys(MESH_AXES, 1))
     reference = _train(dataclasses.replace(settings, microbatches=1), alone, devices[:1], batches)
     for layout in meshes:
@@ -201,24 +249,35 @@ def _compare(layout: MeshSettings, reference: list[_Snapshot], got: list[_Snapsh
     losses = [_relative(a.loss, b.loss) for a, b in zip(reference, got, strict=True)]
     norms = [_relative(a.grad_norm, b.grad_norm) for a, b in zip(reference, got, strict=True)]
     leaves = [_worst_leaf(a.params, b.params) for a, b in zip(reference, got, strict=True)]
+    gradients = [_worst_leaf(a.moments, b.moments, 1e-2) for a, b in zip(reference, got, strict=True)]
     params, leaf = max(leaves)
     mismatch = ""
-    for step, (loss, norm, (difference, its_leaf)) in enumerate(zip(losses, norms, leaves, strict=True)):
+    for step, (loss, norm, (difference, its_leaf), (gradient, wrong_leaf)) in enumerate(
+        zip(losses, norms, leaves, gradients, strict=True)
+    ):
         figures = {"the loss": loss, "the gradient's norm": norm, "a parameter": difference}
         wrong = [f"{name} by {figure:.1e}" for name, figure in figures.items() if figure > TOLERANCE]
+        wrong += [f"a gradient by {gradient:.1e}"] if gradient > GRADIENT_TOLERANCE else []
         if wrong:
             mismatch, leaf = f"{', '.join(wrong)} {f'at step {step}' if step else 'before the first step'}", its_leaf
-            if step == 1 and norm > TOLERANCE:
-                leaf = _worst_leaf(reference[1].moments, got[1].moments)[1]
+            if (step == 1 and norm > TOLERANCE) or difference <= TOLERANCE < gradient:
+                leaf = wrong_leaf
             break
-    return Verdict(layout, max(losses), max(norms), params, leaf, mismatch)
+    return Verdict(layout, max(losses), max(norms), params, max(gradients)[0], leaf, mismatch)
 
 
-def _worst_leaf(reference: dict[str, list[Part]], got: dict[str, list[Part]]) -> tuple[float, str]:
-    """Returns (the largest relative difference of a parameter, its path)."""
-    worst = []
+def _worst_leaf(reference: dict[str, list[Part]], got: dict[str, list[Part]], floor: float = 0.0) -> tuple[float, str]:
+    """Returns (the largest relative difference of a leaf, its path).
+
+    Args:
+        reference: the leaves of one device.
+        got: their parts on each device of a mesh.
+        floor: differences are relative to at least this part of the largest leaf.
+    """
+    worst = [(0.0, "")]
+    largest = max((float(np.abs(whole).max()) for [(_, whole)] in reference.values()), default=0.0)
     for path, [(_, whole)] in reference.items():
-        scale = float(np.abs(whole).max())
+        scale = max(float(np.abs(whole).max()), floor * largest)
         difference = max(_finite(float(np.abs(part - whole[index]).max())) for index, part in got[path])
         worst.append((difference / scale if scale else difference, path))
     return max(worst)

@@ -1,6 +1,7 @@
 """Estimates memory and traffic of a step without a compiler: ranks a search, and plans for GPUs without one.
 
 B rows of one chip and microbatch, T tokens of a row on one chip, D embed, N heads, K kv heads, H head dim, F mlp.
+Experts are taken to have an even load.
 """
 
 import dataclasses
@@ -9,6 +10,8 @@ import math
 import jax
 
 from model.config import ModelConfig
+from model.dispatch import ROUND
+from model.sharding import ACTIVATION_RULES, PARAMETER_RULES
 from train.hardware import Chip
 from train.planner.trace import Trace
 from train.settings import Settings
@@ -66,7 +69,8 @@ def estimate(
     for _, kind, count, total in sent:
         before = collectives.get(kind, (0.0, 0.0))
         collectives[kind] = (before[0] + count, before[1] + total)
-    return Work(buffers, _traffic(settings, model, mesh, shape, buffers), link, network, collectives)
+    traffic = _traffic(settings, model, state, mesh, shape, buffers)
+    return Work(buffers, traffic, link, network, collectives)
 
 
 def tree_bytes(tree: object) -> float:
@@ -78,16 +82,43 @@ def tree_bytes(tree: object) -> float:
 def _shape(settings: Settings, model: ModelConfig, traced: Trace, mesh: dict[str, int]) -> _Shape:
     D, NH, KH = model.embed_dim, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     tensor = mesh["tensor"]
-    heads, mlp = (NH + 2 * KH) / tensor, model.mlp_dim / tensor * (2 if model.gated else 1)
-    # Norms, projections before and after rotation, attention's output, the MLP's hidden units before and after.
-    working = 6 * D + 2 * heads + NH / tensor + 2 * mlp
+    heads = (NH + 2 * KH) / tensor
+    # Norms, projections before and after rotation, attention's output, the MLP.
+    working = 6 * D + 2 * heads + NH / tensor + _mlp_working(model, mesh)
     if model.attention == "xla":
         # The attention weights of every head, in float32 and in the compute dtype.
         working += 3 * model.num_heads / tensor * settings.sequence_length
-    rows = settings.batch_size / settings.microbatches / (mesh["slice"] * mesh["data"] * mesh["fsdp"])
+    rows = settings.batch_size / settings.microbatches / math.prod(mesh[axis] for axis in ACTIVATION_RULES["batch"])
     itemsize = 4 if model.compute_dtype == "float32" else 2
     saved = traced.saved + traced.saved_split / tensor
     return _Shape(rows * settings.sequence_length / mesh["context"], itemsize, saved, working)
+
+
+def _mlp_working(model: ModelConfig, mesh: dict[str, int]) -> float:
+    """Returns the elements per token that are live inside the largest MLP, or inside the experts of a layer."""
+    # Hidden units before and after the activation.
+    per_unit = 2 * (2 if model.gated else 1) / mesh["tensor"]
+    dense = per_unit * model.mlp_dim if model.expert_layers < model.num_layers else 0.0
+    if not model.expert_layers:
+        return dense
+    # Each choice has a row of its own, before and after its expert; a round has room for more than an even load.
+    split = mesh["expert"] > 1
+    rows = model.experts_per_token * (ROUND if split else 1.0)
+    experts = rows * (2 * model.embed_dim + per_unit * model.expert_width) + per_unit * model.shared_expert_dim
+    # The tokens of all devices that share the experts, their gradients and the gradients of the output.
+    gathered = 3 * mesh["expert"] * model.embed_dim if split else 0.0
+    return max(dense, experts + gathered)
+
+
+def _ways(mesh: dict[str, int]) -> int:
+    """Returns the number of parts that dense weights are split into besides those of tensor parallelism."""
+    return math.prod(mesh[axis] for axis in PARAMETER_RULES["embed"])
+
+
+def _expert_bytes(state: TrainState) -> float:
+    """Returns the bytes per device of the matrices of all experts."""
+    experts = state.params["backbone"]["layers"].get("experts", {})
+    return tree_bytes([experts[name] for name in ("gate", "up", "down") if name in experts])
 
 
 def _buffers(
@@ -100,8 +131,10 @@ def _buffers(
         gradients += params
     chunk = (settings.loss.chunk or settings.sequence_length) / settings.sequence_length
     logits = shape.tokens * chunk * model.vocab_size / mesh["tensor"] * (4 + shape.itemsize)
-    layer = tree_bytes(state.params["backbone"]["layers"]) / model.num_layers * mesh["fsdp"]
-    gathered = layer * shape.itemsize / 4 if mesh["fsdp"] > 1 else 0.0
+    experts = _expert_bytes(state)
+    layer = (tree_bytes(state.params["backbone"]["layers"]) - experts) / model.num_layers * _ways(mesh)
+    layer += experts / max(model.expert_layers, 1) * mesh["fsdp"]
+    gathered = layer * shape.itemsize / 4 if _ways(mesh) > 1 else 0.0
     inside = shape.tokens * shape.working * shape.itemsize + 2 * gathered
     return {
         "parameters": params,
@@ -124,20 +157,29 @@ def _collectives(
 ) -> list[tuple[str, str, float, float]]:
     """Returns (mesh axis, kind, count, bytes sent) of the parameters' and the activations' collectives."""
     D, KH, L, parts = model.embed_dim, model.num_kv_heads * model.head_dim, model.num_layers, settings.microbatches
-    attention = D * model.head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
-    matrices = L * (attention + D * model.mlp_dim * (3 if model.gated else 2)) * shape.itemsize / mesh["tensor"]
-    tensors = 7 if model.gated else 6
-    passes, layers = _passes(model), L * parts
+    matrices, experts = _matrix_bytes(model, mesh, shape.itemsize)
+    tensors, own, sparse = (7, 3, model.expert_layers * parts) if model.gated else (6, 2, model.expert_layers * parts)
+    passes, layers, ways = _passes(model), L * parts, _ways(mesh)
     stream, keys = shape.tokens * D * shape.itemsize, 2 * shape.tokens * KH / mesh["tensor"] * shape.itemsize
     share = {axis: (size - 1) / size for axis, size in mesh.items()}
     found: list[tuple[str, str, float, float]] = []
-    if mesh["fsdp"] > 1:
-        # Once forward, once backward: recomputation uses the backward pass's copy.
-        found.append(("fsdp", "all-gather", 2 * tensors * layers, 2 * parts * matrices * share["fsdp"]))
-        found.append(("fsdp", "reduce-scatter", tensors * layers, parts * matrices * share["fsdp"]))
+    # Dense matrices are gathered over both axes, those of experts over fsdp.
+    outer = "expert" if mesh["expert"] > 1 else "fsdp"
+    gathers = ((outer, ways, tensors * layers, matrices), ("fsdp", mesh["fsdp"], own * sparse, experts))
+    for axis, group, count, total in gathers:
+        if group > 1 and count:
+            # Once forward, once backward: recomputation uses the backward pass's copy.
+            found.append((axis, "all-gather", 2 * count, 2 * parts * total * (group - 1) / group))
+            found.append((axis, "reduce-scatter", count, parts * total * (group - 1) / group))
+    gradients = matrices / ways + experts / mesh["fsdp"]
     for axis in ("data", "slice"):
         if mesh[axis] > 1:
-            found.append((axis, "all-reduce", tensors, 2 * matrices / mesh["fsdp"] * share[axis]))
+            found.append((axis, "all-reduce", tensors, 2 * gradients * share[axis]))
+    if mesh["expert"] > 1 and sparse:
+        # Tokens, their experts and gates are sent; backward the output's gradient as well (`model/dispatch.py`).
+        moved = sparse * stream * (mesh["expert"] - 1)
+        found.append(("expert", "all-gather", 7 * sparse, 3 * moved))
+        found.append(("expert", "reduce-scatter", 3 * sparse, 2 * moved))
     if mesh["tensor"] > 1:
         sums = 2 * passes * layers
         found.append(("tensor", "all-reduce", sums, 2 * sums * stream * share["tensor"]))
@@ -145,8 +187,19 @@ def _collectives(
         count = passes * 2 * layers
         found.append(("context", "all-gather", count, passes * layers * keys * (mesh["context"] - 1)))
         found.append(("context", "reduce-scatter", 2 * layers, layers * keys * (mesh["context"] - 1)))
-        found.append(("context", "all-reduce", tensors, 2 * matrices / mesh["fsdp"] * share["context"]))
+        found.append(("context", "all-reduce", tensors, 2 * gradients * share["context"]))
     return found
+
+
+def _matrix_bytes(model: ModelConfig, mesh: dict[str, int], itemsize: int) -> tuple[float, float]:
+    """Returns the bytes of (the dense matrices of all layers, those of the experts that a device has) when gathered."""
+    D, per_unit = model.embed_dim, model.embed_dim * (3 if model.gated else 2)
+    attention = D * model.head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
+    sparse = model.expert_layers
+    dense = model.num_layers * attention + (model.num_layers - sparse) * per_unit * model.mlp_dim
+    dense += sparse * per_unit * model.shared_expert_dim
+    experts = sparse * model.num_experts / mesh["expert"] * per_unit * model.expert_width
+    return dense * itemsize / mesh["tensor"], experts * itemsize / mesh["tensor"]
 
 
 def _leaves_by(axis: str, mesh: dict[str, int], chip: Chip) -> int:
@@ -162,14 +215,20 @@ def _leaves_by(axis: str, mesh: dict[str, int], chip: Chip) -> int:
 
 
 def _traffic(
-    settings: Settings, model: ModelConfig, mesh: dict[str, int], shape: _Shape, buffers: dict[str, float]
+    settings: Settings,
+    model: ModelConfig,
+    state: TrainState,
+    mesh: dict[str, int],
+    shape: _Shape,
+    buffers: dict[str, float],
 ) -> float:
     """Returns a lower bound: state read and written, weights once per pass, activations written and read."""
-    state = 2 * (buffers["parameters"] + buffers["optimizer state"]) + 2 * buffers["gradients"]
-    weights = buffers["parameters"] * mesh["fsdp"] * shape.itemsize / 4
+    updated = 2 * (buffers["parameters"] + buffers["optimizer state"]) + 2 * buffers["gradients"]
+    experts = _expert_bytes(state)
+    weights = ((buffers["parameters"] - experts) * _ways(mesh) + experts * mesh["fsdp"]) * shape.itemsize / 4
     parts = settings.microbatches
     passes = _passes(model) * parts
     layers = model.num_layers * shape.tokens * shape.working * shape.itemsize
     logits = shape.tokens * model.vocab_size / mesh["tensor"] * 4
     activations = (passes + parts) * layers + 2 * parts * shape.tokens * shape.saved
-    return state + 2 * passes * weights + activations + 3 * parts * logits
+    return updated + 2 * passes * weights + activations + 3 * parts * logits

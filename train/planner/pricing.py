@@ -9,14 +9,15 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from configs.errors import UserError
 from model.config import ModelConfig
+from model.flops import active_parameters
 from model.heads import parameter_count
-from model.sharding import MESH_AXES, AnyMesh
+from model.sharding import ACTIVATION_RULES, MESH_AXES, AnyMesh
 from train.distributed.mesh import check_batch, make_mesh, mesh_sizes
 from train.planner.compiled import Compiled, compile_step
 from train.planner.estimate import Work, estimate
 from train.planner.hlo import Collective, by_kind
 from train.planner.topology import Topology
-from train.planner.trace import trace
+from train.planner.trace import splits_experts, trace
 from train.settings import Settings, planned_model
 from train.step import Program, make_program, objective_of
 
@@ -32,6 +33,7 @@ class Plan:
         chips: number of chips.
         mesh: devices per axis.
         parameters: number of parameters.
+        active_parameters: those that a token uses; fewer only in a model with experts.
         tokens_per_step: tokens in the global batch.
         buffers: {name: bytes}: state, gradients, activations.
         state_bytes_per_chip: parameters and optimizer.
@@ -60,6 +62,7 @@ class Plan:
     chips: int
     mesh: dict[str, int]
     parameters: int
+    active_parameters: int
     tokens_per_step: int
     buffers: dict[str, float]
     state_bytes_per_chip: float
@@ -108,7 +111,8 @@ def make_plan(settings: Settings, topology: Topology, devices: list[jax.Device],
     model = planned_model(settings)
     mesh: AnyMesh = make_mesh(settings.mesh, devices) if devices else abstract_mesh(settings, topology.devices)
     program = _program(settings, _kernel_free(model, topology), mesh)
-    traced, tokens_per_step = trace(settings, model), settings.batch_size * settings.sequence_length
+    traced = trace(settings, model, split_experts=splits_experts(model, dict(mesh.shape)))
+    tokens_per_step = settings.batch_size * settings.sequence_length
     work = estimate(settings, model, traced, program.state, dict(mesh.shape), topology.chip)
     compiled = None
     if isinstance(mesh, Mesh):
@@ -117,12 +121,13 @@ def make_plan(settings: Settings, topology: Topology, devices: list[jax.Device],
     plain = trace(settings, dataclasses.replace(model, remat="none"))
     model_flops, chip = tokens_per_step * plain.flops, topology.chip
     bound_by = max(demand.seconds, key=lambda name: demand.seconds[name])
-    step_seconds = demand.seconds[bound_by]
+    step_seconds, parameters = demand.seconds[bound_by], parameter_count(program.state.params)
     return Plan(
         topology=topology.name,
         chips=topology.chips,
         mesh=dict(mesh.shape),
-        parameters=parameter_count(program.state.params),
+        parameters=parameters,
+        active_parameters=active_parameters(model, parameters),
         tokens_per_step=tokens_per_step,
         buffers=demand.buffers,
         state_bytes_per_chip=demand.buffers["parameters"] + demand.buffers["optimizer state"],
@@ -154,7 +159,7 @@ def priced(plan: Plan, topology: Topology, budget: Budget) -> Plan:
     if budget.tflops:
         # The usual convention: 6 FLOPs per parameter and token, without attention (arXiv:2001.08361, section 2.1).
         achieved = budget.tflops * 1e12
-        step_seconds = 6 * plan.parameters * plan.tokens_per_step / (plan.chips * achieved)
+        step_seconds = 6 * plan.active_parameters * plan.tokens_per_step / (plan.chips * achieved)
         bound_by, mfu = "--tflops", achieved / topology.chip.flops
     tokens = budget.tokens or plan.tokens
     chip_hours = tokens / plan.tokens_per_step * step_seconds * plan.chips / 3600
@@ -286,9 +291,10 @@ def advice(plan: Plan, settings: Settings, topology: Topology) -> str:
     change = []
     if largest[0][0] in ("parameters", "optimizer state", "gradients") or plan.state_bytes_per_chip > room:
         need = math.ceil(plan.state_bytes_per_chip / (0.7 * room))
-        change.append(f"split the state over {need} times as many chips (config.mesh.fsdp or tensor)")
+        axes = f"config.mesh.{'expert, ' if settings.model['num_experts'] else ''}fsdp or tensor"
+        change.append(f"split the state over {need} times as many chips ({axes})")
     rows = settings.batch_size // settings.microbatches
-    ways = plan.mesh["slice"] * plan.mesh["data"] * plan.mesh["fsdp"]
+    ways = math.prod(plan.mesh[axis] for axis in ACTIVATION_RULES["batch"])
     if settings.model["remat"] not in ("full", "offload"):
         change.append("--config.model.remat=full")
     if rows > ways:

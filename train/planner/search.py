@@ -103,11 +103,13 @@ def _rank(candidate: Candidate) -> tuple[Any, ...]:
 def _candidates(settings: Settings, topology: Topology, progress: Progress) -> Iterator[Candidate]:
     remats = [policy for policy in REMAT_POLICIES if topology.torus or policy != "offload"]
     models = {remat: planned_model(_with_remat(settings, remat)) for remat in remats}
-    traces = {remat: trace(settings, model) for remat, model in models.items()}
-    meshes = [mesh for mesh in layouts(topology.devices) if mesh.slice == topology.slices]
+    experts = settings.model["num_experts"] > 0
+    meshes = [mesh for mesh in layouts(topology.devices, experts) if mesh.slice == topology.slices]
+    splits = {mesh.expert > 1 for mesh in meshes}
+    traces = {(remat, split): trace(settings, models[remat], split) for remat in remats for split in splits}
     for number, mesh in enumerate(meshes):
         progress("plan: laying out", number, len(meshes))
-        ways = mesh.slice * mesh.data * mesh.fsdp
+        ways = mesh.slice * mesh.data * mesh.expert * mesh.fsdp
         laid_out = dataclasses.replace(settings, mesh=mesh, microbatches=1, batch_size=ways)
         sizes = abstract_mesh(laid_out, topology.devices)
         try:
@@ -117,10 +119,11 @@ def _candidates(settings: Settings, topology: Topology, progress: Progress) -> I
             continue
         for remat, rows in itertools.product(remats, _ROWS):
             changed = dataclasses.replace(_with_remat(laid_out, remat), batch_size=ways * rows)
-            work = estimate(changed, models[remat], traces[remat], state, dict(sizes.shape), topology.chip)
+            traced = traces[remat, mesh.expert > 1]
+            work = estimate(changed, models[remat], traced, state, dict(sizes.shape), topology.chip)
             tokens = changed.batch_size * changed.sequence_length
             sent = (work.link_bytes, work.network_bytes)
-            seconds = roofline(topology, tokens * traces[remat].flops, work.traffic, *sent)
+            seconds = roofline(topology, tokens * traced.flops, work.traffic, *sent)
             idle = (seconds["memory"] + seconds["network"]) / tokens
             peak = sum(work.buffers.values()) * topology.chip.devices
             fits = peak <= usable_bytes(topology)

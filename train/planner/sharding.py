@@ -12,7 +12,7 @@ from model.adapt import adapt
 from model.adaptation import Adaptation
 from model.config import ModelConfig
 from model.heads import Objective, classifier, language_model, parameter_count
-from model.sharding import PARAMETER_RULES, is_partitioned
+from model.sharding import PARAMETER_RULES, axis_collisions, is_partitioned
 from train.planner.estimate import tree_bytes
 from train.settings import Settings
 from train.step import make_program, objective_of
@@ -20,10 +20,16 @@ from train.trees import boxed_params, leaf_paths
 
 
 def check_rules(model: ModelConfig) -> None:
-    """Raises UserError that names parameters with an axis without a rule, and rules that no architecture uses."""
+    """Checks that the rules fit the parameters of every architecture.
+
+    Raises:
+        UserError: parameters with an axis without a rule, or with two axes over one mesh axis; or rules that no
+            architecture uses.
+    """
     switches = {"position": "learned", "norm": "layernorm", "qk_norm": True}
     variant = dataclasses.replace(model, **switches, qkv_bias=True, output_bias=True, mlp_bias=True)  # type: ignore[arg-type]
-    experts = dataclasses.replace(model, num_experts=2, experts_per_token=1, dense_layers=0, expert_every=1)
+    layers = {"dense_layers": 0, "expert_every": 1, "mlp_bias": False, "router_bias": True}
+    experts = dataclasses.replace(model, num_experts=2, experts_per_token=1, **layers)  # type: ignore[arg-type]
     used: set[str] = set()
     errors = []
     head = classifier(model, 2, "last")
@@ -38,6 +44,8 @@ def check_rules(model: ModelConfig) -> None:
             unruled = [name for name in names if name not in PARAMETER_RULES]
             if unruled:
                 errors.append(f"{path} has an axis {' and '.join(map(repr, unruled))} without a rule")
+                continue
+            errors += [f"{path}: {line}" for line in axis_collisions(names, PARAMETER_RULES)]
     errors += [f"the rule for {rule!r} has no parameter" for rule in PARAMETER_RULES if rule not in used]
     if errors:
         raise UserError(f"model/sharding.py: {'; '.join(dict.fromkeys(errors))}; rules: {', '.join(PARAMETER_RULES)}")

@@ -1,16 +1,20 @@
 """Counts FLOPs and saved activations in the jaxpr, with scan lengths: XLA counts a loop's body once."""
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from flax import linen as nn
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from model.attention import SCOPE
 from model.config import ModelConfig
-from model.flops import visible_fraction
+from model.flops import expert_forward_flops, visible_fraction
+from model.sharding import MESH_AXES
 from train.settings import Settings
 from train.step import abstract_batch, objective_of, summed_gradients
 from train.trees import boxed_params
@@ -32,27 +36,64 @@ class Trace:
     saved_split: float
 
 
-def trace(settings: Settings, model: ModelConfig) -> Trace:
-    """Returns the `Trace` of a model; compute dtype "auto" means bfloat16."""
+def trace(settings: Settings, model: ModelConfig, split_experts: bool = False) -> Trace:
+    """Returns the `Trace` of a model; compute dtype "auto" means bfloat16.
+
+    With `split_experts` the experts are split over the `expert` axis, which saves less and recomputes more: their
+    backward pass repeats the forward pass, unless the remat policy makes it do so anyway.
+    """
     flash = model.attention != "xla"
     # Kernels have no jaxpr to traverse.
     dtype = "bfloat16" if model.compute_dtype == "auto" else model.compute_dtype
     model = dataclasses.replace(model, attention="xla", compute_dtype=dtype)
     objective = objective_of(settings, model)
     params = nn.meta.unbox(boxed_params(objective))
-    T = settings.sequence_length
-    jaxpr = jax.make_jaxpr(lambda p, b: summed_gradients(objective, p, b, 1))(params, abstract_batch(1, T)).jaxpr
+    T, rows = settings.sequence_length, 2 if split_experts else 1
+
+    def traced(rows: int) -> Jaxpr:
+        with _mesh_of_experts(rows) if model.num_experts else contextlib.nullcontext():
+            gradient = jax.make_jaxpr(lambda p, b: summed_gradients(objective, p, b, 1))
+            return gradient(params, abstract_batch(rows, T)).jaxpr
+
+    jaxpr = traced(1)
     share = visible_fraction(model, T)
-    flops = jaxpr_flops(jaxpr, lambda eqn: share if SCOPE in str(eqn.source_info.name_stack) else 1.0)
+    flops = jaxpr_flops(jaxpr, lambda eqn: share if SCOPE in str(eqn.source_info.name_stack) else 1.0) / T
+    if split_experts:
+        jaxpr = traced(rows)
+        flops += expert_forward_flops(model) if model.remat in ("none", "dots") else 0.0
     saved = {True: 0.0, False: 0.0}
     for leaf in _saved_by_layers(jaxpr, model.num_layers // len(model.period)):
         # A flash kernel saves no attention weights, (layer, row, kv head, head, T, T); host memory is not the chip's.
         unsaved = flash and leaf.ndim > 4 and leaf.shape[-2:] == (T, T)
         if not unsaved and "host" not in str(getattr(leaf, "memory_space", "")).lower():
-            # After layer, row and token axes: a scalar, the residual stream, or sharded heads and MLP units.
-            split = leaf.shape[3:] not in ((), (1,), (model.embed_dim,))
-            saved[split] += leaf.size * leaf.dtype.itemsize
-    return Trace(flops / T, saved[False] / T, saved[True] / T)
+            saved[_is_split(model, leaf.shape)] += leaf.size * leaf.dtype.itemsize / rows
+    return Trace(flops, saved[False] / T, saved[True] / T)
+
+
+def splits_experts(model: ModelConfig, mesh: dict[str, int]) -> bool:
+    """Returns whether a mesh splits the model's experts over its `expert` axis."""
+    return model.num_experts > 0 and mesh["expert"] > 1
+
+
+def _mesh_of_experts(size: int) -> contextlib.AbstractContextManager[None]:
+    """A context in which experts are traced as accelerators compute them: by `ragged_dot`, split into `size` parts."""
+    sizes = dict.fromkeys(MESH_AXES, 1) | {"expert": size}
+    types = (AxisType.Auto,) * len(sizes)
+    device = AbstractDevice(device_kind="", num_cores=None, platform="tpu")
+    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=types, abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+def _is_split(model: ModelConfig, shape: tuple[int, ...]) -> bool:
+    """Returns whether an array that the layers save is split over the tensor axis: it has heads or MLP units."""
+    whole = {(), (1,), (model.embed_dim,)}
+    if model.num_experts:
+        if len(shape) == 3:
+            # Layers, rows of all experts, and the width of the residual stream or of an expert.
+            return shape[2] == model.expert_width != model.embed_dim
+        whole |= {(model.num_experts,), (model.experts_per_token,)}
+    # After layer, row and token axes: a scalar, the residual stream, or what a router computes.
+    return shape[3:] not in whole
 
 
 def _saved_by_layers(jaxpr: Jaxpr, steps: int) -> list[Any]:
@@ -74,7 +115,7 @@ def jaxpr_flops(jaxpr: Jaxpr, share: Callable[[Any], float] = lambda _: 1.0) -> 
     total = 0.0
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
-        if name == "dot_general":
+        if name in ("dot_general", "ragged_dot_general"):
             total += share(eqn) * _product(eqn)
             continue
         inner = [jaxpr_flops(sub, share) for sub in _inside(eqn.params)]
@@ -86,11 +127,14 @@ def jaxpr_flops(jaxpr: Jaxpr, share: Callable[[Any], float] = lambda _: 1.0) -> 
 
 
 def _product(eqn: Any) -> float:  # noqa: ANN401 - a jaxpr equation
+    """Returns the FLOPs of a matrix product, or of one that multiplies each group of rows with its own matrix."""
+    left, out = eqn.invars[0].aval, eqn.outvars[0].aval
+    if eqn.primitive.name == "ragged_dot_general":
+        # Each row times the matrix of its group, or the rows' outer products, summed per group.
+        return 2.0 * left.size * out.shape[-1]
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    depth = 1
-    for axis in contracted:
-        depth *= eqn.invars[0].aval.shape[axis]
-    return 2.0 * eqn.outvars[0].aval.size * depth
+    depth = math.prod(left.shape[axis] for axis in contracted)
+    return 2.0 * out.size * depth
 
 
 def _inside(params: dict[str, Any]) -> Iterator[Jaxpr]:

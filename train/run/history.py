@@ -53,8 +53,13 @@ class _FileWriter:
         self.file.write(json.dumps({k: finite(v) for k, v in record.items()}) + "\n")
         if self.summary is not None:
             for name, value in record.items():
-                if isinstance(value, int | float) and name != "step":
-                    self.summary.add_scalar(f"{record['phase']}/{name}", value, record["step"])
+                if name == "step":
+                    continue
+                # A list has one number per layer with experts.
+                each = {f"{name}/{i}": x for i, x in enumerate(value)} if isinstance(value, list) else {name: value}
+                for label, number in each.items():
+                    if isinstance(number, int | float):
+                        self.summary.add_scalar(f"{record['phase']}/{label}", number, record["step"])
 
     def publish(self) -> None:
         if self.summary is not None and self.mirror.local != self.mirror.target:
@@ -117,7 +122,9 @@ def _step_of(line: str | bytes) -> float:
 
 
 def finite(value: Any) -> Any:  # noqa: ANN401 - any value
-    """Returns the value, or None for a non-finite float, which JSON cannot represent."""
+    """Returns the value, or None for a non-finite float, which JSON cannot represent; also within a list."""
+    if isinstance(value, list):
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

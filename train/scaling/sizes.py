@@ -18,10 +18,10 @@ _MAX_HEADS = 4096
 def scaled(config: Config, size: float, length: float) -> Config:
     """Returns the config with `size` times the width and `length` times the steps.
 
-    The head size is constant, so the width is a multiple of it; layers and MLP keep their ratio to the width. The
-    warmup is the same fraction of each run, and each run's schedule ends with the run (arXiv:2203.15556, section 3.1).
-    AdamW's peak learning rate scales as 1 / width (arXiv:2203.03466); Muon's learning rates are constant, because its
-    updates do not grow with the width.
+    The head size is constant, so the width is a multiple of it; layers, MLP and experts keep their ratio to the width,
+    and the number of experts is constant. The warmup is the same fraction of each run, and each run's schedule ends
+    with the run (arXiv:2203.15556, section 3.1). AdamW's peak learning rate scales as 1 / width (arXiv:2203.03466);
+    Muon's learning rates are constant, because its updates do not grow with the width.
     """
     config = copy.deepcopy(config)
     m, o = config["model"], config["optimizer"]
@@ -32,7 +32,8 @@ def scaled(config: Config, size: float, length: float) -> Config:
     m["num_heads"] = heads
     m["embed_dim"] = round(ratio * m["embed_dim"])
     m["num_layers"] = max(1, round(ratio * m["num_layers"]))
-    m["mlp_dim"] = math.ceil(ratio * m["mlp_dim"] / 8) * 8
+    for name in ("mlp_dim", "expert_dim", "shared_expert_dim"):
+        m[name] = math.ceil(ratio * m[name] / 8) * 8
     if o["name"] == "adamw":
         o["learning_rate"] /= ratio
     o["warmup_steps"] = math.ceil(length * min(o["warmup_steps"], config["num_steps"]))

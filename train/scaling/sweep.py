@@ -11,7 +11,7 @@ from configs.errors import UserError
 from data.readers import read_rows
 from data.store import open_store
 from model.config import ModelConfig, model_config
-from model.flops import training_flops_per_token
+from model.flops import active_parameters, training_flops_per_token
 from model.heads import language_model, parameter_count
 from train.checkpoint.manager import saved_steps
 from train.console import say
@@ -20,7 +20,7 @@ from train.pretraining import pretrain, token_store
 from train.run.record import config_changes, open_run
 from train.scaling.law import Analysis, Point
 from train.scaling.sizes import Config, overrides, scaled, size_for, sweep_configs
-from train.settings import from_config, refuse_experts
+from train.settings import from_config
 from train.trees import boxed_params
 
 
@@ -33,7 +33,6 @@ def sweep(
         UserError: invalid flags, config or data, or a run that diverged.
     """
     settings = from_config(config)
-    refuse_experts(settings, "scaling")
     configs = sweep_configs(config, sizes, lengths)
     for one in configs.values():
         from_config(one)
@@ -91,12 +90,12 @@ def _final_loss(directory: Path, step: int) -> float:
 
 @cache
 def _parameters(model: ModelConfig) -> int:
-    """Returns N: all parameters including embeddings, as in Hoffmann et al.
+    """Returns N: all parameters that a token uses, including embeddings, as in Hoffmann et al.
 
     Small models are mostly embeddings, so excluding them biases the exponents: it explains most of the difference
     between Chinchilla's N ~ C^0.50 and Kaplan et al.'s N ~ C^0.73 (Pearce and Song 2024, arXiv:2406.12907).
     """
-    return parameter_count(boxed_params(language_model(model)))
+    return active_parameters(model, parameter_count(boxed_params(language_model(model))))
 
 
 def read_points(pattern: str) -> dict[str, Point]:

@@ -28,8 +28,8 @@ def test_bytes_and_rules_of_a_published_model(llama):
     rows = {row["parameter"]: row for row in found["parameters"]}
     up = rows["backbone/layers/mlp/up/kernel"]
     assert up["axes"] == ["layers", "embed", "mlp"] and up["shape"] == [32, 4096, 11008]
-    assert up["rule"] == {"layers": [], "embed": ["fsdp"], "mlp": ["tensor"]}
-    assert rows["backbone/embedding/table"]["rule"] == {"vocab": ["tensor", "fsdp"], "vocab_embed": []}
+    assert up["rule"] == {"layers": [], "embed": ["expert", "fsdp"], "mlp": ["tensor"]}
+    assert rows["backbone/embedding/table"]["rule"] == {"vocab": ["tensor", "expert", "fsdp"], "vocab_embed": []}
     assert up["local_shape"] == [32, 1024, 2752] and up["bytes"] == 4 * 32 * 1024 * 2752
     totals = found["totals"]
     assert totals["parameters"] == 6_738_415_616
@@ -57,6 +57,34 @@ def test_a_parameter_without_a_rule_and_a_rule_without_a_parameter_are_errors(ll
     monkeypatch.delitem(sharding.PARAMETER_RULES, "mlp")
     with pytest.raises(UserError, match=r"layers/mlp/down/kernel has an axis 'mlp' without a rule"):
         check_rules(llama[1])
+
+
+def test_two_axes_of_a_parameter_over_one_mesh_axis_are_an_error(llama, monkeypatch):
+    monkeypatch.setitem(sharding.PARAMETER_RULES, "expert_embed", ("expert", "fsdp"))
+    message = (
+        r"layers/experts/down/kernel: logical axes 'experts' and 'expert_embed' of one array are both split over the "
+        "mesh axis 'expert'"
+    )
+    with pytest.raises(UserError, match=message):
+        check_rules(llama[1])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama2_7b", "gemma2_2b"])
+def test_the_rules_fit_every_architecture(name):
+    check_rules(planned_model(from_config(llm.get_config(name).to_dict())))
+
+
+def test_experts_and_what_they_share_are_explained():
+    config = llm.get_config("llama2_7b")
+    config.model.update({"num_experts": 8, "expert_dim": 1024, "router_bias": True, "shared_expert_dim": 512})
+    config.mesh.expert, config.mesh.fsdp, config.mesh.tensor = 4, 2, 2
+    settings = from_config(config.to_dict())
+    found = explain(settings, planned_model(settings), abstract_mesh(settings, 16))
+    rows = {row["parameter"].removeprefix("backbone/layers/experts/"): row for row in found["parameters"]}
+    assert rows["up/kernel"]["local_shape"] == [32, 2, 2048, 512]
+    assert rows["down/kernel"]["local_shape"] == [32, 2, 512, 2048]
+    assert rows["shared/up/kernel"]["local_shape"] == [32, 512, 256]
+    assert rows["router/weight"]["local_shape"] == [32, 512, 8] and rows["router/bias"]["local_shape"] == [32, 8]
 
 
 def test_a_parameter_that_names_no_axes_is_an_error(llama, monkeypatch):

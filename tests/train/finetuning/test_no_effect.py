@@ -217,7 +217,8 @@ def test_every_condition_is_met_by_one_config_and_not_by_another():
         "adapt.method": ("last", "lora", "head"), "optimizer.name": ("muon",), "checkpoint.best": (True,),
         "optimizer.schedule": ("wsd", "constant"), "model.position": ("learned",), "model.qk_norm": (False,),
         "model.rope_scaling": ("llama3", "yarn", "longrope"), "model.rope_layers": (("local",),),
-        "model.norm": ("layernorm",), "model.num_experts": (4,), "checkpoint.local_path": ("here",),
+        "model.norm": ("layernorm",), "model.num_experts": (4,), "model.router_bias": (True,),
+        "checkpoint.local_path": ("here",),
     }  # fmt: skip
     configs = [defaults, *(changed(defaults, name, value) for name, some in values.items() for value in some)]
     known = {field.name for field in reference.fields()}

@@ -2,19 +2,22 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from configs.errors import UserError
 from configs.pretrain import llm, tiny
+from model import dispatch
 from train import step
 from train.commands import certify
 from train.distributed.mesh import layouts
 from train.planner import certificate
-from train.planner.certificate import TOLERANCE, layout_name, shrink, verdicts
+from train.planner.certificate import GRADIENT_TOLERANCE, TOLERANCE, layout_name, shrink, verdicts
 from train.settings import from_config
 
-TWO = {layout_name(layout): layout for layout in layouts(2)}
+TWO = {layout_name(layout): layout for layout in layouts(2, experts=True)}
 
 
 def verdict(config, *names):
@@ -30,7 +33,8 @@ def config_of(**changes):
 
 def test_layouts_contains_every_factorization():
     assert [len(layouts(n)) for n in (2, 4, 8)] == [5, 15, 35]
-    assert set(TWO) == {"slice 2", "data 2", "fsdp 2", "tensor 2", "context 2"}
+    assert [len(layouts(n, experts=True)) for n in (2, 4, 8)] == [6, 21, 56]
+    assert set(TWO) == {"slice 2", "data 2", "expert 2", "fsdp 2", "tensor 2", "context 2"}
 
 
 @pytest.mark.parametrize(
@@ -111,3 +115,51 @@ def test_certificate_catches_scaled_gradient(optimizer, monkeypatch):
     assert "a parameter" in found.mismatch and found.leaf == leaf
     with pytest.raises(UserError, match=rf"1 of 1 layouts differ .* first: fsdp 2: .* worst leaf: {leaf}"):
         certify.publish([found], as_json=False)
+
+
+def mixture(**changes):
+    config = config_of()
+    config.model.update({"num_experts": 4, "experts_per_token": 2, "router_bias": True} | changes)
+    return config
+
+
+def test_experts_are_certified_on_their_axis_with_uneven_batches():
+    for found in verdict(mixture(dense_layers=1, shared_expert_dim=8), "expert 2", "data 2"):
+        assert not found.mismatch and max(found.loss, found.grad_norm, found.params) <= TOLERANCE
+        assert found.gradient <= GRADIENT_TOLERANCE
+
+
+def test_uneven_batches_leave_experts_empty_load_few_and_are_padding():
+    settings = shrink(from_config(mixture().to_dict()))
+    batches = certificate.make_batches(settings)
+    assert len(batches) == settings.num_steps == 6
+    objective = certificate.objective_with_noise(settings)
+    params = nn.meta.unbox(objective.init(jax.random.key(0)))
+    loss = jax.jit(objective.loss)
+    loads = [np.asarray(loss(params, batch).routers.load_E) for batch in batches]
+    experts, chosen = settings.model["num_experts"], settings.model["experts_per_token"]
+    assert (loads[0].max(1) < loads[0].sum(1) / chosen).all()
+    assert ((loads[3] > 0).sum(1) == chosen).all() and (loads[3].max(1) == batches[3]["tokens"].size).all()
+    assert (loads[4].sum(1) == 2 * chosen).all() and 2 * chosen < experts
+    assert not loads[5].any()
+
+
+@pytest.mark.parametrize("bug", ["doubled", "halved on the way back"])
+def test_certificate_catches_wrong_gradients_of_experts(bug, monkeypatch):
+    if bug == "doubled":
+        summed = step.summed_gradients
+
+        def wrong(objective, params, batch, microbatches, frozen):
+            grads, sums = summed(objective, params, batch, microbatches)
+            kernel = grads["backbone"]["layers"]["experts"]["up"]
+            kernel["kernel"] *= jax.sharding.get_abstract_mesh().shape["expert"]
+            return grads, sums
+
+        monkeypatch.setattr(step, "summed_gradients", wrong)
+    else:
+        gather = dispatch.GATHER
+        monkeypatch.setattr(dispatch, "GATHER", gather._replace(bring_back=lambda y: gather.bring_back(y) / 2))
+    (found,) = verdict(mixture(), "expert 2")
+    assert "gradient" in found.mismatch
+    if bug == "doubled":
+        assert found.leaf == "backbone/layers/experts/up/kernel"

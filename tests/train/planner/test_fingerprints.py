@@ -36,7 +36,7 @@ def fingerprint(name):
     config.model.vocab_size = config.model.vocab_size or (128 if config.tokenizer == "chars" else 0)
     # More layers only repeat the same operations and take longer to compile.
     config.model.num_layers = min(config.model.num_layers, 4)
-    settings = dataclasses.replace(from_config(config.to_dict()), mesh=MeshSettings(1, 2, 2, 2, 1))
+    settings = dataclasses.replace(from_config(config.to_dict()), mesh=MeshSettings(1, 2, 1, 2, 2, 1))
     mesh = mesh_of(data=2, fsdp=2, tensor=2)
     program = make_program(objective_of(settings, planned_model(settings)), settings, mesh)
     compiled = compile_step(program, mesh)
