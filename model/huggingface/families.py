@@ -10,7 +10,7 @@ from typing import Any
 
 from configs.errors import UserError
 from model.config import ModelConfig
-from model.huggingface import layers, tables
+from model.huggingface import experts, layers, tables
 from model.huggingface.fields import Family, Field, Section, Values
 from model.huggingface.rotary import Spelling, rotary, rotary_per_type
 from model.huggingface.weights import Row
@@ -94,6 +94,11 @@ _COHERE = (
         "tie_word_embeddings": _TIED,
     }
 )
+
+
+# What changes training or the form of the output: the coefficient of a balance loss, noise, whether logits are returned.
+_ROUTER_TRAINING = frozenset({"output_router_logits", "router_aux_loss_coef", "router_jitter_noise"})
+_RENORMALIZE = {"norm_topk_prob": Field("router_renormalize", False)}
 
 
 def _read_falcon(values: Values) -> dict[str, Any]:
@@ -359,11 +364,48 @@ FAMILIES: dict[str, Family] = {
         fixed={"head_dim": 0},
         harmless=frozenset({"apply_residual_connection_post_layernorm"}),  # of an older class that it came with
     ),
+    "mixtral": Family(
+        "Mixtral",
+        "mixtral_8x7b",
+        _LLAMA | _kv_heads(8) | {"rms_norm_eps": Field("norm_epsilon", 1e-5)},
+        tables.mixtral,
+        (rotary(Spelling(theta=1e6)), layers.one_window(None), experts.mixture("num_local_experts", 8, 2)),
+        harmless=_ROUTER_TRAINING,
+        fused=tables.fused_experts,
+    ),
+    "olmoe": Family(
+        "Olmoe",
+        "olmoe_1b_7b",
+        _without(_LLAMA, "head_dim") | _BIAS | _RENORMALIZE | {"rms_norm_eps": Field("norm_epsilon", 1e-5)},
+        tables.sparse,
+        (rotary(Spelling()), experts.mixture("num_experts", 64, 8)),
+        fixed={"head_dim": 0},
+        only={"clip_qkv": None},
+        harmless=_ROUTER_TRAINING,
+        heads=(),
+        fused=tables.fused_experts,
+    ),
+    "qwen3_moe": Family(
+        "Qwen3Moe",
+        "qwen3_30b_a3b",
+        _LLAMA | _kv_heads(4) | _BIAS | _RENORMALIZE | {"moe_intermediate_size": Field("expert_dim", 768)},
+        tables.sparse,
+        (rotary(Spelling()), layers.SWITCHED_WINDOW, experts.mixture("num_experts", 128, 8), experts.LAYERS),
+        harmless=_ROUTER_TRAINING | {"max_window_layers"},  # that of Qwen's dense classes
+        fused=tables.fused_experts,
+    ),
 }
 ARCHITECTURES = tuple(FAMILIES)
 
 
-def table(architecture: str, config: ModelConfig) -> list[Row]:
-    """Returns the rows of a language model's weights, with its output table unless that is tied to the embedding."""
-    rows = FAMILIES[architecture].table(config)
+def table(architecture: str, config: ModelConfig, fused: bool = False) -> list[Row]:
+    """Returns the rows of a language model's weights, with its output table unless that is tied to the embedding.
+
+    Args:
+        architecture: a key of `FAMILIES`.
+        config: the model.
+        fused: one tensor contains all experts of a layer, in a family that has experts.
+    """
+    family = FAMILIES[architecture]
+    rows = family.fused(config) if fused and family.fused else family.table(config)
     return rows if config.tie_embeddings else [*rows, Row("table", FAMILIES[architecture].output)]
