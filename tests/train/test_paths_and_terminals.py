@@ -73,8 +73,7 @@ def home(tmp_path, monkeypatch):
 
 
 def string_flags(name):
-    values = cli.flags.FlagValues()
-    command_of(name).define_flags(values)
+    values = cli.define_flags(name, command_of(name))
     return {flag for flag in values if values[flag].flag_type() in ("string", LIST, "multi string")}
 
 

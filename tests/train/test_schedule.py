@@ -8,9 +8,9 @@ import pytest
 
 from configs import default
 from configs.errors import UserError
-from train.optimizer import make_schedule, schedule_errors
+from train.optimizer import make_schedule
 from train.pretraining import pretrain
-from train.settings import from_config
+from train.settings import from_config, schedule_errors
 
 NAMES = ("cosine", "linear", "wsd", "constant")
 

@@ -13,9 +13,8 @@ from configs.errors import UserError
 from configs.inactive import inactive_fields
 from model.config import EXECUTION_FIELDS
 from train.console import warn
-from train.optimizer import schedule_errors
 from train.run.record import Run
-from train.settings import Settings
+from train.settings import Settings, schedule_errors
 
 FINETUNE_UNUSED = {
     "data.validation_fraction": "in fine-tuning, which reads config.task.validation_fraction",
