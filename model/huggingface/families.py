@@ -96,7 +96,7 @@ _COHERE = (
 )
 
 
-# What changes training or the form of the output: the coefficient of a balance loss, noise, whether logits are returned.
+# These change training or the form of the output: coefficient of a balance loss, noise, logits that are returned.
 _ROUTER_TRAINING = frozenset({"output_router_logits", "router_aux_loss_coef", "router_jitter_noise"})
 _RENORMALIZE = {"norm_topk_prob": Field("router_renormalize", False)}
 

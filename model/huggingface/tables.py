@@ -175,9 +175,7 @@ def _dense_layers(c: ModelConfig) -> list[Row]:
 def _experts(c: ModelConfig, key: str, names: Mapping[str, str]) -> list[Row]:
     """Returns routers and experts with a tensor for each matrix; `names` maps our projections to theirs."""
     experts = f"{key}.experts.{{e}}"
-    matrices = [
-        Row(f"layers/experts/{ours}/kernel", f"{experts}.{theirs}.weight", 1) for ours, theirs in names.items()
-    ]
+    matrices = [Row(f"layers/experts/{ours}/kernel", f"{experts}.{theirs}.weight", 1) for ours, theirs in names.items()]
     return _of_experts(c, key, matrices)
 
 
