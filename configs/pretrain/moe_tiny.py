@@ -1,4 +1,4 @@
-"""`books.py` with experts: 8 of half the MLP's width per layer, 2 for each token, so that its active FLOPs are the same.
+"""`books.py` with experts: 8 of half the MLP's width per layer, 2 for each token: the same active FLOPs.
 
 Command:  rootstock pretrain --config=configs/pretrain/moe_tiny.py --workdir=runs/moe \
               --config.data.path='books/children/*.txt,books/prose/*.txt'

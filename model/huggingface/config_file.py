@@ -26,10 +26,7 @@ def to_section(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, An
     """
     architecture = config.get("model_type")
     if not isinstance(architecture, str) or architecture not in FAMILIES:
-        try:
-            check_supported(config)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+        check_supported(config, where)
         raise UserError(
             f"{where}: model_type={architecture!r} is not supported; expected one of {', '.join(ARCHITECTURES)}"
         )

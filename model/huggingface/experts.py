@@ -43,16 +43,21 @@ _OTHERS: Mapping[str, str] = {
 }
 
 
-def check_supported(config: Values) -> None:
-    """Raises UserError for a mixture of experts of a family that is not supported."""
+def check_supported(config: Values, where: str) -> None:
+    """Raises UserError for a mixture of experts; for a config.json whose `model_type` is not a family here.
+
+    Args:
+        config: the contents.
+        where: names the file in the error.
+    """
     name = config.get("model_type")
     counts = (f"{field}={config[field]!r:.40}" for field in _COUNTS if config.get(field))
     reason = _OTHERS.get(name, "") if isinstance(name, str) else ""
     reason = reason or next(counts, "")
     if reason:
         raise UserError(
-            f"model_type={name!r:.60} is a mixture of experts that is not supported ({reason}); expected one of "
-            "mixtral, olmoe, qwen3_moe, or a model without experts"
+            f"{where}: model_type={name!r:.60} is a mixture of experts that is not supported ({reason}); expected "
+            "one of mixtral, olmoe, qwen3_moe, or a model without experts"
         )
 
 

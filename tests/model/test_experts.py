@@ -16,7 +16,6 @@ from model.adaptation import Adaptation
 from model.cache import CacheSize
 from model.experts import block_size, dispatch, make_groups, route
 from model.heads import RouterLosses, language_model
-from model.huggingface.config_file import architecture_of
 from model.layers import activated
 from model.sharding import parameter_shardings
 from model.transformer import decode_layers, forward, prefill_layers, unstacked
@@ -228,11 +227,6 @@ def test_layers_are_initialized_where_ragged_dot_is_native(monkeypatch):
     assert experts["up"]["kernel"].names == ("layers", "experts", "embed", "mlp")
     assert experts["down"]["kernel"].value.shape == (2, 8, 24, 32)
     assert set(experts) == {"router", "gate", "up", "down"}
-
-
-def test_export_of_experts_is_refused():
-    with pytest.raises(UserError, match="num_experts=8: export does not support experts; expected 0"):
-        architecture_of(tiny_model(**MIXTURE))
 
 
 @pytest.mark.parametrize("command", ["plan", "certify", "scaling"])

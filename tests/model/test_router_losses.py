@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 from conftest import init, tiny_model
-from test_task_heads import answered, batch_of, classified, compared, labelled, tagged, valued, words
 
 from data.examples import text_segment
 from model.heads import RouterLosses, classifier, language_model, multi_label_classifier
 from model.task_heads import preference, regressor, reward, span
 from model.transformer import forward_with_routers
+from tests.model.test_task_heads import answered, batch_of, classified, compared, labelled, tagged, valued, words
 from train.step import summed_gradients
 
 MODEL = tiny_model(num_layers=2, embed_dim=32, num_experts=4, experts_per_token=2, expert_dim=16, expert_every=2)
