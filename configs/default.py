@@ -212,8 +212,8 @@ def loss() -> ConfigDict:
     """Returns `config.loss`: options of the cross-entropy loss."""
     c = ConfigDict()
     c.z_loss = 0.0  # weight of log(Z)^2, which keeps the softmax normalizer Z near 1; 0: off
-    # Experts: weight of log(Z)^2 of the routers' logits; 0: off. Like z_loss per target: the mean over the tokens of the
-    # target's row, summed over layers.
+    # Experts: weight of log(Z)^2 of the routers' logits; 0: off. Per target, as z_loss: the mean over the tokens of its
+    # row, summed over layers.
     c.router_z_loss = 0.0
     # Experts: weight of the load-balancing loss, likewise per target; it is 1 per layer where the load is even; 0: off.
     c.balance_loss = 0.0
