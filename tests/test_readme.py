@@ -13,7 +13,8 @@ import pytest
 
 from configs.inactive import inactive_fields
 from train import cli
-from train.settings import from_config, schedule_errors
+from train.schedule import schedule_errors
+from train.settings import from_config
 from train.tasks.task import fields_without_effect, load_task
 
 ROOT = Path(__file__).resolve().parents[1]

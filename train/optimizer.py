@@ -12,7 +12,8 @@ from flax import linen as nn
 from configs.errors import UserError
 from model.sharding import is_partitioned
 from model.transformer import Params
-from train.settings import OptimizerSettings, decay_steps
+from train.schedule import decay_steps
+from train.settings import OptimizerSettings
 
 
 def make_schedule(

@@ -10,7 +10,8 @@ from configs import default
 from configs.errors import UserError
 from train.optimizer import make_schedule
 from train.pretraining import pretrain
-from train.settings import from_config, schedule_errors
+from train.schedule import schedule_errors
+from train.settings import from_config
 
 NAMES = ("cosine", "linear", "wsd", "constant")
 

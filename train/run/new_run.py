@@ -14,7 +14,8 @@ from configs.inactive import inactive_fields
 from model.config import EXECUTION_FIELDS
 from train.console import warn
 from train.run.record import Run
-from train.settings import Settings, schedule_errors
+from train.schedule import schedule_errors
+from train.settings import Settings
 
 FINETUNE_UNUSED = {
     "data.validation_fraction": "in fine-tuning, which reads config.task.validation_fraction",
