@@ -224,3 +224,25 @@ def test_an_adapter_of_experts_is_refused_by_name(name, target, tmp_path):
     with pytest.raises(UserError, match=rf"has factors of .*{target}: LoRA is not supported for .* experts") as caught:
         import_adapter(str(adapter), tmp_path / "base", tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+def test_an_imported_mixture_is_fine_tuned_with_router_losses_and_exported(tmp_path):
+    directory = source("mixtral", tmp_path)
+    rootstock("import-hf", directory, f"--workdir={tmp_path / 'base'}")
+    rows = [{"text": f"{'good' if i % 2 else 'bad'} {i}", "label": "ab"[i % 2]} for i in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {
+        "data.path": tmp_path / "rows.jsonl", "num_steps": 3, "sequence_length": 32, "task.pooling": "last",
+        "task.baseline": False, "task.zero_shot_rows": 0, "optimizer.warmup_steps": 1, "adapt.method": "lora",
+        "adapt.rank": 2, "loss.balance_loss": 0.1, "loss.router_z_loss": 0.01,
+    }  # fmt: skip
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    config = "--config=configs/finetune/email_spam.py"
+    rootstock("finetune", config, f"--init_from={tmp_path / 'base'}", f"--workdir={tmp_path / 'run'}", *flags)
+    rootstock("export-hf", tmp_path / "run", f"--output={tmp_path / 'out'}")
+    found = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert found["architectures"] == ["MixtralForSequenceClassification"] and found["num_local_experts"] == 4
+    before, after = (load_file(folder / "model.safetensors") for folder in (directory, tmp_path / "out"))
+    assert after.keys() - before.keys() == {"score.weight"} and before.keys() - after.keys() == {"lm_head.weight"}
+    changed = {name for name in before.keys() & after.keys() if not np.array_equal(before[name], after[name])}
+    assert changed and all(".self_attn." in name for name in changed)
