@@ -8,7 +8,7 @@ from typing import Any
 from configs import default, models
 from configs.errors import UserError
 from model.config import EXECUTION_FIELDS, ModelConfig, model_config
-from model.huggingface.experts import check_supported
+from model.huggingface.experts import refuse_mixture
 from model.huggingface.families import ARCHITECTURES, FAMILIES, Family
 from model.huggingface.fields import checked
 
@@ -26,7 +26,7 @@ def to_section(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, An
     """
     architecture = config.get("model_type")
     if not isinstance(architecture, str) or architecture not in FAMILIES:
-        check_supported(config, where)
+        refuse_mixture(config, where)
         raise UserError(
             f"{where}: model_type={architecture!r} is not supported; expected one of {', '.join(ARCHITECTURES)}"
         )

@@ -43,11 +43,11 @@ _OTHERS: Mapping[str, str] = {
 }
 
 
-def check_supported(config: Values, where: str) -> None:
-    """Raises UserError for a mixture of experts; for a config.json whose `model_type` is not a family here.
+def refuse_mixture(config: Values, where: str) -> None:
+    """Raises UserError if a model of a family that is not supported is a mixture of experts, and says what differs.
 
     Args:
-        config: the contents.
+        config: the contents of its config.json.
         where: names the file in the error.
     """
     name = config.get("model_type")

@@ -6,12 +6,12 @@ their defaults there, and its weights (`tables`).
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from configs.errors import UserError
 from model.config import ModelConfig
 from model.huggingface import experts, layers, tables
-from model.huggingface.fields import Family, Field, Section, Values
+from model.huggingface.falcon import FALCON
+from model.huggingface.fields import Family, Field
 from model.huggingface.rotary import Spelling, rotary, rotary_per_type
 from model.huggingface.weights import Row
 
@@ -100,45 +100,6 @@ _COHERE = (
 _ROUTER_TRAINING = frozenset({"output_router_logits", "router_aux_loss_coef", "router_jitter_noise"})
 _RENORMALIZE = {"norm_topk_prob": Field("router_renormalize", False)}
 
-
-def _read_falcon(values: Values) -> dict[str, Any]:
-    grouped, parallel = values["new_decoder_architecture"], values["parallel_attn"]
-    norms, heads = values["num_ln_in_parallel_attn"], values["num_kv_heads"]
-    if values["alibi"]:
-        raise UserError("alibi=True is not supported; expected rotary positions")
-    if grouped and not parallel:
-        raise UserError("parallel_attn=False is not supported with new_decoder_architecture=True")
-    if norms not in ((None, 1, 2) if grouped else (None, 1)):
-        raise UserError(
-            f"num_ln_in_parallel_attn={norms!r:.40} is not supported with new_decoder_architecture={grouped}"
-        )
-    if not grouped and not values["multi_query"] and heads not in (None, values["num_attention_heads"]):
-        raise UserError(f"num_kv_heads={heads!r:.40} is not supported with multi_query=False")
-    kv_heads = heads if grouped else 1 if values["multi_query"] else values["num_attention_heads"]
-    kinds = {True: "two_norms" if grouped and norms != 1 else "one_norm", False: "none"}
-    return {"num_kv_heads": kv_heads or 0, "parallel": kinds[parallel]}
-
-
-def _write_falcon(c: ModelConfig) -> dict[str, Any]:
-    grouped = c.parallel == "two_norms" or 1 < c.num_kv_heads < c.num_heads
-    return {
-        "new_decoder_architecture": grouped,
-        "num_ln_in_parallel_attn": {"two_norms": 2, "one_norm": 1}.get(c.parallel) if grouped else None,
-        "num_kv_heads": c.num_kv_heads if grouped else None,
-        "multi_query": c.num_kv_heads == 1,
-        "parallel_attn": c.parallel != "none",
-        "alibi": False,
-    }
-
-
-_FALCON = Section(
-    {
-        "new_decoder_architecture": False, "num_ln_in_parallel_attn": None, "num_kv_heads": None, "multi_query": True,
-        "parallel_attn": True, "alibi": False,
-    },
-    _read_falcon,
-    _write_falcon,
-)  # fmt: skip
 
 # In the order in which an exported model is given the first family that computes the same function.
 FAMILIES: dict[str, Family] = {
@@ -360,7 +321,7 @@ FAMILIES: dict[str, Family] = {
             "tie_word_embeddings": _TIED,
         },
         tables.falcon,
-        (rotary(Spelling()), _FALCON),
+        (rotary(Spelling()), FALCON),
         fixed={"head_dim": 0},
         harmless=frozenset({"apply_residual_connection_post_layernorm"}),  # of an older class that it came with
     ),

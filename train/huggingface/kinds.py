@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from model.huggingface.experts import check_supported
+from model.huggingface.experts import refuse_mixture
 from model.huggingface.families import ARCHITECTURES
 
 _LANGUAGE_MODEL = "expected a decoder-only language model of text"
@@ -67,7 +67,7 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
     if kind:
         raise UserError(f"{where}: model_type={config.get('model_type')!r:.60} is {kind}; {_LANGUAGE_MODEL}")
     if config.get("model_type") not in ARCHITECTURES:
-        check_supported(config, where)
+        refuse_mixture(config, where)
     for name in ("quantization_config", "compression_config"):
         if config.get(name):
             raise UserError(
