@@ -7,7 +7,7 @@ from model.config import ModelConfig
 from model.huggingface.fields import Section, Values
 
 
-def _read_falcon(values: Values) -> dict[str, Any]:
+def _read(values: Values) -> dict[str, Any]:
     grouped, parallel = values["new_decoder_architecture"], values["parallel_attn"]
     norms, heads = values["num_ln_in_parallel_attn"], values["num_kv_heads"]
     if values["alibi"]:
@@ -25,7 +25,7 @@ def _read_falcon(values: Values) -> dict[str, Any]:
     return {"num_kv_heads": kv_heads or 0, "parallel": kinds[parallel]}
 
 
-def _write_falcon(c: ModelConfig) -> dict[str, Any]:
+def _write(c: ModelConfig) -> dict[str, Any]:
     grouped = c.parallel == "two_norms" or 1 < c.num_kv_heads < c.num_heads
     return {
         "new_decoder_architecture": grouped,
@@ -43,6 +43,6 @@ FALCON = Section(
         "new_decoder_architecture": False, "num_ln_in_parallel_attn": None, "num_kv_heads": None, "multi_query": True,
         "parallel_attn": True, "alibi": False,
     },
-    _read_falcon,
-    _write_falcon,
+    _read,
+    _write,
 )  # fmt: skip
