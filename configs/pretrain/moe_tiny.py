@@ -2,7 +2,7 @@
 
 Command:  rootstock pretrain --config=configs/pretrain/moe_tiny.py --workdir=runs/moe \
               --config.data.path='books/children/*.txt,books/prose/*.txt'
-Mesh:     one CPU. Bytes per device: 73 MB of state.
+Mesh:     one CPU. Bytes per device: 52 MB of state.
 """
 
 from ml_collections import ConfigDict
