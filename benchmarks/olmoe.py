@@ -5,7 +5,8 @@
 
 Both train by AdamW with clipping at norm 1 on random tokens, without a balance loss. transformers computes experts by a
 loop over them ("eager") or by grouped products ("grouped_mm"); the ratio is to the faster of the two. Its third way,
-"batched_mm", copies an expert's matrices for each token's choice, 6 GB per layer here, and is left out.
+"batched_mm", copies an expert's matrices for each token's choice, 6 GB per layer here, and is left out. CPU seconds are
+those of all threads: where other programs use the cores, they vary less than the time.
 """
 
 import argparse
@@ -27,8 +28,8 @@ from train.settings import complete_model, from_config
 from train.step import make_program, objective_of
 
 IMPLEMENTATIONS = ("eager", "grouped_mm")
-# Reads the name of an implementation per line and answers with the seconds of `steps` steps and the last loss, or with
-# the error if torch cannot run it here.
+# Reads the name of an implementation per line and answers with the seconds and CPU seconds of `steps` steps and the last
+# loss, or with the error if torch cannot run it here.
 PEER = """
 import json, sys, time
 import torch, transformers
@@ -50,14 +51,14 @@ print(json.dumps({"version": version, "parameters": count}), flush=True)
 for line in sys.stdin:
     try:
         model.set_experts_implementation(line.strip())
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         for _ in range(shape["steps"]):
             loss = model(input_ids=tokens, labels=tokens).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-        answer = [time.perf_counter() - start, loss.item()]
+        answer = [time.perf_counter() - start, time.process_time() - used, loss.item()]
     except Exception as error:
         optimizer.zero_grad()
         answer = f"{type(error).__name__}: {error}"[:200]
@@ -66,7 +67,7 @@ for line in sys.stdin:
 
 
 def rootstock_rounds(shape: dict[str, int]) -> Iterator[Any]:
-    """Yields what is trained, then for each `next` (seconds, last loss) of `steps` steps of Rootstock's train step."""
+    """Yields what is trained, then for each `next` (seconds, CPU seconds, last loss) of `steps` train steps."""
     config = default.get_config()
     config.batch_size, config.sequence_length, config.optimizer.warmup_steps = shape["batch"], shape["length"], 0
     config.model.update(models.architecture("olmoe_1b_7b"))
@@ -101,11 +102,11 @@ def rootstock_rounds(shape: dict[str, int]) -> Iterator[Any]:
         state = program.initialize(jax.random.key_data(jax.random.key(0)))
         yield {"version": f"jax {jax.__version__}", "parameters": parameter_count(program.state.params)}
         while True:
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             for _ in range(shape["steps"]):
                 state, metrics = program.step(state, batch)
             loss = float(metrics["loss"])
-            yield [time.perf_counter() - start, loss]
+            yield [time.perf_counter() - start, time.process_time() - used, loss]
 
 
 def main() -> None:
@@ -153,18 +154,23 @@ def report(
 ) -> None:
     """Prints both sides."""
     tokens = shape["batch"] * shape["length"] * shape["steps"]
-    loss = rounds[-1][0][1]
-    speed = tokens / statistics.median(mine[0] for mine, _ in rounds)
-    print(f"rootstock: {speed:,.0f} tokens/s, {ours['parameters']:,} parameters, {ours['version']}, loss {loss:.3f}")
-    speeds = {name: tokens / statistics.median(other[name][0] for _, other in rounds) for name in names}
-    for name, other in speeds.items():
-        loss = rounds[-1][1][name][1]
-        print(f"transformers, {name}: {other:,.0f} tokens/s, {theirs['parameters']:,} parameters, loss {loss:.3f}")
-    best = max(speeds, key=lambda name: speeds[name])
-    ratios = sorted(other[best][0] / mine[0] for mine, other in rounds)
+    sides = {"rootstock": [mine for mine, _ in rounds]}
+    sides |= {f"transformers, {name}": [other[name] for _, other in rounds] for name in names}
+    seconds = {side: statistics.median(values[0] for values in measured) for side, measured in sides.items()}
+    used = {side: statistics.median(values[1] for values in measured) for side, measured in sides.items()}
+    for side, measured in sides.items():
+        print(
+            f"{side}: {tokens / seconds[side]:,.0f} tokens/s, {used[side] / shape['steps']:.2f} CPU seconds per step, "
+            f"loss {measured[-1][2]:.3f}"
+        )
+    best = min(sides.keys() - {"rootstock"}, key=seconds.__getitem__)
+    ratios = sorted(b[0] / a[0] for a, b in zip(sides["rootstock"], sides[best], strict=True))
     print(
-        f"ratio to {best}: {speed / speeds[best]:.2f} (rounds {ratios[0]:.2f} to {ratios[-1]:.2f}); {theirs['version']}"
+        f"{best}: ratio {seconds[best] / seconds['rootstock']:.2f} (rounds {ratios[0]:.2f} to {ratios[-1]:.2f}), of CPU "
+        f"seconds {used[best] / used['rootstock']:.2f}"
     )
+    for about in (ours, theirs):
+        print(f"{about['version']}: {about['parameters']:,} parameters")
 
 
 if __name__ == "__main__":
