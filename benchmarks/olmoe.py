@@ -28,8 +28,8 @@ from train.settings import complete_model, from_config
 from train.step import make_program, objective_of
 
 IMPLEMENTATIONS = ("eager", "grouped_mm")
-# Reads the name of an implementation per line and answers with the seconds and CPU seconds of `steps` steps and the last
-# loss, or with the error if torch cannot run it here.
+# Reads the name of an implementation per line and answers with the seconds and CPU seconds of `steps` steps and the
+# last loss, or with the error if torch cannot run it here.
 PEER = """
 import json, sys, time
 import torch, transformers
@@ -166,8 +166,8 @@ def report(
     best = min(sides.keys() - {"rootstock"}, key=seconds.__getitem__)
     ratios = sorted(b[0] / a[0] for a, b in zip(sides["rootstock"], sides[best], strict=True))
     print(
-        f"{best}: ratio {seconds[best] / seconds['rootstock']:.2f} (rounds {ratios[0]:.2f} to {ratios[-1]:.2f}), of CPU "
-        f"seconds {used[best] / used['rootstock']:.2f}"
+        f"{best}: ratio {seconds[best] / seconds['rootstock']:.2f} (rounds {ratios[0]:.2f} to {ratios[-1]:.2f}), "
+        f"of CPU seconds {used[best] / used['rootstock']:.2f}"
     )
     for about in (ours, theirs):
         print(f"{about['version']}: {about['parameters']:,} parameters")
