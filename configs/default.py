@@ -219,9 +219,10 @@ def loss() -> ConfigDict:
     """Returns `config.loss`: options of the cross-entropy loss."""
     c = ConfigDict()
     c.z_loss = 0.0  # weight of log(Z)^2, which keeps the softmax normalizer Z near 1; 0: off
-    # Experts: weight of log(Z)^2 of the routers' logits; 0: off. Like z_loss, summed over tokens and layers.
+    # Experts: weight of log(Z)^2 of the routers' logits; 0: off. Per target, as z_loss: the mean over the tokens of its
+    # row, summed over layers.
     c.router_z_loss = 0.0
-    # Experts: weight of the load-balancing loss, which is 1 per token and layer where the load is even; 0: off.
+    # Experts: weight of the load-balancing loss, likewise per target; it is 1 per layer where the load is even; 0: off.
     c.balance_loss = 0.0
     c.label_smoothing = 0.0  # part of each target's probability that is spread over all tokens or classes; 0: off
     c.chunk = 0  # compute logits for this many positions per row at a time; must divide sequence_length; 0: all

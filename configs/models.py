@@ -19,8 +19,6 @@ def _shape(embed_dim: int, num_layers: int, num_heads: int, num_kv_heads: int, m
     }
 
 
-# Llama 2: arXiv:2307.09288, table 1; config.json of meta-llama/Llama-2-{7b,13b,70b}-hf.
-# Sets every field that changes what the network computes, so that no default of the caller's config remains.
 # The fields of experts, in models without any.
 _DENSE: Fields = {
     "num_experts": 0,
@@ -33,6 +31,9 @@ _DENSE: Fields = {
     "router_renormalize": True,
     "router_bias": False,
 }
+
+# Llama 2: arXiv:2307.09288, table 1; config.json of meta-llama/Llama-2-{7b,13b,70b}-hf.
+# Sets every field that changes what the network computes, so that no default of the caller's config remains.
 _LLAMA: Fields = {
     "vocab_size": 32000,
     "head_dim": 128,
@@ -266,6 +267,31 @@ _FALCON: Fields = _LLAMA | {
     "tie_embeddings": True,
 }
 
+# Mixtral: arXiv:2401.04088, table 1; config.json of mistralai/Mixtral-8x7B-v0.1.
+_MIXTRAL: Fields = _LLAMA | {
+    "context_length": 32768,
+    "rope_theta": 1000000.0,
+    "num_experts": 8,
+    "experts_per_token": 2,
+}
+
+# OLMoE: arXiv:2409.02060, table 10; config.json of allenai/OLMoE-1B-7B-0924.
+_OLMOE: Fields = _LLAMA | {
+    "vocab_size": 50304,
+    "qk_norm": True,
+    "qk_norm_joint": True,
+    "num_experts": 64,
+    "experts_per_token": 8,
+    "router_renormalize": False,
+}
+
+# Qwen3 mixtures of experts: arXiv:2505.09388, table 2; config.json of Qwen/Qwen3-30B-A3B.
+_QWEN3_MOE: Fields = _QWEN3 | {
+    "num_experts": 128,
+    "experts_per_token": 8,
+    "expert_dim": 768,
+}
+
 # _shape: embed_dim, num_layers, num_heads, num_kv_heads, mlp_dim
 _ARCHITECTURES: dict[str, Fields] = {
     "gpt2": _GPT2 | _shape(768, 12, 12, 12, 3072),
@@ -344,6 +370,9 @@ _ARCHITECTURES: dict[str, Fields] = {
     "starcoder2_15b": _STARCODER2 | _shape(6144, 40, 48, 4, 24576) | {"rope_theta": 100000.0, "tie_embeddings": False},
     "falcon_7b": _FALCON | _shape(4544, 32, 71, 1, 18176),
     "falcon_40b": _FALCON | _shape(8192, 60, 128, 8, 32768) | {"parallel": "two_norms"},
+    "mixtral_8x7b": _MIXTRAL | _shape(4096, 32, 32, 8, 14336),
+    "olmoe_1b_7b": _OLMOE | _shape(2048, 16, 16, 16, 1024),
+    "qwen3_30b_a3b": _QWEN3_MOE | _shape(2048, 48, 32, 4, 6144),
 }
 
 

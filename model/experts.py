@@ -29,10 +29,10 @@ class RouterSums(NamedTuple):
     Attributes:
         load_E: number of tokens of each expert.
         entropy: entropy of the router's distribution, in nats.
-        z: log(Z)^2 of the router's logits (ST-MoE, arXiv:2202.08906, equation 5).
+        z: log(Z)^2 of the router's logits (ST-MoE, arXiv:2202.08906, equation 5); of each row, until `heads.py` sums.
         balance: for each row its number of tokens times E sum_e f_e p_e (Switch, arXiv:2101.03961, equation 4), where
             f_e is the part of the row's assignments and p_e the mean probability of expert e; 1 per token if uniform.
-            A sum over rows, so it does not depend on how rows are divided into microbatches and over devices.
+            As z, of each row until `heads.py` sums.
         tokens: number of tokens.
         rounds_P: number of rounds that each device took for its experts (`dispatch.py`), summed over microbatches.
     """
@@ -156,8 +156,8 @@ def _sums(
     return RouterSums(
         load_E=jax.lax.stop_gradient(load_BE.sum(0)),
         entropy=jax.lax.stop_gradient((entropy_BT * weights_BT).sum()),
-        z=(z_BT * weights_BT).sum(),
-        balance=balance_B.sum(),
+        z=(z_BT * weights_BT).sum(1),
+        balance=balance_B,
         tokens=tokens_B.sum(),
         rounds_P=jax.lax.stop_gradient(rounds_P),
     )

@@ -12,8 +12,18 @@ import jax.numpy as jnp
 
 from model import losses
 from model.config import ModelConfig
-from model.heads import Objective, init_linear_head, language_model, pooled
-from model.transformer import Batch, Params, forward, in_compute_dtype
+from model.heads import (
+    NO_ROUTER_LOSSES,
+    HeadLoss,
+    Objective,
+    RouterLosses,
+    head_objective,
+    init_linear_head,
+    language_model,
+    pool,
+    unembedding,
+)
+from model.transformer import Batch, Params
 
 CANDIDATE, START, END = 1, 2, 4
 
@@ -52,74 +62,81 @@ def pairs_of(x_BT: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array, jax.A
     return chosen, rejected, valid_BG[:, 0:even:2] & valid_BG[:, 1:even:2]
 
 
-def _pair_loss(margin: jax.Array, valid: jax.Array) -> losses.LossSums:
+def _pair_loss(margin: jax.Array, valid: jax.Array) -> HeadLoss:
     nll = (jax.nn.softplus(-margin) * valid).sum()
-    return losses.LossSums(nll, jax.lax.stop_gradient(nll), valid.sum().astype(jnp.float32))
+    valid = valid.astype(jnp.float32)
+    return HeadLoss(losses.LossSums(nll, jax.lax.stop_gradient(nll), valid.sum()), valid.sum(1))
 
 
-def regressor(config: ModelConfig, pooling: Literal["last", "mean"]) -> Objective:
+def regressor(
+    config: ModelConfig, pooling: Literal["last", "mean"], router: RouterLosses = NO_ROUTER_LOSSES
+) -> Objective:
     """Returns the `Objective` of regression: one linear output per example, squared error; targets are floats."""
 
-    def predict(params: Params, batch: Batch) -> jax.Array:
-        return losses.logits(pooled(config, params, batch, pooling), params["head"]["table"])[..., 0]
+    def predict(params: Params, x_BTD: jax.Array, batch: Batch) -> jax.Array:
+        return losses.logits(pool(x_BTD, batch, pooling), params["head"]["table"])[..., 0]
 
-    def loss(params: Params, batch: Batch) -> losses.LossSums:
-        error = (jnp.square(predict(params, batch) - batch["targets"]) * batch["weights"]).sum()
-        return losses.LossSums(error, jax.lax.stop_gradient(error), batch["weights"].sum())
+    def loss(params: Params, x_BTD: jax.Array, batch: Batch) -> HeadLoss:
+        weights_BT = batch["weights"]
+        error = (jnp.square(predict(params, x_BTD, batch) - batch["targets"]) * weights_BT).sum()
+        return HeadLoss(losses.LossSums(error, jax.lax.stop_gradient(error), weights_BT.sum()), weights_BT.sum(1))
 
-    return Objective(lambda rng: init_linear_head(config, rng, 1), partial(in_compute_dtype, config), loss, predict)
+    return head_objective(config, partial(init_linear_head, config, 1), loss, predict, router)
 
 
-def span(config: ModelConfig) -> Objective:
+def span(config: ModelConfig, router: RouterLosses = NO_ROUTER_LOSSES) -> Objective:
     """Returns the `Objective` of extractive question answering: each token's scores as the start and end of the answer.
 
     Targets are bit flags: the softmax runs over a segment's `CANDIDATE` tokens, `START` and `END` mark the answer;
     the weight is 0.5 at each of these two. Predictions are (B, T, 2), for all tokens (BERT: arXiv:1810.04805, 4.2).
     """
 
-    def predict(params: Params, batch: Batch) -> jax.Array:
-        return losses.logits(forward(config, params["backbone"], batch), params["head"]["table"])
+    def predict(params: Params, x_BTD: jax.Array, batch: Batch) -> jax.Array:
+        return losses.logits(x_BTD, params["head"]["table"])
 
-    def loss(params: Params, batch: Batch) -> losses.LossSums:
-        flags_BT, segments_BT = batch["targets"], batch["segment_ids"]
-        scores_BT2, candidate_BT = predict(params, batch), flags_BT & CANDIDATE > 0
+    def loss(params: Params, x_BTD: jax.Array, batch: Batch) -> HeadLoss:
+        flags_BT, segments_BT, weights_BT = batch["targets"], batch["segment_ids"], batch["weights"]
+        scores_BT2, candidate_BT = predict(params, x_BTD, batch), flags_BT & CANDIDATE > 0
         nll = jnp.zeros(())
         for column, flag in enumerate((START, END)):
             log_p_BT = segment_log_softmax(scores_BT2[..., column], candidate_BT, segments_BT)
-            answer_BT = (flags_BT & flag > 0) & (batch["weights"] > 0)
+            answer_BT = (flags_BT & flag > 0) & (weights_BT > 0)
             nll -= 0.5 * jnp.where(answer_BT, log_p_BT, 0.0).sum()
-        return losses.LossSums(nll, jax.lax.stop_gradient(nll), batch["weights"].sum())
+        return HeadLoss(losses.LossSums(nll, jax.lax.stop_gradient(nll), weights_BT.sum()), weights_BT.sum(1))
 
-    return Objective(lambda rng: init_linear_head(config, rng, 2), partial(in_compute_dtype, config), loss, predict)
+    return head_objective(config, partial(init_linear_head, config, 2), loss, predict, router)
 
 
-def reward(config: ModelConfig) -> Objective:
+def reward(config: ModelConfig, router: RouterLosses = NO_ROUTER_LOSSES) -> Objective:
     """Returns the `Objective` of a reward model: -log sigmoid(r_chosen - r_rejected) (arXiv:2203.02155, eq. 1).
 
     An answer's score is the output at its last token, whose weight is 1.
     """
 
-    def predict(params: Params, batch: Batch) -> jax.Array:
-        return losses.logits(forward(config, params["backbone"], batch), params["head"]["table"])[..., 0]
+    def predict(params: Params, x_BTD: jax.Array, batch: Batch) -> jax.Array:
+        return losses.logits(x_BTD, params["head"]["table"])[..., 0]
 
-    def loss(params: Params, batch: Batch) -> losses.LossSums:
-        chosen, rejected, valid = pairs_of(predict(params, batch) * batch["weights"], batch)
+    def loss(params: Params, x_BTD: jax.Array, batch: Batch) -> HeadLoss:
+        chosen, rejected, valid = pairs_of(predict(params, x_BTD, batch) * batch["weights"], batch)
         return _pair_loss(chosen - rejected, valid)
 
-    return Objective(lambda rng: init_linear_head(config, rng, 1), partial(in_compute_dtype, config), loss, predict)
+    return head_objective(config, partial(init_linear_head, config, 1), loss, predict, router)
 
 
-def preference(config: ModelConfig, beta: float, chunk: int = 0) -> Objective:
+def preference(config: ModelConfig, beta: float, chunk: int = 0, router: RouterLosses = NO_ROUTER_LOSSES) -> Objective:
     """Returns the `Objective` of direct preference optimization of a language model (arXiv:2305.18290, equation 7).
 
     The batch also has "reference": at each segment's last token the log-probability of the segment's targets under the
     initial model, 0 elsewhere.
     """
-    model = language_model(config, chunk=chunk)
 
-    def loss(params: Params, batch: Batch) -> losses.LossSums:
-        log_p_BT = -model.predict(params, batch) * batch["weights"]
+    def predict(params: Params, x_BTD: jax.Array, batch: Batch) -> jax.Array:
+        softcap = config.logit_softcap
+        return losses.token_nll(x_BTD, unembedding(params), batch["targets"], softcap=softcap, chunk=chunk)
+
+    def loss(params: Params, x_BTD: jax.Array, batch: Batch) -> HeadLoss:
+        log_p_BT = -predict(params, x_BTD, batch) * batch["weights"]
         chosen, rejected, valid = pairs_of(log_p_BT - batch["reference"], batch)
         return _pair_loss(beta * (chosen - rejected), valid)
 
-    return model._replace(loss=loss)
+    return head_objective(config, language_model(config).init, loss, predict, router)

@@ -8,11 +8,14 @@ from typing import Any
 from configs import default, models
 from configs.errors import UserError
 from model.config import EXECUTION_FIELDS, ModelConfig, model_config
+from model.huggingface.experts import refuse_mixture
 from model.huggingface.families import ARCHITECTURES, FAMILIES, Family
 from model.huggingface.fields import checked
 
 # Fields of `config.model` that do not change the function of given weights, or that `ModelConfig.kinds` contains.
-_NOT_COMPARED = ("output_init", "sliding_window", "position", "query_scale", *EXECUTION_FIELDS)
+_NOT_COMPARED = (
+    "output_init", "sliding_window", "position", "query_scale", "dense_layers", "expert_every", *EXECUTION_FIELDS,
+)  # fmt: skip
 
 
 def to_section(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
@@ -23,6 +26,7 @@ def to_section(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, An
     """
     architecture = config.get("model_type")
     if not isinstance(architecture, str) or architecture not in FAMILIES:
+        refuse_mixture(config, where)
         raise UserError(
             f"{where}: model_type={architecture!r} is not supported; expected one of {', '.join(ARCHITECTURES)}"
         )
@@ -59,9 +63,7 @@ def _positions() -> dict[str, Any]:
 
 def to_config(architecture: str, c: ModelConfig, dtype: str) -> dict[str, Any]:
     """Returns the config.json of a model, without its class and the ids of special tokens."""
-    family = FAMILIES[architecture]
-    # What 0 stands for in ours is written out.
-    c = dataclasses.replace(c, query_scale=_query_scale(c))
+    family, c = FAMILIES[architecture], _written_out(c)
     found: dict[str, Any] = {"model_type": architecture, "torch_dtype": dtype}
     found |= {name: field.to_theirs(c) for name, field in family.fields.items()}
     for part in family.sections:
@@ -79,25 +81,25 @@ def architecture_of(config: ModelConfig, preferred: str = "") -> str:
     Raises:
         UserError: no architecture does.
     """
-    if config.num_experts:
-        raise UserError(f"config.model.num_experts={config.num_experts}: export does not support experts; expected 0")
+    names = [name for name in ARCHITECTURES if (FAMILIES[name].fused is not None) == (config.num_experts > 0)]
     closest: tuple[int, str, list[str]] = (99, "", [])
-    for name in dict.fromkeys([preferred, *ARCHITECTURES] if preferred in FAMILIES else ARCHITECTURES):
+    for name in [preferred, *names] if preferred in names else names:
         wrong = _lost(name, config)
         if not wrong:
             return name
         closest = min(closest, (len(wrong), name, wrong))
     raise UserError(
         f"no Hugging Face architecture can express this model; the closest, {closest[1]}, does not support "
-        f"{', '.join(closest[2])}; expected a model of {', '.join(ARCHITECTURES)}"
+        f"{', '.join(closest[2])}; expected a model of {', '.join(names)}"
     )
 
 
 def _lost(architecture: str, config: ModelConfig) -> list[str]:
     """Returns "field=value" of `config` for each field that its config.json in this architecture does not keep."""
+    config = _written_out(config)
     try:
         _, section = to_section(to_config(architecture, config, "float32"), architecture)
-        read = model_config(section)
+        read = _written_out(model_config(section))
     except UserError as error:
         return [str(error).removeprefix(f"{architecture}: ")]
     lost = [
@@ -107,8 +109,10 @@ def _lost(architecture: str, config: ModelConfig) -> list[str]:
         and not field.name.startswith("rope_")
         and not _equal(getattr(config, field.name), getattr(read, field.name))
     ]
-    if not _equal(_query_scale(config), _query_scale(read)):
+    if not _equal(config.query_scale, read.query_scale):
         lost.append(f"query_scale={config.query_scale}")
+    if [kind.experts for kind in config.kinds] != [kind.experts for kind in read.kinds]:
+        lost.append(f"dense_layers={config.dense_layers} with expert_every={config.expert_every}")
     if (config.position == "learned") != (read.position == "learned"):
         lost.append(f"position={config.position!r}")
     if config.windows != read.windows:
@@ -126,5 +130,13 @@ def _equal(ours: object, theirs: object) -> bool:
     return ours == theirs
 
 
-def _query_scale(c: ModelConfig) -> float:
-    return c.query_scale or c.head_dim**-0.5
+def _written_out(c: ModelConfig) -> ModelConfig:
+    """Returns the same function with what 0 stands for written out, and one of several ways to write a router."""
+    changes: dict[str, Any] = {"query_scale": c.query_scale or c.head_dim**-0.5}
+    if c.num_experts:
+        changes["expert_dim"] = c.expert_width
+        if c.expert_layers == c.num_layers:
+            changes["mlp_dim"] = c.expert_width  # no layer has an MLP
+        if c.router == "softmax_top":
+            changes |= {"router": "softmax", "router_renormalize": True}
+    return dataclasses.replace(c, **changes)

@@ -6,12 +6,12 @@ their defaults there, and its weights (`tables`).
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from configs.errors import UserError
 from model.config import ModelConfig
-from model.huggingface import layers, tables
-from model.huggingface.fields import Family, Field, Section, Values
+from model.huggingface import experts, layers, tables
+from model.huggingface.falcon import FALCON
+from model.huggingface.fields import Family, Field
 from model.huggingface.rotary import Spelling, rotary, rotary_per_type
 from model.huggingface.weights import Row
 
@@ -96,44 +96,10 @@ _COHERE = (
 )
 
 
-def _read_falcon(values: Values) -> dict[str, Any]:
-    grouped, parallel = values["new_decoder_architecture"], values["parallel_attn"]
-    norms, heads = values["num_ln_in_parallel_attn"], values["num_kv_heads"]
-    if values["alibi"]:
-        raise UserError("alibi=True is not supported; expected rotary positions")
-    if grouped and not parallel:
-        raise UserError("parallel_attn=False is not supported with new_decoder_architecture=True")
-    if norms not in ((None, 1, 2) if grouped else (None, 1)):
-        raise UserError(
-            f"num_ln_in_parallel_attn={norms!r:.40} is not supported with new_decoder_architecture={grouped}"
-        )
-    if not grouped and not values["multi_query"] and heads not in (None, values["num_attention_heads"]):
-        raise UserError(f"num_kv_heads={heads!r:.40} is not supported with multi_query=False")
-    kv_heads = heads if grouped else 1 if values["multi_query"] else values["num_attention_heads"]
-    kinds = {True: "two_norms" if grouped and norms != 1 else "one_norm", False: "none"}
-    return {"num_kv_heads": kv_heads or 0, "parallel": kinds[parallel]}
+# These change training or the form of the output: coefficient of a balance loss, noise, logits that are returned.
+_ROUTER_TRAINING = frozenset({"output_router_logits", "router_aux_loss_coef", "router_jitter_noise"})
+_RENORMALIZE = {"norm_topk_prob": Field("router_renormalize", False)}
 
-
-def _write_falcon(c: ModelConfig) -> dict[str, Any]:
-    grouped = c.parallel == "two_norms" or 1 < c.num_kv_heads < c.num_heads
-    return {
-        "new_decoder_architecture": grouped,
-        "num_ln_in_parallel_attn": {"two_norms": 2, "one_norm": 1}.get(c.parallel) if grouped else None,
-        "num_kv_heads": c.num_kv_heads if grouped else None,
-        "multi_query": c.num_kv_heads == 1,
-        "parallel_attn": c.parallel != "none",
-        "alibi": False,
-    }
-
-
-_FALCON = Section(
-    {
-        "new_decoder_architecture": False, "num_ln_in_parallel_attn": None, "num_kv_heads": None, "multi_query": True,
-        "parallel_attn": True, "alibi": False,
-    },
-    _read_falcon,
-    _write_falcon,
-)  # fmt: skip
 
 # In the order in which an exported model is given the first family that computes the same function.
 FAMILIES: dict[str, Family] = {
@@ -355,15 +321,52 @@ FAMILIES: dict[str, Family] = {
             "tie_word_embeddings": _TIED,
         },
         tables.falcon,
-        (rotary(Spelling()), _FALCON),
+        (rotary(Spelling()), FALCON),
         fixed={"head_dim": 0},
         harmless=frozenset({"apply_residual_connection_post_layernorm"}),  # of an older class that it came with
+    ),
+    "mixtral": Family(
+        "Mixtral",
+        "mixtral_8x7b",
+        _LLAMA | _kv_heads(8) | {"rms_norm_eps": Field("norm_epsilon", 1e-5)},
+        tables.mixtral,
+        (rotary(Spelling(theta=1e6)), layers.one_window(None), experts.mixture("num_local_experts", 8, 2)),
+        harmless=_ROUTER_TRAINING,
+        fused=tables.fused_experts,
+    ),
+    "olmoe": Family(
+        "Olmoe",
+        "olmoe_1b_7b",
+        _without(_LLAMA, "head_dim") | _BIAS | _RENORMALIZE | {"rms_norm_eps": Field("norm_epsilon", 1e-5)},
+        tables.sparse,
+        (rotary(Spelling()), experts.mixture("num_experts", 64, 8)),
+        fixed={"head_dim": 0},
+        only={"clip_qkv": None},
+        harmless=_ROUTER_TRAINING,
+        heads=(),
+        fused=tables.fused_experts,
+    ),
+    "qwen3_moe": Family(
+        "Qwen3Moe",
+        "qwen3_30b_a3b",
+        _LLAMA | _kv_heads(4) | _BIAS | _RENORMALIZE | {"moe_intermediate_size": Field("expert_dim", 768)},
+        tables.sparse,
+        (rotary(Spelling()), layers.SWITCHED_WINDOW, experts.mixture("num_experts", 128, 8), experts.LAYERS),
+        harmless=_ROUTER_TRAINING | {"max_window_layers"},  # that of Qwen's dense classes
+        fused=tables.fused_experts,
     ),
 }
 ARCHITECTURES = tuple(FAMILIES)
 
 
-def table(architecture: str, config: ModelConfig) -> list[Row]:
-    """Returns the rows of a language model's weights, with its output table unless that is tied to the embedding."""
-    rows = FAMILIES[architecture].table(config)
+def table(architecture: str, config: ModelConfig, fused: bool = False) -> list[Row]:
+    """Returns the rows of a language model's weights, with its output table unless that is tied to the embedding.
+
+    Args:
+        architecture: a key of `FAMILIES`.
+        config: the model.
+        fused: one tensor contains all experts of a layer, in a family that has experts.
+    """
+    family = FAMILIES[architecture]
+    rows = family.fused(config) if fused and family.fused else family.table(config)
     return rows if config.tie_embeddings else [*rows, Row("table", FAMILIES[architecture].output)]

@@ -90,6 +90,8 @@ class Family:
         head_prefix: of the names of their classes, where it is another one.
         causal_lm: end of the name of the language model's class.
         output: name of the output table.
+        fused: the rows where one tensor contains all experts of a layer, which `transformers` reads and writes too;
+            None: a family without experts.
     """
 
     prefix: str
@@ -104,6 +106,7 @@ class Family:
     head_prefix: str = ""
     causal_lm: str = "ForCausalLM"
     output: str = "lm_head.weight"
+    fused: Callable[[ModelConfig], list[Row]] | None = None
 
     @property
     def defaults(self) -> dict[str, Any]:

@@ -26,6 +26,19 @@ def one_window(default: int | None) -> Section:
     return Section({"sliding_window": default}, read, write)
 
 
+def _read_switched(values: Values) -> dict[str, Any]:
+    return {"sliding_window": (_window(values) if values["use_sliding_window"] else 0,)}
+
+
+def _write_switched(c: ModelConfig) -> dict[str, Any]:
+    window = max(c.windows)
+    return {"use_sliding_window": bool(window), "sliding_window": window or None}
+
+
+# The same window in all layers, where `use_sliding_window` says so.
+SWITCHED_WINDOW = Section({"use_sliding_window": False, "sliding_window": 4096}, _read_switched, _write_switched)
+
+
 def layer_types(default: int, every: int, rotary: Mapping[str, str], pattern_name: str = "") -> Section:
     """Returns the fields of a family that lists the type of each layer.
 

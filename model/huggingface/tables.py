@@ -3,6 +3,7 @@
 N heads, K kv heads, H head dim, F mlp.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 from model.config import ModelConfig
@@ -13,6 +14,9 @@ _POST = {"attention_post_norm": "post_attention_layernorm", "mlp_post_norm": "po
 _BOTH = _POST | {"attention_norm": "input_layernorm", "mlp_norm": "pre_feedforward_layernorm"}
 _EMBEDDING = Row("embedding/table", "model.embed_tokens.weight")
 _GATED = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+_SPARSE = "model.layers.{i}.mlp"
+# End of the name of a tensor that only the layout of `fused_experts` has.
+FUSED_EXPERTS = ".experts.gate_up_proj"
 
 
 def llama(c: ModelConfig) -> list[Row]:
@@ -62,6 +66,28 @@ def granite_hybrid(c: ModelConfig) -> list[Row]:
         *_linear("mlp/down", f"{mlp}.output_linear", bias=c.mlp_bias),
         *_norms(c, _PRE),
     ]
+
+
+def mixtral(c: ModelConfig) -> list[Row]:
+    """Returns the rows of Mixtral."""
+    names = {"gate": "w1", "up": "w3", "down": "w2"}
+    return [*_attention(c), *_experts(c, "model.layers.{i}.block_sparse_moe", names), *_norms(c, _PRE)]
+
+
+def sparse(c: ModelConfig) -> list[Row]:
+    """Returns the rows of OLMoE and Qwen3-MoE, which may have an MLP in some layers."""
+    return [*_attention(c), *_dense_layers(c), *_experts(c, _SPARSE, _GATED), *_norms(c, _PRE)]
+
+
+def fused_experts(c: ModelConfig) -> list[Row]:
+    """Returns the rows of these three in the other layout of transformers 5: one tensor for all experts of a layer."""
+    F, experts = c.expert_width, f"{_SPARSE}.experts"
+    matrices = [
+        Row("layers/experts/gate/kernel", f"{experts}.gate_up_proj", 1, part=Part(0, F, 2 * F)),
+        Row("layers/experts/up/kernel", f"{experts}.gate_up_proj", 1, part=Part(F, 2 * F, 2 * F)),
+        Row("layers/experts/down/kernel", f"{experts}.down_proj", 1),
+    ]
+    return [*_attention(c), *_dense_layers(c), *_of_experts(c, _SPARSE, matrices), *_norms(c, _PRE)]
 
 
 def gpt2(c: ModelConfig) -> list[Row]:
@@ -138,6 +164,26 @@ def _mlp(c: ModelConfig, names: Mapping[str, str]) -> list[Row]:
     """Returns the MLP of Llama and models like it; `names` maps our projections to theirs."""
     mlp = "model.layers.{i}.mlp"
     return [row for ours, name in names.items() for row in _linear(f"mlp/{ours}", f"{mlp}.{name}", bias=c.mlp_bias)]
+
+
+def _dense_layers(c: ModelConfig) -> list[Row]:
+    """Returns the MLPs of the layers without experts."""
+    layers = tuple(i for i, kind in enumerate(c.kinds) if not kind.experts)
+    return [dataclasses.replace(row, layers=layers) for row in _mlp(c, _GATED)] if layers else []
+
+
+def _experts(c: ModelConfig, key: str, names: Mapping[str, str]) -> list[Row]:
+    """Returns routers and experts with a tensor for each matrix; `names` maps our projections to theirs."""
+    experts = f"{key}.experts.{{e}}"
+    matrices = [Row(f"layers/experts/{ours}/kernel", f"{experts}.{theirs}.weight", 1) for ours, theirs in names.items()]
+    return _of_experts(c, key, matrices)
+
+
+def _of_experts(c: ModelConfig, key: str, matrices: list[Row]) -> list[Row]:
+    """Returns the router and these matrices, in the layers that have experts."""
+    layers = tuple(i for i, kind in enumerate(c.kinds) if kind.experts)
+    router = Row("layers/experts/router/weight", f"{key}.gate.weight", 1, layers=layers)
+    return [router, *(dataclasses.replace(row, layers=layers, experts=c.num_experts) for row in matrices)]
 
 
 def _norms(c: ModelConfig, names: Mapping[str, str]) -> list[Row]:

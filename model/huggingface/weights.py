@@ -1,7 +1,8 @@
 """Hugging Face weights <-> our parameters: the rows of a table, each read for import and for export.
 
-A row maps one of our leaves, stacked over the layers, to the Hugging Face tensors ("theirs") that it consists of.
-L layers, D embed, N heads, K kv heads, H head dim, F mlp, V vocabulary.
+A row maps one of our leaves, stacked over the layers, to the Hugging Face tensors ("theirs") that it consists of. The
+matrices of experts are stacked over the layers and the experts; they are one tensor each, or one per layer.
+L layers, E experts, D embed, N heads, K kv heads, H head dim, F mlp, V vocabulary.
 """
 
 import dataclasses
@@ -41,12 +42,14 @@ class Row:
 
     Attributes:
         leaf: our path, without the group, e.g. "layers/attention/query/kernel".
-        key: their tensor name; {i} is the layer.
-        inputs: number of leading axes of the kernel (after L) that are inputs; 0: not a kernel, the tensor is the
+        key: their tensor name; {i} is the layer and {e} the expert.
+        inputs: number of leading axes of the kernel (after L and E) that are inputs; 0: not a kernel, the tensor is the
             flattened leaf.
         transposed: their tensor is (outputs, inputs), as in a Linear; False: (inputs, outputs), as in GPT-2's Conv1D.
         part: this leaf's part of the outputs, where several leaves share a tensor.
         interleaved: the two columns that a rotary position turns are neighbors in their tensor; ours are H/2 apart.
+        layers: the layers that have the leaf, where not all of them do.
+        experts: E of a leaf with a matrix per expert; 0: it has none.
     """
 
     leaf: str
@@ -55,10 +58,12 @@ class Row:
     transposed: bool = True
     part: Part | None = None
     interleaved: bool = False
+    layers: tuple[int, ...] = ()
+    experts: int = 0
 
     @property
     def stacked(self) -> bool:
-        """Whether there is one tensor per layer."""
+        """Whether the leaf is stacked over layers."""
         return "{i}" in self.key
 
     @property
@@ -70,13 +75,33 @@ class Row:
     def _is_table(self) -> bool:
         return self.leaf.endswith(("table", "positions"))
 
+    @property
+    def _per_expert(self) -> bool:
+        return "{e}" in self.key
+
+    @property
+    def _batch(self) -> int:
+        """The number of leading axes that their tensor has too: 1 if it contains the matrices of all experts."""
+        return int(self.experts > 0 and not self._per_expert)
+
     def keys(self, num_layers: int) -> list[str]:
-        """Returns the names of their tensors, in the order of the layers."""
-        return [self.key.format(i=i) for i in range(num_layers)] if self.stacked else [self.key]
+        """Returns the names of their tensors, in the order of `pieces`, in a model of this many layers."""
+        if not self.stacked:
+            return [self.key]
+        experts = range(self.experts) if self._per_expert else (0,)
+        return [self.key.format(i=i, e=e) for i in self.layers or range(num_layers) for e in experts]
+
+    def pieces(self, leaf: np.ndarray) -> np.ndarray:
+        """Returns our leaf with a leading axis over their tensors; a view if the leaf is contiguous."""
+        return leaf.reshape(-1, *self.piece_shape(leaf.shape))
+
+    def piece_shape(self, shape: Shape) -> Shape:
+        """Returns the shape of the piece of a leaf of this shape that is in one of their tensors."""
+        return shape[self.stacked + self._per_expert :]
 
     def to_ours(self, theirs: np.ndarray, shape: Shape) -> np.ndarray:
-        """Returns one layer of our leaf, in this shape, from their tensor."""
-        outputs_last = theirs.T if self.inputs and self.transposed else theirs
+        """Returns one piece of our leaf, in this shape, from their tensor."""
+        outputs_last = theirs.swapaxes(-1, -2) if self.inputs and self.transposed else theirs
         if self.part is not None:
             outputs_last = self._grouped(outputs_last)[..., self.part.start : self.part.stop]
         ours = outputs_last.reshape(shape)
@@ -85,10 +110,10 @@ class Row:
         return ours
 
     def to_theirs(self, ours: np.ndarray, begun: np.ndarray | None = None) -> np.ndarray:
-        """Returns their tensor from one layer of our leaf.
+        """Returns their tensor from one piece of our leaf.
 
         Args:
-            ours: the leaf's layer.
+            ours: the leaf's piece.
             begun: their tensor as the other rows with this key have filled it so far; None: this is the first.
         """
         shape = ours.shape
@@ -96,26 +121,28 @@ class Row:
             ours = ours.reshape(*shape[:-1], 2, shape[-1] // 2).swapaxes(-1, -2).reshape(shape)
         if self._is_table:
             return ours
-        flat = ours.reshape(math.prod(shape[: self.inputs]), -1) if self.inputs else ours.reshape(-1)
+        batch, rest = shape[: self._batch], shape[self._batch :]
+        flat = ours.reshape(*batch, math.prod(rest[: self.inputs]), -1) if self.inputs else ours.reshape(-1)
         if self.part is not None:
             whole = np.empty((*flat.shape[:-1], self.part.groups * self.part.size), flat.dtype)
             if begun is not None:
-                whole[...] = begun.T if self.inputs and self.transposed else begun
+                whole[...] = begun.swapaxes(-1, -2) if self.inputs and self.transposed else begun
             piece = flat.reshape(*flat.shape[:-1], self.part.groups, -1)
             self._grouped(whole)[..., self.part.start : self.part.stop] = piece
             flat = whole
-        return flat.T if self.inputs and self.transposed else flat
+        return flat.swapaxes(-1, -2) if self.inputs and self.transposed else flat
 
     def their_shape(self, shape: Shape) -> Shape:
-        """Returns the shape of their tensor, from the shape of one layer of our leaf."""
+        """Returns the shape of their tensor, from the shape of one piece of our leaf."""
         if self._is_table:
             return shape
+        batch, shape = shape[: self._batch], shape[self._batch :]
         inputs, outputs = math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :])
         if self.part is not None:
             outputs = self.part.groups * self.part.size
         if not self.inputs:
             return (outputs,)
-        return (outputs, inputs) if self.transposed else (inputs, outputs)
+        return (*batch, outputs, inputs) if self.transposed else (*batch, inputs, outputs)
 
     def _grouped(self, outputs_last: np.ndarray) -> np.ndarray:
         """Returns a view of their tensor with the outputs split into groups."""
@@ -141,8 +168,7 @@ def expected_shapes(params: Mapping[str, Any], rows: list[Row]) -> dict[str, Sha
     """Returns {tensor name: shape} of the files of a model with these (abstract) parameters."""
     shapes: dict[str, Shape] = {}
     for row, leaf in leaves(params, rows):
-        shape = leaf.shape[1:] if row.stacked else leaf.shape
-        shapes |= dict.fromkeys(row.keys(leaf.shape[0]), row.their_shape(shape))
+        shapes |= dict.fromkeys(row.keys(leaf.shape[0]), row.their_shape(row.piece_shape(leaf.shape)))
     return shapes
 
 

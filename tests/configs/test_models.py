@@ -80,11 +80,22 @@ PUBLISHED_PARAMETERS: dict[str, int] = {
     "starcoder2_15b": 15_957_889_024,
     "falcon_7b": 6_921_720_704,
     "falcon_40b": 41_303_293_952,
+    "mixtral_8x7b": 46_702_792_704,
+    "olmoe_1b_7b": 6_919_161_856,
+    "qwen3_30b_a3b": 30_532_122_624,
 }
+# In billions, of the parameters that one token uses: arXiv:2401.04088, section 2; arXiv:2409.02060, table 1;
+# arXiv:2505.09388, table 2.
+PUBLISHED_ACTIVE = {"mixtral_8x7b": 12.9, "olmoe_1b_7b": 1.3, "qwen3_30b_a3b": 3.3}
 
 
-def count_parameters(a: dict) -> int:
-    """Returns the number of parameters in closed form, without calling the model's code."""
+def count_parameters(a: dict, experts: int = 0) -> int:
+    """Returns the number of parameters in closed form, without calling the model's code.
+
+    Args:
+        a: the architecture.
+        experts: number of experts that are counted; 0: all.
+    """
     embed, head, mlp = a["embed_dim"], a["head_dim"], a["mlp_dim"]
     queries, keys = a["num_heads"] * head, a["num_kv_heads"] * head
     norm = embed * (2 if a["norm"] == "layernorm" and a["norm_bias"] else 1)
@@ -93,7 +104,10 @@ def count_parameters(a: dict) -> int:
     layer = norm * (4 if a["norm_position"] == "both" else 1 if a["parallel"] == "one_norm" else 2)
     layer += embed * (queries + 2 * keys) + a["qkv_bias"] * (queries + 2 * keys)
     layer += queries * embed + a["output_bias"] * embed
-    layer += matrices * embed * mlp + a["mlp_bias"] * ((matrices - 1) * mlp + embed)
+    if a["num_experts"]:  # in these models, each layer has experts
+        layer += (experts or a["num_experts"]) * matrices * embed * (a["expert_dim"] or mlp) + embed * a["num_experts"]
+    else:
+        layer += matrices * embed * mlp + a["mlp_bias"] * ((matrices - 1) * mlp + embed)
     layer += (queries + keys if a["qk_norm_joint"] else 2 * head) * a["qk_norm"]
 
     tables = a["vocab_size"] * embed * (1 if a["tie_embeddings"] else 2)
@@ -115,7 +129,19 @@ def test_initialized_model_has_the_published_parameter_count(name):
     assert parameter_count(params) == PUBLISHED_PARAMETERS[name]
     # matmul_parameters counts the output product even if its table is tied; it omits norms and biases.
     untied = 0 if model.tie_embeddings else model.vocab_size * model.embed_dim
-    assert matmul_parameters(model) == pytest.approx(PUBLISHED_PARAMETERS[name] - untied, rel=0.01)
+    active = count_parameters(architecture(name), model.experts_per_token)
+    assert matmul_parameters(model) == pytest.approx(active - untied, rel=0.01)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_ACTIVE)
+def test_a_mixture_of_experts_has_the_published_active_parameter_count(name):
+    a = architecture(name)
+    # Rounded, or cut off, to one digit.
+    assert 0 <= count_parameters(a, a["experts_per_token"]) / 1e9 - PUBLISHED_ACTIVE[name] + 0.05 < 0.11
+
+
+def test_every_mixture_of_experts_has_a_published_active_count():
+    assert set(PUBLISHED_ACTIVE) == {name for name in PUBLISHED_PARAMETERS if architecture(name)["num_experts"]}
 
 
 @pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)

@@ -40,6 +40,7 @@ FALCON = {
     "vocab_size": 272, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
     "max_position_embeddings": 64, "ffn_hidden_size": 24,
 }  # fmt: skip
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 MULTIPLIERS = {
     "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.3, "logits_scaling": 6.0,
 }  # fmt: skip
@@ -119,6 +120,30 @@ def configs():
             **FALCON | {"num_attention_heads": 4}, **IDS, new_decoder_architecture=True, num_kv_heads=2, bias=True
         ),
         "falcon_sequential": t.FalconConfig(**FALCON, **IDS, parallel_attn=False, multi_query=False),
+        "mixtral": t.MixtralConfig(**SHAPE, **IDS, num_local_experts=4),
+        "mixtral_window": t.MixtralConfig(
+            **SHAPE, **IDS, num_local_experts=6, num_experts_per_tok=3, head_dim=12, sliding_window=6
+        ),
+        "olmoe": t.OlmoeConfig(**SHAPE, **IDS, **EXPERTS),
+        "olmoe_renormalized": t.OlmoeConfig(**SHAPE, **IDS, **EXPERTS, norm_topk_prob=True, attention_bias=True),
+        "qwen3_moe": t.Qwen3MoeConfig(
+            **SHAPE | {"num_hidden_layers": 3},
+            **IDS,
+            **EXPERTS,
+            moe_intermediate_size=12,
+            head_dim=12,
+            norm_topk_prob=True,
+            mlp_only_layers=[0],
+        ),
+        "qwen3_moe_dense_layers": t.Qwen3MoeConfig(
+            **SHAPE | {"num_hidden_layers": 4},
+            **IDS,
+            **EXPERTS,
+            moe_intermediate_size=12,
+            decoder_sparse_step=2,
+            use_sliding_window=True,
+            sliding_window=6,
+        ),
     }
 
 

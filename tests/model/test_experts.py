@@ -18,7 +18,6 @@ from model.dispatch import dispatch
 from model.experts import route
 from model.grouped import block_size, make_groups
 from model.heads import RouterLosses, language_model
-from model.huggingface.config_file import architecture_of
 from model.sharding import parameter_shardings
 from model.transformer import decode_layers, forward, prefill_layers, unstacked
 from train.step import summed_gradients
@@ -183,8 +182,3 @@ def test_layers_are_initialized_where_ragged_dot_is_native(monkeypatch):
     assert experts["up"]["kernel"].names == ("layers", "experts", "expert_embed", "mlp")
     assert experts["down"]["kernel"].value.shape == (2, 8, 24, 32)
     assert set(experts) == {"router", "gate", "up", "down"}
-
-
-def test_export_of_experts_is_refused():
-    with pytest.raises(UserError, match="num_experts=8: export does not support experts; expected 0"):
-        architecture_of(tiny_model(**MIXTURE))

@@ -6,7 +6,7 @@ import pytest
 from conftest import init, tiny_model
 from flax import linen as nn
 
-from model.heads import classifier, running_mean
+from model.heads import classifier, multi_label_classifier, running_mean
 from model.transformer import forward
 
 
@@ -71,7 +71,7 @@ def test_multi_label_loss_is_weighted_by_class_and_by_its_target():
     plain, weighted = (
         objective.loss(nn.meta.unbox(objective.init(jax.random.key(0))), batch)
         for objective in (
-            classifier(tiny_model(), 3, "last", multi_label=True, class_weights_2V=given) for given in (None, weights)
+            multi_label_classifier(tiny_model(), 3, "last", class_weights_2V=given) for given in (None, weights)
         )
     )
     # A head of zeros gives every class a probability of 1/2.

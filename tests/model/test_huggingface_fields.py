@@ -132,6 +132,20 @@ REAL = {
         "parallel_attn": True, "vocab_size": 65024, "apply_residual_connection_post_layernorm": False,
         "attention_dropout": 0.0, "hidden_dropout": 0.0, "initializer_range": 0.02, "use_cache": True,
     },
+    "mixtral_8x7b": shape(4096, 14336, 32, 32, 8, 32768, 32000)
+    | {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_local_experts": 8, "rms_norm_eps": 1e-05,
+       "num_experts_per_tok": 2, "output_router_logits": False, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02,
+       "sliding_window": None, "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, **SILU},
+    "olmoe_1b_7b": shape(2048, 1024, 16, 16, 16, 4096, 50304)
+    | {"model_type": "olmoe", "attention_bias": False, "clip_qkv": None, "eos_token_id": 50279, "pad_token_id": 1,
+       "norm_topk_prob": False, "num_experts": 64, "num_experts_per_tok": 8, "output_router_logits": False,
+       "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000.0, "router_aux_loss_coef": 0.01,
+       "tie_word_embeddings": False, **SILU},
+    "qwen3_30b_a3b": shape(2048, 6144, 48, 32, 4, 40960, 151936)
+    | {"model_type": "qwen3_moe", "attention_bias": False, "decoder_sparse_step": 1, "head_dim": 128,
+       "mlp_only_layers": [], "moe_intermediate_size": 768, "norm_topk_prob": True, "num_experts": 128,
+       "num_experts_per_tok": 8, "output_router_logits": False, "rope_scaling": None, "router_aux_loss_coef": 0.001,
+       "sliding_window": None, "tie_word_embeddings": False} | QWEN | {"max_window_layers": 48},
 }  # fmt: skip
 
 
@@ -235,6 +249,9 @@ def test_a_harmless_field_is_accepted(name, fields):
         ("smollm3_3b", "rope_theta", "rope_theta", 2000000.0),
         ("command_r_35b", "logit_scale", "logit_scale", 0.0625),
         ("pythia_1_4b", "rotary_pct", "rope_fraction", 0.25),
+        ("mixtral_8x7b", "num_local_experts", "num_experts", 8),
+        ("olmoe_1b_7b", "num_experts_per_tok", "experts_per_token", 8),
+        ("qwen3_30b_a3b", "norm_topk_prob", "router_renormalize", False),
     ],
 )
 def test_a_missing_field_has_the_value_that_transformers_assumes(name, field, read, value):

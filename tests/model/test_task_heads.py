@@ -8,7 +8,7 @@ import pytest
 from conftest import VOCAB, init, mesh_of, tiny_model
 
 from data.examples import labeled_segment, pack, text_segment
-from model.heads import classifier, language_model
+from model.heads import classifier, language_model, multi_label_classifier
 from model.sharding import parameter_shardings
 from model.task_heads import CANDIDATE, END, START, preference, regressor, reward, span
 from train.distributed.placement import put_batch
@@ -82,7 +82,7 @@ def compared(rng, score):
 
 HEADS = {
     "classes": (classifier(MODEL, 3, "mean"), classified),
-    "labels": (classifier(MODEL, 3, "mean", multi_label=True), labelled),
+    "labels": (multi_label_classifier(MODEL, 3, "mean"), labelled),
     "tags": (classifier(MODEL, 4, "none", smoothing=0.05), tagged),
     "value": (regressor(MODEL, "mean"), valued),
     "span": (span(MODEL), answered),

@@ -169,8 +169,23 @@ _MODEL = (
     ),
     Mutant(
         "import reads a matrix the wrong way round", "model/huggingface/weights.py",
-        "outputs_last = theirs.T if self.inputs and self.transposed else theirs", "outputs_last = theirs",
-        f"{_HUGGINGFACE}[llama3]",
+        "outputs_last = theirs.swapaxes(-1, -2) if self.inputs and self.transposed else theirs",
+        "outputs_last = theirs", f"{_HUGGINGFACE}[llama3]",
+    ),
+    Mutant(
+        "import exchanges the weights of two experts", "model/huggingface/weights.py",
+        "experts = range(self.experts) if", "experts = (1, 0, *range(2, self.experts)) if", f"{_HUGGINGFACE}[olmoe]",
+    ),
+    Mutant(
+        "import exchanges gates and ups of experts", "model/huggingface/tables.py",
+        '{"gate": "w1", "up": "w3", "down": "w2"}', '{"gate": "w3", "up": "w1", "down": "w2"}',
+        f"{_HUGGINGFACE}[mixtral]",
+    ),
+    Mutant(
+        "the losses of routers count tokens, not targets", "model/heads.py",
+        "factor_B = found.weight_B / jnp.maximum(tokens_B, 1)", "factor_B = jnp.ones_like(found.weight_B)",
+        "tests/model/test_router_losses.py::"
+        "test_each_head_adds_the_losses_of_routers_however_a_batch_is_cut[classes]",
     ),
     Mutant(
         "an unknown field of config.json is ignored", "model/huggingface/fields.py", "    if unknown:", "    if False:",

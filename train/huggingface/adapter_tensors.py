@@ -21,6 +21,8 @@ from train.huggingface.safetensors_files import Weights
 PREFIX = "base_model.model."
 _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight$")
 A, B = "lora_a", "lora_b"
+# Names of modules in a layer of a mixture of experts, besides attention's.
+_MIXTURE = re.compile(r"\.layers\.\d+\.(mlp|block_sparse_moe)(\.|$)")
 Tree = dict[str, Any]
 
 
@@ -42,10 +44,13 @@ class Adapter:
 
 
 def modules_of(rows: list[Row]) -> dict[str, list[Row]]:
-    """Returns {module, with {i} for the layer: the rows of its kernel}, for modules of the layers."""
+    """Returns {module, with {i} for the layer: the rows of its kernel}, for modules that all layers have.
+
+    LoRA is not supported for the MLPs, the routers and the experts of a model with experts.
+    """
     modules: dict[str, list[Row]] = {}
     for row in rows:
-        if row.inputs and row.stacked:
+        if row.inputs and row.stacked and not row.layers:
             modules.setdefault(row.key.removesuffix(".weight"), []).append(row)
     return modules
 
@@ -91,6 +96,11 @@ def read_adapter(
     layers = next(iter(shapes.values()))[0]
     placed = {pattern.format(i=i): (pattern, i) for pattern in modules for i in range(layers)}
     unknown = [module for module in factors if module not in placed]
+    if unknown and any(row.layers for row in rows) and _MIXTURE.search(unknown[0]):
+        raise UserError(
+            f"{where} has factors of {unknown[0]}: LoRA is not supported for the MLPs, routers and experts of a "
+            f"mixture of experts; expected factors of projections of attention, such as {next(iter(placed))}"
+        )
     if unknown:
         raise UserError(
             f"{where} has factors of {unknown[0]}, which is not a projection in a layer of the base model, such as "

@@ -116,8 +116,8 @@ def _tensors(
     written = set()
     for row, leaf in leaves(params, rows):
         host = np.asarray(read(f"{group_of(row)}/{row.leaf}"))
-        for i, key in enumerate(row.keys(leaf.shape[0])):
-            tensor = row.to_theirs(host[i] if row.stacked else host, parts.pop(key, None))
+        for key, piece in zip(row.keys(leaf.shape[0]), row.pieces(host), strict=True):
+            tensor = row.to_theirs(piece, parts.pop(key, None))
             if not row.last:
                 parts[key] = tensor
                 continue

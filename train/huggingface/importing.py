@@ -13,6 +13,7 @@ from model.config import ModelConfig, model_config
 from model.heads import language_model, parameter_count
 from model.huggingface.config_file import to_section
 from model.huggingface.families import FAMILIES, table
+from model.huggingface.tables import FUSED_EXPERTS
 from model.huggingface.weights import IGNORED, Row, compare_shapes, expected_shapes, group_of, leaves
 from model.transformer import Params
 from train.checkpoint.manager import open_manager
@@ -68,10 +69,10 @@ def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
         say(line)
 
 
-def expected_names(architecture: str, model: ModelConfig) -> list[str]:
+def expected_names(architecture: str, model: ModelConfig, fused: bool = False) -> list[str]:
     """Returns the names of the tensors of a model, with an output table even where that is tied to the embedding."""
     untied = dataclasses.replace(model, tie_embeddings=False)
-    return [key for row in table(architecture, untied) for key in row.keys(model.num_layers)]
+    return [key for row in table(architecture, untied, fused) for key in row.keys(model.num_layers)]
 
 
 def read_params(
@@ -84,9 +85,10 @@ def read_params(
     Raises:
         UserError: the tensors are not those of the model.
     """
+    fused = any(name.endswith(FUSED_EXPERTS) for name in weights.shapes)
     embedding = next(row.key for row in table(architecture, model) if row.leaf == _EMBEDDING)
     output = FAMILIES[architecture].output
-    names = _names(weights, set(expected_names(architecture, model)), output)
+    names = _names(weights, set(expected_names(architecture, model, fused)), output)
     tied = model.tie_embeddings
     if tied and output in names and embedding not in names:
         # transformers ties the two whichever of them is there.
@@ -100,7 +102,7 @@ def read_params(
     objective = language_model(model)
     mesh = spread_mesh(boxed_params(objective))
     abstract = abstract_params(objective, mesh)
-    rows = table(architecture, model)
+    rows = table(architecture, model, fused)
     expected = expected_shapes(abstract, rows)
     copies = {output} if model.tie_embeddings else set()
     shapes = {ours: weights.shapes[theirs] for ours, theirs in names.items() if ours not in copies}
@@ -121,8 +123,8 @@ def _read_leaf(weights: Weights, row: Row, names: dict[str, str], shape: tuple[i
     if not row.stacked:
         return row.to_ours(weights.read(names[row.key]), shape).astype(np.float32, copy=False)
     host = np.empty(shape, np.float32)
-    for i, key in enumerate(row.keys(shape[0])):
-        host[i] = row.to_ours(weights.read(names[key]), shape[1:])
+    for piece, key in zip(row.pieces(host), row.keys(shape[0]), strict=True):
+        piece[...] = row.to_ours(weights.read(names[key]), piece.shape)
     return host
 
 

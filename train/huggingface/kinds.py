@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
+from model.huggingface.experts import refuse_mixture
+from model.huggingface.families import ARCHITECTURES
 
 _LANGUAGE_MODEL = "expected a decoder-only language model of text"
 # Sections that a model has for inputs other than text, and what it is then called.
@@ -55,6 +57,8 @@ def check_directory(directory: Path) -> None:
 def check_config(config: Mapping[str, Any], where: str) -> None:
     """Raises UserError for the config.json of a model that is quantized, or no language model of text alone.
 
+    A mixture of experts that is not supported is refused first: most of them are quantized too.
+
     Args:
         config: the contents.
         where: names the file in the error.
@@ -62,6 +66,8 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
     kind = _kind_of(config)
     if kind:
         raise UserError(f"{where}: model_type={config.get('model_type')!r:.60} is {kind}; {_LANGUAGE_MODEL}")
+    if config.get("model_type") not in ARCHITECTURES:
+        refuse_mixture(config, where)
     for name in ("quantization_config", "compression_config"):
         if config.get(name):
             raise UserError(

@@ -21,8 +21,6 @@ FINETUNE_UNUSED = {
     "data.validation_fraction": "in fine-tuning, which reads config.task.validation_fraction",
     "data.validation_split": "in fine-tuning, which splits rows",
     "data.cache": "in fine-tuning, which reads rows into memory",
-    "loss.router_z_loss": "in fine-tuning, whose losses do not contain those of routers",
-    "loss.balance_loss": "in fine-tuning, whose losses do not contain those of routers",
 }
 PRETRAIN_UNUSED = {"task": "in pre-training", "adapt": "in pre-training, which trains all parameters"}
 
@@ -42,13 +40,21 @@ def check_new_run(
     Raises:
         UserError: fields that would change nothing, or a schedule whose parts overlap; all in one message.
     """
-    errors = inactive_fields(config, unused) + schedule_errors(settings.optimizer, settings.num_steps)
+    errors = inactive_fields(_with_experts_of(foundation, config), unused)
+    errors += schedule_errors(settings.optimizer, settings.num_steps)
     if foundation is not None:
         errors += overridden_fields(config, foundation)
     if errors and not (workdir / "run.json").exists():
         raise UserError("; ".join(errors))
     for error in errors:
         warn(f"{workdir} was started with this config: {error}")
+
+
+def _with_experts_of(foundation: Run | None, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the config with the number of experts of the run that is fine-tuned: losses of routers depend on it."""
+    if foundation is None:
+        return config
+    return {**config, "model": {**config["model"], "num_experts": foundation.model.num_experts}}
 
 
 def overridden_fields(config: Mapping[str, Any], parent: Run) -> list[str]:

@@ -19,7 +19,7 @@ from model.heads import Objective, language_model
 from train.evaluation.interval import Interval, bootstrap, mean_interval
 from train.settings import LossSettings, TaskSettings
 from train.tasks.generation import encode_messages
-from train.tasks.task import Task, group_of, row_rules
+from train.tasks.task import Task, group_of, router_losses, row_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Chat(Task[tuple[float, float]]):
 
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
         """Returns next-token prediction."""
-        return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing)
+        return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing, router_losses(loss))
 
     def decode(
         self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer

@@ -13,11 +13,11 @@ from data.examples import Rendered, labeled_segment
 from data.labeled import Example
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
-from model.heads import Objective, classifier
+from model.heads import Objective, classifier, multi_label_classifier
 from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Task, group_of, in_order, row_rules
+from train.tasks.task import Task, group_of, in_order, router_losses, row_rules
 
 # Separates the classes of a row where a file can only hold text.
 _SEPARATOR = "|"
@@ -114,8 +114,11 @@ class Classification(Task[list[str]]):
 
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
         """Returns a linear layer on the pooled states, with one output per class."""
+        shape, router = (model, len(self.classes), self.pooling, loss.label_smoothing), router_losses(loss)
+        if not self.multi_label:
+            return classifier(*shape, router)
         weights_2V = np.array([self.absent_weights, self.weights], np.float32) if self.absent_weights else None
-        return classifier(model, len(self.classes), self.pooling, self.multi_label, loss.label_smoothing, weights_2V)
+        return multi_label_classifier(*shape, weights_2V, router)
 
     def decode(
         self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer

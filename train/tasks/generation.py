@@ -16,7 +16,7 @@ from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.evaluation.squad import NO_ANSWER
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Task, group_of, row_rules
+from train.tasks.task import Task, group_of, router_losses, row_rules
 
 _METRICS = {"rouge": scores.rouge, "bleu": scores.bleu_chrf, "squad": scores.squad}
 
@@ -72,7 +72,7 @@ class Generation(Task[str]):
 
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
         """Returns next-token prediction."""
-        return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing)
+        return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing, router_losses(loss))
 
     def prompt_tokens(self, example: Example, tokenizer: Tokenizer, max_prompt_len: int) -> list[int]:
         """Returns the input in the template, cut to `max_prompt_len` tokens."""

@@ -20,7 +20,7 @@ from model.heads import Objective
 from model.task_heads import preference
 from train.evaluation.interval import Interval, mean_interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import P, Task, group_of, row_rules
+from train.tasks.task import P, Task, group_of, router_losses, row_rules
 
 CHOSEN, REJECTED = "chosen", "rejected"
 
@@ -102,7 +102,7 @@ class Preference(AnswerPair[tuple[float, float]]):
 
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
         """Returns DPO on the language-model head."""
-        return preference(model, self.beta, loss.chunk)
+        return preference(model, self.beta, loss.chunk, router_losses(loss))
 
     def decode(
         self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer

@@ -18,7 +18,7 @@ from model.task_heads import regressor
 from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Task, group_of, row_rules
+from train.tasks.task import Task, group_of, router_losses, row_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Regression(Task[float]):
 
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
         """Returns one linear output with the squared error."""
-        return regressor(model, self.pooling)
+        return regressor(model, self.pooling, router_losses(loss))
 
     def decode(
         self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer

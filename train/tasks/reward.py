@@ -15,6 +15,7 @@ from model.task_heads import reward
 from train.evaluation.interval import Interval, mean_interval
 from train.settings import LossSettings
 from train.tasks.preference import AnswerPair
+from train.tasks.task import router_losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Reward(AnswerPair[float]):
 
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
         """Returns one linear output, trained on the difference between chosen and rejected."""
-        return reward(model)
+        return reward(model, router_losses(loss))
 
     def decode(
         self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer

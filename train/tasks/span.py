@@ -19,7 +19,7 @@ from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.evaluation.squad import NO_ANSWER
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Task, group_of, row_rules
+from train.tasks.task import Task, group_of, router_losses, row_rules
 
 _MAX_ANSWER_TOKENS = 30
 _MAX_QUESTION_FRACTION = 1 / 3  # of the row
@@ -87,7 +87,7 @@ class Span(Task[str]):
 
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
         """Returns two linear scores per token: as the start and as the end of the answer."""
-        return span(model)
+        return span(model, router_losses(loss))
 
     def decode(self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer) -> str:
         """Returns the most likely answer as written in the context, "" for none."""

@@ -20,7 +20,7 @@ from train.evaluation.interval import Interval
 from train.evaluation.metrics import OUTSIDE
 from train.settings import LossSettings, TaskSettings
 from train.tasks.classification import class_weights
-from train.tasks.task import Task, group_of, in_order, row_rules
+from train.tasks.task import Task, group_of, in_order, router_losses, row_rules
 
 _WORDS = "tokens"  # the column of the words
 
@@ -86,7 +86,7 @@ class Tagging(Task[list[str]]):
 
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
         """Returns a linear layer on the state of each token."""
-        return classifier(model, len(self.classes), "none", smoothing=loss.label_smoothing)
+        return classifier(model, len(self.classes), "none", loss.label_smoothing, router_losses(loss))
 
     def decode(
         self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer

@@ -29,7 +29,7 @@ from data.labeled import Example
 from data.storage.paths import is_url
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
-from model.heads import Objective
+from model.heads import Objective, RouterLosses
 from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
 
@@ -166,6 +166,11 @@ def group_of(row: Row, settings: TaskSettings, default: str) -> str:
         UserError: see `data.columns.fill`.
     """
     return fill(settings.group, row, "config.task.group", row_rules(settings)) if settings.group else default
+
+
+def router_losses(loss: LossSettings) -> RouterLosses:
+    """Returns the weights of the losses of routers, for a task's objective."""
+    return RouterLosses(loss.router_z_loss, loss.balance_loss)
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from train.settings import from_config
 from train.tasks.task import fields_without_effect, load_task
 
 TOKENIZER = train_tokenizer("bytes", [])
-MODEL = tiny_model(vocab_size=320)
+MODEL = tiny_model(vocab_size=320, num_experts=2, experts_per_token=1)
 MESH = mesh_of()
 ROOT = Path(__file__).parents[3]
 FOUNDATION = ROOT / "tests" / "golden" / "runs" / "foundation"
@@ -59,7 +59,8 @@ CHANGES = {
     "task.pooling": "mean", "task.multi_label": True, "task.class_weights": "balanced", "task.template": "chatml",
     "task.metrics": ("bleu",), "task.max_new_tokens": 7, "task.beta": 0.5, "task.baseline": False,
     "task.center": False, "task.prompt": "{input}?", "task.zero_shot_rows": 0, "task.shots": 1,
-    "loss.z_loss": 0.5, "loss.label_smoothing": 0.3, "loss.chunk": 16,
+    "loss.z_loss": 0.5, "loss.label_smoothing": 0.3, "loss.chunk": 16, "loss.router_z_loss": 0.1,
+    "loss.balance_loss": 0.1,
 }  # fmt: skip
 # These act where rows are read and split, which has tests of its own (`tests/data`), and choose the task itself.
 SPLITS = {"task.test_path", "task.test_fraction", "task.test_rows", "task.validation_fraction", "task.name"}
@@ -172,7 +173,7 @@ def test_every_field_is_covered():
         ({"task.name": "chat", "task.multi_label": True}, "config.task.multi_label=True has no effect"),
         ({"adapt.rank": 64}, "config.adapt.rank=64 has no effect without config.adapt.method='lora'"),
         ({"data.validation_split": "tail"}, "has no effect in fine-tuning"),
-        ({"loss.router_z_loss": 0.1}, "config.loss.router_z_loss=0.1 has no effect in fine-tuning"),
+        ({"loss.router_z_loss": 0.1}, "loss.router_z_loss=0.1 has no effect without config.model.num_experts"),
         ({"model.embed_dim": 512}, "config.model.embed_dim=512 has no effect with --init_from=.*, which has 16"),
         ({"tokenizer": "bpe:99"}, "config.tokenizer='bpe:99' has no effect with --init_from=.*, which has 'bytes'"),
     ],
@@ -184,6 +185,15 @@ def test_fine_tuning_refuses_a_field_without_effect(changes, message, tmp_path):
     with pytest.raises(UserError, match=message):
         finetune(config.to_dict(), FOUNDATION, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_losses_of_routers_act_where_the_foundation_has_experts(tmp_path):
+    config = default.get_config()
+    config.loss.balance_loss = config.loss.router_z_loss = 0.1
+    values = config.to_dict()
+    record = SimpleNamespace(config={"tokenizer": config.tokenizer})
+    parent = SimpleNamespace(model=MODEL, directory="base", record=record)
+    check_new_run(tmp_path, values, from_config(values), FINETUNE_UNUSED, parent)
 
 
 @pytest.mark.parametrize(

@@ -20,4 +20,7 @@ NOTES = {
     "gpt_neox": "Pythia, GPT-NeoX; parallel blocks, partial rotation",
     "starcoder2": "StarCoder 2; LayerNorm, biases, window",
     "falcon": "Falcon 7B, 40B, 11B with rotary positions; parallel blocks, one or grouped kv heads",
+    "mixtral": "Mixtral; with and without a window",
+    "olmoe": "OLMoE; one norm over all heads, weights of experts renormalized or not",
+    "qwen3_moe": "Qwen 3 30B-A3B and 235B-A22B; dense layers first or between",
 }

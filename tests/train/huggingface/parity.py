@@ -20,7 +20,8 @@ TINY = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64, "sliding_window": 6,
     "n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 64, "shared_intermediate_size": 24, "ffn_hidden_size": 24,
-    "max_window_layers": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "max_window_layers": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "num_experts": 4,
+    "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
 }  # fmt: skip
 # Partial rotation needs wider heads, the dense Granite no experts. Granite's default multiplier makes attention so
 # sharp that rounding shows.
@@ -80,19 +81,20 @@ def our_params(model, architecture, tensors):
     from flax import linen as nn
 
     abstract = nn.meta.unbox(abstract)
-    rows = table(architecture, model)
+    # In memory, transformers has one tensor for all experts of a layer.
+    rows = table(architecture, model, fused=model.num_experts > 0)
     found = {name: x for name, x in tensors.items() if not name.endswith(IGNORED)}
     if model.tie_embeddings:
         found.pop(FAMILIES[architecture].output, None)
     compare_shapes({name: x.shape for name, x in found.items()}, expected_shapes(abstract, rows), architecture)
     for row, leaf in leaves(abstract, rows):
-        shape = leaf.shape[1:] if row.stacked else leaf.shape
+        shape = row.piece_shape(leaf.shape)
         parts = [row.to_ours(found[key], shape) for key in row.keys(leaf.shape[0])]
         tree = params[group_of(row)]
         *parents, last = row.leaf.split("/")
         for name in parents:
             tree = tree.setdefault(name, {})
-        tree[last] = np.stack(parts) if row.stacked else parts[0]
+        tree[last] = np.stack(parts).reshape(leaf.shape)
     return params
 
 

@@ -29,6 +29,8 @@ FOREIGN = {
     "parallel_attn": False, "use_parallel_residual": False, "sliding_window_pattern": 2, "n_inner": 12,
     "per_layer_config": {"0": {"num_attention_heads": 1}}, "use_mrope": True, "is_encoder_decoder": True,
     "scale_attn_by_inverse_layer_idx": True, "num_experts": 4, "num_local_experts": 2, "hidden_act": "relu",
+    "num_experts_per_tok": 3, "norm_topk_prob": True, "moe_intermediate_size": 20, "decoder_sparse_step": 2,
+    "mlp_only_layers": [0, 2], "n_group": 2, "routed_scaling_factor": 2.0, "shared_expert_intermediate_size": 8,
 }  # fmt: skip
 NULLS = (1, 12, 0.5, True)  # tried where a field is null
 

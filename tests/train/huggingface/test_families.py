@@ -48,6 +48,9 @@ MODELS = {
     "gpt_neox": ("gpt_neox",),
     "starcoder2": ("starcoder2",),
     "falcon": ("falcon", "falcon_grouped", "falcon_sequential"),
+    "mixtral": ("mixtral", "mixtral_window"),
+    "olmoe": ("olmoe", "olmoe_renormalized"),
+    "qwen3_moe": ("qwen3_moe", "qwen3_moe_dense_layers"),
 }
 HEADER = """| model_type | models | in | out | largest logit difference | largest weight difference after a step |
 |---|---|---|---|---|---|"""
@@ -114,10 +117,9 @@ def step_difference(directory, family, model, params):
     updates, _ = ours.update(jax.jit(jax.grad(loss))(params), ours.init(params), params)
     updated = jax.tree.map(np.asarray, optax.apply_updates(params, updates))
     worst = 0.0
-    for row, leaf in leaves(updated, table(family, model)):
-        for i, key in enumerate(row.keys(len(leaf))):
-            layer = leaf[i] if row.stacked else leaf
-            worst = max(worst, np.abs(row.to_ours(after[key], layer.shape) - layer).max())
+    for row, leaf in leaves(updated, table(family, model, fused=model.num_experts > 0)):
+        for key, piece in zip(row.keys(len(leaf)), row.pieces(leaf), strict=True):
+            worst = max(worst, np.abs(row.to_ours(after[key], piece.shape) - piece).max())
     return float(worst)
 
 
