@@ -1,11 +1,13 @@
 """Predictions of a task model for encoded rows."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
 from configs.errors import UserError
+from data.labeled import Example
 from data.templates import end_of_turn
 from data.tokenizer import Tokenizer
 from model.adapt import merge
@@ -43,22 +45,31 @@ class Predictor:
     def __call__(self, params: Params, part: TaskRows) -> list[Prediction]:
         """Returns one prediction per example, in order."""
         if self.task.generates:
-            return list(self._generate(params, part))
+            merged = merge(params, self.settings.adapt)
+            return list(generated(self.task, self._language_model(merged), self.settings, part.examples))
         found: dict[int, Prediction] = {}
         for i, outputs in head_outputs(self.objective, params, part.rows, self.settings.batch_size, self.mesh):
             found[i] = self.task.decode(part.examples[i], outputs, part.encoded[i], self.tokenizer)
         return [found[i] for i in range(len(part.examples))]
 
-    def _generate(self, params: Params, part: TaskRows) -> list[str]:
-        max_new_tokens, length = self.settings.task.max_new_tokens, part.rows.sequence_length
-        if max_new_tokens >= length:
-            raise UserError(
-                f"config.task.max_new_tokens={max_new_tokens} must be less than config.sequence_length={length}"
-            )
-        prompts = [self.task.prompt_tokens(e, self.tokenizer, length - max_new_tokens) for e in part.examples]
+    def _language_model(self, merged: Params) -> LanguageModel:
         template = self.settings.task.template
         eos_id = end_of_turn(template, self.tokenizer)
-        merged = merge(params, self.settings.adapt)
-        language_model = LanguageModel(self.model, merged, self.tokenizer, template, eos_id, self.mesh)
-        texts = generate_text(language_model, prompts, GenerationOptions(max_new_tokens))
-        return [text.strip() for text in texts]
+        return LanguageModel(self.model, merged, self.tokenizer, template, eos_id, self.mesh)
+
+
+def generated(
+    task: Task[Any], language_model: LanguageModel, settings: Settings, examples: Sequence[Example]
+) -> list[str]:
+    """Returns the text that a model writes for each example, greedily.
+
+    Raises:
+        UserError: `config.task.max_new_tokens` leaves no room for a prompt in `config.sequence_length`.
+    """
+    max_new_tokens, length = settings.task.max_new_tokens, settings.sequence_length
+    if max_new_tokens >= length:
+        raise UserError(
+            f"config.task.max_new_tokens={max_new_tokens} must be less than config.sequence_length={length}"
+        )
+    prompts = [task.prompt_tokens(e, language_model.tokenizer, length - max_new_tokens) for e in examples]
+    return [text.strip() for text in generate_text(language_model, prompts, GenerationOptions(max_new_tokens))]

@@ -15,12 +15,14 @@ from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, classifier
 from train.evaluation import metrics as scores
+from train.evaluation.calibration import sigmoid, softmax
 from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Task, group_of, in_order, row_rules
+from train.tasks.task import Answer, AnswerOptions, Task, group_of, in_order, row_rules
 
 # Separates the classes of a row where a file can only hold text.
 _SEPARATOR = "|"
+_DIGITS = 6  # of probabilities in files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Classification(Task[list[str]]):
 
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
     baseline_name: ClassVar[str] = "majority-class baseline"
+    answer_options: ClassVar[tuple[str, ...]] = ("top_k", "abstain_below", "set_threshold")
     unused_fields: ClassVar[tuple[str, ...]] = (
         *("task.context", "task.template", "task.metrics", "task.max_new_tokens", "task.beta"),
         *("task.center", "loss.z_loss", "loss.chunk"),
@@ -74,6 +77,12 @@ class Classification(Task[list[str]]):
             labels = [label if rules.first_version else label.strip()]
         classes = tuple(sorted(set(labels)))
         return Example(text, group_of(row, settings, text), {"text": text, "labels": labels}, classes)
+
+    @classmethod
+    def parse_input(cls, row: Row, settings: TaskSettings) -> Example:
+        """Returns fields {"text", "labels": []}."""
+        text = fill(settings.input, row, "config.task.input", row_rules(settings))
+        return Example(text, text, {"text": text, "labels": []})
 
     @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
@@ -125,6 +134,42 @@ class Classification(Task[list[str]]):
         if self.multi_label:
             return [name for name, z in zip(self.classes, logits, strict=True) if z > 0]
         return [self.classes[i] for i in np.argsort(-logits, kind="stable")]
+
+    def answer_columns(self, options: AnswerOptions) -> tuple[str, ...]:
+        """Returns "prediction", "probability", "prediction_2", ...; with options also "set" and "abstained"."""
+        if self.multi_label:
+            return ("prediction", "probabilities", *(("top", "top_probabilities") if options.top_k > 1 else ()))
+        numbers = [f"_{rank}" if rank > 1 else "" for rank in range(1, min(options.top_k, len(self.classes)) + 1)]
+        columns = [f"{name}{number}" for number in numbers for name in ("prediction", "probability")]
+        columns += ["set"] if options.set_threshold is not None else []
+        return (*columns, *(("abstained",) if options.abstain_below else ()))
+
+    def answer(
+        self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer,
+        options: AnswerOptions,
+    ) -> Answer:  # fmt: skip
+        """Returns the most likely classes with their probabilities, the best one None if it is too unlikely.
+
+        With `multi_label`, the classes with a probability above 1/2; with `top_k` above 1 also the most likely ones.
+        """
+        logits = outputs[0][-1] / options.temperature
+        p = sigmoid(logits) if self.multi_label else softmax(logits)
+        order = np.argsort(-p, kind="stable").tolist()
+        ranked = [(self.classes[i], round(float(p[i]), _DIGITS)) for i in order]
+        if self.multi_label:
+            top = ranked[: options.top_k]
+            found = [(self.classes[i], round(float(p[i]), _DIGITS)) for i in np.flatnonzero(logits > 0)]
+            lists = {"prediction": found, "probabilities": found, "top": top, "top_probabilities": top}
+            return {c: [pair["prob" in c] for pair in lists[c]] for c in self.answer_columns(options)}
+        values: list[object] = [value for pair in ranked[: options.top_k] for value in pair]
+        likely = ranked[0][1] >= options.abstain_below
+        if not likely:
+            values[0] = None
+        if options.set_threshold is not None:
+            values.append([name for name, q in ranked if q >= options.set_threshold or name == ranked[0][0]])
+        if options.abstain_below:
+            values.append(not likely)
+        return dict(zip(self.answer_columns(options), values, strict=True))
 
     def metrics(self, examples: Sequence[Example], predictions: Sequence[list[str]]) -> dict[str, Interval]:
         """Returns accuracy, macro-F1 and, for more than five classes, top-3; multi-label: F1 and exact match."""

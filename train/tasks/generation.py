@@ -53,6 +53,12 @@ class Generation(Task[str]):
         return Example(content, group_of(row, settings, text), {"input": text, "references": references})
 
     @classmethod
+    def parse_input(cls, row: Row, settings: TaskSettings) -> Example:
+        """Returns fields {"input", "references": []}."""
+        text = fill(settings.input, row, "config.task.input", row_rules(settings))
+        return Example(text, text, {"input": text, "references": []})
+
+    @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
         """Returns the task with its template and metrics.
 

@@ -41,6 +41,10 @@ class Reward(AnswerPair[float]):
         """Returns one linear output, trained on the difference between chosen and rejected."""
         return reward(model)
 
+    def scores(self, outputs: tuple[np.ndarray, ...], encoded: Rendered) -> list[float]:
+        """Returns the output at the end of each answer."""
+        return [float(output[-1]) for output in outputs]
+
     def decode(
         self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer
     ) -> float:

@@ -16,11 +16,12 @@ from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, classifier
 from train.evaluation import metrics as scores
+from train.evaluation.calibration import softmax
 from train.evaluation.interval import Interval
 from train.evaluation.metrics import OUTSIDE
 from train.settings import LossSettings, TaskSettings
 from train.tasks.classification import class_weights
-from train.tasks.task import Task, group_of, in_order, row_rules
+from train.tasks.task import Answer, AnswerOptions, Task, group_of, in_order, row_rules
 
 _WORDS = "tokens"  # the column of the words
 
@@ -37,6 +38,7 @@ class Tagging(Task[list[str]]):
     classes: tuple[str, ...]
     weights: tuple[float, ...] = ()
 
+    list_separator: ClassVar[str] = " "
     unused_fields: ClassVar[tuple[str, ...]] = (
         *("task.input", "task.context", "task.pooling", "task.multi_label", "task.template", "task.metrics"),
         *("task.beta", "task.center", "loss.z_loss", "loss.chunk"),
@@ -55,6 +57,15 @@ class Tagging(Task[list[str]]):
         text = " ".join(words)
         fields = {"words": words, "tags": tags}
         return Example(text, group_of(row, settings, text), fields, tuple(sorted(set(tags))))
+
+    @classmethod
+    def parse_input(cls, row: Row, settings: TaskSettings) -> Example:
+        """Returns fields {"words", "tags"} with `OUTSIDE` for every word."""
+        words = _words(row, _WORDS, row_rules(settings))
+        if not words:
+            raise UserError(f"{_WORDS!r} has no words; expected at least one")
+        text = " ".join(words)
+        return Example(text, text, {"words": words, "tags": [OUTSIDE] * len(words)})
 
     @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
@@ -92,12 +103,24 @@ class Tagging(Task[list[str]]):
         self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer
     ) -> list[str]:
         """Returns a tag per word; `OUTSIDE` for words that were cut off or have no tokens."""
-        _, ends = encode_words(tokenizer, example.fields["words"])
-        last = len(encoded.segments[0]["tokens"]) - 2
-        return [
-            self.classes[outputs[0][end].argmax()] if start < end <= last else OUTSIDE
-            for start, end in zip([0, *ends], ends, strict=False)
+        places = _places(example, encoded, tokenizer)
+        return [OUTSIDE if place is None else self.classes[outputs[0][place].argmax()] for place in places]
+
+    def answer_columns(self, options: AnswerOptions) -> tuple[str, ...]:
+        """Returns "prediction" and "probabilities": lists with an item per word."""
+        return ("prediction", "probabilities")
+
+    def answer(
+        self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer,
+        options: AnswerOptions,
+    ) -> Answer:  # fmt: skip
+        """Returns a tag per word with its probability, None for words that were cut off or have no tokens."""
+        places = _places(example, encoded, tokenizer)
+        likely = [
+            None if place is None else round(float(softmax(outputs[0][place] / options.temperature).max()), 6)
+            for place in places
         ]
+        return {"prediction": self.decode(example, outputs, encoded, tokenizer), "probabilities": likely}
 
     def metrics(self, examples: Sequence[Example], predictions: Sequence[list[str]]) -> dict[str, Interval]:
         """Returns accuracy over words and macro-F1 over the tags other than `OUTSIDE`."""
@@ -120,6 +143,13 @@ class Tagging(Task[list[str]]):
     def target_names(self) -> tuple[str, ...]:
         """Returns the tags."""
         return self.classes
+
+
+def _places(example: Example, encoded: Rendered, tokenizer: Tokenizer) -> list[int | None]:
+    """Returns the position of each word's last token, None for words that were cut off or have no tokens."""
+    _, ends = encode_words(tokenizer, example.fields["words"])
+    last = len(encoded.segments[0]["tokens"]) - 2
+    return [end if start < end <= last else None for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _words(row: Row, name: str, rules: RowRules) -> list[str]:

@@ -34,8 +34,27 @@ from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
 
 P = TypeVar("P")  # the type of a task's predictions
+# What `rootstock predict` writes for a row: column -> JSON value.
+Answer = dict[str, Any]
 # A prediction of any task; only the task that made it reads it.
 Prediction = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerOptions:
+    """What the answers of `rootstock predict` contain.
+
+    Attributes:
+        top_k: number of classes per row, most likely first.
+        temperature: logits are divided by this before they become probabilities (`train.evaluation.calibration`).
+        abstain_below: a less likely prediction is left out; 0: none is.
+        set_threshold: classes of at least this probability are in a row's set of classes; None: there are no sets.
+    """
+
+    top_k: int = 1
+    temperature: float = 1.0
+    abstain_below: float = 0.0
+    set_threshold: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +73,9 @@ class Task(abc.ABC, Generic[P]):
         zero_shot: how the foundation is scored before fine-tuning. "prompt": it answers `question`; "head": its
             language-model head is scored by `decode`; "none": not at all.
         baseline_name: the name of `baseline_prediction` in the table.
+        replies: `rootstock predict` writes the text generated after `prompt_tokens`, which `metrics` do not read.
+        answer_options: the `AnswerOptions` that have an effect, beside the temperature.
+        list_separator: what stands between the values of a list in a CSV file of predictions.
         unused_fields: config fields that this task does not read, e.g. "task.beta"; setting one is an error. Fields
             that follow from the attributes above need not be listed: see `fields_without_effect`.
         renamed_fields: old name -> new name of fields that older `run.json` files contain.
@@ -64,6 +86,9 @@ class Task(abc.ABC, Generic[P]):
     needs_reference: ClassVar[bool] = False
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "none"
     baseline_name: ClassVar[str] = "most frequent answer"
+    replies: ClassVar[bool] = False
+    answer_options: ClassVar[tuple[str, ...]] = ()
+    list_separator: ClassVar[str] = "|"
     unused_fields: ClassVar[tuple[str, ...]] = ()
     renamed_fields: ClassVar[Mapping[str, str]] = {}
 
@@ -115,6 +140,26 @@ class Task(abc.ABC, Generic[P]):
             tokenizer: of the model.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define decode")
+
+    @classmethod
+    def parse_input(cls, row: Row, settings: TaskSettings) -> Example:
+        """Returns the example in a row whose target is unknown: `encode` and `prompt_tokens` accept it.
+
+        Raises:
+            UserError: see `parse`. A task that does not define this method expects the target as well.
+        """
+        return cls.parse(row, settings)
+
+    def answer_columns(self, options: AnswerOptions) -> tuple[str, ...]:
+        """Returns the names of the columns that `answer` returns."""
+        return ("prediction",)
+
+    def answer(
+        self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer,
+        options: AnswerOptions,
+    ) -> Answer:  # fmt: skip
+        """Returns what `rootstock predict` writes for an example; the arguments are those of `decode`."""
+        return {"prediction": self.format(example, self.decode(example, outputs, encoded, tokenizer))}
 
     def prompt_tokens(self, example: Example, tokenizer: Tokenizer, max_prompt_len: int) -> list[int]:
         """Returns the tokens after which the model generates its answer, for tasks with `generates`."""
