@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError, one_line
-from data.columns import Row
+from data.columns import Row, is_missing
 from data.sources import CHUNK_BYTES, import_optional
 from data.storage.files import copy_file, delete_tree, write_atomically
 from data.storage.paths import is_remote
@@ -175,7 +175,7 @@ def _csv(rows: Sequence[Row], columns: Sequence[str], first: bool) -> bytes:
 
 
 def _cell(value: object) -> str:
-    if value is None:
+    if is_missing(value):
         return ""
     return value if isinstance(value, str) else _json(value)
 

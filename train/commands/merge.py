@@ -18,6 +18,7 @@ from train.checkpoint.save import save
 from train.console import say
 from train.distributed.mesh import single_device_mesh
 from train.files import check_output_directory
+from train.finetuning.confidence import read_calibration, write_calibration
 from train.run.record import open_run
 from train.run.record import start as start_run
 from train.step import TrainState
@@ -63,4 +64,6 @@ def merge(directory: Path, output: Path) -> None:
         step = jnp.asarray(record.config["num_steps"], jnp.int32)
         with open_manager(partial, keep=1) as manager:
             save(manager, TrainState(step, params, None, {}), mesh)
+            if (found := read_calibration(adapter)) is not None:
+                write_calibration(partial, dataclasses.replace(found, step=int(step)))
     say(f"merge: {output} contains the whole model")

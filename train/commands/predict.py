@@ -15,7 +15,7 @@ from configs.errors import UserError
 from data.storage.paths import at
 from train.console import say, warn
 from train.prediction.files import FileOptions, Summary, predict_file
-from train.prediction.task_model import PredictOptions, load
+from train.prediction.task_model import PredictOptions, TaskModel, load
 
 REQUIRED = ("run", "data", "output")
 
@@ -30,6 +30,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("top_k", 1, "Classes per row, most likely first.", lower_bound=1, flag_values=values)
     text = "Leave out a prediction whose probability is below this; 0: none."
     flags.DEFINE_float("abstain_below", 0.0, text, lower_bound=0.0, upper_bound=1.0, flag_values=values)
+    text = "Add a column of sets of classes, of which this share contains the right one, e.g. 0.95; 0: none."
+    flags.DEFINE_float("coverage", 0.0, text, lower_bound=0.0, upper_bound=1.0, flag_values=values)
     text = "Longest generated text in tokens; 0: the run's config.task.max_new_tokens."
     flags.DEFINE_integer("max_new_tokens", 0, text, lower_bound=0, flag_values=values)
     text = "I/N: predict only the I-th of N parts of the rows, for N processes at the same time."
@@ -39,13 +41,25 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
-    options = PredictOptions(values.top_k, values.abstain_below, values.max_new_tokens)
+    options = PredictOptions(values.top_k, values.abstain_below, values.coverage, values.max_new_tokens)
     model = load(at(values.run), options)
+    if line := calibration_line(model):
+        say(f"predict: {line}")
     files = FileOptions(values.part, values.overwrite, values.prefix)
     done = predict_file(model, values.data, at(values.output), files)
     _say(done, values.output)
     if done.broken and done.broken == done.rows:
         raise UserError(f"none of the {done.rows:,} rows of --data={values.data} could be predicted: {done.reason}")
+
+
+def calibration_line(model: TaskModel) -> str:
+    """Returns whether the probabilities are calibrated, "" if the answers have none that could be."""
+    if not {"probability", "probabilities"} & set(model.columns) or not model.task.target_names:
+        return ""
+    found = model.calibration
+    if found is None:
+        return "the probabilities are not calibrated; running the same `rootstock finetune` again calibrates them"
+    return f"the probabilities are calibrated: temperature {found.temperature:.3f}, of {found.rows:,} validation rows"
 
 
 def _say(done: Summary, output: str) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from configs.errors import UserError
@@ -14,6 +15,7 @@ from model.adapt import merge
 from model.config import ModelConfig
 from model.heads import Objective
 from model.transformer import Params
+from train.evaluation.calibration import Decisions, joined
 from train.evaluation.scoring import head_outputs
 from train.finetuning.rows import TaskRows
 from train.generation.decode import generate_text
@@ -44,13 +46,22 @@ class Predictor:
 
     def __call__(self, params: Params, part: TaskRows) -> list[Prediction]:
         """Returns one prediction per example, in order."""
+        return self.with_decisions(params, part)[0]
+
+    def with_decisions(self, params: Params, part: TaskRows) -> tuple[list[Prediction], Decisions | None]:
+        """Returns one prediction per example, and the choices of classes that they come from, if there are any."""
         if self.task.generates:
             merged = merge(params, self.settings.adapt)
-            return list(generated(self.task, self._language_model(merged), self.settings, part.examples))
+            return generated(self.task, self._language_model(merged), self.settings, part.examples), None
         found: dict[int, Prediction] = {}
+        choices: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for i, outputs in head_outputs(self.objective, params, part.rows, self.settings.batch_size, self.mesh):
-            found[i] = self.task.decode(part.examples[i], outputs, part.encoded[i], self.tokenizer)
-        return [found[i] for i in range(len(part.examples))]
+            read = (part.examples[i], outputs, part.encoded[i], self.tokenizer)
+            found[i] = self.task.decode(*read)
+            if (chosen := self.task.decisions(*read)) is not None:
+                choices[i] = chosen
+        order = range(len(part.examples))
+        return [found[i] for i in order], joined([choices[i] for i in order]) if choices else None
 
     def _language_model(self, merged: Params) -> LanguageModel:
         template = self.settings.task.template

@@ -9,8 +9,10 @@ from configs.errors import UserError
 from data.columns import Row, parse_pattern
 from data.labeled import Example
 from data.storage.paths import at
+from train.evaluation.calibration import set_threshold
+from train.finetuning.confidence import FILE, Calibration, read_calibration
 from train.prediction.backends import ERROR, Backend, open_backend
-from train.run.record import open_run
+from train.run.record import Run, open_run
 from train.settings import Settings, from_config
 from train.tasks.task import Answer, AnswerOptions, Task, task_from_record
 
@@ -25,6 +27,7 @@ class TaskModel:
         settings: the config of its run.
         options: what answers contain.
         backend: the model.
+        calibration: how the probabilities were calibrated; None: they were not.
     """
 
     directory: Path
@@ -32,6 +35,7 @@ class TaskModel:
     settings: Settings
     options: AnswerOptions
     backend: Backend
+    calibration: Calibration | None = None
 
     def __call__(self, inputs: Sequence[str | Row]) -> list[Answer]:
         """Returns the answer to each input: a dict with the columns that `rootstock predict` writes.
@@ -99,11 +103,13 @@ class PredictOptions:
     Attributes:
         top_k: number of classes per row, most likely first.
         abstain_below: leave out a prediction that is less likely than this; 0: none.
+        coverage: add sets of classes, of which this share contains the right one; 0: none.
         max_new_tokens: longest generated text in tokens; 0: the run's `config.task.max_new_tokens`.
     """
 
     top_k: int = 1
     abstain_below: float = 0.0
+    coverage: float = 0.0
     max_new_tokens: int = 0
 
 
@@ -126,9 +132,26 @@ def load(directory: str | Path, options: PredictOptions = _DEFAULTS) -> TaskMode
     if options.max_new_tokens:
         changed = dataclasses.replace(settings.task, max_new_tokens=options.max_new_tokens)
         settings = dataclasses.replace(settings, task=changed)
-    found = AnswerOptions(options.top_k, abstain_below=options.abstain_below)
-    for name in ("top_k", "abstain_below"):
+    for name in ("top_k", "abstain_below", "coverage"):
         value = getattr(options, name)
         if value != getattr(_DEFAULTS, name) and name not in task.answer_options:
-            raise UserError(f"--{name}={value:g} has no effect for a {run.record.task['name']} model; leave it out")
-    return TaskModel(run.directory, task, settings, found, open_backend(run, task, settings, found))
+            raise UserError(f"--{name}={value:g} has no effect with the task of {run.directory}; leave it out")
+    calibration = read_calibration(run)
+    found = AnswerOptions(
+        options.top_k,
+        calibration.temperature if calibration else 1.0,
+        options.abstain_below,
+        _set_threshold(run, calibration, options.coverage) if options.coverage else None,
+    )
+    return TaskModel(run.directory, task, settings, found, open_backend(run, task, settings, found), calibration)
+
+
+def _set_threshold(run: Run, calibration: Calibration | None, coverage: float) -> float:
+    if not 0.0 < coverage < 1.0:
+        raise UserError(f"--coverage={coverage:g} must be between 0 and 1, such as 0.95")
+    if calibration is None:
+        raise UserError(
+            f"--coverage={coverage:g} needs {run.directory / FILE}, which is missing or of another checkpoint; run the "
+            "same `rootstock finetune` again to write it"
+        )
+    return set_threshold(calibration.label_probabilities, coverage)

@@ -14,11 +14,12 @@ from data.labeled import Example
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, classifier
+from train.evaluation import linear_svm
 from train.evaluation import metrics as scores
-from train.evaluation.calibration import sigmoid, softmax
-from train.evaluation.interval import Interval
+from train.evaluation.calibration import UNSEEN, sigmoid, softmax
+from train.evaluation.interval import Interval, mean_interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Answer, AnswerOptions, Task, group_of, in_order, row_rules
+from train.tasks.task import Alternative, Answer, AnswerOptions, Task, group_of, in_order, row_rules
 
 # Separates the classes of a row where a file can only hold text.
 _SEPARATOR = "|"
@@ -35,6 +36,7 @@ class Classification(Task[list[str]]):
         multi_label: an example has any number of classes.
         pooling: which state the head reads.
         prompt: the question for zero-shot scoring, with {input}.
+        out_of_scope: the class of rows that are none of the others, which are scored apart; "": none.
         absent_weights: with `multi_label`, weight of each class in the loss where an example does not have it; empty:
             no weights, whatever `weights` says, as in runs of earlier versions.
     """
@@ -45,10 +47,10 @@ class Classification(Task[list[str]]):
     pooling: Literal["last", "mean"]
     prompt: str
     absent_weights: tuple[float, ...] = ()
+    out_of_scope: str = ""
 
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
     baseline_name: ClassVar[str] = "majority-class baseline"
-    answer_options: ClassVar[tuple[str, ...]] = ("top_k", "abstain_below", "set_threshold")
     unused_fields: ClassVar[tuple[str, ...]] = (
         *("task.context", "task.template", "task.metrics", "task.max_new_tokens", "task.beta"),
         *("task.center", "loss.z_loss", "loss.chunk"),
@@ -102,7 +104,8 @@ class Classification(Task[list[str]]):
             absent = tuple(rows / (2 * max(rows - counts[name], 1)) for name in classes)
             return cls(classes, weights, True, settings.pooling, settings.prompt, absent)
         weights = class_weights(counts, classes, settings.class_weights)
-        return cls(classes, weights, settings.multi_label, settings.pooling, settings.prompt)
+        pooling, prompt, outside = settings.pooling, settings.prompt, settings.out_of_scope
+        return cls(classes, weights, settings.multi_label, pooling, prompt, out_of_scope=outside)
 
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered:
         """Returns `bos text eos` with the class as the target of its last token; an unseen label is in no loss."""
@@ -134,6 +137,22 @@ class Classification(Task[list[str]]):
         if self.multi_label:
             return [name for name, z in zip(self.classes, logits, strict=True) if z > 0]
         return [self.classes[i] for i in np.argsort(-logits, kind="stable")]
+
+    def decisions(
+        self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the logits and the class; with `multi_label`, of the choice between no and yes for each class."""
+        logits, labels = outputs[0][-1], example.fields["labels"]
+        if self.multi_label:
+            return np.stack([np.zeros_like(logits), logits], -1), np.array(
+                [name in labels for name in self.classes], int
+            )
+        return logits[None], np.array([self.classes.index(labels[0]) if labels[0] in self.classes else UNSEEN])
+
+    @property
+    def answer_options(self) -> tuple[str, ...]:
+        """All options; with `multi_label`, "top_k"."""
+        return ("top_k",) if self.multi_label else ("top_k", "abstain_below", "coverage")
 
     def answer_columns(self, options: AnswerOptions) -> tuple[str, ...]:
         """Returns "prediction", "probability", "prediction_2", ...; with options also "set" and "abstained"."""
@@ -172,12 +191,26 @@ class Classification(Task[list[str]]):
         return dict(zip(self.answer_columns(options), values, strict=True))
 
     def metrics(self, examples: Sequence[Example], predictions: Sequence[list[str]]) -> dict[str, Interval]:
-        """Returns accuracy, macro-F1 and, for more than five classes, top-3; multi-label: F1 and exact match."""
+        """Returns accuracy, macro-F1 and, for more than five classes, top-3; multi-label: F1 and exact match.
+
+        With `out_of_scope`, also the accuracy of the rows in scope, and the share of the others that is recognized.
+        """
         labels = [example.fields["labels"] for example in examples]
         if self.multi_label:
             return scores.multi_label([set(names) for names in labels], [set(names) for names in predictions])
         found = scores.classification([names[0] for names in labels], predictions)
-        return found if len(self.classes) > 5 else {name: found[name] for name in ("accuracy", "macro_f1")}
+        if len(self.classes) <= 5:
+            del found["top_3"]
+        if not self.out_of_scope:
+            return found
+        outside = np.array([self.is_out_of_scope(example) for example in examples])
+        right = np.array([names[0] == best[0] for names, best in zip(labels, predictions, strict=True)])
+        parts = {"accuracy_in_scope": right[~outside], "recall_out_of_scope": right[outside]}
+        return found | {name: mean_interval(rows) for name, rows in parts.items() if len(rows)}
+
+    def is_out_of_scope(self, example: Example) -> bool:
+        """Returns whether the class of an example is the one that stands for all other texts."""
+        return self.out_of_scope in example.fields["labels"]
 
     def expected(self, example: Example) -> str:
         """Returns the class or classes."""
@@ -192,6 +225,20 @@ class Classification(Task[list[str]]):
         counts = Counter(label for example in examples for label in example.fields["labels"])
         ranking = [name for name, _ in counts.most_common()]
         return ranking[:1] if self.multi_label else ranking
+
+    def alternatives(self) -> dict[str, Alternative]:
+        """Returns a linear SVM on TF-IDF features."""
+        return {"TF-IDF + linear SVM": self._svm}
+
+    def _svm(self, train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> list[list[str]]:
+        texts, labels = (
+            [[e.fields[name] for e in part] for part in (train, validation)] for name in ("text", "labels")
+        )
+        held_out = [example.fields["text"] for example in test]
+        if self.multi_label:
+            return linear_svm.several_classes((texts[0], labels[0]), (texts[1], labels[1]), held_out)
+        first = [[names[0] for names in part] for part in labels]
+        return linear_svm.rank_classes((texts[0], first[0]), (texts[1], first[1]), held_out)
 
     def question(self, example: Example) -> tuple[str, str]:
         """Returns the prompt with the text filled in, and the classes in words."""

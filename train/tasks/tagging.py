@@ -15,13 +15,14 @@ from data.seams import encode_words
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, classifier
+from train.evaluation import linear_svm
 from train.evaluation import metrics as scores
-from train.evaluation.calibration import softmax
+from train.evaluation.calibration import UNSEEN, softmax
 from train.evaluation.interval import Interval
 from train.evaluation.metrics import OUTSIDE
 from train.settings import LossSettings, TaskSettings
 from train.tasks.classification import class_weights
-from train.tasks.task import Answer, AnswerOptions, Task, group_of, in_order, row_rules
+from train.tasks.task import Alternative, Answer, AnswerOptions, Task, group_of, in_order, row_rules
 
 _WORDS = "tokens"  # the column of the words
 
@@ -41,7 +42,7 @@ class Tagging(Task[list[str]]):
     list_separator: ClassVar[str] = " "
     unused_fields: ClassVar[tuple[str, ...]] = (
         *("task.input", "task.context", "task.pooling", "task.multi_label", "task.template", "task.metrics"),
-        *("task.beta", "task.center", "loss.z_loss", "loss.chunk"),
+        *("task.beta", "task.center", "task.out_of_scope", "loss.z_loss", "loss.chunk"),
     )
 
     @classmethod
@@ -106,6 +107,15 @@ class Tagging(Task[list[str]]):
         places = _places(example, encoded, tokenizer)
         return [OUTSIDE if place is None else self.classes[outputs[0][place].argmax()] for place in places]
 
+    def decisions(
+        self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the logits and the tag of each word that was not cut off and has tokens."""
+        places = _places(example, encoded, tokenizer)
+        found = [(p, tag) for p, tag in zip(places, example.fields["tags"], strict=True) if p is not None]
+        labels = [self.classes.index(tag) if tag in self.classes else UNSEEN for _, tag in found]
+        return outputs[0][[p for p, _ in found]], np.array(labels, int)
+
     def answer_columns(self, options: AnswerOptions) -> tuple[str, ...]:
         """Returns "prediction" and "probabilities": lists with an item per word."""
         return ("prediction", "probabilities")
@@ -125,6 +135,10 @@ class Tagging(Task[list[str]]):
     def metrics(self, examples: Sequence[Example], predictions: Sequence[list[str]]) -> dict[str, Interval]:
         """Returns accuracy over words and macro-F1 over the tags other than `OUTSIDE`."""
         return scores.tagging([example.fields["tags"] for example in examples], predictions)
+
+    def alternatives(self) -> dict[str, Alternative]:
+        """Returns a linear SVM on the words."""
+        return {"word features + linear SVM": _svm}
 
     def expected(self, example: Example) -> str:
         """Returns the words with their tags."""
@@ -150,6 +164,11 @@ def _places(example: Example, encoded: Rendered, tokenizer: Tokenizer) -> list[i
     _, ends = encode_words(tokenizer, example.fields["words"])
     last = len(encoded.segments[0]["tokens"]) - 2
     return [end if start < end <= last else None for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _svm(train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> list[list[str]]:
+    words, tags = ([[e.fields[name] for e in part] for part in (train, validation)] for name in ("words", "tags"))
+    return linear_svm.tag_words((words[0], tags[0]), (words[1], tags[1]), [e.fields["words"] for e in test])
 
 
 def _words(row: Row, name: str, rules: RowRules) -> list[str]:

@@ -14,7 +14,7 @@ import pkgutil
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
@@ -38,6 +38,10 @@ P = TypeVar("P")  # the type of a task's predictions
 Answer = dict[str, Any]
 # A prediction of any task; only the task that made it reads it.
 Prediction = Any
+
+
+# (training, validation, held-out examples) -> a prediction for each held-out example; its target must not be read.
+Alternative = Callable[[Sequence[Example], Sequence[Example], Sequence[Example]], list[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +78,6 @@ class Task(abc.ABC, Generic[P]):
             language-model head is scored by `decode`; "none": not at all.
         baseline_name: the name of `baseline_prediction` in the table.
         replies: `rootstock predict` writes the text generated after `prompt_tokens`, which `metrics` do not read.
-        answer_options: the `AnswerOptions` that have an effect, beside the temperature.
         list_separator: what stands between the values of a list in a CSV file of predictions.
         unused_fields: config fields that this task does not read, e.g. "task.beta"; setting one is an error. Fields
             that follow from the attributes above need not be listed: see `fields_without_effect`.
@@ -87,7 +90,6 @@ class Task(abc.ABC, Generic[P]):
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "none"
     baseline_name: ClassVar[str] = "most frequent answer"
     replies: ClassVar[bool] = False
-    answer_options: ClassVar[tuple[str, ...]] = ()
     list_separator: ClassVar[str] = "|"
     unused_fields: ClassVar[tuple[str, ...]] = ()
     renamed_fields: ClassVar[Mapping[str, str]] = {}
@@ -150,6 +152,11 @@ class Task(abc.ABC, Generic[P]):
         """
         return cls.parse(row, settings)
 
+    @property
+    def answer_options(self) -> tuple[str, ...]:
+        """The options of `rootstock predict` that have an effect: some of "top_k", "abstain_below" and "coverage"."""
+        return ()
+
     def answer_columns(self, options: AnswerOptions) -> tuple[str, ...]:
         """Returns the names of the columns that `answer` returns."""
         return ("prediction",)
@@ -160,6 +167,16 @@ class Task(abc.ABC, Generic[P]):
     ) -> Answer:  # fmt: skip
         """Returns what `rootstock predict` writes for an example; the arguments are those of `decode`."""
         return {"prediction": self.format(example, self.decode(example, outputs, encoded, tokenizer))}
+
+    def decisions(
+        self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Returns (logits, labels) of the choices of a class in an example (`train.evaluation.calibration`).
+
+        None if the task chooses none, so that its predictions have no probabilities to calibrate. The arguments are
+        those of `decode`.
+        """
+        return None
 
     def prompt_tokens(self, example: Example, tokenizer: Tokenizer, max_prompt_len: int) -> list[int]:
         """Returns the tokens after which the model generates its answer, for tasks with `generates`."""
@@ -172,6 +189,10 @@ class Task(abc.ABC, Generic[P]):
     def baseline_prediction(self, examples: Sequence[Example]) -> P | None:
         """Returns the best constant prediction given the training examples, or None if the task has none."""
         return None
+
+    def alternatives(self) -> "dict[str, Alternative]":
+        """Returns what a user would do instead of fine-tuning a model, name -> its predictions."""
+        return {}
 
     def question(self, example: Example) -> tuple[str, str]:
         """Returns (question, answer) as text, for tasks whose `zero_shot` is "prompt"."""
@@ -302,6 +323,8 @@ def fields_without_effect(cls: type[Task[Any]]) -> set[str]:
     unused = set(cls.unused_fields)
     if cls.zero_shot != "prompt":
         unused.add("task.prompt")
+    if cls.alternatives is Task.alternatives:
+        unused.add("task.alternatives")
     if cls.zero_shot == "none":
         unused |= {"task.zero_shot_rows", "task.shots"}
     if cls.needs_reference:
