@@ -81,10 +81,11 @@ def _say_classes(run: FinetuneRun, splits: Splits) -> None:
         )
     say_unseen("finetune", run.data.task, run.data.parts["test"].examples)
     outside = run.settings.task.out_of_scope
-    names = {name for example in (*splits.train, *splits.test) for name in example.classes}
-    if outside and outside not in names:
+    present = {name for example in (*splits.train, *splits.test) for name in example.classes}
+    if outside and outside not in present:
         raise UserError(
-            f"config.task.out_of_scope={outside!r} is the class of no row; expected one of {abbreviated(sorted(names))}"
+            f"config.task.out_of_scope={outside!r} is the class of no row; expected one of "
+            f"{abbreviated(sorted(present))}"
         )
 
 

@@ -58,7 +58,8 @@ CHANGES = {
     "task.input": "{other}", "task.context": "{context}.", "task.target": "second", "task.group": "{other}",
     "task.pooling": "mean", "task.multi_label": True, "task.class_weights": "balanced", "task.template": "chatml",
     "task.metrics": ("bleu",), "task.max_new_tokens": 7, "task.beta": 0.5, "task.baseline": False,
-    "task.center": False, "task.alternatives": False, "task.out_of_scope": "b", "task.prompt": "{input}?", "task.zero_shot_rows": 0, "task.shots": 1,
+    "task.center": False, "task.alternatives": False, "task.out_of_scope": "b",
+    "task.prompt": "{input}?", "task.zero_shot_rows": 0, "task.shots": 1,
     "loss.z_loss": 0.5, "loss.label_smoothing": 0.3, "loss.chunk": 16,
 }  # fmt: skip
 # These act where rows are read and split, which has tests of its own (`tests/data`), and choose the task itself.

@@ -62,8 +62,8 @@ def sections(found: Confidence) -> str:
     parts = [
         "<h2>How sure</h2>",
         f'<p class="note">Logits are divided by a temperature of {temperature:.3f}, which was fitted on {rows:,} '
-        "validation rows. It changes no prediction, only its probability. In a calibrated model, of the predictions with "
-        "a probability of 0.8 eight in ten are right.</p>",
+        "validation rows. It changes no prediction, only its probability. In a calibrated model, of the predictions "
+        "with a probability of 0.8 eight in ten are right.</p>",
         grid(("probabilities", "Brier score, lower is better", "calibration error, lower is better"), scores),
         f'<p class="legend">{legend}</p><div class="charts"><div class="box">{chart}</div>',
         grid(("predict --abstain_below", "rows answered", "accuracy of these"), answered) + "</div>",
