@@ -60,9 +60,10 @@ def tag_words(
     train: tuple[Sentences, Sentences], validation: tuple[Sentences, Sentences], sentences: Sentences
 ) -> list[list[str]]:
     """Returns a tag for each word, from the word, its ends, its shape and its neighbors; C is chosen by accuracy."""
-    from sklearn.feature_extraction import DictVectorizer
+    from sklearn.feature_extraction.text import CountVectorizer
 
-    found = DictVectorizer()
+    # Each word is a "document" of the names of its features.
+    found = CountVectorizer(analyzer=list, binary=True)
     features = found.fit_transform([f for words in train[0] for f in _word_features(words)])
     targets = np.array([tag for tags in train[1] for tag in tags])
     held_out = found.transform([f for words in validation[0] for f in _word_features(words)])
@@ -109,8 +110,8 @@ def _margins(model: Any, features: Any) -> np.ndarray:  # noqa: ANN401 - scikit-
     return np.stack([-margins, margins], -1) if margins.ndim == 1 else margins
 
 
-def _word_features(words: Sequence[str]) -> Iterator[dict[str, float]]:
-    """Yields the features of each word of a sentence."""
+def _word_features(words: Sequence[str]) -> Iterator[list[str]]:
+    """Yields the names of the features of each word of a sentence."""
     for place, word in enumerate(words):
         before = words[place - 1] if place else "<start>"
         after = words[place + 1] if place + 1 < len(words) else "<end>"
@@ -118,7 +119,7 @@ def _word_features(words: Sequence[str]) -> Iterator[dict[str, float]]:
         names = [f"word={lower}", f"exact={word}", f"shape={_shape(word)}", f"before={before.lower()}"]
         names += [f"after={after.lower()}", f"pair={before.lower()} {lower}"]
         names += [f"end={lower[-n:]}" for n in (1, 2, 3)] + [f"start={lower[:n]}" for n in (1, 2, 3)]
-        yield dict.fromkeys(names, 1.0)
+        yield names
 
 
 def _shape(word: str) -> str:

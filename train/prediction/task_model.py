@@ -136,6 +136,10 @@ def load(directory: str | Path, options: PredictOptions = _DEFAULTS) -> TaskMode
         value = getattr(options, name)
         if value != getattr(_DEFAULTS, name) and name not in task.answer_options:
             raise UserError(f"--{name}={value:g} has no effect with the task of {run.directory}; leave it out")
+    if options.max_new_tokens and not (task.generates or task.replies):
+        raise UserError(
+            f"--max_new_tokens={options.max_new_tokens} has no effect with the task of {run.directory}; leave it out"
+        )
     calibration = read_calibration(run)
     found = AnswerOptions(
         options.top_k,
