@@ -66,7 +66,8 @@ COLUMNS = {
     "multi_label": {"prediction", "probabilities"},
     "tagging": {"prediction", "probabilities"},
     "span": {"prediction", "start", "end"},
-    **dict.fromkeys(("preference", "reward"), {"prediction", "probability", "score", "rejected_score"}),
+    "preference": {"prediction", "probability", "score", "rejected_score"},
+    "reward": {"prediction", "probability", "score", "rejected_score"},
 }
 
 
@@ -319,7 +320,7 @@ def test_what_cannot_be_predicted_is_refused_before_the_work(run_of, rows, tmp_p
     for name in ("out.xlsx", "out.tsv", "out.csv.gz", "out"):
         refused(model, rows(), tmp_path / name, "expected a name that ends with .csv, .jsonl or .parquet")
     output.write_text("mine")
-    with pytest.raises(UserError, match="out.csv exists; expected a new name, or --overwrite"):
+    with pytest.raises(UserError, match="exists; expected a new name, or --overwrite"):
         predict_file(model, str(rows()), output, FileOptions())
     assert output.read_text() == "mine"
     predict_file(model, str(rows()), output, FileOptions(overwrite=True))
@@ -348,7 +349,7 @@ def test_an_option_without_effect_is_refused(run_of):
             load(run_of(kind), options)
     with pytest.raises(UserError, match="pre-trained model without a task"):
         load(GOLDEN / "foundation")
-    with pytest.raises(UserError, match="is not a directory|is not a run directory"):
+    with pytest.raises(UserError, match="is not a run directory"):
         load(GOLDEN)
 
 
