@@ -12,8 +12,10 @@ interruption. In Python: `from train.prediction import load`.
 from absl import flags
 
 from configs.errors import UserError
+from data.row_writers import check_format
 from data.storage.paths import at
 from train.console import say, warn
+from train.files import check_output_file
 from train.prediction.files import FileOptions, Summary, predict_file
 from train.prediction.task_model import PredictOptions, TaskModel, load
 
@@ -41,6 +43,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
+    # Before the model is loaded, which takes longer.
+    check_format(at(values.output))
+    check_output_file(at(values.output), "output")
     options = PredictOptions(values.top_k, values.abstain_below, values.coverage, values.max_new_tokens)
     model = load(at(values.run), options)
     if line := calibration_line(model):

@@ -167,28 +167,29 @@ class Classification(Task[list[str]]):
         self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer,
         options: AnswerOptions,
     ) -> Answer:  # fmt: skip
-        """Returns the most likely classes with their probabilities, the best one None if it is too unlikely.
+        """Returns the first classes of `decode` with their probabilities, the first one None if it is too unlikely.
 
-        With `multi_label`, the classes with a probability above 1/2; with `top_k` above 1 also the most likely ones.
+        With `multi_label`, the classes of `decode`; with `top_k` above 1 also the most likely ones.
         """
+        ranking = self.decode(example, outputs, encoded, tokenizer)
         logits = outputs[0][-1] / options.temperature
-        p = sigmoid(logits) if self.multi_label else softmax(logits)
-        order = np.argsort(-p, kind="stable").tolist()
-        ranked = [(self.classes[i], round(float(p[i]), _DIGITS)) for i in order]
+        likely = dict(zip(self.classes, (sigmoid if self.multi_label else softmax)(logits).tolist(), strict=True))
         if self.multi_label:
-            top = ranked[: options.top_k]
-            found = [(self.classes[i], round(float(p[i]), _DIGITS)) for i in np.flatnonzero(logits > 0)]
-            lists = {"prediction": found, "probabilities": found, "top": top, "top_probabilities": top}
-            return {c: [pair["prob" in c] for pair in lists[c]] for c in self.answer_columns(options)}
-        values: list[object] = [value for pair in ranked[: options.top_k] for value in pair]
-        likely = ranked[0][1] >= options.abstain_below
-        if not likely:
-            values[0] = None
-        if options.set_threshold is not None:
-            values.append([name for name, q in ranked if q >= options.set_threshold or name == ranked[0][0]])
+            top = sorted(self.classes, key=lambda name: -likely[name])[: options.top_k]
+            lists = {"prediction": ranking, "probabilities": ranking, "top": top, "top_probabilities": top}
+            return {
+                column: [round(likely[name], _DIGITS) if "prob" in column else name for name in lists[column]]
+                for column in self.answer_columns(options)
+            }
+        found: list[object] = [v for name in ranking[: options.top_k] for v in (name, round(likely[name], _DIGITS))]
+        sure = likely[ranking[0]] >= options.abstain_below
+        if not sure:
+            found[0] = None
+        if (threshold := options.set_threshold) is not None:
+            found.append([name for name in ranking if likely[name] >= threshold or name == ranking[0]])
         if options.abstain_below:
-            values.append(not likely)
-        return dict(zip(self.answer_columns(options), values, strict=True))
+            found.append(not sure)
+        return dict(zip(self.answer_columns(options), found, strict=True))
 
     def metrics(self, examples: Sequence[Example], predictions: Sequence[list[str]]) -> dict[str, Interval]:
         """Returns accuracy, macro-F1 and, for more than five classes, top-3; multi-label: F1 and exact match.
