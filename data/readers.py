@@ -34,6 +34,9 @@ from data.storage.paths import is_remote
 LONGEST_LINE_BYTES = 1 << 23
 
 
+_EMPTY = "empty file"
+
+
 @dataclasses.dataclass(frozen=True)
 class _BadInput:
     """Raises the first error in the input (strict), or counts the errors by kind and may keep their messages."""
@@ -47,7 +50,8 @@ class _BadInput:
         if self.strict:
             raise UserError(message)
         self.skipped[kind] += 1
-        if self.keeps_messages:
+        # A file without rows has no row that could be broken.
+        if self.keeps_messages and kind != _EMPTY:
             self.messages.append(message)
 
     def taken(self) -> list[str]:
@@ -179,7 +183,7 @@ def _zst_chunks(raw: IO[bytes], decompressor: Any) -> Iterator[bytes]:  # noqa: 
 def _read_text(path: Path, bad: _BadInput) -> Iterator[str]:
     data = b"".join(_chunks(path))
     if not data.strip():
-        bad.add("empty file", f"{path} is empty")
+        bad.add(_EMPTY, f"{path} is empty")
         return
     try:
         yield data.decode("utf-8").removeprefix("\ufeff")
@@ -245,7 +249,7 @@ def _read_source(
         empty = False
         yield item
     if empty and bad.skipped.total() == before:
-        bad.add("empty file", f"{source} is empty: it has no rows")
+        bad.add(_EMPTY, f"{source} is empty: it has no rows")
 
 
 def _read_json_lines(path: Path, bad: _BadInput) -> Iterator[tuple[str, Row]]:

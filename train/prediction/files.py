@@ -67,7 +67,10 @@ def predict_file(model: TaskModel, data: str, output: Path, options: FileOptions
     """
     check_format(output)
     check_output_file(output, "output")
-    first, last = _bounds(options.part, sum(1 for _ in read_rows_or_errors(data)))
+    count = sum(1 for _ in read_rows_or_errors(data))
+    if not count:
+        raise UserError(f"--data={data} has no rows; expected at least one")
+    first, last = _bounds(options.part, count)
     added = {name: f"{options.prefix}{name}" for name in model.columns}
     rows = itertools.islice(_rows(data), first, last)
     head = list(itertools.islice(rows, model.backend.rows_at_once))

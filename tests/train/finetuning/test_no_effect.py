@@ -98,7 +98,8 @@ def behavior(kind, config, monkeypatch):
     comparison.compare(FinetuneRun("work", record, settings, parent, TaskData(task, TOKENIZER, parts), MESH))
     segments = [{k: v.tolist() for k, v in s.items()} for r in part.encoded for s in r.segments]
     read = [dataclasses.asdict(example) for example in examples]
-    return read, segments, loss_of(task, settings, part), calls, getattr(task, "metric_names", ())
+    scored_by = getattr(task, "metric_names", ()), getattr(task, "out_of_scope", "")
+    return read, segments, loss_of(task, settings, part), calls, scored_by
 
 
 def loss_of(task, settings, part):

@@ -300,6 +300,12 @@ def test_rows_of_which_none_can_be_predicted_are_an_error(run_of, tmp_path):
     assert len(output.read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize(("name", "content"), [("a.csv", "text\n"), ("a.jsonl", "\n"), ("a.json", "[]")])
+def test_a_file_without_rows_is_an_error(name, content, run_of, tmp_path):
+    (tmp_path / name).write_text(content)
+    refused(load(run_of("classification")), tmp_path / name, tmp_path / "out.csv", "has no rows; expected at least one")
+
+
 def refused(model, data, output, match, **options):
     with pytest.raises(UserError, match=match):
         predict_file(model, str(data), output, FileOptions(**options))
