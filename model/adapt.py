@@ -5,40 +5,21 @@ has no gradient and no optimizer state, and is not saved in the run's checkpoint
 r rank, L layers, I inputs and O outputs of a projection.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from configs.errors import UserError
+from model.adaptation import Adaptation
 from model.heads import Objective
 from model.sharding import is_partitioned
 from model.transformer import Params
 
 _A, _B = "lora_a", "lora_b"
-
-
-@dataclasses.dataclass(frozen=True)
-class Adaptation:
-    """`config.adapt`.
-
-    Attributes:
-        method: "full", "head", "last" or "lora".
-        last_layers: number of layers that "last" trains.
-        rank: r of "lora".
-        alpha: "lora" multiplies the product of its factors by alpha / r.
-        targets: names of the projections that "lora" adds factors to.
-    """
-
-    method: Literal["full", "head", "last", "lora"]
-    last_layers: int
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
 
 
 def adapt(objective: Objective, adaptation: Adaptation) -> Objective:

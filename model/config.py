@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from configs.errors import UserError
 from configs.schema import RESUMABLE, at_least, between, build, find_errors, resumable_fields
-from model.rotary import Rotary, Scaling, default_attention_factor
+from model.rotary_kind import Rotary, Scaling, default_attention_factor
 
 ROTARY_KINDS = ("rope", "local", "none")
 

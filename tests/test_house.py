@@ -21,10 +21,10 @@ FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 # The packages and top-level modules in order: a file imports only from its own or from an earlier one.
 # docs/architecture.md shows the same order.
 FLOORS = (
-    "configs", "model", "data", "train.settings", "train.console", "train.compilation_cache", "train.files",
-    "train.trees", "train.hardware", "train.distributed", "train.optimizer", "train.step", "train.generation",
-    "train.checkpoint", "train.job", "train.evaluation", "train.tasks", "train.planner", "train.run",
-    "train.huggingface", "train.reporter", "train.early_stopping", "train.loop", "train.pretraining",
+    "configs", "model", "data", "train.settings", "train.schedule", "train.console", "train.compilation_cache",
+    "train.files", "train.trees", "train.hardware", "train.distributed", "train.optimizer", "train.step",
+    "train.generation", "train.checkpoint", "train.job", "train.evaluation", "train.tasks", "train.planner",
+    "train.run", "train.huggingface", "train.reporter", "train.early_stopping", "train.loop", "train.pretraining",
     "train.finetuning", "train.prediction", "train.scaling", "train.replay", "train.show_batch", "train.commands",
     "train.cli", "train.__main__",
 )  # fmt: skip
@@ -253,13 +253,26 @@ def test_shipped_configs_build_and_name_their_command():
 
 def test_training_imports_no_other_framework():
     code = (
-        "import sys, train.commands.pretrain, train.commands.finetune, train.commands.generate\n"
-        "import train.commands.evaluate, train.commands.scaling\n"
+        "import sys, train.pretraining, train.finetuning.run, train.finetuning.score_rows, train.generation.decode\n"
+        "import train.evaluation.perplexity, train.scaling.sweep\n"
         "bad = {'tensorflow', 'torch', 'transformers', 'sklearn', 'pyarrow', 'datasets', 'matplotlib'}\n"
         "bad |= {'sacrebleu', 'rouge_score', 'jinja2'}\n"
         "assert not bad & set(sys.modules), bad & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_help_imports_no_jax():
+    """A command imports what it runs inside its functions, so that `--help` answers at once."""
+    code = (
+        "import sys\nfrom train import cli\n"
+        "for name in cli.COMMANDS:\n"
+        "    try: cli.main([name, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "heavy = {'jax', 'flax', 'optax', 'orbax', 'grain', 'scipy', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def test_the_wheel_contains_every_file_of_the_packages():

@@ -13,7 +13,7 @@ import pytest
 
 from configs.inactive import inactive_fields
 from train import cli
-from train.optimizer import schedule_errors
+from train.schedule import schedule_errors
 from train.settings import from_config
 from train.tasks.task import fields_without_effect, load_task
 

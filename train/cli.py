@@ -116,14 +116,20 @@ def _run_command(command: ModuleType, values: flags.FlagValues) -> None:
         command.run(values)
 
 
-def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagValues:
-    """Returns the parsed flags of a command; prints help and exits for --help, or exits with one line of error."""
+def define_flags(name: str, command: ModuleType) -> flags.FlagValues:
+    """Returns the flags of a command, its own and those of every command that uses JAX."""
     values = flags.FlagValues()
     command.define_flags(values)
     if name not in _WITHOUT_JAX:
         from train.compilation_cache import define_flag
 
         define_flag(values)
+    return values
+
+
+def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagValues:
+    """Returns the parsed flags of a command; prints help and exits for --help, or exits with one line of error."""
+    values = define_flags(name, command)
     arguments = _with_positionals(command, arguments)
     has_config = "config" in (*getattr(command, "REQUIRED", ()), *getattr(command, "OPTIONAL", ()))
     if has_config:

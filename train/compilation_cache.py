@@ -5,7 +5,6 @@ import os
 import platform
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from configs.errors import UserError
@@ -33,6 +32,8 @@ def use(folder: str) -> None:
     Raises:
         UserError: the folder is in a bucket, where the oldest programs could not be deleted.
     """
+    import jax
+
     if is_url(folder):
         raise UserError(f"--{FLAG}={folder} is in a bucket; expected a folder on this machine")
     if folder == _AUTO and os.environ.get("JAX_COMPILATION_CACHE_DIR"):

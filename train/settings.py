@@ -14,7 +14,7 @@ from data.columns import parse_pattern
 from data.storage.paths import at, is_url
 from data.store import is_store
 from data.tokenizer_training import planned_vocab_size
-from model.adapt import Adaptation
+from model.adaptation import Adaptation
 from model.config import EXECUTION_FIELDS, ModelConfig, model_config
 
 _VOCABULARY_MULTIPLE = 64

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from benchmarks.accelerator.chip import attached_topology
 from benchmarks.accelerator.sizes import config_of
-from model.adapt import Adaptation, adapt
+from model.adapt import adapt
+from model.adaptation import Adaptation
 from model.attend import attention_backend
 from model.flops import training_flops_per_token
 from model.heads import Objective, parameter_count

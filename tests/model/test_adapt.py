@@ -11,7 +11,8 @@ from flax import linen as nn
 from configs import default, models
 from configs.errors import UserError
 from configs.schema import build
-from model.adapt import Adaptation, adapt, merge
+from model.adapt import adapt, merge
+from model.adaptation import Adaptation
 from model.config import model_config
 from model.heads import classifier, language_model, parameter_count
 from model.sharding import parameter_shardings

@@ -11,7 +11,8 @@ from conftest import init, mesh_of, tiny_model
 
 from configs import default
 from configs.errors import UserError
-from model.adapt import Adaptation, adapt
+from model.adapt import adapt
+from model.adaptation import Adaptation
 from model.cache import CacheSize
 from model.experts import block_size, dispatch, make_groups, route
 from model.heads import RouterLosses, language_model

@@ -18,10 +18,11 @@ from data.storage.new_directory import new_directory
 from data.tokenizer_training import train_tokenizer
 from tests.runs import error_lines, rootstock
 from train import cli
-from train.commands import chat, merge
+from train.commands import chat
 from train.console import console, progress, results_console, say, warn
 from train.finetuning.report.table import comparison
 from train.huggingface import exporting, importing
+from train.run import merging
 from train.run.record import open_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,8 +74,7 @@ def home(tmp_path, monkeypatch):
 
 
 def string_flags(name):
-    values = cli.flags.FlagValues()
-    command_of(name).define_flags(values)
+    values = cli.define_flags(name, command_of(name))
     return {flag for flag in values if values[flag].flag_type() in ("string", LIST, "multi string")}
 
 
@@ -218,7 +218,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["train.cli", "absl", "numpy", "jax", "rich", "train.commands.config"])
+@pytest.mark.parametrize("module", ["train.cli", "absl", "numpy", "tokenizers", "rich", "train.commands.config"])
 def test_an_early_ctrl_c_ends_in_one_line(module):
     # A shell that starts pytest in the background ignores Ctrl-C in it, and so would this process.
     command = [sys.executable, "-c", "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"]
@@ -228,7 +228,9 @@ def test_an_early_ctrl_c_ends_in_one_line(module):
 
 
 def test_an_ignored_ctrl_c_stays_ignored():
-    command = f"trap '' INT; exec {sys.executable} -c '{INTERRUPTED.format(name='jax').replace(chr(39), chr(34))}'"
+    command = (
+        f"trap '' INT; exec {sys.executable} -c '{INTERRUPTED.format(name='tokenizers').replace(chr(39), chr(34))}'"
+    )
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -263,7 +265,7 @@ def hugging_face_model(runs):
 # The command, and the function during which it is interrupted.
 WRITERS = {
     "import-hf": (lambda runs: importing.import_hf(str(runs / "llama3"), runs / "out"), (importing, "save")),
-    "merge": (lambda runs: merge.merge(runs / "adapter", runs / "out"), (merge, "save")),
+    "merge": (lambda runs: merging.merge(runs / "adapter", runs / "out"), (merging, "save")),
     "export-hf": (lambda runs: exporting.export_hf(runs / "foundation", runs / "out"), (exporting, "write_weights")),
 }
 
@@ -290,7 +292,7 @@ def test_an_interrupted_command_runs_again(name, runs, monkeypatch):
 def test_a_failed_merge_runs_again(runs):
     (runs / "foundation").rename(runs / "elsewhere")
     with pytest.raises(UserError, match=r"its base model .* is missing"):
-        merge.merge(runs / "adapter", runs / "out")
+        merging.merge(runs / "adapter", runs / "out")
     (runs / "elsewhere").rename(runs / "foundation")
-    merge.merge(runs / "adapter", runs / "out")
+    merging.merge(runs / "adapter", runs / "out")
     assert open_run(runs / "out").record.config["adapt"]["method"] == "full"

@@ -204,7 +204,7 @@ def test_output_is_valid_json_and_has_no_control_characters(foundation, capsys, 
     document = Document(3, 5, "document 5 of x", float("nan"), 2, "a\x1b[2J", [("\x1b", float("inf"))])
     found = {"step": 2, "loss": float("nan"), "logged_loss": None, "equal": True, "grad_norm": float("nan")}
     found |= {"skipped": True, "batch": 1, "from_step": 0, "mesh": {"data": 1}, "saved_on": None}
-    monkeypatch.setattr("train.commands.replay.replay", lambda *_: found | {"documents": [document]})
+    monkeypatch.setattr("train.replay.replay", lambda *_: found | {"documents": [document]})
     for extra in ([], ["--json"]):
         run(parse("replay", sys.modules[run.__module__], [f"--run={foundation}", "--step=2", *extra]))
     text, _, shown = capsys.readouterr().out.partition("\n{")

@@ -8,8 +8,9 @@ import pytest
 
 from configs import default
 from configs.errors import UserError
-from train.optimizer import make_schedule, schedule_errors
+from train.optimizer import make_schedule
 from train.pretraining import pretrain
+from train.schedule import schedule_errors
 from train.settings import from_config
 
 NAMES = ("cosine", "linear", "wsd", "constant")

@@ -10,16 +10,17 @@ and the leaf. Needs no accelerator and no data; about two minutes on two cores, 
 import dataclasses
 import json
 import math
+from typing import TYPE_CHECKING
 
-import jax
 from absl import flags
 from rich.table import Table
 
 from configs.errors import UserError
 from train.console import progress, results_console, say
-from train.distributed.mesh import layouts
-from train.planner.certificate import DEVICE_COUNTS, TOLERANCE, Verdict, layout_name, shrink, verdicts
 from train.settings import from_config, refuse_experts
+
+if TYPE_CHECKING:
+    from train.planner.certificate import Verdict
 
 REQUIRED = ("config",)
 CONFIG_FIELDS = (
@@ -30,13 +31,18 @@ CONFIG_FIELDS = (
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
-    sizes = [str(size) for size in DEVICE_COUNTS]
+    sizes = ["2", "4", "8"]
     flags.DEFINE_enum("devices", sizes[-1], sizes, "Virtual CPU devices to lay the mesh over.", flag_values=values)
     flags.DEFINE_boolean("json", False, "Print one JSON object.", flag_values=values)
 
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
+    import jax
+
+    from train.distributed.mesh import layouts
+    from train.planner.certificate import layout_name, shrink, verdicts
+
     whole = from_config(values.config.to_dict())
     refuse_experts(whole, "certify")
     settings = shrink(whole)
@@ -54,12 +60,14 @@ def run(values: flags.FlagValues) -> None:
     publish(found, values.json)
 
 
-def publish(found: list[Verdict], as_json: bool) -> None:
+def publish(found: "list[Verdict]", as_json: bool) -> None:
     """Prints the certificate.
 
     Raises:
         UserError: a layout exceeds the tolerance; names the first one and its worst leaf.
     """
+    from train.planner.certificate import TOLERANCE, layout_name
+
     wrong = [verdict for verdict in found if verdict.mismatch]
     largest = {name: max(getattr(v, name) for v in found) for name in ("loss", "grad_norm", "params")}
     if as_json:
@@ -81,7 +89,9 @@ def _strict(values: dict[str, object]) -> dict[str, object]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
-def _table(found: list[Verdict], largest: dict[str, float]) -> Table:
+def _table(found: "list[Verdict]", largest: dict[str, float]) -> Table:
+    from train.planner.certificate import layout_name
+
     table = Table(title="Largest relative difference from one device", title_justify="left", box=None, pad_edge=False)
     for name in ("layout", "loss", "grad norm", "params", "worst leaf", ""):
         table.add_column(name, justify="right" if name in ("loss", "grad norm", "params") else "left", no_wrap=True)

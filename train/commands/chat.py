@@ -6,22 +6,16 @@
 """
 
 import contextlib
-import dataclasses
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-import jax
 from absl import flags
 
 from configs.errors import UserError
 from data.storage.paths import at
-from data.templates import NAMES, render
+from data.templates import NAMES
 from train.commands.sampling_flags import define_sampling_flags, options_of
 from train.console import say
-from train.generation.decode import stream_text
-from train.generation.language_model import GenerationOptions, LanguageModel
-from train.run.language_model import chat_template_of, open_language_model
-from train.run.record import open_run
 
 REQUIRED = ("run",)
 RENAMED_FLAGS = {"checkpoint": "run"}
@@ -38,6 +32,12 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command: reads one message per line from stdin, writes the answers to stdout."""
+    import jax
+
+    from train.generation.talk import talk
+    from train.run.language_model import chat_template_of, open_language_model
+    from train.run.record import open_run
+
     directory = at(values.run)
     opened = open_run(directory)
     options = options_of(values, opened.record.generation)
@@ -57,30 +57,3 @@ def _lines() -> Iterator[str]:
             except UnicodeDecodeError as error:
                 raise UserError(f"stdin is not valid UTF-8: {error}; expected UTF-8 text") from None
             yield line
-
-
-def talk(language_model: LanguageModel, lines: Iterable[str], system: str, options: GenerationOptions) -> Iterator[str]:
-    """Yields the answers to `lines` in parts, as they are generated, with a line feed after each answer.
-
-    The oldest turns are dropped when the conversation exceeds the model's context.
-    """
-    start = [{"role": "system", "content": language_model.cleaned(system)}] if system else []
-    messages = list(start)
-    for number, line in enumerate(lines):
-        if line.strip() == "/exit":
-            return
-        if line.strip() in ("", "/reset"):
-            messages = list(start) if line.strip() else messages
-            continue
-        messages.append({"role": "user", "content": language_model.cleaned(line)})
-        max_prompt_len = max(language_model.model.context_length - options.max_new_tokens, 1)
-        tokens = render(messages, language_model.template, language_model.tokenizer, max_prompt_len, prompt=True).tokens
-        answer = ""
-        turn = dataclasses.replace(options, seed=options.seed + number)
-        for part in stream_text(language_model, tokens, turn):
-            # The space before an answer can be a part of its first token.
-            part = part if answer else part.lstrip(" ")
-            answer += part
-            yield part
-        yield "\n"
-        messages.append({"role": "assistant", "content": answer})

@@ -18,12 +18,7 @@ from rich.table import Table
 
 from configs.errors import UserError
 from data.storage.paths import at, is_remote
-from train.checkpoint.compare import differences, newest_sound, verified_checkpoints
-from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR, delete_step, saved_steps
 from train.console import results_console
-from train.run.history import read_records
-from train.run.lock import claim
-from train.run.record import config_changes, open_run
 
 POSITIONAL = ("action", "run", "other")
 REQUIRED = ("action", "run")
@@ -47,6 +42,8 @@ def run(values: flags.FlagValues) -> None:
     Raises:
         UserError: the run or its checkpoints are missing, or one is damaged.
     """
+    from train.run.record import open_run
+
     directory = at(values.run)
     open_run(directory)
     if values.action == "ls":
@@ -69,6 +66,9 @@ def _table(*columns: str) -> Table:
 
 
 def _list(directory: Path) -> None:
+    from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR
+    from train.run.history import read_records
+
     losses = {r["step"]: f"{r['loss']:.4f}" for r in read_records(directory) if r["phase"] == "eval"}
     table = _table("where", "step", "MB", "saved", "held-out loss")
     for path in [
@@ -90,6 +90,8 @@ def _step(path: Path) -> int:
 
 
 def _verify(directory: Path) -> None:
+    from train.checkpoint.compare import verified_checkpoints
+
     table, damaged = _table("where", "step", "leaves", "found"), []
     for where, step, leaves, damage in verified_checkpoints(directory):
         table.add_row(where, str(step), str(leaves), damage or "sound")
@@ -101,6 +103,9 @@ def _verify(directory: Path) -> None:
 
 
 def _diff(directory: Path, other: Path) -> None:
+    from train.checkpoint.compare import differences, newest_sound
+    from train.run.record import config_changes, open_run
+
     (step, ours), (other_step, theirs) = newest_sound(directory), newest_sound(other)
     table = _table("leaf", f"{directory} {step}", f"{other} {other_step}", "largest difference", "relative")
     for path, kinds, *figures in differences(ours, theirs):
@@ -113,6 +118,11 @@ def _diff(directory: Path, other: Path) -> None:
 
 
 def _prune(directory: Path, keep: int, dry_run: bool) -> None:
+    from train.checkpoint.compare import newest_sound
+    from train.checkpoint.manager import CHECKPOINTS_DIR, delete_step, saved_steps
+    from train.run.lock import claim
+    from train.run.record import open_run
+
     with claim(directory):
         steps = saved_steps(directory, CHECKPOINTS_DIR)
         sound, _ = newest_sound(directory)

@@ -13,7 +13,7 @@ from absl import flags
 from configs import reference
 from configs.errors import UserError
 from train.console import results_console
-from train.optimizer import schedule_errors
+from train.schedule import schedule_errors
 from train.settings import SECTIONS, from_config
 
 REQUIRED = ("config",)

@@ -17,14 +17,8 @@ from configs.finetune import demo as finetune_config
 from configs.pretrain import demo as pretrain_config
 from data.demo_corpus import write_demo_corpus
 from data.storage.paths import at
-from model.sampling import Sampling
 from train.console import results_console, say, step_progress
 from train.files import check_output_directory
-from train.finetuning.run import finetune
-from train.generation.decode import continuations
-from train.generation.language_model import GenerationOptions
-from train.pretraining import pretrain
-from train.run.language_model import open_language_model
 
 _PROMPTS = ("Return the ", "This function ")
 
@@ -37,6 +31,12 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
+    from model.sampling import Sampling
+    from train.finetuning.run import finetune
+    from train.generation.decode import continuations
+    from train.generation.language_model import GenerationOptions
+    from train.run.language_model import open_language_model
+
     started = time.perf_counter()
     workdir = at(values.workdir)
     check_output_directory(workdir, "workdir")
@@ -60,6 +60,8 @@ def run(values: flags.FlagValues) -> None:
 
 
 def _pretrain(corpus: Path, workdir: Path, scale: float) -> Path:
+    from train.pretraining import pretrain
+
     config = pretrain_config.get_config()
     config.data.path = str(corpus / "unlabeled.jsonl")
     _shorten(config, scale)

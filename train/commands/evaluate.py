@@ -10,9 +10,8 @@ rootstock evaluate --run=runs/intent --data=test.jsonl --json
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 from absl import flags
 from rich.table import Table
 
@@ -20,12 +19,9 @@ from configs.errors import UserError
 from data.storage.files import local_copy
 from data.storage.paths import at
 from train.console import results_console
-from train.distributed.processes import is_process_zero
-from train.evaluation.perplexity import perplexity, summary
-from train.finetuning.score_rows import score_rows
-from train.run.language_model import chat_template_of, open_language_model
-from train.run.record import Run, open_run
-from train.run.results import NAME, add_results, check_results
+
+if TYPE_CHECKING:
+    from train.run.record import Run
 
 REQUIRED = ("run",)
 RENAMED_FLAGS = {"checkpoint": "run"}
@@ -65,6 +61,11 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command; prints and writes nats_per_token, bits_per_byte, tokens, or the metrics of a task."""
+    from train.distributed.processes import is_process_zero
+    from train.finetuning.score_rows import score_rows
+    from train.run.record import open_run
+    from train.run.results import NAME, add_results, check_results
+
     directory = at(values.run)
     opened = open_run(directory)
     record, language = opened.record, opened.is_language_model
@@ -116,7 +117,12 @@ def _text(value: Any) -> str:  # noqa: ANN401 - a figure
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _score_text(opened: Run, values: flags.FlagValues) -> dict[str, Any]:
+def _score_text(opened: "Run", values: flags.FlagValues) -> dict[str, Any]:
+    import jax
+
+    from train.evaluation.perplexity import perplexity, summary
+    from train.run.language_model import open_language_model
+
     language_model = open_language_model(opened.directory, spread=True)
     window = values.window or min(language_model.model.context_length, _WINDOW)
     field = opened.record.config["data"]["text_field"]
@@ -125,6 +131,9 @@ def _score_text(opened: Run, values: flags.FlagValues) -> dict[str, Any]:
 
 
 def _score_tasks(directory: Path, values: flags.FlagValues) -> dict[str, Any]:
+    from train.run.language_model import chat_template_of, open_language_model
+    from train.run.record import open_run
+
     try:
         from train.evaluation import harness
     except ImportError as error:

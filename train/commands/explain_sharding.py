@@ -10,17 +10,16 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 from absl import flags
 from rich.table import Column, Table
 
-from model.sharding import ACTIVATION_RULES, AnyMesh
 from train.console import results_console
-from train.planner.pricing import abstract_mesh
-from train.planner.sharding import check_rules, explain
 from train.settings import Settings, from_config, planned_model
+
+if TYPE_CHECKING:
+    from model.sharding import AnyMesh
 
 REQUIRED = ("config",)
 CONFIG_FIELDS = (
@@ -38,6 +37,11 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
+    import jax
+
+    from train.planner.pricing import abstract_mesh
+    from train.planner.sharding import check_rules, explain
+
     settings = from_config(values.config.to_dict())
     model = planned_model(settings)
     if values.devices or min(dataclasses.astuple(settings.mesh)) > 0:
@@ -50,11 +54,15 @@ def run(values: flags.FlagValues) -> None:
 
 
 def _devices(settings: Settings) -> int:
+    import jax
+
     sizes = dataclasses.astuple(settings.mesh)
     return jax.device_count() if min(sizes) < 1 else math.prod(sizes)
 
 
-def _print(found: dict[str, Any], mesh: AnyMesh) -> None:
+def _print(found: dict[str, Any], mesh: "AnyMesh") -> None:
+    from model.sharding import ACTIVATION_RULES
+
     out = results_console()
     names = ("parameter", "shape", "logical axes -> mesh axes", "on a device", "MB")
     table = Table(*(Column(name, no_wrap=True) for name in names), box=None, pad_edge=False)
@@ -74,6 +82,6 @@ def _print(found: dict[str, Any], mesh: AnyMesh) -> None:
             out.print(f"activations: {_sized(name, axes, mesh)}")
 
 
-def _sized(name: str, axes: Sequence[str], mesh: AnyMesh) -> str:
+def _sized(name: str, axes: Sequence[str], mesh: "AnyMesh") -> str:
     """Returns a rule with the mesh's sizes, e.g. "vocab -> tensor 1 x fsdp 16"; the name alone if it is never split."""
     return f"{name} -> {' x '.join(f'{axis} {mesh.shape[axis]}' for axis in axes)}" if axes else name

@@ -12,8 +12,6 @@ from absl import flags
 
 from data.storage.paths import at
 from train.files import check_output_directory
-from train.huggingface.exporting import DTYPES, export_hf
-from train.huggingface.exporting_adapter import export_adapter
 
 POSITIONAL = ("run",)
 REQUIRED = ("run", "output")
@@ -26,11 +24,16 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("output", None, "Directory to write; must be new.", flag_values=values)
     text = "Write only the LoRA adapter of a language model, in PEFT's format."
     flags.DEFINE_boolean("adapter", False, text, flag_values=values)
-    flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Data type of the weights.", flag_values=values)
+    flags.DEFINE_enum(
+        "dtype", "float32", ["float32", "bfloat16", "float16"], "Data type of the weights.", flag_values=values
+    )
 
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
+    from train.huggingface.exporting import export_hf
+    from train.huggingface.exporting_adapter import export_adapter
+
     check_output_directory(at(values.output), "output")
     export = export_adapter if values.adapter else export_hf
     export(at(values.run), at(values.output), values.dtype)

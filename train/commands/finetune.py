@@ -13,7 +13,6 @@ from absl import flags
 from data.storage.paths import at
 from model.config import EXECUTION_FIELDS
 from train.files import check_output_directory
-from train.finetuning.run import finetune
 
 REQUIRED = ("config", "init_from", "workdir")
 CONFIG_FIELDS = (
@@ -35,5 +34,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
+    from train.finetuning.run import finetune
+
     check_output_directory(at(values.workdir), "workdir")
     finetune(values.config.to_dict(), at(values.init_from), at(values.workdir), values.accept_changed_data)

@@ -8,7 +8,6 @@ rootstock generate --run=runs/mistral --raw --prompt='<s>[INST] Hello [/INST]' -
 import json
 import re
 
-import jax
 from absl import flags
 
 from configs.errors import UserError
@@ -18,9 +17,6 @@ from data.storage.paths import at
 from data.templates import NAMES
 from train.commands.sampling_flags import define_sampling_flags, options_of
 from train.files import check_output_file
-from train.generation.decode import continuations
-from train.run.language_model import open_language_model
-from train.run.record import open_run
 
 REQUIRED = ("run",)
 _LINE_END = re.compile("\r\n|\r|\n")
@@ -44,6 +40,12 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command; prints the prompt with its continuation, the answer alone, or one JSON object per prompt."""
+    import jax
+
+    from train.generation.decode import continuations
+    from train.run.language_model import open_language_model
+    from train.run.record import open_run
+
     if bool(values.prompt) == bool(values.prompts):
         raise UserError("--prompt is missing; expected either --prompt=TEXT or --prompts=FILE")
     if values.raw and values.template:

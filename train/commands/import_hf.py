@@ -14,8 +14,6 @@ from absl import flags
 from configs.errors import UserError
 from data.storage.paths import at
 from train.files import check_output_directory
-from train.huggingface.importing import import_hf
-from train.huggingface.importing_adapter import import_adapter
 
 POSITIONAL = ("source",)
 REQUIRED = ("source", "workdir")
@@ -36,6 +34,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
+    from train.huggingface.importing import import_hf
+    from train.huggingface.importing_adapter import import_adapter
+
     check_output_directory(at(values.workdir), "workdir")
     if not values.base:
         import_hf(values.source, at(values.workdir), values.allow_pickle)

@@ -9,19 +9,20 @@ GPU topologies are estimated, and compiled too where the jax-cuda13 plugin is in
 import dataclasses
 import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 from absl import flags
 from rich.table import Column, Table
 from rich.text import Text
 
 from configs.errors import UserError
 from train.console import results_console, step_progress
-from train.planner.pricing import Budget, Plan, advice, make_plan, priced
-from train.planner.search import Candidate, search
-from train.planner.topology import Topology, compiler_devices, parse_topology
 from train.settings import from_config, refuse_experts
+
+if TYPE_CHECKING:
+    from train.planner.pricing import Plan
+    from train.planner.search import Candidate
+    from train.planner.topology import Topology
 
 REQUIRED = ("config", "topology")
 CONFIG_FIELDS = (
@@ -49,6 +50,12 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
+    import jax
+
+    from train.planner.pricing import Budget, advice, make_plan, priced
+    from train.planner.search import search
+    from train.planner.topology import compiler_devices, parse_topology
+
     topology = parse_topology(values.topology)
     budget = Budget(values.tokens, values.price, values.tflops)
     for name, value in dataclasses.asdict(budget).items():
@@ -78,7 +85,7 @@ def run(values: flags.FlagValues) -> None:
         raise UserError(advice(plan, settings, topology))
 
 
-def _as_json(plan: Plan, found: list[Candidate]) -> dict[str, Any]:
+def _as_json(plan: "Plan", found: "list[Candidate]") -> dict[str, Any]:
     """Returns the plan as JSON values; after a search, the winner's plan with its flags and all candidates."""
     rows = [
         {
@@ -93,7 +100,7 @@ def _as_json(plan: Plan, found: list[Candidate]) -> dict[str, Any]:
     return dataclasses.asdict(plan) | ({"flags": found[0].flags, "candidates": rows} if found else {})
 
 
-def _print_plan(plan: Plan, topology: Topology) -> None:
+def _print_plan(plan: "Plan", topology: "Topology") -> None:
     out = results_console()
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
     title = (f"{plan.parameters:,} parameters on {plan.topology}", "bold")
@@ -144,7 +151,7 @@ def _print_plan(plan: Plan, topology: Topology) -> None:
         )
 
 
-def _print_search(found: list[Candidate]) -> None:
+def _print_search(found: "list[Candidate]") -> None:
     out = results_console()
     names = ("data", "fsdp", "tensor", "context", "remat", "batch", "GB", "tokens/s", "", "")
     table = Table(*(Column(name, no_wrap=True) for name in names), box=None, pad_edge=False)

@@ -9,6 +9,8 @@ interruption. In Python: `from train.prediction import load`.
   rootstock predict --run=runs/intent --data='messages/*.parquet' --output=part-1.parquet --part=1/4
 """
 
+from typing import TYPE_CHECKING
+
 from absl import flags
 
 from configs.errors import UserError
@@ -16,8 +18,10 @@ from data.row_writers import check_format
 from data.storage.paths import at
 from train.console import say, warn
 from train.files import check_output_file
-from train.prediction.files import FileOptions, Summary, predict_file
-from train.prediction.task_model import PredictOptions, TaskModel, load
+
+if TYPE_CHECKING:
+    from train.prediction.files import Summary
+    from train.prediction.task_model import TaskModel
 
 REQUIRED = ("run", "data", "output")
 
@@ -43,6 +47,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
+    from train.prediction.files import FileOptions, predict_file
+    from train.prediction.task_model import PredictOptions, load
+
     # Before the model is loaded, which takes longer.
     check_format(at(values.output))
     check_output_file(at(values.output), "output")
@@ -57,7 +64,7 @@ def run(values: flags.FlagValues) -> None:
         raise UserError(f"none of the {done.rows:,} rows of --data={values.data} could be predicted: {done.reason}")
 
 
-def calibration_line(model: TaskModel) -> str:
+def calibration_line(model: "TaskModel") -> str:
     """Returns whether the probabilities are calibrated, "" if the answers have none that could be."""
     if not {"probability", "probabilities"} & set(model.columns) or not model.task.target_names:
         return ""
@@ -67,7 +74,7 @@ def calibration_line(model: TaskModel) -> str:
     return f"the probabilities are calibrated: temperature {found.temperature:.3f}, of {found.rows:,} validation rows"
 
 
-def _say(done: Summary, output: str) -> None:
+def _say(done: "Summary", output: str) -> None:
     now = done.rows - done.resumed_at
     before = f", {done.resumed_at:,} of them before" if done.resumed_at else ""
     say(f"predict: {done.rows:,} rows in {output}{before}; {now / max(done.seconds, 1e-9):,.0f} rows/s")

@@ -9,7 +9,6 @@ that finetune, evaluate and generate need.
 from absl import flags
 
 from data.storage.paths import at
-from train.pretraining import pretrain
 
 REQUIRED = ("config", "workdir")
 CONFIG_FIELDS = (*("", "model", "mesh", "data", "optimizer", "loss", "evaluation", "checkpoint", "faults", "logging"),)
@@ -29,5 +28,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
+    from train.pretraining import pretrain
+
     parent = at(values.init_from) if values.init_from else None
     pretrain(values.config.to_dict(), at(values.workdir), parent, values.accept_changed_data)

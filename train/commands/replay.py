@@ -2,19 +2,17 @@
 
 import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 from absl import flags
 from rich.table import Table
 
 from configs.errors import UserError
 from data.storage.paths import at
 from train.console import results_console, visible
-from train.distributed.processes import is_process_zero
-from train.evaluation.document_losses import Document
-from train.replay import ran_on_another_mesh_size, replay
-from train.run.history import finite
+
+if TYPE_CHECKING:
+    from train.evaluation.document_losses import Document
 
 REQUIRED = ("run", "step")
 RENAMED_FLAGS = {"workdir": "run"}
@@ -36,6 +34,12 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command; exits with 1 if the loss differs from the logged one, unless the mesh has another size."""
+    import jax
+
+    from train.distributed.processes import is_process_zero
+    from train.replay import ran_on_another_mesh_size, replay
+    from train.run.history import finite
+
     found = replay(at(values.run), values.step, values.data)
     if is_process_zero():
         if values.json:
@@ -52,6 +56,8 @@ def run(values: flags.FlagValues) -> None:
 
 def _show(found: dict[str, Any], count: int) -> None:
     """Prints a step as text and a table."""
+    from train.replay import ran_on_another_mesh_size
+
     documents: list[Document] = found["documents"]
     verdict = {None: "not logged", True: "logged the same, bit for bit", False: f"logged {found['logged_loss']!r}"}
     skipped = "; the step was skipped" if found["skipped"] else ""

@@ -1,13 +1,14 @@
 """The generation flags that `generate` and `chat` share."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from model.sampling import Sampling
 from train.console import say
-from train.generation.language_model import GenerationOptions
+
+if TYPE_CHECKING:
+    from train.generation.language_model import GenerationOptions
 
 _OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -40,12 +41,15 @@ def define_sampling_flags(values: flags.FlagValues, temperature: float) -> None:
     flags.DEFINE_enum("cache_dtype", "", ["", "auto", "bfloat16", "int8"], text, flag_values=values)
 
 
-def options_of(values: flags.FlagValues, defaults: Mapping[str, Any]) -> GenerationOptions:
+def options_of(values: flags.FlagValues, defaults: Mapping[str, Any]) -> "GenerationOptions":
     """Returns the options of the flags; `defaults` (see `RunRecord`) fill in the flags that are not given.
 
     Raises:
         UserError: a value is out of range.
     """
+    from model.sampling import Sampling
+    from train.generation.language_model import GenerationOptions
+
     used = {name: value for name, value in defaults.items() if not values[name].present}
     if used:
         say(f"generation defaults of the model: {', '.join(f'{name}={value:g}' for name, value in used.items())}")

@@ -15,20 +15,17 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from configs.errors import UserError
 from data.storage.paths import at
 from train.console import say
-from train.distributed.processes import is_process_zero
-from train.run.lock import claim
-from train.run.record import open_run
-from train.scaling.law import Analysis, analyze, cautions
-from train.scaling.plot import draw
-from train.scaling.report import Results, print_tables, results
-from train.scaling.sweep import flags_for_budget, next_decades, positive_number, read_points, sweep
+
+if TYPE_CHECKING:
+    from train.scaling.law import Analysis
+    from train.scaling.report import Results
 
 REQUIRED = ("workdir",)
 OPTIONAL = ("config",)
@@ -53,6 +50,13 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command; prints the runs, the law, the check on the largest run, and the optimum of each budget."""
+    from train.distributed.processes import is_process_zero
+    from train.run.lock import claim
+    from train.run.record import open_run
+    from train.scaling.law import analyze, cautions
+    from train.scaling.report import results
+    from train.scaling.sweep import flags_for_budget, next_decades, read_points, sweep
+
     if bool(values.points) == bool(values.config):
         raise UserError("expected either --config or --points; see rootstock scaling --help")
     sizes, lengths, budgets = (_numbers(name, values[name].value) for name in ("sizes", "lengths", "flops"))
@@ -76,8 +80,11 @@ def run(values: flags.FlagValues) -> None:
             _publish(found, analysis, budgets, workdir, values.json)
 
 
-def _publish(found: Results, analysis: Analysis, budgets: Sequence[float], workdir: Path, as_json: bool) -> None:
+def _publish(found: "Results", analysis: "Analysis", budgets: Sequence[float], workdir: Path, as_json: bool) -> None:
     """Writes `scaling.json` and `scaling.png`, and prints the figures."""
+    from train.scaling.plot import draw
+    from train.scaling.report import print_tables
+
     (workdir / "scaling.json").write_text(json.dumps(found, indent=1))
     if as_json:
         print(json.dumps(found))
@@ -92,6 +99,8 @@ def _publish(found: Results, analysis: Analysis, budgets: Sequence[float], workd
 
 def _numbers(flag: str, texts: Any) -> list[float]:  # noqa: ANN401 - absl's flags have no types
     """Returns the numbers of a comma-separated flag."""
+    from train.scaling.sweep import positive_number
+
     numbers = [positive_number(text) for text in texts]
     for number, text in zip(numbers, texts, strict=True):
         if math.isnan(number):

@@ -16,7 +16,6 @@ from configs.errors import UserError
 from data.storage.paths import at
 from train.console import results_console
 from train.settings import from_config
-from train.show_batch import finetuning_batches, pretraining_batches, show
 
 REQUIRED = ("config",)
 CONFIG_FIELDS = ("seed", "batch_size", "sequence_length", "tokenizer", "data", "task")
@@ -32,6 +31,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
+    from train.show_batch import finetuning_batches, pretraining_batches, show
+
     settings = from_config(values.config.to_dict())
     file = Path(config_flags.get_config_filename(values["config"]))
     if file.parent.name == "finetune" and not values.init_from:

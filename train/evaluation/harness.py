@@ -214,6 +214,11 @@ def evaluate(language_model: LanguageModel, tasks: Sequence[str], options: Harne
     configs = {name: own.task_index[name].cfg or {} for name in own.all_tasks}
     rules = RowRules(clean=language_model.cleans_text)
     given = [_with_rows(configs[name], options.data, rules) if name in configs else name for name in tasks]
+    if options.data and all(isinstance(task, str) for task in given):
+        raise UserError(
+            f"--data has no effect for --tasks={','.join(tasks)}: they have their own data sets; expected a task file "
+            "whose metadata.columns names the columns of --data, or no --data"
+        )
     with jax.set_mesh(language_model.mesh):
         try:
             found = simple_evaluate(
@@ -240,6 +245,11 @@ def _with_rows(config: Mapping[str, Any], data: Mapping[str, str], rules: RowRul
     """Returns a task file's config with its rows, or its name if it names its own dataset."""
     name, metadata = config["task"], config.get("metadata") or {}
     if "columns" not in metadata:
+        if not any(config.get(key) for key in ("dataset_path", "custom_dataset", "include")):
+            raise UserError(
+                f"--tasks: the file of task {name!r} has no rows; expected metadata.columns, the columns of --data "
+                "that it reads, or dataset_path, a data set of the Hub"
+            )
         return name
     if "test" not in data:
         columns = ", ".join(metadata["columns"])

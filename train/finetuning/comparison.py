@@ -11,13 +11,14 @@ from train.checkpoint.manager import saved_steps
 from train.evaluation.calibration import Decisions
 from train.evaluation.scoring import held_out_loss
 from train.finetuning.baselines import alternatives, constant_baseline, foundation_head, prompted_foundation
-from train.finetuning.confidence import Confidence, calibrate, newest_step, score_confidence
+from train.finetuning.confidence import Confidence, calibrate, score_confidence
 from train.finetuning.finetune_run import FinetuneRun, Scored, measured, score
 from train.finetuning.predictor import Predictor
 from train.finetuning.rows import first_rows, with_reference
 from train.generation.language_model import LanguageModel
 from train.job import Evaluate, Job
 from train.loop import fit
+from train.run.calibration import newest_step
 from train.run.length import earlier_lengths
 from train.run.record import Run
 from train.tasks.task import Prediction

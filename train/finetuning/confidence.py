@@ -1,46 +1,20 @@
-"""How sure a fine-tuned model is: a temperature from the validation rows, and what it does on held-out rows.
-
-`calibration.json` in the run's directory contains what `rootstock predict` needs of it.
-"""
+"""How sure a fine-tuned model is: a temperature from the validation rows, and what it does on held-out rows."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from configs.errors import UserError
 from data.labeled import Example
-from data.storage.files import write_atomically
-from train.checkpoint.manager import saved_steps
 from train.evaluation import calibration
 from train.evaluation.calibration import Answered, Bin, Decisions, Sets
 from train.evaluation.interval import Interval, as_json
-from train.run.record import Run
+from train.run.calibration import Calibration
 from train.tasks.classification import Classification
 from train.tasks.task import Task
 
-FILE = "calibration.json"
 COVERAGES = (0.9, 0.95, 0.99)
-
-
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """What was learned from the validation rows.
-
-    Attributes:
-        temperature: logits are divided by it.
-        rows: number of validation rows.
-        label_probabilities: with one class per row, the probability of the right class of each, lowest first.
-        step: of the checkpoint.
-    """
-
-    temperature: float
-    rows: int
-    label_probabilities: list[float]
-    step: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,29 +101,3 @@ def confidence_json(found: Confidence) -> dict[str, Any]:
         **({"sets": sets} if sets else {}),
         **(as_json({"out_of_scope_auroc": found.out_of_scope}) if found.out_of_scope else {}),
     }
-
-
-def write_calibration(directory: Path, found: Calibration) -> None:
-    """Writes `calibration.json`."""
-    write_atomically(directory / FILE, json.dumps(dataclasses.asdict(found)))
-
-
-def read_calibration(run: Run) -> Calibration | None:
-    """Returns the calibration of a run, or None if it has none, or one of another checkpoint.
-
-    Raises:
-        UserError: the file is corrupt.
-    """
-    path = run.directory / FILE
-    if not path.exists():
-        return None
-    try:
-        found = Calibration(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is corrupt: {error}; delete it, or run the same `rootstock finetune` again") from None
-    return found if found.step == newest_step(run) else None
-
-
-def newest_step(run: Run) -> int:
-    """Returns the step of the parameters that the run's predictions are made with."""
-    return next(iter(saved_steps(run.directory, run.checkpoint_dir)), 0)

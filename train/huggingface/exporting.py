@@ -27,7 +27,6 @@ from train.huggingface.safetensors_files import write_weights
 from train.run.language_model import trained_template_of
 from train.run.record import Run, open_run
 
-DTYPES = ("float32", "bfloat16", "float16")
 _EMBEDDING, _HEAD, _NORM_BIAS = "embedding/table", "table", "final_norm/bias"
 _Edits = Mapping[str, Callable[[np.ndarray], np.ndarray]]
 

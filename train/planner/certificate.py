@@ -25,8 +25,8 @@ from train.step import make_program, objective_of
 from train.trees import leaf_paths
 
 TOLERANCE = 1e-5
-DEVICE_COUNTS = (2, 4, 8)
 _STEPS = 3
+_MOST_DEVICES = 8  # over which the smaller model can be laid
 _LENGTH = 32  # tokens per row
 _HEAD_DIM = 4
 # Adam normalizes gradients. With the usual epsilon a wrong factor would cancel, and rounding errors of gradients near
@@ -82,7 +82,7 @@ def shrink(settings: Settings) -> Settings:
     Lengths in tokens scale with the rows; heads keep their ratio to kv heads; scans over chunks, layers or microbatches
     remain scans. Computation is float32 with XLA attention, which is available on every platform.
     """
-    model, batch = settings.model, min(settings.microbatches, 2) * max(DEVICE_COUNTS)
+    model, batch = settings.model, min(settings.microbatches, 2) * _MOST_DEVICES
     scale = _LENGTH / max(model["context_length"], settings.sequence_length)
     head_dim = model["head_dim"] or model["embed_dim"] // model["num_heads"]
     # Half of a head that is rotated in part, so that pairs of columns remain.
@@ -92,8 +92,8 @@ def shrink(settings: Settings) -> Settings:
         "vocab_size": 64,
         "embed_dim": 32,
         "num_layers": min(model["num_layers"], max(2, period)),
-        "num_heads": max(DEVICE_COUNTS) * (model["num_heads"] // model["num_kv_heads"]),
-        "num_kv_heads": max(DEVICE_COUNTS),
+        "num_heads": _MOST_DEVICES * (model["num_heads"] // model["num_kv_heads"]),
+        "num_kv_heads": _MOST_DEVICES,
         "head_dim": width,
         "mlp_dim": 64,
         "context_length": _LENGTH,

@@ -8,7 +8,8 @@ from flax import linen as nn
 from jax.sharding import AbstractMesh
 
 from configs.errors import UserError
-from model.adapt import Adaptation, adapt
+from model.adapt import adapt
+from model.adaptation import Adaptation
 from model.config import ModelConfig
 from model.heads import Objective, classifier, language_model, parameter_count
 from model.sharding import PARAMETER_RULES, is_partitioned
@@ -22,11 +23,12 @@ def check_rules(model: ModelConfig) -> None:
     """Raises UserError that names parameters with an axis without a rule, and rules that no architecture uses."""
     switches = {"position": "learned", "norm": "layernorm", "qk_norm": True}
     variant = dataclasses.replace(model, **switches, qkv_bias=True, output_bias=True, mlp_bias=True)  # type: ignore[arg-type]
+    experts = dataclasses.replace(model, num_experts=2, experts_per_token=1, dense_layers=0, expert_every=1)
     used: set[str] = set()
     errors = []
     head = classifier(model, 2, "last")
     lora = adapt(head, Adaptation("lora", last_layers=1, rank=1, alpha=1.0, targets=("query",)))
-    for objective in (language_model(model), language_model(variant), head, lora):
+    for objective in (*map(language_model, (model, variant, experts)), head, lora):
         for path, box in _boxes(objective):
             if not isinstance(box, nn.Partitioned):
                 errors.append(f"{path} has no axis names")

@@ -10,8 +10,8 @@ from data.columns import Row, parse_pattern
 from data.labeled import Example
 from data.storage.paths import at
 from train.evaluation.calibration import set_threshold
-from train.finetuning.confidence import FILE, Calibration, read_calibration
 from train.prediction.backends import ERROR, Backend, open_backend
+from train.run.calibration import FILE, Calibration, read_calibration
 from train.run.record import Run, open_run
 from train.settings import Settings, from_config
 from train.tasks.task import Answer, AnswerOptions, Task, task_from_record

@@ -12,7 +12,7 @@ from typing import Any
 from configs.errors import UserError
 from configs.schema import build
 from train.checkpoint.manager import CHECKPOINTS_DIR, saved_steps
-from train.optimizer import schedule_errors
+from train.schedule import schedule_errors
 from train.settings import OptimizerSettings
 
 # One entry of `run.json`: {"before": steps, "after": steps, "steps": {training directory: its newest step}}. A

@@ -13,8 +13,8 @@ from configs.errors import UserError
 from configs.inactive import inactive_fields
 from model.config import EXECUTION_FIELDS
 from train.console import warn
-from train.optimizer import schedule_errors
 from train.run.record import Run
+from train.schedule import schedule_errors
 from train.settings import Settings
 
 FINETUNE_UNUSED = {

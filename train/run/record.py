@@ -18,7 +18,8 @@ from data.sources import Inventory, differences
 from data.storage.files import write_atomically
 from data.storage.paths import at
 from data.tokenizer import Tokenizer, load_tokenizer
-from model.adapt import Adaptation, adapt, merge
+from model.adapt import adapt, merge
+from model.adaptation import Adaptation
 from model.config import EXECUTION_FIELDS, ModelConfig, architecture_difference
 from model.heads import Objective, language_model
 from model.transformer import Params

@@ -205,7 +205,7 @@ def test_a_url_without_its_extra_says_what_to_install(monkeypatch, scheme, neede
 
 def test_local_paths_need_no_library_of_buckets():
     code = (
-        "import sys, train.commands.pretrain, train.commands.prepare, train.cli\nfrom data.storage.paths import at\n"
+        "import sys, train.pretraining, data.prepare, train.cli\nfrom data.storage.paths import at\n"
         "at('runs/x'); at('/tmp/gs:/x')\n"
         "assert not {'gcsfs', 's3fs', 'botocore', 'aiohttp', 'google.cloud.storage'} & set(sys.modules)"
     )

@@ -7,11 +7,11 @@ from configs.errors import UserError
 from data.tokenizer_training import train_tokenizer
 from model.heads import language_model
 from model.sampling import Sampling
-from train.commands import chat
-from train.commands.chat import talk
 from train.distributed.mesh import single_device_mesh
+from train.generation import talk as talking
 from train.generation.decode import generate_text, stream_text
 from train.generation.language_model import GenerationOptions, LanguageModel
+from train.generation.talk import talk
 
 BYTES = train_tokenizer("bytes", [])
 MODEL = tiny_model(vocab_size=320, context_length=96)
@@ -41,7 +41,7 @@ def test_a_talk_remembers_until_it_is_reset(model, monkeypatch):
         assert options.stop == (" END",)
         yield from (" ", " an", "swer")
 
-    monkeypatch.setattr(chat, "stream_text", stream)
+    monkeypatch.setattr(talking, "stream_text", stream)
     said = ["one", "", "two", "/reset", "three", "/exit", "four"]
     shown = "".join(talk(model, said, "be kind", GenerationOptions(8, stop=(" END",))))
     assert shown == "answer\n" * 3
@@ -52,7 +52,7 @@ def test_a_talk_remembers_until_it_is_reset(model, monkeypatch):
 
 def test_a_long_talk_loses_its_oldest_turns(model, monkeypatch):
     lengths = []
-    monkeypatch.setattr(chat, "stream_text", lambda _, tokens, options: lengths.append(len(tokens)) or iter(["yes"]))
+    monkeypatch.setattr(talking, "stream_text", lambda _, tokens, options: lengths.append(len(tokens)) or iter(["yes"]))
     list(talk(model, [f"line number {i}" for i in range(12)], "", GenerationOptions(16)))
     assert len(lengths) == 12 and max(lengths) <= 80
 

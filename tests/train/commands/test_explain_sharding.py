@@ -50,10 +50,10 @@ def test_a_narrow_terminal_cuts_nothing(llama, monkeypatch, capsys):
 
 def test_a_parameter_without_a_rule_and_a_rule_without_a_parameter_are_errors(llama, monkeypatch):
     check_rules(llama[1])
-    monkeypatch.setitem(sharding.PARAMETER_RULES, "experts", ("fsdp",))
-    with pytest.raises(UserError, match="the rule for 'experts' has no parameter"):
+    monkeypatch.setitem(sharding.PARAMETER_RULES, "pixels", ("fsdp",))
+    with pytest.raises(UserError, match="the rule for 'pixels' has no parameter"):
         check_rules(llama[1])
-    monkeypatch.delitem(sharding.PARAMETER_RULES, "experts")
+    monkeypatch.delitem(sharding.PARAMETER_RULES, "pixels")
     monkeypatch.delitem(sharding.PARAMETER_RULES, "mlp")
     with pytest.raises(UserError, match=r"layers/mlp/down/kernel has an axis 'mlp' without a rule"):
         check_rules(llama[1])

@@ -29,8 +29,7 @@ def no_work(monkeypatch):
     def work(*_, **__):
         raise AssertionError("the command began its work")
 
-    for module in ("generate", "evaluate"):
-        monkeypatch.setattr(f"train.commands.{module}.open_language_model", work)
+    monkeypatch.setattr("train.run.language_model.open_language_model", work)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

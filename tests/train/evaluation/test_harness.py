@@ -132,6 +132,28 @@ def test_unknown_task_or_missing_column_is_a_one_line_error(model, tmp_path):
         evaluated(["intent"], data)
 
 
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({}, "the file of task 'own' has no rows; expected metadata.columns"),
+        ({"metadata": {"version": 1.0}}, "the file of task 'own' has no rows"),
+        ({"dataset_path": "some/set"}, "--data has no effect for --tasks=own"),
+    ],
+)
+def test_a_task_file_without_rows_or_with_rows_of_its_own_is_one_line(task, message, tmp_path):
+    whole = {
+        "task": "own",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{text}}",
+        "doc_to_target": "label",
+    } | task
+    (tmp_path / "own.yaml").write_text(json.dumps(whole))
+    opened = LanguageModel(tiny_model(), {}, design("bytes", SOURCE), "", 0, single_device_mesh())
+    data = rows_of(tmp_path, test=[{"text": "a", "label": "b"}])
+    with pytest.raises(UserError, match=message):
+        harness.evaluate(opened, ["own"], HarnessOptions([str(tmp_path)], data=data))
+
+
 SOURCE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

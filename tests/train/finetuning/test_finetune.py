@@ -21,13 +21,13 @@ from configs.finetune import (
     sentiment,
 )
 from tests.runs import WORDS
-from train.commands.merge import merge
 from train.distributed.mesh import single_device_mesh
 from train.finetuning.run import finetune
 from train.finetuning.score_rows import score_rows
 from train.generation.decode import continuations
 from train.generation.language_model import GenerationOptions
 from train.run.language_model import open_language_model
+from train.run.merging import merge
 from train.run.record import open_run
 from train.tasks.task import fields_without_effect, load_task
 

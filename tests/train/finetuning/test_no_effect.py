@@ -23,9 +23,9 @@ from train.finetuning import baselines, comparison
 from train.finetuning.finetune_run import FinetuneRun, Scored
 from train.finetuning.rows import TaskData, TaskRows, encode_rows
 from train.finetuning.run import finetune
-from train.optimizer import schedule_errors
 from train.pretraining import pretrain
 from train.run.new_run import FINETUNE_UNUSED, PRETRAIN_UNUSED, check_new_run
+from train.schedule import schedule_errors
 from train.settings import from_config
 from train.tasks.task import fields_without_effect, load_task
 

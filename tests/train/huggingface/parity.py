@@ -110,5 +110,7 @@ def our_logits(config, tensors, length=LENGTH):
 
 
 def tensors_of(model):
-    """Returns {name: array} of a model of transformers."""
-    return {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+    """Returns {name in files: array} of a model of transformers."""
+    # The module's own name, which `save_pretrained` replaces.
+    renamed = {"lm_head.weight": "embed_out.weight"} if model.config.model_type == "gpt_neox" else {}
+    return {renamed.get(name, name): tensor.detach().numpy() for name, tensor in model.state_dict().items()}

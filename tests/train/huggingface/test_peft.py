@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from configs.errors import UserError
-from model.adapt import Adaptation, merge
+from model.adapt import merge
+from model.adaptation import Adaptation
 from model.config import model_config
 from model.heads import language_model
 from model.huggingface.config_file import to_section

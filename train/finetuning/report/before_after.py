@@ -13,12 +13,13 @@ from train.distributed.processes import is_process_zero
 from train.evaluation.interval import as_json, gain
 from train.evaluation.metrics import confusion
 from train.finetuning.comparison import FINE_TUNED, RANDOM_INIT, RANDOM_INIT_DIR
-from train.finetuning.confidence import confidence_json, write_calibration
+from train.finetuning.confidence import confidence_json
 from train.finetuning.finetune_run import Cost, FinetuneRun, Scored
 from train.finetuning.report import html
 from train.finetuning.report.confidence import confidence_table
 from train.finetuning.report.table import comparison, shown
 from train.run import goodput
+from train.run.calibration import write_calibration
 from train.run.record import config_changes
 from train.run.results import NAME, add_results, training_summary
 from train.tasks.classification import Classification

@@ -1,0 +1,35 @@
+"""A conversation with a model: its turns are remembered, and the answers are streamed."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from data.templates import render
+from train.generation.decode import stream_text
+from train.generation.language_model import GenerationOptions, LanguageModel
+
+
+def talk(language_model: LanguageModel, lines: Iterable[str], system: str, options: GenerationOptions) -> Iterator[str]:
+    """Yields the answers to `lines` in parts, as they are generated, with a line feed after each answer.
+
+    The oldest turns are dropped when the conversation exceeds the model's context.
+    """
+    start = [{"role": "system", "content": language_model.cleaned(system)}] if system else []
+    messages = list(start)
+    for number, line in enumerate(lines):
+        if line.strip() == "/exit":
+            return
+        if line.strip() in ("", "/reset"):
+            messages = list(start) if line.strip() else messages
+            continue
+        messages.append({"role": "user", "content": language_model.cleaned(line)})
+        max_prompt_len = max(language_model.model.context_length - options.max_new_tokens, 1)
+        tokens = render(messages, language_model.template, language_model.tokenizer, max_prompt_len, prompt=True).tokens
+        answer = ""
+        turn = dataclasses.replace(options, seed=options.seed + number)
+        for part in stream_text(language_model, tokens, turn):
+            # The space before an answer can be a part of its first token.
+            part = part if answer else part.lstrip(" ")
+            answer += part
+            yield part
+        yield "\n"
+        messages.append({"role": "assistant", "content": answer})
