@@ -52,7 +52,8 @@ class Predictor:
         """Returns one prediction per example, and the choices of classes that they come from, if there are any."""
         if self.task.generates:
             merged = merge(params, self.settings.adapt)
-            return generated(self.task, self._language_model(merged), self.settings, part.examples), None
+            prompts = [task_prompt(self.task, self.tokenizer, self.settings, e) for e in part.examples]
+            return written(self._language_model(merged), self.settings, prompts), None
         found: dict[int, Prediction] = {}
         choices: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for i, outputs in head_outputs(self.objective, params, part.rows, self.settings.batch_size, self.mesh):
@@ -69,18 +70,22 @@ class Predictor:
         return LanguageModel(self.model, merged, self.tokenizer, template, eos_id, self.mesh)
 
 
-def generated(
-    task: Task[Any], language_model: LanguageModel, settings: Settings, examples: Sequence[Example]
-) -> list[str]:
-    """Returns the text that a model writes for each example, greedily.
+def task_prompt(task: Task[Any], tokenizer: Tokenizer, settings: Settings, example: Example) -> list[int]:
+    """Returns the tokens after which a model writes its answer to an example.
 
     Raises:
-        UserError: `config.task.max_new_tokens` leaves no room for a prompt in `config.sequence_length`.
+        UserError: `config.task.max_new_tokens` leaves no room for a prompt in `config.sequence_length`, or the example
+            does not fit.
     """
     max_new_tokens, length = settings.task.max_new_tokens, settings.sequence_length
     if max_new_tokens >= length:
         raise UserError(
             f"config.task.max_new_tokens={max_new_tokens} must be less than config.sequence_length={length}"
         )
-    prompts = [task.prompt_tokens(e, language_model.tokenizer, length - max_new_tokens) for e in examples]
-    return [text.strip() for text in generate_text(language_model, prompts, GenerationOptions(max_new_tokens))]
+    return task.prompt_tokens(example, tokenizer, length - max_new_tokens)
+
+
+def written(language_model: LanguageModel, settings: Settings, prompts: Sequence[list[int]]) -> list[str]:
+    """Returns the text that a model writes after each prompt, greedily."""
+    options = GenerationOptions(settings.task.max_new_tokens)
+    return [text.strip() for text in generate_text(language_model, prompts, options)]

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import Mesh
 
+from configs.errors import UserError
 from data.examples import Rendered
 from data.labeled import Example
 from data.tokenizer import Tokenizer
@@ -15,7 +16,7 @@ from model.transformer import Params
 from train.distributed.mesh import spread_mesh
 from train.distributed.placement import row_parts
 from train.evaluation.scoring import head_outputs
-from train.finetuning.predictor import generated
+from train.finetuning.predictor import task_prompt, written
 from train.finetuning.rows import TaskRows, with_reference
 from train.finetuning.score_rows import load_reference
 from train.generation.language_model import LanguageModel
@@ -71,7 +72,11 @@ class Head:
         encoded: dict[int, Rendered] = {}
         found: dict[int, Answer] = {}
         for number, example in examples.items():
-            made = self.task.encode(example, self.tokenizer, self.length)
+            try:
+                made = self.task.encode(example, self.tokenizer, self.length)
+            except UserError as error:
+                found[number] = {ERROR: str(error)}
+                continue
             if made is None:
                 found[number] = {ERROR: f"nothing to predict fits config.sequence_length={self.length} tokens"}
             else:
@@ -106,10 +111,16 @@ class Writer:
     rows_at_once: int = 64
 
     def answers(self, examples: Mapping[int, Example]) -> dict[int, Answer]:
-        """Returns the text that the model writes for each example."""
+        """Returns the text that the model writes for each example, or its `ERROR`."""
+        tokenizer, prompts, found = self.language_model.tokenizer, {}, {}
+        for number, example in examples.items():
+            try:
+                prompts[number] = task_prompt(self.task, tokenizer, self.settings, example)
+            except UserError as error:
+                found[number] = {ERROR: str(error)}
         with jax.set_mesh(self.language_model.mesh):
-            texts = generated(self.task, self.language_model, self.settings, list(examples.values()))
-        return {number: {"prediction": text} for number, text in zip(examples, texts, strict=True)}
+            texts = written(self.language_model, self.settings, list(prompts.values()))
+        return found | {number: {"prediction": text} for number, text in zip(prompts, texts, strict=True)}
 
 
 def open_backend(run: Run, task: Task[Any], settings: Settings, options: AnswerOptions) -> Backend:

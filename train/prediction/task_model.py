@@ -140,6 +140,11 @@ def load(directory: str | Path, options: PredictOptions = _DEFAULTS) -> TaskMode
         raise UserError(
             f"--max_new_tokens={options.max_new_tokens} has no effect with the task of {run.directory}; leave it out"
         )
+    if options.max_new_tokens >= settings.sequence_length:
+        raise UserError(
+            f"--max_new_tokens={options.max_new_tokens} must be less than the run's config.sequence_length "
+            f"({settings.sequence_length})"
+        )
     calibration = read_calibration(run)
     found = AnswerOptions(
         options.top_k,
