@@ -129,9 +129,11 @@ def load(directory: str | Path, options: PredictOptions = _DEFAULTS) -> TaskMode
             "`rootstock generate` to continue texts"
         )
     task, settings = task_from_record(run.record.task), from_config(run.record.config)
-    if options.max_new_tokens:
-        changed = dataclasses.replace(settings.task, max_new_tokens=options.max_new_tokens)
-        settings = dataclasses.replace(settings, task=changed)
+    new_tokens = options.max_new_tokens or settings.task.max_new_tokens
+    if task.replies and not options.max_new_tokens:
+        # Training does not read the run's value, so it may leave no room for a conversation.
+        new_tokens = min(new_tokens, settings.sequence_length // 2)
+    settings = dataclasses.replace(settings, task=dataclasses.replace(settings.task, max_new_tokens=new_tokens))
     for name in ("top_k", "abstain_below", "coverage"):
         value = getattr(options, name)
         if value != getattr(_DEFAULTS, name) and name not in task.answer_options:

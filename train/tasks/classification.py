@@ -182,7 +182,8 @@ class Classification(Task[list[str]]):
                 for column in self.answer_columns(options)
             }
         found: list[object] = [v for name in ranking[: options.top_k] for v in (name, round(likely[name], _DIGITS))]
-        sure = likely[ranking[0]] >= options.abstain_below
+        # The number that is written decides, so that a reader can check it.
+        sure = round(likely[ranking[0]], _DIGITS) >= options.abstain_below
         if not sure:
             found[0] = None
         if (threshold := options.set_threshold) is not None:
