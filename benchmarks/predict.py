@@ -9,6 +9,7 @@ compiled and weights are loaded before the clock starts. Prints rows per second,
 """
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -83,9 +84,11 @@ def compare(arguments: argparse.Namespace, model, texts: list[str], folder: Path
         ours()
         seconds: dict[str, list[float]] = {}
         for _ in range(arguments.rounds):
-            seconds.setdefault("rootstock predict, file to file", []).append(ours())
-            for batch in arguments.batches:
-                seconds.setdefault(f"pipeline, batch {batch}", []).append(theirs(batch))
+            measured = {"rootstock predict, file to file": ours}
+            measured |= {f"pipeline, batch {batch}": functools.partial(theirs, batch) for batch in arguments.batches}
+            for name, measure in measured.items():
+                seconds.setdefault(name, []).append(measure())
+                print(f"{name}: {seconds[name][-1]:.2f} s", flush=True)
         peer.stdin.close()
     rates = {name: len(texts) / statistics.median(times) for name, times in seconds.items()}
     for name, rate in rates.items():
