@@ -166,8 +166,9 @@ def test_every_head_predicts_what_is_scored(kind, run_of, rows, tmp_path):
 
 @pytest.mark.parametrize("kind", ["preference", "reward"])
 def test_a_single_answer_gets_its_score(kind, run_of):
+    """Of a text that fits: a pair that is too long is cut by a token more than a single answer."""
     model = load(run_of(kind))
-    pair, alone = model([labeled(kind, 3), {"text": labeled(kind, 3)["text"], "answer": "yes 3"}])
+    pair, alone = model([labeled(kind, 5), {"text": labeled(kind, 5)["text"], "answer": "yes 5"}])
     assert alone["score"] == pytest.approx(pair["score"], abs=1e-4)
     assert alone["prediction"] is None and alone["rejected_score"] is None
 
