@@ -165,6 +165,7 @@ def task() -> ConfigDict:
     t.pooling = "last"  # state that a classifier reads: that of the "last" token, or the "mean" over the example
     t.multi_label = False  # each row has any number of classes, as a list or as "a|b"
     t.class_weights = "none"  # "none", or "balanced": weight each class by its inverse frequency
+    t.out_of_scope = ""  # class of texts that belong to none of the others; such rows are also scored apart
     t.center = True  # regression: train on the difference from the mean, which few heads of transformers can add
     # Chat template: "plain", "chatml", "llama3", "gemma", "alpaca", or "tokenizer" for the tokenizer's own.
     t.template = "plain"
@@ -172,6 +173,8 @@ def task() -> ConfigDict:
     t.max_new_tokens = 64  # longest generated text in tokens
     t.beta = 0.1  # DPO: strength of the pull toward the base model
     t.baseline = True  # also train the same head from random weights, as a baseline
+    # Also score what needs no model: TF-IDF with a linear SVM for classes and tags, the first sentences for a summary.
+    t.alternatives = True
     t.prompt = "{input}\nLabel:"  # prompt of the zero-shot and few-shot baselines; {input} is the filled-in task.input
     t.zero_shot_rows = 500  # held-out rows for these baselines, drawn at random; 0: skip them
     t.shots = 3  # examples in the few-shot prompt; fewer where the row has no room

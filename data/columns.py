@@ -9,7 +9,7 @@ import decimal
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeGuard
 
 import numpy as np
@@ -26,6 +26,19 @@ _LONGEST_SHOWN = 60
 
 class MissingValue(UserError):
     """A column that is read as text is null or NaN in a row."""
+
+
+class MissingColumn(UserError):
+    """A row does not have a column that is read.
+
+    Attributes:
+        name: of the column.
+        found: the columns of the row.
+    """
+
+    def __init__(self, name: str, found: Iterable[str], option: str) -> None:
+        self.name, self.found = name, ", ".join(map(str, found))
+        super().__init__(f"no {name!r}; columns found: {self.found}; set {option}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +118,11 @@ def column(row: Row, name: str, option: str) -> Any:  # noqa: ANN401 - whatever 
         option: the config field that contains the name, for the error message.
 
     Raises:
-        UserError: there is no such column (names those found).
+        MissingColumn: there is no such column (names those found).
     """
     found = find(row, name)
     if not found:
-        raise UserError(f"no {name!r}; columns found: {', '.join(map(str, row))}; set {option}")
+        raise MissingColumn(name, row, option)
     return found[0]
 
 

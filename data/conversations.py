@@ -31,10 +31,8 @@ def messages_of(row: Row, name: str, rules: RowRules = DEFAULT_RULES) -> Convers
     Raises:
         UserError: the row has neither, or a message is not one (names it).
     """
-    for column in dict.fromkeys((name, *_CONVERSATIONS)):
-        found = find(row, column)
-        if found and not is_missing(found[0]):
-            return conversation(found[0], column, rules)
+    if found := _messages(row, name, rules):
+        return found
     present = [pair for pair in _PAIRS if all(column in row for column in pair)]
     for question, answer in present:
         if not any(is_missing(row[column]) or row[column] == "" for column in (question, answer)):
@@ -45,6 +43,38 @@ def messages_of(row: Row, name: str, rules: RowRules = DEFAULT_RULES) -> Convers
     pairs = ", ".join(f"{question} and {answer}" for question, answer in _PAIRS)
     columns = ", ".join(map(str, row))
     raise UserError(f"no {name!r}; columns found: {columns}; set config.task.target, or use columns {pairs}")
+
+
+def _messages(row: Row, name: str, rules: RowRules) -> Conversation | None:
+    """Returns the conversation in the column `name` or a column of that purpose, or None if the row has none."""
+    for column in dict.fromkeys((name, *_CONVERSATIONS)):
+        found = find(row, column)
+        if found and not is_missing(found[0]):
+            return conversation(found[0], column, rules)
+    return None
+
+
+def prompt_of(row: Row, name: str, rules: RowRules = DEFAULT_RULES) -> Conversation:
+    """Returns the turns in a row up to the last one of the user, which is to be answered; see `messages_of`.
+
+    An answer that the row contains is left out.
+
+    Raises:
+        UserError: the row has neither messages nor a question, or no turn of the user.
+    """
+    if found := _messages(row, name, rules):
+        turns = found
+    elif question := next((q for q, _ in _PAIRS if not is_missing(row.get(q)) and row[q] != ""), ""):
+        asked = row[question]
+        turns = conversation(asked, question, rules) if is_conversation(asked) else [_question(row, question, rules)]
+    else:
+        questions = ", ".join(dict.fromkeys(question for question, _ in _PAIRS))
+        columns = ", ".join(map(str, row))
+        raise UserError(f"no {name!r}; columns found: {columns}; expected messages in it, or one of {questions}")
+    last = max((number for number, turn in enumerate(turns) if turn["role"] == "user"), default=-1)
+    if last < 0:
+        raise UserError("the conversation has no message of the user; expected at least one to answer")
+    return turns[: last + 1]
 
 
 def conversation(value: object, name: str, rules: RowRules = DEFAULT_RULES) -> Conversation:
@@ -101,14 +131,16 @@ def _message(message: Mapping[str, object], name: str, rules: RowRules) -> dict[
 def _question_and_answer(row: Row, question: str, answer: str, rules: RowRules) -> Conversation:
     if is_conversation(row[question]) or is_conversation(row[answer]):
         return [message for name in (question, answer) for message in conversation(row[name], name, rules)]
-    texts = [text_of(row[question], repr(question), rules)]
+    asked = _question(row, question, rules)
+    return [asked, {"role": "assistant", "content": text_of(row[answer], repr(answer), rules)}]
+
+
+def _question(row: Row, name: str, rules: RowRules) -> dict[str, str]:
+    """Returns the question in a row, with its input, as a message of the user."""
+    texts = [text_of(row[name], repr(name), rules)]
     if not is_missing(row.get("input")):
         texts.append(text_of(row["input"], "'input'", rules))
-    answered = text_of(row[answer], repr(answer), rules)
-    return [
-        {"role": "user", "content": "\n".join(text for text in texts if text)},
-        {"role": "assistant", "content": answered},
-    ]
+    return {"role": "user", "content": "\n".join(text for text in texts if text)}
 
 
 def _from_json(text: str) -> object:

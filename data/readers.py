@@ -34,17 +34,30 @@ from data.storage.paths import is_remote
 LONGEST_LINE_BYTES = 1 << 23
 
 
+_EMPTY = "empty file"
+
+
 @dataclasses.dataclass(frozen=True)
 class _BadInput:
-    """Raises the first error in the input (strict), or counts the errors by kind."""
+    """Raises the first error in the input (strict), or counts the errors by kind and may keep their messages."""
 
     strict: bool
     skipped: Counter[str]
+    keeps_messages: bool = False
+    messages: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, kind: str, message: str) -> None:
         if self.strict:
             raise UserError(message)
         self.skipped[kind] += 1
+        # A file without rows has no row that could be broken.
+        if self.keeps_messages and kind != _EMPTY:
+            self.messages.append(message)
+
+    def taken(self) -> list[str]:
+        """Returns the messages since the last call."""
+        messages, self.messages[:] = list(self.messages), []
+        return messages
 
 
 def read_documents(
@@ -107,10 +120,32 @@ def read_placed_rows(
     """
     bad = _BadInput(strict, Counter() if skipped is None else skipped)
     for source in match_sources(pattern):
-        if not isinstance(source, HuggingFaceDataset) and suffix_of(source) in TEXT_SUFFIXES:
-            raise UserError(f"{source} has no rows; expected {' '.join(ROW_SUFFIXES)}, or hf:NAME")
+        _check_has_rows(source)
         for number, (_, row) in enumerate(_read_source(source, bad, class_names), 1):
             yield f"{source}: row {number}", row
+
+
+def read_rows_or_errors(pattern: str) -> Iterator[tuple[str, Row | None, str]]:
+    """Yields (place, row, "") of each row and ("", None, message) of each row that cannot be read, in order.
+
+    Args:
+        pattern: see `read_documents`.
+
+    Raises:
+        UserError: nothing matches, a suffix is unknown, a header is invalid, or a file cannot be read.
+    """
+    bad = _BadInput(False, Counter(), keeps_messages=True)
+    for source in match_sources(pattern):
+        _check_has_rows(source)
+        for number, (_, row) in enumerate(_read_source(source, bad), 1):
+            yield from (("", None, message) for message in bad.taken())
+            yield f"{source}: row {number}", row, ""
+        yield from (("", None, message) for message in bad.taken())
+
+
+def _check_has_rows(source: Path | HuggingFaceDataset) -> None:
+    if not isinstance(source, HuggingFaceDataset) and suffix_of(source) in TEXT_SUFFIXES:
+        raise UserError(f"{source} has no rows; expected {' '.join(ROW_SUFFIXES)}, or hf:NAME")
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -148,7 +183,7 @@ def _zst_chunks(raw: IO[bytes], decompressor: Any) -> Iterator[bytes]:  # noqa: 
 def _read_text(path: Path, bad: _BadInput) -> Iterator[str]:
     data = b"".join(_chunks(path))
     if not data.strip():
-        bad.add("empty file", f"{path} is empty")
+        bad.add(_EMPTY, f"{path} is empty")
         return
     try:
         yield data.decode("utf-8").removeprefix("\ufeff")
@@ -214,7 +249,7 @@ def _read_source(
         empty = False
         yield item
     if empty and bad.skipped.total() == before:
-        bad.add("empty file", f"{source} is empty: it has no rows")
+        bad.add(_EMPTY, f"{source} is empty: it has no rows")
 
 
 def _read_json_lines(path: Path, bad: _BadInput) -> Iterator[tuple[str, Row]]:

@@ -33,6 +33,7 @@ COMMANDS = {
     "replay": "re-run one training step bit for bit and rank its documents by loss",
     "merge": "merge a LoRA adapter into its base model",
     "evaluate": "evaluate a model on text, on language-model tasks or on labeled rows",
+    "predict": "predict rows without labels with a fine-tuned model",
     "generate": "generate text from prompts",
     "chat": "chat with a model",
     "config": "print a resolved config and what differs from the defaults",

@@ -65,12 +65,14 @@ class TaskSettings:
     pooling: Literal["last", "mean"]
     multi_label: bool
     class_weights: Literal["none", "balanced"]
+    out_of_scope: str
     center: bool
     template: Literal["plain", "chatml", "llama3", "gemma", "alpaca", "tokenizer"]
     metrics: tuple[str, ...]
     max_new_tokens: Annotated[int, at_least(1)]
     beta: Annotated[float, at_least(0)]
     baseline: bool
+    alternatives: bool
     prompt: str
     zero_shot_rows: Annotated[int, at_least(0)]
     shots: Annotated[int, at_least(0)]

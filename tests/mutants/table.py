@@ -445,6 +445,26 @@ _TRAIN = (
         "bits per byte are in nats", "train/evaluation/scoring.py", "nll / math.log(2) /", "nll /",
         "tests/train/evaluation/test_scoring.py::test_metrics_of_a_uniform_model",
     ),
+    Mutant(
+        "the temperature is fitted on test rows", "train/finetuning/comparison.py",
+        '_, validation = predictor.with_decisions(params, run.data.parts["validation"])',
+        '_, validation = predictor.with_decisions(params, run.data.parts["test"])',
+        "tests/train/finetuning/test_confidence.py::test_test_rows_are_never_used_for_a_choice[labels]",
+    ),
+    Mutant(
+        "sets of classes are too small", "train/evaluation/calibration.py", "* (1.0 - coverage) + 1e-9)",
+        "* (1.0 - coverage) + 1.0)",
+        "tests/train/evaluation/test_calibration.py::test_too_few_rows_give_sets_of_all_classes",
+    ),
+    Mutant(
+        "a continued output repeats its first rows", "train/prediction/files.py",
+        "itertools.chain(head, rows), resumed_at, None", "itertools.chain(head, rows), 0, None",
+        "tests/train/prediction/test_predict.py::test_an_interrupted_output_is_continued[.jsonl]",
+    ),
+    Mutant(
+        "a part of an output is written after what a kill left", "data/row_writers.py", "file.seek(self.size)",
+        "file.seek(0, 2)", "tests/train/prediction/test_predict.py::test_an_interrupted_output_is_continued[.csv]",
+    ),
 )  # fmt: skip
 _EXPERTS = (
     Mutant(

@@ -28,7 +28,19 @@ from train.run.record import open_run
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "runs"
 # String flags that hold no path.
-TEXT_FLAGS = {"prompt", "stop", "system", "tasks", "text_field", "topology", "sizes", "lengths", "flops"}
+TEXT_FLAGS = {
+    "part",
+    "prefix",
+    "prompt",
+    "stop",
+    "system",
+    "tasks",
+    "text_field",
+    "topology",
+    "sizes",
+    "lengths",
+    "flops",
+}
 LIST = "comma separated list of strings"
 # Flags without which a command's line does not parse.
 ACTION = {"checkpoint": ["--action=ls"], "plan": ["--topology=v5e-16"], "replay": ["--step=1"]}

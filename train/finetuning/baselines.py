@@ -1,8 +1,10 @@
 """The rows of the table that need no training: a constant prediction, and the foundation, zero- and few-shot."""
 
+import dataclasses
+
 from data.labeled import draw
 from train.evaluation.zero_shot import answer_questions
-from train.finetuning.finetune_run import FinetuneRun, Scored, score
+from train.finetuning.finetune_run import FinetuneRun, Scored, measured, score
 from train.finetuning.predictor import Predictor
 from train.finetuning.rows import with_shots
 from train.generation.language_model import LanguageModel
@@ -14,8 +16,23 @@ _CANDIDATES_PER_SHOT = 8
 def constant_baseline(run: FinetuneRun) -> list[Scored]:
     """Returns the row of the task's constant prediction; empty: the task has none."""
     task, test = run.data.task, run.data.parts["test"].examples
-    prediction = task.baseline_prediction(run.data.parts["train"].examples)
-    return [] if prediction is None else [score(run, task.baseline_name, test, [prediction] * len(test))]
+    with measured() as cost:
+        prediction = task.baseline_prediction(run.data.parts["train"].examples)
+        if prediction is None:
+            return []
+        scored = score(run, task.baseline_name, test, [prediction] * len(test))
+        return [dataclasses.replace(scored, cost=cost())]
+
+
+def alternatives(run: FinetuneRun) -> list[Scored]:
+    """Returns the rows of what a user would do instead; its choices are made by the validation rows."""
+    train, validation, test = (run.data.parts[name].examples for name in ("train", "validation", "test"))
+    found = []
+    for name, predict in run.data.task.alternatives().items():
+        with measured() as cost:
+            predictions = predict(train, validation, test)
+            found.append(dataclasses.replace(score(run, name, test, predictions), cost=cost()))
+    return found
 
 
 def prompted_foundation(run: FinetuneRun, foundation: LanguageModel) -> list[Scored]:
@@ -34,11 +51,13 @@ def _prompted(run: FinetuneRun, foundation: LanguageModel, shots: int) -> Scored
     # Short ones, so that as many as possible fit.
     shown = sorted(map(task.question, candidates), key=lambda pair: sum(map(len, pair)))[:shots]
     questions = [task.question(example)[0] for example in examples]
-    answers = answer_questions(
-        foundation, questions, shown, task.choices(), s.max_new_tokens, run.settings.sequence_length
-    )
+    with measured() as cost:
+        answers = answer_questions(
+            foundation, questions, shown, task.choices(), s.max_new_tokens, run.settings.sequence_length
+        )
     name = f"foundation, {f'{shots}-shot' if shots else 'zero-shot'}"
-    return score(run, name, examples, [task.read_answers(answer) for answer in answers])
+    scored = score(run, name, examples, [task.read_answers(answer) for answer in answers])
+    return dataclasses.replace(scored, cost=cost())
 
 
 def foundation_head(run: FinetuneRun, foundation: LanguageModel, predictor: Predictor) -> list[Scored]:

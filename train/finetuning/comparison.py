@@ -7,15 +7,20 @@ from configs.errors import UserError
 from model.flops import training_flops_per_token
 from model.heads import Objective
 from model.transformer import Params
+from train.checkpoint.manager import saved_steps
+from train.evaluation.calibration import Decisions
 from train.evaluation.scoring import held_out_loss
-from train.finetuning.baselines import constant_baseline, foundation_head, prompted_foundation
-from train.finetuning.finetune_run import FinetuneRun, Scored, score
+from train.finetuning.baselines import alternatives, constant_baseline, foundation_head, prompted_foundation
+from train.finetuning.confidence import Confidence, calibrate, score_confidence
+from train.finetuning.finetune_run import FinetuneRun, Scored, measured, score
 from train.finetuning.predictor import Predictor
 from train.finetuning.rows import first_rows, with_reference
 from train.generation.language_model import LanguageModel
 from train.job import Evaluate, Job
 from train.loop import fit
+from train.run.calibration import newest_step
 from train.run.length import earlier_lengths
+from train.run.record import Run
 from train.tasks.task import Prediction
 
 RANDOM_INIT, FINE_TUNED = "random initialization", "fine-tuned"
@@ -30,6 +35,8 @@ def compare(run: FinetuneRun) -> list[Scored]:
     """
     task = run.data.task
     table = constant_baseline(run)
+    if run.settings.task.alternatives:
+        table += alternatives(run)
     run, foundation_rows = _score_foundation(run)
     table += foundation_rows
     zero_shot = foundation_rows[0].predictions if foundation_rows and task.zero_shot == "head" else None
@@ -101,9 +108,25 @@ def _train_and_score(run: FinetuneRun, name: str, zero_shot: Sequence[Prediction
     objective = run.objective(adapted=from_foundation)
     predictor = _predictor(run, objective)
     job = finetuning_job(run, name, objective, _evaluation(run, objective, predictor), from_foundation)
-    params = fit(job, run.settings, run.mesh, workdir)
-    test = run.data.parts["test"]
-    return score(run, name, test.examples, predictor(params, test), zero_shot)
+    resumes, test = bool(saved_steps(workdir)), run.data.parts["test"]
+    with measured() as cost:
+        params = fit(job, run.settings, run.mesh, workdir)
+        predictions, decisions = predictor.with_decisions(params, test)
+        scored = score(run, name, test.examples, predictions, zero_shot)
+        # What an earlier process spent is not known here.
+        scored = dataclasses.replace(scored, cost=None if resumes else cost())
+    if not from_foundation or decisions is None:
+        return scored
+    return dataclasses.replace(scored, confidence=_confidence(run, predictor, params, decisions))
+
+
+def _confidence(run: FinetuneRun, predictor: Predictor, params: Params, test: Decisions) -> Confidence | None:
+    """Returns how sure the fine-tuned model is; what that takes is learned from the validation rows."""
+    _, validation = predictor.with_decisions(params, run.data.parts["validation"])
+    if validation is None or not len(validation.labels) or not len(test.labels):
+        return None
+    found = calibrate(run.data.task, validation, newest_step(Run(run.workdir, run.record)))
+    return score_confidence(run.data.task, found, test, run.data.parts["test"].examples)
 
 
 def _predictor(run: FinetuneRun, objective: Objective) -> Predictor:

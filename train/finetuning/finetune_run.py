@@ -1,7 +1,9 @@
 """A fine-tuning run whose rows are read and encoded, and a row of its table."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -9,6 +11,7 @@ from jax.sharding import Mesh
 from data.labeled import Example
 from model.heads import Objective
 from train.evaluation.interval import Interval
+from train.finetuning.confidence import Confidence
 from train.finetuning.rows import TaskData
 from train.run.record import Run, RunRecord
 from train.settings import Settings
@@ -41,6 +44,26 @@ class FinetuneRun:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a row of the table took.
+
+    Attributes:
+        seconds: wall time.
+        cpu_seconds: of all threads of this process.
+    """
+
+    seconds: float
+    cpu_seconds: float
+
+
+@contextlib.contextmanager
+def measured() -> Iterator[Callable[[], Cost]]:
+    """Yields a function that returns the cost since the block began."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield lambda: Cost(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+@dataclasses.dataclass(frozen=True)
 class Scored:
     """A row of the table: a model and its metrics on held-out examples.
 
@@ -49,12 +72,16 @@ class Scored:
         examples: the held-out examples.
         predictions: one per example.
         metrics: over all of them.
+        cost: what it took to train and score it; None: unknown, because an earlier process did a part.
+        confidence: how sure the model is, for the fine-tuned model of a task with classes.
     """
 
     name: str
     examples: list[Example]
     predictions: list[Prediction]
     metrics: dict[str, Interval]
+    cost: Cost | None = None
+    confidence: Confidence | None = None
 
 
 def score(

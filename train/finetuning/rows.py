@@ -1,6 +1,7 @@
 """The labeled rows of a task: read, split, encoded and packed into rows of tokens."""
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,8 @@ from configs.errors import UserError
 from data.examples import ExampleRows, Rendered, Segment, pack
 from data.labeled import Example, SplitOptions, Splits, read_splits
 from data.tokenizer import Tokenizer
-from model.heads import language_model
+from model.config import ModelConfig
+from model.heads import Objective, language_model
 from train.console import warn
 from train.evaluation.scoring import head_outputs
 from train.generation.language_model import LanguageModel
@@ -120,7 +122,7 @@ def abbreviated(names: Sequence[str], most: int = 8) -> str:
 
 def with_reference(part: TaskRows, reference: LanguageModel, batch_size: int) -> TaskRows:
     """Returns the rows with the log-probability of each segment's targets under a language model, as "reference"."""
-    objective = language_model(reference.model)
+    objective = _language_model(reference.model)
     found: dict[int, tuple[Segment, ...]] = {}
     for example, outputs in head_outputs(objective, reference.params, part.rows, batch_size, reference.mesh):
         segments = []
@@ -132,6 +134,12 @@ def with_reference(part: TaskRows, reference: LanguageModel, batch_size: int) ->
     segments_of = [found[example] for example in range(len(part.examples))]
     encoded = [Rendered(s, r.cut) for s, r in zip(segments_of, part.encoded, strict=True)]
     return dataclasses.replace(part, encoded=encoded, rows=dataclasses.replace(part.rows, examples=segments_of))
+
+
+@functools.lru_cache(maxsize=8)
+def _language_model(model: ModelConfig) -> Objective:
+    """Returns the objective of a model; cached, because jit compiles once per function object."""
+    return language_model(model)
 
 
 def with_shots(part: TaskRows, shown: Sequence[Example], task: Task[Any], tokenizer: Tokenizer) -> TaskRows:

@@ -80,6 +80,13 @@ def _say_classes(run: FinetuneRun, splits: Splits) -> None:
             f"rows only: {names}; add rows, set config.task.test_path, or merge or remove these classes"
         )
     say_unseen("finetune", run.data.task, run.data.parts["test"].examples)
+    outside = run.settings.task.out_of_scope
+    present = {name for example in (*splits.train, *splits.test) for name in example.classes}
+    if outside and outside not in present:
+        raise UserError(
+            f"config.task.out_of_scope={outside!r} is the class of no row; expected one of "
+            f"{abbreviated(sorted(present))}"
+        )
 
 
 def prepare_run(

@@ -56,7 +56,7 @@ def _score_on(mesh: Mesh, objective: Objective, opened: Run, path: str) -> dict[
     part = encode_rows(task, examples, tokenizer, settings.sequence_length, seed=0)
     params = opened.load(mesh)
     if task.needs_reference:
-        part = with_reference(part, _foundation(opened, tokenizer, mesh), settings.batch_size)
+        part = with_reference(part, load_reference(opened, tokenizer, mesh), settings.batch_size)
     predictor = Predictor(task, objective, opened.model, tokenizer, settings, mesh)
     metrics = task.metrics(part.examples, predictor(params, part))
     unseen = say_unseen("evaluate", task, part.examples)
@@ -64,7 +64,7 @@ def _score_on(mesh: Mesh, objective: Objective, opened: Run, path: str) -> dict[
     return {**counts, **as_json(metrics)}
 
 
-def _foundation(opened: Run, tokenizer: Tokenizer, mesh: Mesh) -> LanguageModel:
+def load_reference(opened: Run, tokenizer: Tokenizer, mesh: Mesh) -> LanguageModel:
     """Returns the language model that a run was fine-tuned from."""
     foundation = open_run(at(opened.record.lineage[-1]["directory"])).with_model(opened.model)
     params = foundation.load_merged(mesh, ("backbone", "head"))

@@ -9,10 +9,11 @@ import numpy as np
 
 from configs.errors import UserError
 from data.columns import Row
-from data.conversations import messages_of, without_system
+from data.conversations import messages_of, prompt_of, without_system
 from data.examples import Rendered
 from data.labeled import Example
 from data.templates import check_messages
+from data.templates import render as render_messages
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, language_model
@@ -33,9 +34,18 @@ class Chat(Task[tuple[float, float]]):
     template: str
 
     trains_lm_head: ClassVar[bool] = True
+    replies: ClassVar[bool] = True
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "head"
     unused_fields: ClassVar[tuple[str, ...]] = (
-        *("task.input", "task.context", "task.pooling", "task.multi_label", "task.class_weights", "task.metrics"),
+        *(
+            "task.input",
+            "task.context",
+            "task.pooling",
+            "task.multi_label",
+            "task.class_weights",
+            "task.out_of_scope",
+            "task.metrics",
+        ),
         *("task.beta", "task.center"),
     )
 
@@ -52,6 +62,13 @@ class Chat(Task[tuple[float, float]]):
         return Example(content, group_of(row, settings, group), {"messages": messages})
 
     @classmethod
+    def parse_input(cls, row: Row, settings: TaskSettings) -> Example:
+        """Returns fields {"messages"} that end with the user's last turn."""
+        messages = prompt_of(row, settings.target, row_rules(settings))
+        check_messages(messages, settings.template, prompt=True)
+        return Example("", "", {"messages": messages})
+
+    @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
         """Returns the task with its template."""
         return cls(settings.template)
@@ -59,6 +76,10 @@ class Chat(Task[tuple[float, float]]):
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered | None:
         """Returns the conversation with the assistant's turns as targets; the oldest turns are cut first."""
         return encode_messages(example.fields["messages"], self.template, tokenizer, length)
+
+    def prompt_tokens(self, example: Example, tokenizer: Tokenizer, max_prompt_len: int) -> list[int]:
+        """Returns the conversation in the template, cut to `max_prompt_len` tokens."""
+        return render_messages(example.fields["messages"], self.template, tokenizer, max_prompt_len, prompt=True).tokens
 
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
         """Returns next-token prediction."""

@@ -14,13 +14,16 @@ from data.labeled import Example
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, classifier, multi_label_classifier
+from train.evaluation import linear_svm
 from train.evaluation import metrics as scores
-from train.evaluation.interval import Interval
+from train.evaluation.calibration import UNSEEN, sigmoid, softmax
+from train.evaluation.interval import Interval, mean_interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Task, group_of, in_order, router_losses, row_rules
+from train.tasks.task import Alternative, Answer, AnswerOptions, Task, group_of, in_order, router_losses, row_rules
 
 # Separates the classes of a row where a file can only hold text.
 _SEPARATOR = "|"
+_DIGITS = 6  # of probabilities in files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Classification(Task[list[str]]):
         multi_label: an example has any number of classes.
         pooling: which state the head reads.
         prompt: the question for zero-shot scoring, with {input}.
+        out_of_scope: the class of rows that are none of the others, which are scored apart; "": none.
         absent_weights: with `multi_label`, weight of each class in the loss where an example does not have it; empty:
             no weights, whatever `weights` says, as in runs of earlier versions.
     """
@@ -43,6 +47,7 @@ class Classification(Task[list[str]]):
     pooling: Literal["last", "mean"]
     prompt: str
     absent_weights: tuple[float, ...] = ()
+    out_of_scope: str = ""
 
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
     baseline_name: ClassVar[str] = "majority-class baseline"
@@ -76,6 +81,12 @@ class Classification(Task[list[str]]):
         return Example(text, group_of(row, settings, text), {"text": text, "labels": labels}, classes)
 
     @classmethod
+    def parse_input(cls, row: Row, settings: TaskSettings) -> Example:
+        """Returns fields {"text", "labels": []}."""
+        text = fill(settings.input, row, "config.task.input", row_rules(settings))
+        return Example(text, text, {"text": text, "labels": []})
+
+    @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
         """Returns the task with the classes of the examples and their weights in the loss.
 
@@ -93,7 +104,8 @@ class Classification(Task[list[str]]):
             absent = tuple(rows / (2 * max(rows - counts[name], 1)) for name in classes)
             return cls(classes, weights, True, settings.pooling, settings.prompt, absent)
         weights = class_weights(counts, classes, settings.class_weights)
-        return cls(classes, weights, settings.multi_label, settings.pooling, settings.prompt)
+        pooling, prompt, outside = settings.pooling, settings.prompt, settings.out_of_scope
+        return cls(classes, weights, settings.multi_label, pooling, prompt, out_of_scope=outside)
 
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered:
         """Returns `bos text eos` with the class as the target of its last token; an unseen label is in no loss."""
@@ -129,13 +141,81 @@ class Classification(Task[list[str]]):
             return [name for name, z in zip(self.classes, logits, strict=True) if z > 0]
         return [self.classes[i] for i in np.argsort(-logits, kind="stable")]
 
+    def decisions(
+        self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the logits and the class; with `multi_label`, of the choice between no and yes for each class."""
+        logits, labels = outputs[0][-1], example.fields["labels"]
+        if self.multi_label:
+            return np.stack([np.zeros_like(logits), logits], -1), np.array(
+                [name in labels for name in self.classes], int
+            )
+        return logits[None], np.array([self.classes.index(labels[0]) if labels[0] in self.classes else UNSEEN])
+
+    @property
+    def answer_options(self) -> tuple[str, ...]:
+        """All options; with `multi_label`, "top_k"."""
+        return ("top_k",) if self.multi_label else ("top_k", "abstain_below", "coverage")
+
+    def answer_columns(self, options: AnswerOptions) -> tuple[str, ...]:
+        """Returns "prediction", "probability", "prediction_2", ...; with options also "set" and "abstained"."""
+        if self.multi_label:
+            return ("prediction", "probabilities", *(("top", "top_probabilities") if options.top_k > 1 else ()))
+        numbers = [f"_{rank}" if rank > 1 else "" for rank in range(1, min(options.top_k, len(self.classes)) + 1)]
+        columns = [f"{name}{number}" for number in numbers for name in ("prediction", "probability")]
+        columns += ["set"] if options.set_threshold is not None else []
+        return (*columns, *(("abstained",) if options.abstain_below else ()))
+
+    def answer(
+        self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer,
+        options: AnswerOptions,
+    ) -> Answer:  # fmt: skip
+        """Returns the first classes of `decode` with their probabilities, the first one None if it is too unlikely.
+
+        With `multi_label`, the classes of `decode`; with `top_k` above 1 also the most likely ones.
+        """
+        ranking = self.decode(example, outputs, encoded, tokenizer)
+        logits = outputs[0][-1] / options.temperature
+        likely = dict(zip(self.classes, (sigmoid if self.multi_label else softmax)(logits).tolist(), strict=True))
+        if self.multi_label:
+            top = sorted(self.classes, key=lambda name: -likely[name])[: options.top_k]
+            lists = {"prediction": ranking, "probabilities": ranking, "top": top, "top_probabilities": top}
+            return {
+                column: [round(likely[name], _DIGITS) if "prob" in column else name for name in lists[column]]
+                for column in self.answer_columns(options)
+            }
+        found: list[object] = [v for name in ranking[: options.top_k] for v in (name, round(likely[name], _DIGITS))]
+        # The number that is written decides, so that a reader can check it.
+        sure = round(likely[ranking[0]], _DIGITS) >= options.abstain_below
+        if not sure:
+            found[0] = None
+        if (threshold := options.set_threshold) is not None:
+            found.append([name for name in ranking if likely[name] >= threshold or name == ranking[0]])
+        if options.abstain_below:
+            found.append(not sure)
+        return dict(zip(self.answer_columns(options), found, strict=True))
+
     def metrics(self, examples: Sequence[Example], predictions: Sequence[list[str]]) -> dict[str, Interval]:
-        """Returns accuracy, macro-F1 and, for more than five classes, top-3; multi-label: F1 and exact match."""
+        """Returns accuracy, macro-F1 and, for more than five classes, top-3; multi-label: F1 and exact match.
+
+        With `out_of_scope`, also the accuracy of the rows in scope, and the share of the others that is recognized.
+        """
         labels = [example.fields["labels"] for example in examples]
         if self.multi_label:
             return scores.multi_label([set(names) for names in labels], [set(names) for names in predictions])
         found = scores.classification([names[0] for names in labels], predictions)
-        return found if len(self.classes) > 5 else {name: found[name] for name in ("accuracy", "macro_f1")}
+        if len(self.classes) <= 5:
+            del found["top_3"]
+        if not self.out_of_scope:
+            return found
+        outside = np.array([self.is_out_of_scope(example) for example in examples])
+        right = np.array([names[0] == best[0] for names, best in zip(labels, predictions, strict=True)])
+        parts = {"accuracy_in_scope": right[~outside], "recall_out_of_scope": right[outside]}
+        return found | {name: mean_interval(rows) for name, rows in parts.items() if len(rows)}
+
+    def is_out_of_scope(self, example: Example) -> bool:
+        """Returns whether the class of an example is the one that stands for all other texts."""
+        return self.out_of_scope in example.fields["labels"]
 
     def expected(self, example: Example) -> str:
         """Returns the class or classes."""
@@ -150,6 +230,20 @@ class Classification(Task[list[str]]):
         counts = Counter(label for example in examples for label in example.fields["labels"])
         ranking = [name for name, _ in counts.most_common()]
         return ranking[:1] if self.multi_label else ranking
+
+    def alternatives(self) -> dict[str, Alternative]:
+        """Returns a linear SVM on TF-IDF features."""
+        return {"TF-IDF + linear SVM": self._svm}
+
+    def _svm(self, train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> list[list[str]]:
+        texts, labels = (
+            [[e.fields[name] for e in part] for part in (train, validation)] for name in ("text", "labels")
+        )
+        held_out = [example.fields["text"] for example in test]
+        if self.multi_label:
+            return linear_svm.several_classes((texts[0], labels[0]), (texts[1], labels[1]), held_out)
+        first = [[names[0] for names in part] for part in labels]
+        return linear_svm.rank_classes((texts[0], first[0]), (texts[1], first[1]), held_out)
 
     def question(self, example: Example) -> tuple[str, str]:
         """Returns the prompt with the text filled in, and the classes in words."""

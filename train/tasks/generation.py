@@ -1,6 +1,7 @@
 """Text generation from an input: summaries, translations, answers. Trains the language-model head on the answers."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
@@ -16,8 +17,10 @@ from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.evaluation.squad import NO_ANSWER
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Task, group_of, router_losses, row_rules
+from train.tasks.task import Alternative, Task, group_of, router_losses, row_rules
 
+_LEAD = 3  # sentences that stand for a summary (lead-3)
+_SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+|\n+")
 _METRICS = {"rouge": scores.rouge, "bleu": scores.bleu_chrf, "squad": scores.squad}
 
 
@@ -39,8 +42,9 @@ class Generation(Task[str]):
     generates: ClassVar[bool] = True
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
     unused_fields: ClassVar[tuple[str, ...]] = (
-        "task.context", "task.pooling", "task.multi_label", "task.class_weights", "task.beta", "task.center",
-    )  # fmt: skip
+        *("task.context", "task.pooling", "task.multi_label", "task.class_weights", "task.out_of_scope", "task.beta"),
+        "task.center",
+    )
     renamed_fields: ClassVar[Mapping[str, str]] = {"metrics": "metric_names"}
 
     @classmethod
@@ -51,6 +55,12 @@ class Generation(Task[str]):
         references = answers_of(column(row, settings.target, "config.task.target"), settings.target, rules)
         content = "\n".join([text, *references[:1]])
         return Example(content, group_of(row, settings, text), {"input": text, "references": references})
+
+    @classmethod
+    def parse_input(cls, row: Row, settings: TaskSettings) -> Example:
+        """Returns fields {"input", "references": []}."""
+        text = fill(settings.input, row, "config.task.input", row_rules(settings))
+        return Example(text, text, {"input": text, "references": []})
 
     @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
@@ -96,6 +106,15 @@ class Generation(Task[str]):
         """Returns the text."""
         return prediction
 
+    def alternatives(self) -> dict[str, Alternative]:
+        """Returns the beginning of the input, for summaries, and "no answer", for questions."""
+        found: dict[str, Alternative] = {}
+        if "rouge" in self.metric_names:
+            found[f"first {_LEAD} sentences"] = lambda train, validation, test: [_lead(e) for e in test]
+        if "squad" in self.metric_names:
+            found["always no answer"] = lambda train, validation, test: [NO_ANSWER] * len(test)
+        return found
+
     def question(self, example: Example) -> tuple[str, str]:
         """Returns the prompt with the input filled in, and the first reference."""
         return self.prompt.replace("{input}", example.fields["input"]), self.expected(example)
@@ -103,6 +122,11 @@ class Generation(Task[str]):
     def read_answers(self, answers: list[str]) -> str:
         """Returns the generated text."""
         return answers[0]
+
+
+def _lead(example: Example) -> str:
+    """Returns the first sentences, or turns of a dialogue, of the input."""
+    return " ".join([part for part in _SENTENCE_ENDS.split(example.fields["input"]) if part.strip()][:_LEAD])
 
 
 def encode_messages(

@@ -18,11 +18,13 @@ from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective
 from model.task_heads import preference
+from train.evaluation.calibration import sigmoid
 from train.evaluation.interval import Interval, mean_interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import P, Task, group_of, router_losses, row_rules
+from train.tasks.task import Answer, AnswerOptions, P, Task, group_of, router_losses, row_rules
 
 CHOSEN, REJECTED = "chosen", "rejected"
+ANSWER = "answer"  # the column of a single answer to score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,15 @@ class AnswerPair(Task[P]):
     beta: float
 
     unused_fields: ClassVar[tuple[str, ...]] = (
-        *("task.context", "task.target", "task.pooling", "task.multi_label", "task.class_weights", "task.metrics"),
+        *(
+            "task.context",
+            "task.target",
+            "task.pooling",
+            "task.multi_label",
+            "task.class_weights",
+            "task.out_of_scope",
+            "task.metrics",
+        ),
         *("task.center", "loss.z_loss", "loss.label_smoothing"),
     )
 
@@ -49,14 +59,23 @@ class AnswerPair(Task[P]):
         A prompt may be a conversation in the column of `config.task.input`, or the turns before the two answers where
         these are conversations.
         """
+        return cls._parsed(row, (CHOSEN, REJECTED), settings)
+
+    @classmethod
+    def parse_input(cls, row: Row, settings: TaskSettings) -> Example:
+        """Returns the example of two answers, or of one in the column "answer", which is read as a chosen one."""
+        return cls._parsed(row, (ANSWER,) if ANSWER in row else (CHOSEN, REJECTED), settings)
+
+    @classmethod
+    def _parsed(cls, row: Row, columns: tuple[str, ...], settings: TaskSettings) -> Example:
         rules = row_rules(settings)
         before: list[Conversation] = []
         answers = {}
-        for name in (CHOSEN, REJECTED):
+        for name in columns:
             *turns, answer = _answer(column(row, name, "a column of that name"), name, rules)
-            answers[name] = answer["content"]
+            answers[CHOSEN if name == ANSWER else name] = answer["content"]
             before.append(turns)
-        if before[0] != before[1]:
+        if before[0] != before[-1]:
             raise UserError(f"the turns before the answers differ in {CHOSEN!r} and {REJECTED!r}; expected one prompt")
         prompt = before[0] or _prompt(row, settings.input, rules)
         if isinstance(prompt, str):
@@ -74,10 +93,13 @@ class AnswerPair(Task[P]):
         return cls(settings.template, settings.beta)
 
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered | None:
-        """Returns two segments, chosen and rejected, of at most half a row each, or None if an answer does not fit."""
+        """Returns two segments, chosen and rejected, of at most half a row each, or None if an answer does not fit.
+
+        One segment for an example of one answer.
+        """
         segments, cut, fields = [], False, example.fields
         prompt = fields["messages"] if "messages" in fields else [{"role": "user", "content": fields["prompt"]}]
-        for name in (CHOSEN, REJECTED):
+        for name in (name for name in (CHOSEN, REJECTED) if name in fields):
             messages = [*prompt, {"role": "assistant", "content": fields[name]}]
             rendered = render_messages(messages, self.template, tokenizer, length // 2 + 1)
             segment = text_segment(rendered.tokens, rendered.mask)
@@ -86,6 +108,26 @@ class AnswerPair(Task[P]):
             segments.append(segment)
             cut |= rendered.cut
         return Rendered(tuple(segments), cut)
+
+    def scores(self, outputs: tuple[np.ndarray, ...], encoded: Rendered) -> list[float]:
+        """Returns the score of each answer; their difference is the log-odds that the first one is preferred."""
+        raise NotImplementedError(f"{type(self).__name__} does not define scores")
+
+    def answer_columns(self, options: AnswerOptions) -> tuple[str, ...]:
+        """Returns "prediction" (chosen or rejected), "probability" (that of chosen), "score" and "rejected_score"."""
+        return ("prediction", "probability", "score", "rejected_score")
+
+    def answer(
+        self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer,
+        options: AnswerOptions,
+    ) -> Answer:  # fmt: skip
+        """Returns the scores of the answers and which one is preferred; of one answer, its score alone."""
+        score, *other = self.scores(outputs, encoded)
+        if not other:
+            return {"prediction": None, "probability": None, "score": score, "rejected_score": None}
+        chosen = float(sigmoid(np.float64(score - other[0])))
+        found = CHOSEN if chosen > 0.5 else REJECTED
+        return {"prediction": found, "probability": round(chosen, 6), "score": score, "rejected_score": other[0]}
 
     def expected(self, example: Example) -> str:
         """Returns the chosen answer."""
@@ -103,6 +145,11 @@ class Preference(AnswerPair[tuple[float, float]]):
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
         """Returns DPO on the language-model head."""
         return preference(model, self.beta, loss.chunk, router_losses(loss))
+
+    def scores(self, outputs: tuple[np.ndarray, ...], encoded: Rendered) -> list[float]:
+        """Returns DPO's implicit rewards: beta times the log-probability relative to the foundation's, in nats."""
+        pairs = zip(outputs, encoded.segments, strict=True)
+        return [self.beta * float(-(nll * part["weights"]).sum() - part["reference"].sum()) for nll, part in pairs]
 
     def decode(
         self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer

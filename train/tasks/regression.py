@@ -18,7 +18,7 @@ from model.task_heads import regressor
 from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Task, group_of, router_losses, row_rules
+from train.tasks.task import Answer, AnswerOptions, Task, group_of, router_losses, row_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,15 @@ class Regression(Task[float]):
 
     baseline_name: ClassVar[str] = "mean of the training values"
     unused_fields: ClassVar[tuple[str, ...]] = (
-        *("task.context", "task.multi_label", "task.class_weights", "task.template", "task.metrics", "task.beta"),
+        *(
+            "task.context",
+            "task.multi_label",
+            "task.class_weights",
+            "task.out_of_scope",
+            "task.template",
+            "task.metrics",
+            "task.beta",
+        ),
         *("loss.z_loss", "loss.label_smoothing", "loss.chunk"),
     )
 
@@ -48,6 +56,12 @@ class Regression(Task[float]):
         text = fill(settings.input, row, "config.task.input", rules)
         value = _number(column(row, settings.target, "config.task.target"), settings.target, rules)
         return Example(text, group_of(row, settings, text), {"text": text, "value": value})
+
+    @classmethod
+    def parse_input(cls, row: Row, settings: TaskSettings) -> Example:
+        """Returns fields {"text", "value": 0}."""
+        text = fill(settings.input, row, "config.task.input", row_rules(settings))
+        return Example(text, text, {"text": text, "value": 0.0})
 
     @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
@@ -80,6 +94,13 @@ class Regression(Task[float]):
     ) -> float:
         """Returns the predicted value in the units of the data."""
         return float(outputs[0][-1]) * self.std + self.mean
+
+    def answer(
+        self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer,
+        options: AnswerOptions,
+    ) -> Answer:  # fmt: skip
+        """Returns the predicted value in the units of the data."""
+        return {"prediction": self.decode(example, outputs, encoded, tokenizer)}
 
     def metrics(self, examples: Sequence[Example], predictions: Sequence[float]) -> dict[str, Interval]:
         """Returns R2, mean absolute error and Spearman's rank correlation."""

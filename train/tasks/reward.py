@@ -26,6 +26,13 @@ class Reward(AnswerPair[float]):
 
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered | None:
         """Returns chosen and rejected as two segments; the score is read at the last token of each."""
+        encoded = self._scored(example, tokenizer, length)
+        if encoded is None or sum(len(segment["tokens"]) for segment in encoded.segments) <= length:
+            return encoded
+        # Two answers that fill their halves have one token too many each.
+        return self._scored(example, tokenizer, length - len(encoded.segments))
+
+    def _scored(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered | None:
         encoded = super().encode(example, tokenizer, length)
         if encoded is None:
             return None
@@ -41,6 +48,10 @@ class Reward(AnswerPair[float]):
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
         """Returns one linear output, trained on the difference between chosen and rejected."""
         return reward(model, router_losses(loss))
+
+    def scores(self, outputs: tuple[np.ndarray, ...], encoded: Rendered) -> list[float]:
+        """Returns the output at the end of each answer."""
+        return [float(output[-1]) for output in outputs]
 
     def decode(
         self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer

@@ -19,7 +19,7 @@ from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.evaluation.squad import NO_ANSWER
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Task, group_of, router_losses, row_rules
+from train.tasks.task import Answer, AnswerOptions, Task, group_of, router_losses, row_rules
 
 _MAX_ANSWER_TOKENS = 30
 _MAX_QUESTION_FRACTION = 1 / 3  # of the row
@@ -38,8 +38,17 @@ class Span(Task[str]):
     prompt: str
 
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
+    baseline_name: ClassVar[str] = "always no answer"
     unused_fields: ClassVar[tuple[str, ...]] = (
-        *("task.pooling", "task.multi_label", "task.class_weights", "task.template", "task.metrics", "task.beta"),
+        *(
+            "task.pooling",
+            "task.multi_label",
+            "task.class_weights",
+            "task.out_of_scope",
+            "task.template",
+            "task.metrics",
+            "task.beta",
+        ),
         *("task.center", "loss.z_loss", "loss.label_smoothing", "loss.chunk"),
     )
 
@@ -60,6 +69,14 @@ class Span(Task[str]):
                 raise UserError(f"answer {answer['text']!r:.60} is not at character {place} of its context")
         fields = {"question": question, "context": context, "answers": answers}
         return Example(f"{context}\n{question}", group_of(row, settings, context), fields)
+
+    @classmethod
+    def parse_input(cls, row: Row, settings: TaskSettings) -> Example:
+        """Returns fields {"question", "context", "answers": []}."""
+        rules = row_rules(settings)
+        question = fill(settings.input, row, "config.task.input", rules)
+        context = fill(settings.context, row, "config.task.context", rules)
+        return Example(f"{context}\n{question}", context, {"question": question, "context": context, "answers": []})
 
     @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
@@ -91,13 +108,22 @@ class Span(Task[str]):
 
     def decode(self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer) -> str:
         """Returns the most likely answer as written in the context, "" for none."""
-        flags = encoded.segments[0]["targets"]
-        token_scores = outputs[0][flags > 0]
-        found = best_span(token_scores[:, 0], token_scores[:, 1], _MAX_ANSWER_TOKENS)
-        if found is None:
-            return ""
-        _, offsets = tokenizer.encode_with_offsets(example.fields["context"])
-        return example.fields["context"][offsets[found[0]][0] : offsets[found[1]][1]].strip()
+        place = _place(example, outputs, encoded, tokenizer)
+        return example.fields["context"][place] if place else ""
+
+    def answer_columns(self, options: AnswerOptions) -> tuple[str, ...]:
+        """Returns "prediction", and "start" and "end": its place in the cleaned context, in characters."""
+        return ("prediction", "start", "end")
+
+    def answer(
+        self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer,
+        options: AnswerOptions,
+    ) -> Answer:  # fmt: skip
+        """Returns the answer and its place in the cleaned context; "" and None for no answer."""
+        place = _place(example, outputs, encoded, tokenizer)
+        if place is None:
+            return {"prediction": "", "start": None, "end": None}
+        return {"prediction": example.fields["context"][place], "start": place.start, "end": place.stop}
 
     def metrics(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, Interval]:
         """Returns exact match, F1 and, if some questions have no answer, the accuracy on these."""
@@ -131,6 +157,20 @@ class Span(Task[str]):
     def target_names(self) -> tuple[str, ...]:
         """Returns the names of the flags."""
         return _FLAG_NAMES
+
+
+def _place(example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer) -> slice | None:
+    """Returns where the context has the most likely answer, None for none."""
+    flags = encoded.segments[0]["targets"]
+    token_scores = outputs[0][flags > 0]
+    found = best_span(token_scores[:, 0], token_scores[:, 1], _MAX_ANSWER_TOKENS)
+    if found is None:
+        return None
+    _, offsets = tokenizer.encode_with_offsets(example.fields["context"])
+    start, stop = offsets[found[0]][0], offsets[found[1]][1]
+    text = example.fields["context"][start:stop]
+    start += len(text) - len(text.lstrip())
+    return slice(start, start + len(text.strip())) if text.strip() else None
 
 
 def _answers(value: object, name: str, rules: RowRules) -> list[dict[str, Any]]:

@@ -15,12 +15,14 @@ from data.seams import encode_words
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, classifier
+from train.evaluation import linear_svm
 from train.evaluation import metrics as scores
+from train.evaluation.calibration import UNSEEN, softmax
 from train.evaluation.interval import Interval
 from train.evaluation.metrics import OUTSIDE
 from train.settings import LossSettings, TaskSettings
 from train.tasks.classification import class_weights
-from train.tasks.task import Task, group_of, in_order, router_losses, row_rules
+from train.tasks.task import Alternative, Answer, AnswerOptions, Task, group_of, in_order, router_losses, row_rules
 
 _WORDS = "tokens"  # the column of the words
 
@@ -37,9 +39,10 @@ class Tagging(Task[list[str]]):
     classes: tuple[str, ...]
     weights: tuple[float, ...] = ()
 
+    list_separator: ClassVar[str] = " "
     unused_fields: ClassVar[tuple[str, ...]] = (
         *("task.input", "task.context", "task.pooling", "task.multi_label", "task.template", "task.metrics"),
-        *("task.beta", "task.center", "loss.z_loss", "loss.chunk"),
+        *("task.beta", "task.center", "task.out_of_scope", "loss.z_loss", "loss.chunk"),
     )
 
     @classmethod
@@ -55,6 +58,15 @@ class Tagging(Task[list[str]]):
         text = " ".join(words)
         fields = {"words": words, "tags": tags}
         return Example(text, group_of(row, settings, text), fields, tuple(sorted(set(tags))))
+
+    @classmethod
+    def parse_input(cls, row: Row, settings: TaskSettings) -> Example:
+        """Returns fields {"words", "tags"} with `OUTSIDE` for every word."""
+        words = _words(row, _WORDS, row_rules(settings))
+        if not words:
+            raise UserError(f"{_WORDS!r} has no words; expected at least one")
+        text = " ".join(words)
+        return Example(text, text, {"words": words, "tags": [OUTSIDE] * len(words)})
 
     @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
@@ -92,16 +104,41 @@ class Tagging(Task[list[str]]):
         self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer
     ) -> list[str]:
         """Returns a tag per word; `OUTSIDE` for words that were cut off or have no tokens."""
-        _, ends = encode_words(tokenizer, example.fields["words"])
-        last = len(encoded.segments[0]["tokens"]) - 2
-        return [
-            self.classes[outputs[0][end].argmax()] if start < end <= last else OUTSIDE
-            for start, end in zip([0, *ends], ends, strict=False)
+        places = _places(example, encoded, tokenizer)
+        return [OUTSIDE if place is None else self.classes[outputs[0][place].argmax()] for place in places]
+
+    def decisions(
+        self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the logits and the tag of each word that was not cut off and has tokens."""
+        places = _places(example, encoded, tokenizer)
+        found = [(p, tag) for p, tag in zip(places, example.fields["tags"], strict=True) if p is not None]
+        labels = [self.classes.index(tag) if tag in self.classes else UNSEEN for _, tag in found]
+        return outputs[0][[p for p, _ in found]], np.array(labels, int)
+
+    def answer_columns(self, options: AnswerOptions) -> tuple[str, ...]:
+        """Returns "prediction" and "probabilities": lists with an item per word."""
+        return ("prediction", "probabilities")
+
+    def answer(
+        self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer,
+        options: AnswerOptions,
+    ) -> Answer:  # fmt: skip
+        """Returns a tag per word with its probability, None for words that were cut off or have no tokens."""
+        places = _places(example, encoded, tokenizer)
+        likely = [
+            None if place is None else round(float(softmax(outputs[0][place] / options.temperature).max()), 6)
+            for place in places
         ]
+        return {"prediction": self.decode(example, outputs, encoded, tokenizer), "probabilities": likely}
 
     def metrics(self, examples: Sequence[Example], predictions: Sequence[list[str]]) -> dict[str, Interval]:
         """Returns accuracy over words and macro-F1 over the tags other than `OUTSIDE`."""
         return scores.tagging([example.fields["tags"] for example in examples], predictions)
+
+    def alternatives(self) -> dict[str, Alternative]:
+        """Returns a linear SVM on the words."""
+        return {"word features + linear SVM": _svm}
 
     def expected(self, example: Example) -> str:
         """Returns the words with their tags."""
@@ -120,6 +157,18 @@ class Tagging(Task[list[str]]):
     def target_names(self) -> tuple[str, ...]:
         """Returns the tags."""
         return self.classes
+
+
+def _places(example: Example, encoded: Rendered, tokenizer: Tokenizer) -> list[int | None]:
+    """Returns the position of each word's last token, None for words that were cut off or have no tokens."""
+    _, ends = encode_words(tokenizer, example.fields["words"])
+    last = len(encoded.segments[0]["tokens"]) - 2
+    return [end if start < end <= last else None for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _svm(train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> list[list[str]]:
+    words, tags = ([[e.fields[name] for e in part] for part in (train, validation)] for name in ("words", "tags"))
+    return linear_svm.tag_words((words[0], tags[0]), (words[1], tags[1]), [e.fields["words"] for e in test])
 
 
 def _words(row: Row, name: str, rules: RowRules) -> list[str]:

@@ -14,7 +14,7 @@ import pkgutil
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
@@ -34,8 +34,31 @@ from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
 
 P = TypeVar("P")  # the type of a task's predictions
+# What `rootstock predict` writes for a row: column -> JSON value.
+Answer = dict[str, Any]
 # A prediction of any task; only the task that made it reads it.
 Prediction = Any
+
+
+# (training, validation, held-out examples) -> a prediction for each held-out example; its target must not be read.
+Alternative = Callable[[Sequence[Example], Sequence[Example], Sequence[Example]], list[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerOptions:
+    """What the answers of `rootstock predict` contain.
+
+    Attributes:
+        top_k: number of classes per row, most likely first.
+        temperature: logits are divided by this before they become probabilities (`train.evaluation.calibration`).
+        abstain_below: a less likely prediction is left out; 0: none is.
+        set_threshold: classes of at least this probability are in a row's set of classes; None: there are no sets.
+    """
+
+    top_k: int = 1
+    temperature: float = 1.0
+    abstain_below: float = 0.0
+    set_threshold: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +77,8 @@ class Task(abc.ABC, Generic[P]):
         zero_shot: how the foundation is scored before fine-tuning. "prompt": it answers `question`; "head": its
             language-model head is scored by `decode`; "none": not at all.
         baseline_name: the name of `baseline_prediction` in the table.
+        replies: `rootstock predict` writes the text generated after `prompt_tokens`, which `metrics` do not read.
+        list_separator: what stands between the values of a list in a CSV file of predictions.
         unused_fields: config fields that this task does not read, e.g. "task.beta"; setting one is an error. Fields
             that follow from the attributes above need not be listed: see `fields_without_effect`.
         renamed_fields: old name -> new name of fields that older `run.json` files contain.
@@ -64,6 +89,8 @@ class Task(abc.ABC, Generic[P]):
     needs_reference: ClassVar[bool] = False
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "none"
     baseline_name: ClassVar[str] = "most frequent answer"
+    replies: ClassVar[bool] = False
+    list_separator: ClassVar[str] = "|"
     unused_fields: ClassVar[tuple[str, ...]] = ()
     renamed_fields: ClassVar[Mapping[str, str]] = {}
 
@@ -116,6 +143,41 @@ class Task(abc.ABC, Generic[P]):
         """
         raise NotImplementedError(f"{type(self).__name__} does not define decode")
 
+    @classmethod
+    def parse_input(cls, row: Row, settings: TaskSettings) -> Example:
+        """Returns the example in a row whose target is unknown: `encode` and `prompt_tokens` accept it.
+
+        Raises:
+            UserError: see `parse`. A task that does not define this method expects the target as well.
+        """
+        return cls.parse(row, settings)
+
+    @property
+    def answer_options(self) -> tuple[str, ...]:
+        """The options of `rootstock predict` that have an effect: some of "top_k", "abstain_below" and "coverage"."""
+        return ()
+
+    def answer_columns(self, options: AnswerOptions) -> tuple[str, ...]:
+        """Returns the names of the columns that `answer` returns."""
+        return ("prediction",)
+
+    def answer(
+        self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer,
+        options: AnswerOptions,
+    ) -> Answer:  # fmt: skip
+        """Returns what `rootstock predict` writes for an example; the arguments are those of `decode`."""
+        return {"prediction": self.format(example, self.decode(example, outputs, encoded, tokenizer))}
+
+    def decisions(
+        self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Returns (logits, labels) of the choices of a class in an example (`train.evaluation.calibration`).
+
+        None if the task chooses none, so that its predictions have no probabilities to calibrate. The arguments are
+        those of `decode`.
+        """
+        return None
+
     def prompt_tokens(self, example: Example, tokenizer: Tokenizer, max_prompt_len: int) -> list[int]:
         """Returns the tokens after which the model generates its answer, for tasks with `generates`."""
         raise NotImplementedError(f"{type(self).__name__} does not define prompt_tokens")
@@ -127,6 +189,10 @@ class Task(abc.ABC, Generic[P]):
     def baseline_prediction(self, examples: Sequence[Example]) -> P | None:
         """Returns the best constant prediction given the training examples, or None if the task has none."""
         return None
+
+    def alternatives(self) -> "dict[str, Alternative]":
+        """Returns what a user would do instead of fine-tuning a model, name -> its predictions."""
+        return {}
 
     def question(self, example: Example) -> tuple[str, str]:
         """Returns (question, answer) as text, for tasks whose `zero_shot` is "prompt"."""
@@ -262,6 +328,8 @@ def fields_without_effect(cls: type[Task[Any]]) -> set[str]:
     unused = set(cls.unused_fields)
     if cls.zero_shot != "prompt":
         unused.add("task.prompt")
+    if cls.alternatives is Task.alternatives:
+        unused.add("task.alternatives")
     if cls.zero_shot == "none":
         unused |= {"task.zero_shot_rows", "task.shots"}
     if cls.needs_reference:

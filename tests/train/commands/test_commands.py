@@ -146,7 +146,7 @@ def test_generate_depends_on_nothing_but_its_seed(foundation):
 def test_finetuning_beats_its_baselines_and_records_its_lineage(foundation, classifier):
     results = json.loads((classifier / "results.json").read_text())
     assert list(results["models"]) == [
-        "majority-class baseline", "foundation, zero-shot", "foundation, 3-shot",
+        "majority-class baseline", "TF-IDF + linear SVM", "foundation, zero-shot", "foundation, 3-shot",
         "random initialization", "fine-tuned",
     ]  # fmt: skip
     accuracy = results["models"]["fine-tuned"]["accuracy"]

@@ -12,6 +12,7 @@ COMMANDS = {
     "generate": (["--run=RUN", "--prompt=a"], "output"),
     "evaluate": (["--run=RUN", "--text=TEXT"], "output"),
     "export-hf": (["--run=RUN"], "output"),
+    "predict": (["--run=RUN", "--data=TEXT"], "output"),
     "prepare": (["--input=TEXT"], "output"),
     "merge": (["--run=RUN"], "workdir"),
     "import-hf": ([f"--source={GPT2}"], "workdir"),
@@ -38,7 +39,7 @@ def test_an_output_that_cannot_be_written_is_an_error_before_the_work(command, f
     flags = [flag.replace("RUN", str(foundation)).replace("TEXT", str(text)) for flag in flags]
     (tmp_path / "file").write_text("x")
     paths = [tmp_path / "file" / "below"]
-    if command in ("generate", "evaluate"):
+    if command in ("generate", "evaluate", "predict"):
         paths += [tmp_path / "missing" / "file", tmp_path]
     elif command != "prepare":
         paths.append(tmp_path / "file")

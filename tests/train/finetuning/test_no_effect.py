@@ -58,7 +58,8 @@ CHANGES = {
     "task.input": "{other}", "task.context": "{context}.", "task.target": "second", "task.group": "{other}",
     "task.pooling": "mean", "task.multi_label": True, "task.class_weights": "balanced", "task.template": "chatml",
     "task.metrics": ("bleu",), "task.max_new_tokens": 7, "task.beta": 0.5, "task.baseline": False,
-    "task.center": False, "task.prompt": "{input}?", "task.zero_shot_rows": 0, "task.shots": 1,
+    "task.center": False, "task.alternatives": False, "task.out_of_scope": "b",
+    "task.prompt": "{input}?", "task.zero_shot_rows": 0, "task.shots": 1,
     "loss.z_loss": 0.5, "loss.label_smoothing": 0.3, "loss.chunk": 16, "loss.router_z_loss": 0.1,
     "loss.balance_loss": 0.1,
 }  # fmt: skip
@@ -98,7 +99,8 @@ def behavior(kind, config, monkeypatch):
     comparison.compare(FinetuneRun("work", record, settings, parent, TaskData(task, TOKENIZER, parts), MESH))
     segments = [{k: v.tolist() for k, v in s.items()} for r in part.encoded for s in r.segments]
     read = [dataclasses.asdict(example) for example in examples]
-    return read, segments, loss_of(task, settings, part), calls, getattr(task, "metric_names", ())
+    scored_by = getattr(task, "metric_names", ()), getattr(task, "out_of_scope", "")
+    return read, segments, loss_of(task, settings, part), calls, scored_by
 
 
 def loss_of(task, settings, part):
@@ -228,7 +230,7 @@ def test_every_condition_is_met_by_one_config_and_not_by_another():
         "optimizer.schedule": ("wsd", "constant"), "model.position": ("learned",), "model.qk_norm": (False,),
         "model.rope_scaling": ("llama3", "yarn", "longrope"), "model.rope_layers": (("local",),),
         "model.norm": ("layernorm",), "model.num_experts": (4,), "model.router_bias": (True,),
-        "checkpoint.local_path": ("here",),
+        "checkpoint.local_path": ("here",), "task.multi_label": (True,),
     }  # fmt: skip
     configs = [defaults, *(changed(defaults, name, value) for name, some in values.items() for value in some)]
     known = {field.name for field in reference.fields()}

@@ -308,7 +308,7 @@ def test_run_json_of_the_first_version_is_still_read(record):
     stored = [tuple(value) if isinstance(value, list) else value for key, value in record.items() if key != "name"]
     found = list(dataclasses.asdict(task).values())
     # Fields that were added since are empty.
-    assert found == stored + [()] * (len(found) - len(stored))
+    assert found[: len(stored)] == stored and not any(found[len(stored) :])
 
 
 HEADER = "from train.tasks.classification import Classification\nfrom train.tasks.task import Task\n"
@@ -361,3 +361,16 @@ def test_invalid_task_file_is_a_one_line_error(source, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         load_task(str(path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("length", [16, 33, 48, 64])
+@pytest.mark.parametrize("words", [(40, 40), (40, 2), (2, 40), (9, 9)])
+def test_two_answers_that_are_scored_fill_at_most_a_row(words, length):
+    """A reward reads the token after the last target too, which a full half of a row has no place for."""
+    row = {"text": "say it", "chosen": "yes " * words[0], "rejected": "no " * words[1]}
+    _, made = encoded("reward", [row])
+    task = load_task("reward")("plain", 0.1)
+    rendered = task.encode(made[0][0], TOKENIZER, length)
+    if rendered is not None:
+        assert sum(len(segment["tokens"]) for segment in rendered.segments) <= length
+        assert all(segment["weights"][-1] == 1 for segment in rendered.segments)

@@ -1,5 +1,6 @@
 """The results of a fine-tuning run: the printed table, `results.json` and `report.html`."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from train.distributed.processes import is_process_zero
 from train.evaluation.interval import as_json, gain
 from train.evaluation.metrics import confusion
 from train.finetuning.comparison import FINE_TUNED, RANDOM_INIT, RANDOM_INIT_DIR
-from train.finetuning.finetune_run import FinetuneRun, Scored
+from train.finetuning.confidence import confidence_json
+from train.finetuning.finetune_run import Cost, FinetuneRun, Scored
 from train.finetuning.report import html
-from train.finetuning.report.table import comparison
+from train.finetuning.report.confidence import confidence_table
+from train.finetuning.report.table import comparison, shown
 from train.run import goodput
+from train.run.calibration import write_calibration
 from train.run.record import config_changes
 from train.run.results import NAME, add_results, training_summary
 from train.tasks.classification import Classification
@@ -29,10 +33,43 @@ def publish(run: FinetuneRun, table: list[Scored]) -> dict[str, Any]:
     results = _results(run, table)
     if is_process_zero():
         rows = [(row.name, len(row.examples), row.metrics) for row in table]
-        results_console().print(comparison(f"{_task_name(run)}: held-out rows", rows))
+        out = results_console()
+        out.print(comparison(f"{_task_name(run)}: held-out rows", rows, _costs(table)))
+        if confidence := table[-1].confidence:
+            out.print(confidence_table(confidence))
+            write_calibration(run.workdir, confidence.calibration)
         add_results(run.workdir / NAME, lambda stored: stored.update(results))
         html.write(run.workdir / "report.html", _report(run, table))
+        out.print(results["verdict"])
     return results
+
+
+def _costs(table: list[Scored]) -> dict[str, Cost]:
+    return {row.name: row.cost for row in table if row.cost is not None}
+
+
+def _simple_rows(run: FinetuneRun, table: list[Scored]) -> list[Scored]:
+    """Returns the rows of what a user would do without a model."""
+    names = {run.data.task.baseline_name, *run.data.task.alternatives()}
+    return [row for row in table[:-1] if row.name in names]
+
+
+def _verdict(run: FinetuneRun, table: list[Scored]) -> str:
+    """Returns a sentence: whether the fine-tuned model is better than the best row without a model."""
+    tuned = table[-1]
+    name = next(iter(tuned.metrics))
+    after, known = tuned.metrics[name], [row for row in _simple_rows(run, table) if name in row.metrics]
+    sign = 1 if after.better == "higher" else -1
+    best = max(known, key=lambda row: sign * row.metrics[name].value, default=None)
+    if best is None:
+        return f"finetune: {name} {shown(after)}; nothing without a model to compare with"
+    before = best.metrics[name]
+    values = f"{name} {after.value:.3f} against {before.value:.3f}"
+    surely = "the intervals overlap" if gain(before, after)["intervals_overlap"] else "the intervals do not overlap"
+    if sign * after.value > sign * before.value:
+        return f"finetune: the fine-tuned model beats {best.name}: {values}; {surely}"
+    verb = "only equals" if after.value == before.value else "LOSES to"
+    return f"finetune: the fine-tuned model {verb} {best.name}: {values}; {surely}. Use {best.name} as things are"
 
 
 def _task_name(run: FinetuneRun) -> str:
@@ -52,6 +89,9 @@ def _results(run: FinetuneRun, table: list[Scored]) -> dict[str, Any]:
         "gain": {
             row.name: {name: gain(row.metrics[name], tuned.metrics[name]) for name in row.metrics} for row in others
         },
+        "costs": {name: dataclasses.asdict(cost) for name, cost in _costs(table).items()},
+        "verdict": _verdict(run, table),
+        **({"calibration": confidence_json(tuned.confidence)} if tuned.confidence else {}),
         "training": training_summary(run.workdir),
     }
 
@@ -67,6 +107,8 @@ def _report(run: FinetuneRun, table: list[Scored]) -> html.Report:
         confusion=_confusion(run, table[-1]),
         samples=_samples(run, table),
         about=_about(run, table[-1]),
+        costs=_costs(table),
+        confidence=table[-1].confidence,
     )
 
 
@@ -78,8 +120,9 @@ def _samples(run: FinetuneRun, table: list[Scored]) -> list[html.Sample]:
     task = run.data.task
     *others, tuned = table
     before: dict[int, Prediction] = {}
+    simple = {row.name for row in _simple_rows(run, table)}
     for row in reversed(others):
-        if row.name != task.baseline_name:
+        if row.name not in simple:
             before = dict(zip(map(id, row.examples), row.predictions, strict=True))
     after = dict(zip(map(id, tuned.examples), tuned.predictions, strict=True))
     examples = [e for e in tuned.examples if id(e) in before] or tuned.examples

@@ -10,8 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from train.evaluation.interval import Interval, gain
+from train.finetuning.confidence import Confidence
+from train.finetuning.finetune_run import Cost
 from train.finetuning.report import svg
-from train.finetuning.report.table import shown
+from train.finetuning.report.confidence import sections
+from train.finetuning.report.grid import grid
+from train.finetuning.report.table import COST_COLUMNS, shown, shown_cost
 
 # (model, number of rows it was scored on, metrics)
 Row = tuple[str, int, Mapping[str, Interval]]
@@ -63,6 +67,7 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--text); }
 .chart text { fill: var(--muted); }
 .chart polyline { fill: none; stroke: var(--line); stroke-width: 1.6; stroke-linejoin: round; }
 .chart circle { fill: var(--line); }
+.chart .even { stroke: var(--edge); stroke-dasharray: 4 4; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: 14px; }
 .legend span::before { content: ""; display: inline-block; width: 18px; height: 3px; margin-right: 8px;
   vertical-align: middle; background: var(--line); }
@@ -100,6 +105,8 @@ class Report:
         confusion: (classes, counts with a row per expected class) of the fine-tuned model, or None.
         samples: held-out examples with their answers.
         about: properties of the run, name -> value.
+        costs: model -> what it took, where that is known.
+        confidence: how sure the fine-tuned model is, if its predictions have probabilities.
     """
 
     title: str
@@ -108,6 +115,8 @@ class Report:
     confusion: tuple[list[str], np.ndarray] | None
     samples: Sequence[Sample]
     about: Mapping[str, str]
+    costs: Mapping[str, Cost] = dataclasses.field(default_factory=dict)
+    confidence: Confidence | None = None
 
 
 def write(path: Path, report: Report) -> None:
@@ -116,8 +125,9 @@ def write(path: Path, report: Report) -> None:
     confusion = report.confusion
     body = [
         f"<h1>{escape(report.title)}</h1><dl>{about}</dl>",
-        _table(report.rows),
+        _table(report.rows, report.costs),
         _gains(report.rows),
+        sections(report.confidence) if report.confidence else "",
         _curves({name: _losses(file) for name, file in report.curves.items()}),
         _confusion(*confusion) if confusion is not None and len(confusion[0]) else "",
         _samples(report.samples),
@@ -135,21 +145,11 @@ def write(path: Path, report: Report) -> None:
     path.write_bytes(page.encode("utf-8", "xmlcharrefreplace"))
 
 
-def _grid(head: Sequence[str], body: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Returns a table in a scrolling box; a row is (CSS class, cells), cells and heads are HTML."""
-    heads = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    lines = [
-        f'<tr class="{kind}"><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
-        for kind, (first, *rest) in body
-    ]
-    return f'<div class="box"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-
-
 def _metric_name(metric: str) -> str:
     return escape(metric.replace("_", "-"))
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
     """Returns the metrics of every model, with the intervals of a metric drawn on one scale."""
     figures = rows[-1][2]
     scales = {name: _scale([metrics[name] for *_, metrics in rows if name in metrics]) for name in figures}
@@ -158,10 +158,15 @@ def _table(rows: Sequence[Row]) -> str:
         low, high = scales[name]
         lower = ", lower is better" if figure.better == "lower" else ""
         head.append(f'{_metric_name(name)}<br><span class="range">{low:g} to {high:g}{lower}</span>')
+    head += COST_COLUMNS if costs else ()
     body = [
         (
             "tuned" if row is rows[-1] else "",
-            [escape(row[0]), f"{row[1]:,}", *(_figure(row[2].get(name), *scales[name]) for name in figures)],
+            [
+                *(escape(row[0]), f"{row[1]:,}"),
+                *(_figure(row[2].get(name), *scales[name]) for name in figures),
+                *shown_cost(costs, row[0]),
+            ],
         )
         for row in rows
     ]
@@ -169,7 +174,7 @@ def _table(rows: Sequence[Row]) -> str:
         "Value and 95 % bootstrap interval over held-out rows. The dot is the value, the bar its interval, "
         "drawn on the scale below the metric's name."
     )
-    return f'<h2>Before and after</h2>{_grid(head, body)}<p class="note">{note}</p>'
+    return f'<h2>Before and after</h2>{grid(head, body)}<p class="note">{note}</p>'
 
 
 def _scale(figures: Sequence[Interval]) -> tuple[float, float]:
@@ -199,7 +204,7 @@ def _gains(rows: Sequence[Row]) -> str:
         "Relative improvement of each metric; if lower is better, the relative decrease. "
         "“Overlap”: the two intervals overlap, so the difference may be due to chance."
     )
-    return f'<h2>Gain of “{escape(tuned)}”</h2>{_grid(head, body)}<p class="note">{note}</p>'
+    return f'<h2>Gain of “{escape(tuned)}”</h2>{grid(head, body)}<p class="note">{note}</p>'
 
 
 def _gain(before: Interval | None, after: Interval) -> str:

@@ -51,14 +51,27 @@ def interval_bar(figure: Interval, low: float, high: float) -> str:
     )
 
 
-def line_chart(title: str, lines: Mapping[int, Points], x_ticks: Sequence[float], y_ticks: Sequence[float]) -> str:
-    """Returns a chart of loss over steps.
+def reliability_chart(title: str, lines: Mapping[int, Points]) -> str:
+    """Returns a chart of accuracy over probability, both from 0 to 1, with the line on which they are equal."""
+    marks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    return line_chart(title, lines, marks, marks, ("probability", "accuracy"))
+
+
+def line_chart(
+    title: str,
+    lines: Mapping[int, Points],
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    names: tuple[str, str] = ("step", "loss"),
+) -> str:
+    """Returns a chart of y over x, such as of loss over steps.
 
     Args:
         title: accessible description (aria-label).
-        lines: color number -> points (step, loss).
-        x_ticks: of the step axis, which ends at the first and the last of them.
-        y_ticks: of the loss axis.
+        lines: color number -> points (x, y).
+        x_ticks: of the x axis, which ends at the first and the last of them.
+        y_ticks: of the y axis.
+        names: of the axes. With "probability", the line y = x is drawn too.
     """
     bottom, right = _CHART_HEIGHT - _BOTTOM, _CHART_WIDTH - _RIGHT
 
@@ -79,8 +92,12 @@ def line_chart(title: str, lines: Mapping[int, Points], x_ticks: Sequence[float]
         f'<text x="{x(t):.1f}" y="{bottom + 17}" text-anchor="middle">{_short(t)}</text>'
         for t in x_ticks
     ]
-    parts.append(f'<text x="{(_LEFT + right) / 2}" y="{_CHART_HEIGHT - 6}" text-anchor="middle">step</text>')
-    parts.append(f'<text transform="translate(11 {(_TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">loss</text>')
+    parts.append(f'<text x="{(_LEFT + right) / 2}" y="{_CHART_HEIGHT - 6}" text-anchor="middle">{names[0]}</text>')
+    parts.append(
+        f'<text transform="translate(11 {(_TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">{names[1]}</text>'
+    )
+    if names[0] == "probability":
+        parts.append(f'<line class="even" x1="{x(0):.1f}" y1="{y(0):.1f}" x2="{x(1):.1f}" y2="{y(1):.1f}"/>')
     for number, points in lines.items():
         shown = [(x(step), y(loss)) for step, loss in _thinned(points)]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in shown)
