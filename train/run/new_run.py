@@ -51,10 +51,11 @@ def check_new_run(
 
 
 def _with_experts_of(foundation: Run | None, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the config with the number of experts of the run that is fine-tuned: losses of routers depend on it."""
+    """Returns the config with the experts of the run that is fine-tuned, on which fields of routers depend."""
     if foundation is None:
         return config
-    return {**config, "model": {**config["model"], "num_experts": foundation.model.num_experts}}
+    names = ("num_experts", "router_bias")
+    return {**config, "model": {**config["model"], **{name: getattr(foundation.model, name) for name in names}}}
 
 
 def overridden_fields(config: Mapping[str, Any], parent: Run) -> list[str]:
