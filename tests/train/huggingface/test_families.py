@@ -117,7 +117,7 @@ def step_difference(directory, family, model, params):
     updates, _ = ours.update(jax.jit(jax.grad(loss))(params), ours.init(params), params)
     updated = jax.tree.map(np.asarray, optax.apply_updates(params, updates))
     worst = 0.0
-    for row, leaf in leaves(updated, table(family, model, fused=model.num_experts > 0)):
+    for row, leaf in leaves(updated, table(family, model)):
         for key, piece in zip(row.keys(len(leaf)), row.pieces(leaf), strict=True):
             worst = max(worst, np.abs(row.to_ours(after[key], piece.shape) - piece).max())
     return float(worst)
