@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow short faults fuzz mutants lint clean
+.PHONY: demo test integration slow short faults fuzz mutants lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/rootstock demo
@@ -12,13 +12,17 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
+# The tests of whole commands and runs.
+integration: $(VENV)/.dev
+	$(BIN)/python -m pytest -m integration
+
 # The slow tests: injected failures, the commands of the documents, runs of many processes.
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
 
 # A few fast tests that show whether another version of Python and its JAX work: PYTHON=python3.12 VENV=.venv312.
 short: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/configs tests/data tests/model/test_transformer.py tests/test_golden.py
+	$(BIN)/python -m pytest -m 'not slow' tests/configs tests/data tests/model/test_transformer.py tests/test_golden.py
 
 faults: $(VENV)/.dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.faults

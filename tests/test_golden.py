@@ -61,6 +61,7 @@ def update(folder, name, found):
     path.write_text("".join(f"{step} {loss:.9f}\n" for step, loss in found))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["adamw", "muon", "lora", "chat"])
 def test_losses_equal_the_golden_file(name, data, foundation, request):
     workdir = data / name
@@ -108,6 +109,7 @@ def stored(tmp_path_factory):
     return folder
 
 
+@pytest.mark.integration
 def test_golden_runs_are_still_read(stored):
     """A change of the format of run.json, manifest, checkpoint or tokenizer must keep reading what exists."""
     mesh = single_device_mesh()
@@ -129,6 +131,7 @@ def test_golden_store_is_still_read(stored):
     assert text.startswith("away far mat on saw mat")
 
 
+@pytest.mark.integration
 def test_golden_run_resumes(stored, data):
     """Steps 3 and 4 after the golden checkpoint of step 2 give the losses that the golden run logged."""
     workdir = stored / "foundation"

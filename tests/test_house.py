@@ -226,6 +226,7 @@ def test_the_language_of_the_repository():
     assert not found, "\n".join(found)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_only_one_package_knows_what_a_path_is(path):
     """Elsewhere no client of buckets is imported, and no path is made of what a user wrote but by `at`."""
@@ -251,6 +252,7 @@ def test_shipped_configs_build_and_name_their_command():
         from_config(module.get_config().to_dict())
 
 
+@pytest.mark.integration
 def test_training_imports_no_other_framework():
     code = (
         "import sys, train.pretraining, train.finetuning.run, train.finetuning.score_rows, train.generation.decode\n"

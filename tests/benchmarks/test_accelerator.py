@@ -22,6 +22,7 @@ def results() -> dict:
     return {part.name: parts.run_part(part) for part in IN_PROCESS}
 
 
+@pytest.mark.integration
 def test_every_part_measures_something_positive(results):
     assert {"device", "checkpoint", "lora"} < set(results)
     assert results["device"]["bfloat16_flops"] > 0 and results["device"]["copy_bandwidth"] > 0
@@ -69,6 +70,7 @@ def test_the_summary_has_a_row_for_every_part(results):
     assert len([line for line in text.splitlines() if line.startswith("| tiny (")]) == 3
 
 
+@pytest.mark.integration
 def test_the_planner_ranks_what_fits_first_and_the_larger_memory_last():
     found = training.ranked("3B", 16, 2048)
     sums = [sum(work.buffers.values()) for _, work in found]

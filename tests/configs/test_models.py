@@ -120,6 +120,7 @@ def test_closed_form_parameter_count_is_the_published_one(name):
     assert count_parameters(architecture(name)) == PUBLISHED_PARAMETERS[name]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
 def test_initialized_model_has_the_published_parameter_count(name):
     section = default.get_config().model

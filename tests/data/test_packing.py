@@ -68,6 +68,7 @@ def rows_by_definition(store, T, indices):
     }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("shortest", [1, 2, 3])
 @pytest.mark.parametrize("longest", [4, 60])
 def test_rows_equal_their_definition_on_random_stores(shortest, longest):

@@ -35,6 +35,7 @@ def batch_of(rows=8, length=32, seed=0):
     }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("changes", [{}, {"scan_layers": False, "qkv_bias": True, "mlp": "gelu", "num_kv_heads": 4}])
 @pytest.mark.parametrize("method", ["lora", "last"])
 def test_merged_equals_applied(method, changes):
@@ -52,6 +53,7 @@ def test_merged_equals_applied(method, changes):
     assert np.abs(np.asarray(applied - plain.predict({k: params[k] for k in ("backbone", "head")}, batch))).max() > 1e-2
 
 
+@pytest.mark.integration
 def test_new_adapter_does_not_change_the_predictions():
     plain = language_model(tiny_model())
     for method in ("lora", "last"):
@@ -70,6 +72,7 @@ def test_lora_trains_less_than_two_percent_of_a_published_model():
     assert objective.trained == ("adapter", "head") and 0 < trained < 0.02 * parameter_count(boxed)
 
 
+@pytest.mark.integration
 def test_mesh_does_not_change_the_adapted_loss_and_gradient():
     objective = adapt(classifier(tiny_model(), 3, "last"), adaptation("lora", rank=2))
     params, batch = init(objective), batch_of()

@@ -91,6 +91,7 @@ def assert_close(got, expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", CASES)
 def test_xla_equals_the_definition(name):
     model = tiny_model(**CASES[name], attention="xla")
@@ -100,6 +101,7 @@ def test_xla_equals_the_definition(name):
     np.testing.assert_allclose(reference(name, 384)[0], expected, atol=1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["one kv head", "all at once", "window of a block, all heads"])
 def test_splash_equals_xla(name):
     """Interpreted; three blocks of 128 per side, so that the mask skips some, covers some and cuts through some."""
@@ -108,6 +110,7 @@ def test_splash_equals_xla(name):
     )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("mesh", "name"), [("context 4", "all at once"), ("fsdp 2 x tensor 2 x context 2", "grouped heads")]
 )
@@ -116,6 +119,7 @@ def test_splash_equals_xla_on_meshes(mesh, name):
     assert_close(value_and_gradients(model, 512, mesh_of(**MESHES[mesh])), reference(name, 512))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("scan_layers", [True, False], ids=["scanned", "unrolled"])
 def test_each_layer_uses_its_own_window(scan_layers):
     """Each window needs its own Splash kernel; a layer with the wrong one has a wrong gradient."""
@@ -147,6 +151,7 @@ def hopper(monkeypatch):
     monkeypatch.setattr(attend, "cuda_capability", lambda: "9.0")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
 @pytest.mark.parametrize("name", ["grouped heads", "no softcap"])
 def test_cudnn_call_equals_xla(sizes, name, hopper, monkeypatch):

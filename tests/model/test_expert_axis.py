@@ -65,6 +65,7 @@ def result(axes, load, platform="cpu", rows=8):
     return (loss, grads), np.asarray(rounds)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("load", LOADS)
 @pytest.mark.parametrize("axes", AXES.values(), ids=AXES)
 def test_dispatch_over_the_axis_equals_a_dense_reference_in_every_gradient(axes, load):
@@ -80,6 +81,7 @@ def test_dispatch_where_ragged_dot_is_native(load):
     assert_close(found, (loss, grads))
 
 
+@pytest.mark.integration
 def test_rows_that_the_devices_do_not_divide_are_padded():
     (loss, _), grads = gradient(())(*inputs("usual", 3))
     found, _ = result((("data", 2), ("expert", 4)), "usual", rows=3)
@@ -121,6 +123,7 @@ def reference():
     return model, params, batch, expected
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("axes", "microbatches", "changes"),
     [
@@ -144,6 +147,7 @@ def test_gradients_and_loads_equal_the_dense_reference(axes, microbatches, chang
     np.testing.assert_array_equal(sums.routers.load_E, expected[1].routers.load_E)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("axes", [{"expert": 4, "tensor": 2}, {"expert": 2, "data": 2}], ids=str)
 def test_cached_logits_equal_uncached_logits_on_a_mesh(axes):
     model = tiny_model(**MODEL | {"num_layers": 3, "dense_layers": 1})

@@ -79,6 +79,7 @@ def case(request):
     return model, init(language_model(model))
 
 
+@pytest.mark.integration
 def test_scan_remat_and_microbatches_equal_the_dense_reference(case, monkeypatch):
     model, params = case
     batch = batch_of()
@@ -93,6 +94,7 @@ def test_scan_remat_and_microbatches_equal_the_dense_reference(case, monkeypatch
     np.testing.assert_array_equal(found[1].routers.load_E, loads)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("axes", [{"data": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "context": 2, "tensor": 2}])
 def test_every_mesh_gives_the_gradient_and_the_loads_of_one_device(axes):
     model = tiny_model(**MIXTURE | {"expert_every": 2, "shared_expert_dim": 16})
@@ -118,6 +120,7 @@ def test_renormalized_gates_sum_to_one_and_others_do_not():
     assert plain.sum(-1).max() < 0.95
 
 
+@pytest.mark.integration
 def test_an_even_load_has_a_balance_loss_of_one_per_token():
     model = tiny_model(**MIXTURE)
     params = init(language_model(model))
@@ -157,6 +160,7 @@ def test_lora_trains_attention_beside_experts_and_refuses_their_matrices():
         adapt(objective, dataclasses.replace(lora, method="last"))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("variant", ["every_second_after_the_first", "sigmoid_shared"])
 def test_cached_logits_equal_uncached_logits(variant):
     model = tiny_model(**MIXTURE | VARIANTS[variant])

@@ -23,6 +23,7 @@ def row(*examples, length=16):
     return batch
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_packed_examples_have_the_same_scores_as_alone(pooling):
     objective = classifier(tiny_model(), 3, pooling)
@@ -64,6 +65,7 @@ def test_new_classifier_predicts_uniformly():
     assert float(sums.nll) == pytest.approx(np.log(5), rel=1e-6)
 
 
+@pytest.mark.integration
 def test_multi_label_loss_is_weighted_by_class_and_by_its_target():
     weights = np.array([[0.5, 3.0, 1.0], [4.0, 0.25, 1.0]], np.float32)
     targets = np.array([1.0, 0.0, 1.0], np.float32)

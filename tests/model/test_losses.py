@@ -28,6 +28,7 @@ def reference(x, table, targets, weights, softcap, z_loss):
     return ((nll + z_loss * jnp.square(jax.nn.logsumexp(z, -1))) * weights).sum()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("chunk", [0, 3, 12])
 @pytest.mark.parametrize(("softcap", "z_loss"), [(0.0, 0.0), (5.0, 0.0), (0.0, 0.1), (5.0, 0.1)])
 def test_value_and_gradient_equal_optax(inputs, chunk, softcap, z_loss):
@@ -62,6 +63,7 @@ def test_smoothing_equals_cross_entropy_with_smoothed_labels(inputs):
     assert float(nll) == pytest.approx(float(reference(x, table, targets, weights, 0.0, 0.0)), rel=1e-6)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("vocabulary", [16, 1024], ids=["gathers the table", "gathers the tokens"])
 @pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "context": 2}], ids=str)
 def test_mesh_does_not_change_value_and_gradient(sizes, vocabulary):

@@ -44,6 +44,7 @@ def expected_losses(params, rows, weight_B):
     return total
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", HEADS)
 def test_each_head_adds_the_losses_of_routers_however_a_batch_is_cut(name):
     make_objective, make_example = HEADS[name]

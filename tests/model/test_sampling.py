@@ -58,6 +58,7 @@ def greedy_without_cache(model, params, prompt, count):
     return tokens[len(prompt) :]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_cached_tokens_equal_uncached_tokens(variant):
     model = tiny_model(**variant)
@@ -75,6 +76,7 @@ def test_cached_tokens_equal_uncached_tokens(variant):
         assert set(row[len(expected) :]) <= {EOS}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_cached_logits_equal_uncached_logits(variant):
     model = tiny_model(**variant)
@@ -93,6 +95,7 @@ def test_cached_logits_equal_uncached_logits(variant):
             tokens.append(token)
 
 
+@pytest.mark.integration
 def test_cached_logits_beyond_the_original_context_equal_uncached_logits():
     model = tiny_model(**LONGROPE | {"rope_original_context": 4, "sliding_window": (3, 0)})
     params = init(language_model(model))
@@ -131,6 +134,7 @@ def test_sliding_window_cache_is_as_long_as_the_window(prompt):
     assert [kept.k.shape for kept in state.cache.stacks] == [(1, 2, 2, 3, 8), (1, 2, 2, prompt + 9, 8)]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("cache_dtype", "error"), [("bfloat16", 0.01), ("int8", 0.02)])
 @pytest.mark.parametrize("variant", [{}, {"sliding_window": (3, 0)}], ids=["global", "sliding window"])
 def test_bfloat16_or_int8_cache_changes_logits_little(variant, cache_dtype, error):
@@ -144,6 +148,7 @@ def test_bfloat16_or_int8_cache_changes_logits_little(variant, cache_dtype, erro
     assert size[1] / size[0] == {"bfloat16": 1 / 2, "int8": (8 + 4) / 32}[cache_dtype]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("variant", [{}, {"sliding_window": (3, 0)}, {"sliding_window": (2,)}])
 def test_choice_scores_equal_full_text_scores(variant):
     model = tiny_model(**variant)
@@ -160,6 +165,7 @@ def test_choice_scores_equal_full_text_scores(variant):
         np.testing.assert_allclose(got[b, c], own.mean(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["grouped heads", "windows of no period", "two rotary kinds"])
 def test_unstacked_layers_of_a_gpu_generate_and_score_the_same(monkeypatch, name):
     model = tiny_model(**VARIANTS[name])
@@ -185,6 +191,7 @@ def test_unstacked_layers_of_a_gpu_generate_and_score_the_same(monkeypatch, name
     )
 
 
+@pytest.mark.integration
 def test_generation_in_parts_equals_generation_at_once():
     model = tiny_model()
     params = init(language_model(model))

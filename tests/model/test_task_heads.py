@@ -104,6 +104,7 @@ def gradient(objective, params, batch):
     return jax.jit(jax.value_and_grad(lambda p, b: objective.loss(p, b)[0]))(params, batch)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", HEADS)
 def test_packed_rows_have_the_same_loss_as_examples_alone(name):
     objective, make = HEADS[name]
@@ -119,6 +120,7 @@ def test_packed_rows_have_the_same_loss_as_examples_alone(name):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", HEADS)
 def test_masked_examples_have_no_loss_and_no_gradient(name):
     """An example whose weights are 0 has no loss and no gradient, not even for its tokens' embeddings."""
@@ -173,6 +175,7 @@ def metric_of(name, outputs, rows, reference=None):
     return 1 - np.mean(errors) / np.var(values) if name == "value" else np.mean(hits)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", HEADS)
 def test_each_head_learns_a_separable_set(name):
     objective, make = HEADS[name]
@@ -198,6 +201,7 @@ def test_each_head_learns_a_separable_set(name):
     assert metric_of(name, np.asarray(jax.jit(objective.predict)(params, batch)), held_out) >= 0.95
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", HEADS)
 def test_mesh_does_not_change_loss_and_gradient(name):
     objective, make = HEADS[name]
@@ -214,6 +218,7 @@ def test_mesh_does_not_change_loss_and_gradient(name):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.integration
 def test_dpo_loss_follows_its_equation():
     objective, make = HEADS["preference"]
     params = init(objective)

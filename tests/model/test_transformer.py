@@ -56,6 +56,7 @@ def case(request):
     return model, init(language_model(model))
 
 
+@pytest.mark.integration
 def test_attention_is_causal(case):
     model, params = case
     tokens = np.random.default_rng(0).integers(3, 64, (1, 16))
@@ -66,6 +67,7 @@ def test_attention_is_causal(case):
     assert np.abs(a[:, 9] - b[:, 9]).max() > 1e-3
 
 
+@pytest.mark.integration
 def test_packed_documents_have_the_same_logits_as_alone(case):
     model, params = case
     rng = np.random.default_rng(1)
@@ -81,6 +83,7 @@ def test_packed_documents_have_the_same_logits_as_alone(case):
     np.testing.assert_allclose(packed[:, 7:], logits_of(model, params, second), atol=2e-5)
 
 
+@pytest.mark.integration
 def test_scan_and_remat_do_not_change_the_gradient(case):
     model, params = case
     tokens = np.random.default_rng(2).integers(3, 64, (2, 16))
@@ -99,6 +102,7 @@ def test_scan_and_remat_do_not_change_the_gradient(case):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), plain, gradient(**execution))
 
 
+@pytest.mark.integration
 def test_scan_layers_does_not_change_the_parameter_layout(case):
     model, params = case
     layout = jax.tree.map(lambda x: (x.shape, x.dtype), params)
@@ -111,6 +115,7 @@ def test_scan_layers_does_not_change_the_parameter_layout(case):
     np.testing.assert_allclose(logits[True], logits[False], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.integration
 def test_sliding_window_limits_how_far_back_a_token_attends():
     model = tiny_model(sliding_window=(4,), num_layers=1)
     params = init(language_model(model))
@@ -152,6 +157,7 @@ def test_llama3_scaling_stretches_only_long_wavelengths():
     assert ratio[0] == pytest.approx(1.0) and ratio[-1] == pytest.approx(8.0)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("variant", ["longrope", "dynamic"])
 def test_frequencies_follow_the_length_of_each_document(variant):
     """A document in a packed row has its own length, as alone; only those beyond the original context change."""
@@ -209,6 +215,7 @@ def test_invalid_layer_kinds_are_one_line_errors(changes, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.integration
 def test_qk_norm_is_scale_invariant():
     model = tiny_model(norm_epsilon=1e-12)
     params = init(language_model(model))
@@ -222,6 +229,7 @@ def test_qk_norm_is_scale_invariant():
         )
 
 
+@pytest.mark.integration
 def test_grouped_heads_equal_repeated_kv_heads():
     grouped, full = tiny_model(num_kv_heads=2), tiny_model(num_kv_heads=4)
     params = init(language_model(grouped))
@@ -233,6 +241,7 @@ def test_grouped_heads_equal_repeated_kv_heads():
     np.testing.assert_allclose(logits_of(grouped, params, tokens), logits_of(full, repeated, tokens), atol=1e-5)
 
 
+@pytest.mark.integration
 def test_bfloat16_compute_keeps_float32_parameters_and_loss():
     model = tiny_model(compute_dtype="bfloat16")
     objective = language_model(model)

@@ -64,6 +64,7 @@ def load_of(params, batch, model=MODEL):
     return np.asarray(jax.jit(lambda p: objective.loss(p, batch))(params).routers.load_E)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "optimizer",
     [{}, {"clip_norm": 1e-3}, {"name": "muon", "weight_decay": 1.0}],
@@ -78,6 +79,7 @@ def test_a_step_moves_each_bias_by_the_rate_whatever_the_optimizer(optimizer):
     assert np.abs(bias_of(after)).max() > 0
 
 
+@pytest.mark.integration
 def test_a_bias_of_zero_changes_no_gradient_and_no_norm():
     model = MODEL | {"router_bias": False}
     (_, plain, (metrics,)), (_, with_bias, (others,)) = train(model=model), train()
@@ -86,6 +88,7 @@ def test_a_bias_of_zero_changes_no_gradient_and_no_norm():
     jax.tree.map(np.testing.assert_array_equal, with_bias, plain)
 
 
+@pytest.mark.integration
 def test_a_bias_has_no_gradient_and_no_part_in_the_weights():
     model = tiny_model(**MODEL)
     params = init(language_model(model))
@@ -102,6 +105,7 @@ def test_a_bias_has_no_gradient_and_no_part_in_the_weights():
         np.testing.assert_array_equal(plain.gates_BTK[same], moved.gates_BTK[same])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("axes", "microbatches", "changes"),
     [
@@ -118,18 +122,21 @@ def test_biases_are_the_same_bits_on_every_mesh(axes, microbatches, changes):
     assert all(m["expert_load_max"].shape == (2,) for m in metrics)
 
 
+@pytest.mark.integration
 def test_a_skipped_step_leaves_the_biases():
     before, after, (metrics,) = train(max_grad_norm=1e-9)
     assert metrics["skipped"] == 1.0
     np.testing.assert_array_equal(bias_of(after), bias_of(before))
 
 
+@pytest.mark.integration
 def test_a_batch_of_padding_leaves_the_biases():
     before, after, (metrics,) = train(batches=[batch_of(padding=16)], axes={"expert": 2})
     np.testing.assert_array_equal(bias_of(after), bias_of(before))
     assert not metrics["expert_load_max"].any() and not metrics["expert_rounds"].any()
 
 
+@pytest.mark.integration
 def test_biases_even_out_the_load():
     batches = [batch_of(seed=0)] * 40
     _, _, plain = train(steps=40, batches=batches, router_bias_rate=0.0, learning_rate=0.0)
@@ -140,6 +147,7 @@ def test_biases_even_out_the_load():
     assert found[-1]["expert_load_min"].min() > plain[-1]["expert_load_min"].min()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("method", ["lora", "last", "head"])
 def test_adapters_move_the_biases_that_they_train_alone(method):
     objective = language_model(tiny_model(**MODEL | {"num_layers": 4, "tie_embeddings": False}))
@@ -176,6 +184,7 @@ def runs(text, tmp_path_factory):
     return folder
 
 
+@pytest.mark.integration
 def test_a_run_logs_its_routers_and_resumes_with_its_biases(runs):
     whole, cut = ([r for r in records(runs / name) if r["phase"] == "train"] for name in ("whole", "cut"))
     names = ("expert_load_max", "expert_load_min", "router_entropy", "expert_rounds", "loss", "grad_norm")
@@ -186,6 +195,7 @@ def test_a_run_logs_its_routers_and_resumes_with_its_biases(runs):
         assert all(rounds in (1, 2) for rounds in line["expert_rounds"])
 
 
+@pytest.mark.integration
 def test_generation_is_the_same_on_several_devices(runs):
     flags = f"--run={runs / 'whole'}", "--prompt=the cat", "--temperature=0", "--max_new_tokens=8"
     alone, spread = (rootstock("generate", *flags, devices=devices).stdout for devices in (1, 4))

@@ -67,6 +67,7 @@ def used(root, monkeypatch):
     scored = [rootstock("evaluate", f"--run={root}/{name}", f"--data={root}/rows.jsonl", "--json").stdout
               for name in ("tuned", "merged")]  # fmt: skip
     found["merge"] = [json.loads(line)["accuracy"] for line in scored]
+    monkeypatch.setenv("COLUMNS", "300")  # a table that cuts nothing
     compared = rootstock("checkpoint", "diff", run, f"{root}/merged").stdout
     found["diff"] = [[cell.strip() for cell in line.split("│")] for line in compared.splitlines() if "│" in line]
     return found

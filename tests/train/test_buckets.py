@@ -123,6 +123,7 @@ def local(tmp_path_factory):
     return root, stages(str(root))
 
 
+@pytest.mark.integration
 def test_every_stage_in_a_bucket_equals_the_local_one(bucket, local, tmp_path):
     _, expected = local
     put_inputs(bucket, tmp_path)
@@ -174,6 +175,7 @@ def test_a_run_that_was_killed_resumes_in_a_bucket(bucket, local):
     assert saved_steps(workdir) == [12, 8, 4] and losses(workdir) == expected["losses"]
 
 
+@pytest.mark.integration
 def test_a_damaged_checkpoint_of_a_bucket_is_passed_over(bucket, local):
     root, expected = local
     workdir = at(bucket) / "run"
@@ -190,6 +192,7 @@ def test_a_damaged_checkpoint_of_a_bucket_is_passed_over(bucket, local):
     assert [path.name.partition("-")[0] for path in (workdir / "damaged").iterdir()] == ["8"]
 
 
+@pytest.mark.integration
 def test_prune_deletes_checkpoints_of_a_bucket(bucket, local):
     root, _ = local
     rootstock(*PRETRAIN, f"--config.data.path={root}/store", f"--workdir={bucket}/run")
@@ -271,6 +274,7 @@ def test_two_processes_train_in_one_bucket(bucket, tmp_path):
     assert rootstock("checkpoint", "verify", f"{bucket}/run").stdout.count("sound") == 2
 
 
+@pytest.mark.integration
 def test_the_newest_checkpoint_of_both_places_is_restored(bucket, local, tmp_path):
     root, expected = local
     workdir, disk = at(bucket) / "run", tmp_path / "disk"
@@ -299,6 +303,7 @@ def test_local_checkpoints_that_the_processes_do_not_share_are_refused(tmp_path,
             pass
 
 
+@pytest.mark.integration
 def test_a_store_is_copied_once_if_asked(bucket, local, tmp_path):
     root, expected = local
     store = at(bucket) / "store"
@@ -345,6 +350,7 @@ def test_a_version_of_orbax_that_changed_is_one_line(monkeypatch):
             orbax_s3.support_s3()
 
 
+@pytest.mark.integration
 def test_an_unreachable_bucket_does_not_make_a_checkpoint_damaged(bucket, local, monkeypatch):
     root, _ = local
     command = [*PRETRAIN, f"--config.data.path={root}/store", f"--workdir={bucket}/run"]
@@ -361,6 +367,7 @@ def test_an_unreachable_bucket_does_not_make_a_checkpoint_damaged(bucket, local,
     assert saved_steps(at(bucket) / "run") == [8, 4] and not (at(bucket) / "run" / "damaged").exists()
 
 
+@pytest.mark.integration
 def test_rows_are_read_in_place_in_the_order_of_the_local_store(bucket, local):
     root, _ = local
     store = at(bucket) / "store"

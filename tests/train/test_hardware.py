@@ -24,6 +24,7 @@ def test_peak_rate_is_that_of_all_devices(kind, chip, devices_per_chip, monkeypa
     assert peak_flops() == 4 * CHIPS[chip].flops / devices_per_chip
 
 
+@pytest.mark.integration
 def test_mfu_is_not_reported_on_a_cpu(tmp_path, capsys):
     train(tmp_path, settings_of())
     assert {r["mfu"] for r in read_records(tmp_path) if r["phase"] == "train"} == {None}

@@ -59,6 +59,7 @@ def one_device(params):
     return jax.device_get((grads, sums, jax.jit(objective.predict)(params, batch)))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("attention", ["xla", "splash"])
 @pytest.mark.parametrize("sizes", [{"context": 2, "tensor": 2}, {"context": 4, "fsdp": 2}], ids=str)
 def test_context_parallelism_changes_no_loss_and_no_gradient(sizes, attention, params, one_device):
@@ -78,6 +79,7 @@ def test_context_parallelism_changes_no_loss_and_no_gradient(sizes, attention, p
     np.testing.assert_allclose(nll[real], one_device[2][real], atol=2e-5)
 
 
+@pytest.mark.integration
 def test_packed_documents_in_a_long_row_equal_single_documents(params, one_device):
     predict = jax.jit(language_model(model_of()).predict)
     for row, sizes in zip(one_device[2], documents(), strict=True):
@@ -107,6 +109,7 @@ def collectives(sizes, capfd, vocabulary=VOCABULARY):
     return found, text
 
 
+@pytest.mark.integration
 def test_context_parallelism_gathers_only_keys_and_values(capfd):
     found, _ = collectives({"data": 2, "context": 4}, capfd)
     gathered = {shape for kind, shapes, _ in found if kind != "all-reduce" for shape in shapes}
@@ -118,6 +121,7 @@ def test_context_parallelism_gathers_only_keys_and_values(capfd):
     assert [shapes[0] for shapes, _ in loss] == [(VOCABULARY, WIDTH)]
 
 
+@pytest.mark.integration
 def test_sharded_vocabulary_is_not_gathered(capfd):
     found, text = collectives({"fsdp": 2, "tensor": 2, "context": 2}, capfd)
     half = VOCABULARY // 2
@@ -130,6 +134,7 @@ def test_sharded_vocabulary_is_not_gathered(capfd):
     assert {shape for _, shape in loop} == {(1, rows * positions), (1, rows * positions, WIDTH)}
 
 
+@pytest.mark.integration
 def test_large_vocabulary_stays_sharded_over_fsdp_too(capfd):
     found, text = collectives({"fsdp": 4, "tensor": 2}, capfd, vocabulary=2048)
     part, tokens = 2048 // 8, 8 * 8

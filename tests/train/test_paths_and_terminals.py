@@ -175,6 +175,7 @@ def run_with_closed_stdout(*arguments):
     return done
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "arguments",
     [("--help",), ("config", "--help"), ("config", "--config=configs/pretrain/tiny.py"),
@@ -282,6 +283,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", WRITERS)
 def test_an_interrupted_command_runs_again(name, runs, monkeypatch):
     write, (module, function) = WRITERS[name]

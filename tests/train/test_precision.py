@@ -57,6 +57,7 @@ def test_products_run_in_bfloat16_and_sums_in_float32(variant):
     assert len(products) > 20 and all("bfloat16" in dtypes for dtypes in products)
 
 
+@pytest.mark.integration
 def test_bfloat16_gradients_of_frequent_tokens_match_float32():
     """A bfloat16 sum stops growing at 256 times its terms, so sums over tokens must not use it."""
     model = tiny_model(**VARIANTS["gpt2"])
@@ -102,6 +103,7 @@ def curves():
     return found
 
 
+@pytest.mark.integration
 def test_bfloat16_loss_curve_matches_float32(curves):
     (high, _), (low, _) = curves["float32"], curves["bfloat16"]
     assert high[-1] < high[0] - 2 and not (high == low).all()

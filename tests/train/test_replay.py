@@ -74,6 +74,7 @@ def logged(workdir):
     return {r["step"]: r["loss"] for r in read_records(workdir) if r["phase"] == "train"}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("step", "start"), [(2, 0), (12, 9)])
 def test_replayed_pretraining_step_equals_the_logged_one(step, start, foundation, files_of):
     # As while it trains: another process holds the run, and its next checkpoint is half written.
@@ -104,6 +105,7 @@ def test_an_outlier_document_has_the_highest_loss(foundation):
     assert documents[0].source == f"document {number} of {foundation}/store/train"
 
 
+@pytest.mark.integration
 def test_a_damaged_checkpoint_is_skipped_and_not_deleted(foundation, tmp_path):
     shutil.copytree(foundation, tmp_path / "run")
     for path in (tmp_path / "run" / CHECKPOINTS_DIR / "9").rglob("manifest/metadata"):
@@ -113,6 +115,7 @@ def test_a_damaged_checkpoint_is_skipped_and_not_deleted(foundation, tmp_path):
     assert (tmp_path / "run" / CHECKPOINTS_DIR / "9").is_dir()
 
 
+@pytest.mark.integration
 def test_a_checkpoint_deleted_during_replay_is_not_reported_as_damaged(foundation, tmp_path, capsys, monkeypatch):
     shutil.copytree(foundation, tmp_path / "run")
 
@@ -146,6 +149,7 @@ def rows(name):
             yield {"messages": [{"role": role, "content": text} for role, text in turns.items()]}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", TASKS)
 def test_replayed_finetuning_step_equals_the_logged_one(name, foundation, tmp_path):
     get_config, changes = TASKS[name]
@@ -166,6 +170,7 @@ def test_replayed_finetuning_step_equals_the_logged_one(name, foundation, tmp_pa
         assert text in document.text
 
 
+@pytest.mark.integration
 def test_replay_of_a_skipped_step_after_a_roll_back_uses_its_batch(foundation, tmp_path):
     config = open_run(foundation).record.config
     config["faults"]["max_grad_norm"] = 1e-9
@@ -179,6 +184,7 @@ def test_replay_of_a_skipped_step_after_a_roll_back_uses_its_batch(foundation, t
     assert (found["rows"], found["grad_norm"]) == (recorded["rows"], recorded["grad_norm"])
 
 
+@pytest.mark.integration
 def test_replay_of_continued_pretraining_starts_from_the_parent_run(foundation, tmp_path):
     config = open_run(foundation).record.config | {"num_steps": 3}
     config["optimizer"] |= {"warmup_steps": 2}
@@ -189,6 +195,7 @@ def test_replay_of_continued_pretraining_starts_from_the_parent_run(foundation, 
     assert found["loss"] < logged(foundation)[2] - 0.1
 
 
+@pytest.mark.integration
 def test_replay_on_fewer_devices_reports_both_meshes(foundation):
     flags = [f"--run={foundation}", "--step=12", "--documents=2", "--json"]
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
@@ -213,6 +220,7 @@ def test_output_is_valid_json_and_has_no_control_characters(foundation, capsys, 
     assert parsed["loss"] is None and parsed["documents"][0]["worst"] == [["\x1b", None]]
 
 
+@pytest.mark.integration
 def test_a_step_that_cannot_be_replayed_is_a_one_line_error(foundation, tmp_path):
     for step in (0, 17):
         with pytest.raises(UserError, match=f"--step={step}; expected 1 to 16, the steps in"):
@@ -244,6 +252,7 @@ def test_a_step_that_cannot_be_replayed_is_a_one_line_error(foundation, tmp_path
     assert replay(tmp_path / "run", 2, str(tmp_path / "moved"))["equal"]
 
 
+@pytest.mark.integration
 def test_a_different_loss_is_reported(foundation, tmp_path):
     shutil.copytree(foundation, tmp_path / "run")
     path = tmp_path / "run" / "metrics.jsonl"

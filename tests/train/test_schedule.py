@@ -58,6 +58,7 @@ def test_overlapping_parts_of_a_schedule_are_an_error(name, warmup, decay, messa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", NAMES)
 def test_a_schedule_without_an_error_ends_where_it_should_and_named_values_have_none(name):
     for steps, warmup, decay in itertools.product((2, 3, 7, 333), (0, 1, 2, 50, 99), (0.2, 0.5, 0.9, 1.0)):

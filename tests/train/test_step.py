@@ -69,6 +69,7 @@ def one_device(request, batches):
     return request.param, train(mesh_of(), batches, request.param)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
 def test_every_mesh_gives_the_losses_of_one_device(sizes, one_device, batches):
     name, (losses, params) = one_device
@@ -80,6 +81,7 @@ def test_every_mesh_gives_the_losses_of_one_device(sizes, one_device, batches):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), their_params, params)
 
 
+@pytest.mark.integration
 def test_microbatches_of_unequal_weight_equal_one_batch(batches):
     objective = language_model(tiny_model())
     params = init(objective)
@@ -93,6 +95,7 @@ def test_microbatches_of_unequal_weight_equal_one_batch(batches):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), cut, whole)
 
 
+@pytest.mark.integration
 def test_step_uses_the_mean_over_its_targets(batches):
     objective, optimizer = language_model(tiny_model()), optax.sgd(0.5)
     params = init(objective)
@@ -124,6 +127,7 @@ def test_batch_without_targets_gives_zero_gradients(batches):
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(params))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("name", "microbatches"), [("adamw", 1), ("muon", 2)])
 def test_skipped_step_changes_only_the_step_number(name, microbatches, batches):
     settings, objective, mesh = settings_of(name=name), language_model(tiny_model()), mesh_of(data=2, fsdp=2)
@@ -164,6 +168,7 @@ def test_moments_are_sharded_like_their_parameter():
         assert len(split) >= len(matrices) > 5
 
 
+@pytest.mark.integration
 def test_donated_state_is_aliased(batches):
     objective, mesh = language_model(tiny_model()), mesh_of()
     optimizer = optax.adamw(1e-3)
@@ -178,6 +183,7 @@ def test_donated_state_is_aliased(batches):
     assert memory.alias_size_in_bytes == size
 
 
+@pytest.mark.integration
 def test_muon_orthogonalizes_only_matrices_layer_by_layer():
     objective = language_model(tiny_model(num_layers=3))
     boxed = jax.eval_shape(objective.init, jax.random.key(0))
@@ -198,6 +204,7 @@ def test_muon_orthogonalizes_only_matrices_layer_by_layer():
     assert np.linalg.svd(scale, compute_uv=False).min() < 0.3 * np.linalg.svd(scale, compute_uv=False).max()
 
 
+@pytest.mark.integration
 def test_weight_decay_applies_only_to_matrices():
     objective = language_model(tiny_model())
     boxed = jax.eval_shape(objective.init, jax.random.key(0))
@@ -209,6 +216,7 @@ def test_weight_decay_applies_only_to_matrices():
     assert moved == matrices
 
 
+@pytest.mark.integration
 def test_gradients_are_clipped_to_clip_norm():
     objective = language_model(tiny_model())
     boxed = jax.eval_shape(objective.init, jax.random.key(0))

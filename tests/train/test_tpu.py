@@ -12,6 +12,7 @@ from train.settings import from_config
 from train.step import make_program
 
 
+@pytest.mark.integration
 def test_splash_and_offload_compile_for_a_tpu_slice():
     devices, note = compiler_devices(parse_topology("v5e-4"))
     if not devices:

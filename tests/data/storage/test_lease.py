@@ -83,6 +83,7 @@ def test_the_lock_of_a_dead_process_of_this_machine_is_taken_over_at_once(bucket
         assert before and mark != before
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "owner", [{}, {"host": "elsewhere", "pid": 1}, {"pids": ""}], ids=["another host", "pid 1", "unknown processes"]
 )

@@ -14,6 +14,7 @@ def append(path, text):
         file.write(text)
 
 
+@pytest.mark.integration
 def test_what_is_published_is_readable(folder):
     directory = at(folder)
     with mirrored(directory, "log") as copy:

@@ -60,6 +60,7 @@ class TestContract:
         assert [path.name for path in files.match_files(f"{folder}/b/*.txt")] == ["2.txt"]
         assert files.match_files(f"{folder}/*.json") == []
 
+    @pytest.mark.integration
     def test_files_of_other_processes_appear(self, folder):
         path = at(folder) / "a" / "b.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -203,6 +204,7 @@ def test_a_url_without_its_extra_says_what_to_install(monkeypatch, scheme, neede
         at(f"{scheme}://bucket/x")
 
 
+@pytest.mark.integration
 def test_local_paths_need_no_library_of_buckets():
     code = (
         "import sys, train.pretraining, data.prepare, train.cli\nfrom data.storage.paths import at\n"

@@ -10,6 +10,7 @@ from train.checkpoint.manager import CHECKPOINTS_DIR, open_manager, open_to_read
 from train.loop import CheckpointSchedule
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("changes", "kept"),
     [
@@ -39,6 +40,7 @@ def test_checkpoint_minutes_count_from_the_last_save(monkeypatch):
     assert saved == [4, 8, 10, 14, 18, 20, 24, 28, 30]
 
 
+@pytest.mark.integration
 def test_open_to_read_does_not_delete_a_save_in_progress(tmp_path):
     settings = settings_of()
     train(tmp_path, settings)

@@ -54,6 +54,7 @@ def assert_same(found, expected):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(expected))
 
 
+@pytest.mark.integration
 def test_restored_state_equals_the_saved_one(tmp_path):
     mesh = mesh_of()
     assert restore(tmp_path, state_on(mesh), mesh) is None
@@ -74,6 +75,7 @@ def test_leaf_above_the_concurrent_read_limit_is_restored(tmp_path, monkeypatch)
     assert_same(found["backbone"], state.params["backbone"])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("before", "after"), [({"fsdp": 8}, {"fsdp": 2, "tensor": 2}), ({}, {"fsdp": 4})], ids=str)
 def test_restore_on_another_mesh(before, after, tmp_path):
     old, new = mesh_of(**before), mesh_of(**after)

@@ -22,6 +22,7 @@ def model():
     return LanguageModel(MODEL, init(language_model(MODEL)), BYTES, "plain", BYTES.eos_id, single_device_mesh())
 
 
+@pytest.mark.integration
 def test_a_stream_adds_up_to_what_is_written_at_once(model):
     prompt = model.encode([{"role": "user", "content": "hello"}], 10)
     for sampling in (Sampling(), Sampling(temperature=0.9, top_p=0.9, repetition_penalty=1.2)):

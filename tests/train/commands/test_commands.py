@@ -66,12 +66,14 @@ def test_pretraining_lowers_the_loss_and_logs_every_field(foundation):
     assert record["stage"] == "pretrain" and record["model"]["num_layers"] == 2 and record["lineage"] == []
 
 
+@pytest.mark.integration
 def test_rerunning_a_finished_run_changes_nothing(text, copied):
     before = (copied / "metrics.jsonl").read_text()
     pretrain(text, copied, *MESH)
     assert (copied / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.integration
 def test_resume_on_another_mesh_gives_the_same_losses(text, foundation, copied):
     shutil.rmtree(copied / "checkpoints" / "40")
     done = pretrain(text, copied, "--config.mesh.fsdp=8", "--config.mesh.data=1")
@@ -80,6 +82,7 @@ def test_resume_on_another_mesh_gives_the_same_losses(text, foundation, copied):
     assert [r["step"] for r in records(copied) if r["phase"] == "train"] == list(range(5, STEPS + 1, 5))
 
 
+@pytest.mark.integration
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(text, foundation, copied):
     flip_a_bit(copied / "checkpoints" / "40" / "params")
     done = rootstock("evaluate", f"--run={copied}", f"--text={text}", "--json")
@@ -90,6 +93,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(text, foun
     assert [p.name.split("-")[0] for p in (copied / "damaged").iterdir()] == ["40"]
 
 
+@pytest.mark.integration
 def test_checkpoint_lists_verifies_compares_and_prunes(foundation, copied):
     listed = rootstock("checkpoint", "ls", copied).stdout
     assert "checkpoints" in listed and " 30 " in listed and " 40 " in listed
@@ -102,6 +106,7 @@ def test_checkpoint_lists_verifies_compares_and_prunes(foundation, copied):
     assert [p.name for p in (copied / "checkpoints").iterdir() if p.name.isdecimal()] == ["40"]
 
 
+@pytest.mark.integration
 def test_prune_keeps_the_newest_sound_checkpoint(foundation, copied):
     flip_a_bit(copied / "checkpoints" / "40" / "params")
     assert "deleted nothing; kept 40, 30" in rootstock("checkpoint", "prune", copied, "--keep=1").stdout
@@ -109,6 +114,7 @@ def test_prune_keeps_the_newest_sound_checkpoint(foundation, copied):
     assert "params/backbone/" in differing and "opt_state/" in differing
 
 
+@pytest.mark.integration
 def test_checkpoint_verify_of_a_damaged_run_names_the_leaf_and_exits_1(copied):
     flip_a_bit(copied / "checkpoints" / "40" / "params")
     done = run_process("checkpoint", "verify", copied)
@@ -117,6 +123,7 @@ def test_checkpoint_verify_of_a_damaged_run_names_the_leaf_and_exits_1(copied):
     assert "checkpoints/40: checksum differs: params/" in line
 
 
+@pytest.mark.integration
 def test_evaluate_reports_about_the_loss_that_training_logged(text, foundation, tmp_path):
     tail = tmp_path / "tail.txt"
     whole = text.read_text()
@@ -135,6 +142,7 @@ def test_evaluate_reports_about_the_loss_that_training_logged(text, foundation, 
     assert evaluations[f"text {tail}"] != figures
 
 
+@pytest.mark.integration
 def test_generate_depends_on_nothing_but_its_seed(foundation):
     def generated(*flags):
         return rootstock("generate", f"--run={foundation}", "--prompt=the cat", "--max_new_tokens=12", *flags).stdout
@@ -143,6 +151,7 @@ def test_generate_depends_on_nothing_but_its_seed(foundation):
     assert generated("--seed=1") == generated("--seed=1") != generated("--seed=2")
 
 
+@pytest.mark.integration
 def test_finetuning_beats_its_baselines_and_records_its_lineage(foundation, classifier):
     results = json.loads((classifier / "results.json").read_text())
     assert list(results["models"]) == [
@@ -159,6 +168,7 @@ def test_finetuning_beats_its_baselines_and_records_its_lineage(foundation, clas
     assert [run["directory"] for run in record["lineage"]] == [str(foundation)]
 
 
+@pytest.mark.integration
 def test_evaluate_scores_a_fine_tuned_run_from_its_directory_alone(classifier, labeled):
     figures = json.loads(rootstock("evaluate", f"--run={classifier}", f"--data={labeled}", "--json").stdout)
     assert figures["rows"] == 200 and figures["accuracy"]["value"] > 0.9
@@ -230,6 +240,7 @@ INVALID = {
 }  # fmt: skip
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", INVALID)
 def test_invalid_input_is_a_one_line_error_and_changes_no_run(name, inputs, tmp_path):
     arguments, expected = INVALID[name]

@@ -69,6 +69,7 @@ def test_two_axes_of_a_parameter_over_one_mesh_axis_are_an_error(llama, monkeypa
         check_rules(llama[1])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["gpt2", "llama2_7b", "gemma2_2b"])
 def test_the_rules_fit_every_architecture(name):
     check_rules(planned_model(from_config(llm.get_config(name).to_dict())))

@@ -60,6 +60,7 @@ def test_results_that_cannot_be_extended_are_an_error_before_the_work(content, f
     check_results(path, "output")
 
 
+@pytest.mark.integration
 def test_generate_continues_raw_prompts_and_writes_them(foundation, tmp_path):
     common = ["generate", f"--run={foundation}", "--temperature=0", "--max_new_tokens=6"]
     printed = rootstock(*common, "--prompt=the cat").stdout

@@ -32,6 +32,7 @@ def test_the_table_shows_what_bounds_the_step_and_the_cost():
         assert expected in done.stdout, done.stdout
 
 
+@pytest.mark.integration
 def test_the_flags_that_a_search_prints_give_the_same_plan():
     arguments = ("--config=configs/pretrain/llm.py:smollm2_135m", "--topology=v100-4")
     done = plan(*arguments, "--search", "--json")

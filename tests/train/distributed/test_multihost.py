@@ -167,6 +167,7 @@ def test_a_host_reads_only_its_own_rows():
     assert read == [2, 3, 10, 11]
 
 
+@pytest.mark.integration
 def test_two_processes_train_like_one(job, folder, one):
     _, (first, second) = job
     np.testing.assert_allclose(losses(folder / "trained"), losses(one), rtol=1e-5)
@@ -181,6 +182,7 @@ def test_two_processes_that_share_rows_train_like_one(job, folder, one):
     np.testing.assert_allclose(losses(folder / "shared"), losses(one), rtol=1e-5)
 
 
+@pytest.mark.integration
 def test_a_run_of_two_processes_resumes_in_one(job, text, folder, one, tmp_path):
     workdir = shutil.copytree(folder / "trained", tmp_path / "fewer")
     shutil.rmtree(workdir / "checkpoints" / str(STEPS))
@@ -195,6 +197,7 @@ def test_a_checkpoint_that_one_process_cannot_read_is_skipped_by_all(job, folder
     np.testing.assert_allclose(losses(folder / "damaged"), losses(one), rtol=1e-5)
 
 
+@pytest.mark.integration
 def test_evaluation_in_two_processes_gives_the_figures_of_one(job, folder):
     _, (first, second) = job
     flags = (f"--run={folder / 'trained'}", f"--text={folder / 'tail.txt'}", "--json")
@@ -203,6 +206,7 @@ def test_evaluation_in_two_processes_gives_the_figures_of_one(job, folder):
     assert second["evaluate"]["stdout"] == ""
 
 
+@pytest.mark.integration
 def test_finetuning_in_two_processes_gives_the_figures_of_one(job, folder, tmp_path):
     _, (first, second) = job
     data = f"--config.data.path={folder / 'rows.jsonl'}"
@@ -211,6 +215,7 @@ def test_finetuning_in_two_processes_gives_the_figures_of_one(job, folder, tmp_p
     results = [json.loads((run / "results.json").read_text()) for run in (tmp_path / "tuned", folder / "tuned")]
     for published in results:
         published["training"].pop("seconds")
+        published.pop("costs")
     one, two = (jax.tree.leaves_with_path(published) for published in results)
     for (path, a), (other_path, b) in zip(one, two, strict=True):
         assert path == other_path and (b == pytest.approx(a, rel=1e-4) if isinstance(a, float) else a == b), path
@@ -270,6 +275,7 @@ def join(seconds, **environment):
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 
 
+@pytest.mark.integration
 def test_a_process_without_a_cluster_runs_alone():
     assert join(1).stdout == "joined False\n"
 
@@ -314,6 +320,7 @@ def test_a_number_of_processes_that_is_not_a_number_is_an_error(monkeypatch):
         run_together(lambda: None, 1)
 
 
+@pytest.mark.integration
 def test_a_process_that_jax_aborts_ends_with_one_line():
     code = (
         "import ctypes, os, signal\n"

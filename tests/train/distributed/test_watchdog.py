@@ -39,6 +39,7 @@ def ended(monkeypatch):
     return times
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("seconds", "pause"), [(0.4, 0.02), (0.0, 0.5)])
 def test_process_with_progress_is_not_ended(seconds, pause, tmp_path, ended):
     with watchdog.watching(seconds, tmp_path):

@@ -20,6 +20,7 @@ def drawn(classes, count=3000, factor=1.0, seed=0):
     return Decisions((factor * logits).astype(np.float32), labels, np.arange(count))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("classes", CLASSES.values(), ids=CLASSES)
 def test_the_temperature_undoes_a_factor(classes, factor):
@@ -74,6 +75,7 @@ def test_the_sure_rows_are_more_accurate():
     assert [row.accuracy for row in nobody if row.threshold > 0.5] == [None] * 6
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95, 0.99])
 @pytest.mark.parametrize("classes", CLASSES.values(), ids=CLASSES)
 def test_sets_contain_the_right_class_of_new_rows(classes, coverage):

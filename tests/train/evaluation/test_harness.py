@@ -49,6 +49,7 @@ def requests(kind, arguments):
     return [Instance(request_type=kind, doc={}, arguments=each, idx=0) for each in arguments]
 
 
+@pytest.mark.integration
 def test_each_request_type_equals_the_hugging_face_backend(model):
     expected, language_model = model
     ours = harness.Harness(language_model)
@@ -62,6 +63,7 @@ def test_each_request_type_equals_the_hugging_face_backend(model):
     assert generated == expected["written"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("shots", [0, 1])
 def test_task_scores_equal_the_hugging_face_backend(model, shots, monkeypatch):
     expected, language_model = model
@@ -116,6 +118,7 @@ def test_rows_of_task_files_are_cleaned_and_converted(tmp_path):
             harness._read(path, list(rows[0]), RowRules())
 
 
+@pytest.mark.integration
 def test_unknown_task_or_missing_column_is_a_one_line_error(model, tmp_path):
     _, language_model = model
     evals = [str(ROOT / "configs" / "evals")]

@@ -109,6 +109,7 @@ def test_the_interval_of_perfect_predictions_is_their_value(name, rows):
         assert found.low == pytest.approx(found.value, abs=1e-9) == found.high, metric
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", ROWS)
 def test_an_interval_contains_its_value(name, seed):
@@ -126,6 +127,7 @@ def test_perfect_predictions_of_rare_classes():
     assert found["macro_f1"][:3] == (1.0, 1.0, 1.0)
 
 
+@pytest.mark.integration
 def test_a_resample_averages_over_the_classes_that_it_contains():
     """Each resampled macro-F1 is the metric itself, applied to the rows of the resample."""
     rng = np.random.default_rng(1)

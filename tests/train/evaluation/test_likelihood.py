@@ -52,6 +52,7 @@ def texts(count=40):
     return [[1, *rng.integers(3, 259, rng.integers(1, 63)).tolist()] for _ in range(count)]
 
 
+@pytest.mark.integration
 def test_likelihoods_equal_those_of_each_text_alone(params):
     segments, expected = [], []
     for i, tokens in enumerate(texts()):

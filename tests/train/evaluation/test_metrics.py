@@ -38,6 +38,7 @@ def test_gain_respects_which_direction_is_better():
         assert gain(Interval(value, value, value), Interval(1.0, 1.0, 1.0))["relative_gain"] is None
 
 
+@pytest.mark.integration
 def test_classification_metrics_and_resamples_equal_scikit_learn():
     rng = np.random.default_rng(0)
     names = [f"c{i}" for i in range(9)]
@@ -74,6 +75,7 @@ def test_multi_label_metrics():
     assert one["micro_f1"].value == one["macro_f1"].value == pytest.approx(2 / 3)
 
 
+@pytest.mark.integration
 def test_multi_label_resamples_equal_scikit_learn():
     rng = np.random.default_rng(0)
     y, p = rng.random((2, 60, 4)) < 0.4

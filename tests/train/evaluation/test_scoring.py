@@ -13,6 +13,7 @@ from model.heads import language_model
 from train.evaluation.scoring import language_model_evaluator
 
 
+@pytest.mark.integration
 def test_metrics_of_a_uniform_model():
     """With a zero output table all tokens are equally likely: log V nats per token, also if a batch is padded."""
     documents = random_documents(20)

@@ -42,6 +42,7 @@ def row_of(tokens):
     }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", MODELS)
 def test_choice_scores_equal_scoring_prompt_and_choice_as_one_text(name):
     model = model_of(name)
@@ -67,6 +68,7 @@ def greedy(model, params, prompt, count):
     return BYTES.decode(tokens[len(prompt) :])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", MODELS)
 def test_generated_texts_equal_decoding_without_a_cache(name):
     model = model_of(name)
@@ -76,6 +78,7 @@ def test_generated_texts_equal_decoding_without_a_cache(name):
     assert texts == [greedy(model, params, prompt, 4) for prompt in prompts]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("sizes", [{"fsdp": 2, "tensor": 2}, {"data": 3}, {"context": 4}], ids=str)
 def test_sharded_parameters_give_the_same_scores_and_texts(sizes):
     model = model_of("plain")
@@ -114,6 +117,7 @@ def test_shots_question_and_choice_have_the_tokens_of_one_text(name, question):
     assert few_shot_prompt(SHOTS, question, CHOICES, tokenizer, whole, 0)[0] == prompt
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", DESIGNS)
 def test_choices_are_ranked_by_the_likelihoods_of_evaluate_tasks(name):
     """The table and lm-evaluation-harness see the same tokens; the first divides by their number."""

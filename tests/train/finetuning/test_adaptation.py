@@ -82,6 +82,7 @@ def losses(workdir):
     return {r["step"]: r["loss"] for r in records if r["phase"] == "train"}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("method", METHODS)
 def test_state_holds_only_trained_parameters_and_frozen_ones_do_not_change(method, tmp_path):
     settings = settings_of(**{"adapt.method": method})
@@ -101,6 +102,7 @@ def test_state_holds_only_trained_parameters_and_frozen_ones_do_not_change(metho
     assert trained[12] < trained[1]
 
 
+@pytest.mark.integration
 def test_frozen_kernels_have_no_gradient_computation():
     settings = settings_of(**{"adapt.method": "lora"})
     objective = objective_of(settings)
@@ -129,6 +131,7 @@ def test_mesh_and_single_device_losses_agree(method, tmp_path):
     np.testing.assert_allclose(list(found[0].values()), list(found[1].values()), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("method", METHODS)
 def test_interrupted_run_ends_bitwise_equal(method, tmp_path):
     settings = settings_of(**{"adapt.method": method})
@@ -160,6 +163,7 @@ def counting(values):
     return evaluate, seen
 
 
+@pytest.mark.integration
 def test_early_stopping_returns_the_best_parameters_and_does_not_resume(tmp_path):
     settings = settings_of(
         **{"evaluation.metric": "accuracy", "evaluation.patience": 2, "checkpoint.best": True, "num_steps": 40}
@@ -177,6 +181,7 @@ def test_early_stopping_returns_the_best_parameters_and_does_not_resume(tmp_path
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.integration
 def test_early_stopping_resumes_after_a_kill(tmp_path):
     settings = settings_of(**{"evaluation.metric": "accuracy", "evaluation.patience": 3, "checkpoint.best": True})
     mesh = mesh_of()
@@ -198,6 +203,7 @@ def test_early_stopping_resumes_after_a_kill(tmp_path):
         assert manager.all_steps() == [4]
 
 
+@pytest.mark.integration
 def test_unknown_metric_error_lists_the_reported_ones(tmp_path):
     settings = settings_of(**{"evaluation.metric": "acuracy"})
     mesh = mesh_of()
@@ -208,6 +214,7 @@ def test_unknown_metric_error_lists_the_reported_ones(tmp_path):
         fit(job_of(settings, counting([0.1])[0]), settings, mesh, tmp_path)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_layer_decay_scales_updates_of_lower_layers(name):
     boxed = jax.eval_shape(classifier(MODEL, 3, "last").init, jax.random.key(0))
@@ -228,6 +235,7 @@ def test_layer_decay_scales_updates_of_lower_layers(name):
         np.testing.assert_allclose(leaf, 1.0, rtol=1e-5)
 
 
+@pytest.mark.integration
 def test_frozen_parameters_are_stored_in_compute_dtype():
     objective = adapt(
         classifier(tiny_model(compute_dtype="bfloat16"), 3, "last"), settings_of(**{"adapt.method": "lora"}).adapt

@@ -69,6 +69,7 @@ NAMES = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", NAMES)
 def test_the_table_has_what_needs_no_model(kind, tmp_path, capsys):
     results, workdir = trained(tmp_path, kind)
@@ -88,6 +89,7 @@ def test_the_table_has_what_needs_no_model(kind, tmp_path, capsys):
     assert ("sets" in results.get("calibration", {})) == (kind == "classification")
 
 
+@pytest.mark.integration
 def test_a_resumed_run_has_no_cost_but_the_same_calibration(tmp_path):
     results, workdir = trained(tmp_path)
     stored = (workdir / "calibration.json").read_text()
@@ -107,6 +109,7 @@ def poisoned(rows, how):
     return rows + [{"text": f"cat cow {i}", "label": "oos"} for i in range(90)]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("how", ["labels", "texts", "more rows"])
 def test_test_rows_are_never_used_for_a_choice(how, tmp_path, monkeypatch):
     """Temperature, thresholds, C and the model are the same with poisoned test rows."""
@@ -126,6 +129,7 @@ def test_test_rows_are_never_used_for_a_choice(how, tmp_path, monkeypatch):
     assert losses[0] == losses[1] != []
 
 
+@pytest.mark.integration
 def test_rows_out_of_scope_are_scored_apart(tmp_path):
     results, workdir = trained(tmp_path, **{"task.out_of_scope": "oos"})
     svm = results["models"]["TF-IDF + linear SVM"]
@@ -144,12 +148,14 @@ def test_out_of_scope_without_effect_is_refused(tmp_path):
         trained(tmp_path / "several", "multi_label", **{"task.out_of_scope": "oos"})
 
 
+@pytest.mark.integration
 def test_the_verdict_says_plainly_who_wins(tmp_path):
     results, _ = trained(tmp_path, **{"num_steps": 1, "optimizer.warmup_steps": 0, "optimizer.learning_rate": 0.0})
     assert "LOSES to TF-IDF + linear SVM: accuracy 0." in results["verdict"]
     assert "Use TF-IDF + linear SVM as things are" in results["verdict"]
 
 
+@pytest.mark.integration
 def test_predict_uses_the_calibration(tmp_path):
     _, workdir = trained(tmp_path)
     stored = json.loads((workdir / "calibration.json").read_text())

@@ -107,6 +107,7 @@ TASKS = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", TASKS)
 def test_finetune_every_task(name, foundation, tmp_path):
     get_config, kind, changes, figures = TASKS[name]
@@ -145,6 +146,7 @@ def adapters(foundation, tmp_path_factory):
     return folder, path
 
 
+@pytest.mark.integration
 def test_merged_run_predicts_like_its_adapter_and_can_be_finetuned(adapters, foundation, tmp_path):
     folder, path = adapters
     merge(folder / "lora0", tmp_path / "merged")
@@ -188,6 +190,7 @@ def test_adapter_without_its_foundation_is_a_one_line_error(adapters, foundation
         open_run(tmp_path / "moved").load(mesh)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -221,6 +224,7 @@ def test_finetuning_a_classifier_to_generate_text_is_an_error(adapters, tmp_path
         finetune(config, tmp_path / "merged", tmp_path / "run")
 
 
+@pytest.mark.integration
 def test_foundation_of_another_architecture_is_an_error_that_lists_the_differences(foundation, adapters, tmp_path):
     folder, path = adapters
     other = tmp_path / "other"

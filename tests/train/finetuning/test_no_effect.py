@@ -144,6 +144,7 @@ def stub_models(monkeypatch, calls):
     monkeypatch.setattr(comparison, "_train_and_score", lambda run, name, zero: calls.append(name))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", TARGETS)
 def test_a_field_acts_or_is_refused(kind, monkeypatch):
     """Both ways: what is refused changes nothing, and what changes nothing is refused."""

@@ -62,6 +62,7 @@ KINDS = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", KINDS)
 def test_rare_class_is_trained_on_and_an_unseen_one_counts_as_an_error(kind, foundation, tmp_path, capsys):
     path = write(tmp_path / "rows.jsonl", labeled(kind))
@@ -87,6 +88,7 @@ def test_rare_class_is_trained_on_and_an_unseen_one_counts_as_an_error(kind, fou
     assert found[main] == published["models"]["fine-tuned"][main]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_resumes_with_a_new_class_is_a_one_line_error(kind, foundation, tmp_path):
     path = tmp_path / "rows.jsonl"
@@ -133,6 +135,7 @@ def test_conversations_that_share_a_system_message_are_split(name, rows, tmp_pat
             read_task(from_config(config_of(assistant.get_config(), path, **changes, **{"task.row_rules": 1})))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["one class", "chat"])
 def test_a_run_of_the_first_version_keeps_its_splits_when_it_resumes(kind, foundation, tmp_path, capsys):
     get_config = assistant.get_config if kind == "chat" else email_spam.get_config
@@ -160,6 +163,7 @@ def test_a_run_of_the_first_version_keeps_its_splits_when_it_resumes(kind, found
 DIRTY = ("\r\n", "\r", "\x00\n", "\ufeff\n")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("line_end", DIRTY, ids=repr)
 def test_text_prompts_and_rows_are_cleaned_like_training_text(line_end, foundation, tmp_path):
     clean = "\n".join(f"{line}." for line in sentences(12))

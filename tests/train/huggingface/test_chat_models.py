@@ -67,6 +67,7 @@ def chat_run(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("generation", "eos", "ends"),
     [
@@ -88,6 +89,7 @@ def test_all_end_ids_are_imported(generation, eos, ends, tmp_path):
     assert load_tokenizer(tmp_path / "out").end_ids == ends[1:]
 
 
+@pytest.mark.integration
 def test_a_chat_template_file_is_imported_and_used_by_every_command(tmp_path):
     import_hf(str(source(tmp_path, SAMPLED | {"eos_token_id": [260]}, JINJA)), tmp_path / "run")
     said = rootstock("generate", "--run", tmp_path / "run", "--prompt=a", "--template=tokenizer", "--max_new_tokens=2")
@@ -99,6 +101,7 @@ def test_a_chat_template_file_is_imported_and_used_by_every_command(tmp_path):
     assert load_tokenizer(tmp_path / "out").chat_template == JINJA
 
 
+@pytest.mark.integration
 def test_a_fine_tuned_chat_model_is_exported_with_its_template_ends_and_defaults(chat_run, tmp_path):
     export_hf(chat_run, tmp_path / "out")
     tokenizer = load_tokenizer(tmp_path / "out")

@@ -133,6 +133,7 @@ def exported(directory, output):
     return json.loads((output / "config.json").read_text())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_rightmost_token_that_is_not_pad_is_the_one_the_head_was_trained_at(name, trained, tmp_path):
     run, rows = trained("llama3", "pad", "single")

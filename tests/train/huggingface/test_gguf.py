@@ -31,6 +31,7 @@ def imported(source, output):
     return run.model, leaves(run.load_merged(single_device_mesh(), ("backbone", "head")))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_gguf_file_is_the_same_model_as_its_safetensors(name, tmp_path):
     directory = write_model(name, tmp_path / "model")
@@ -47,6 +48,7 @@ def test_a_gguf_file_is_the_same_model_as_its_safetensors(name, tmp_path):
         np.testing.assert_allclose(found[path], leaf, atol=tolerance, rtol=0, err_msg=path)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q5_1"])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_quantized_weights_are_what_the_package_dequantizes(name, kind, tmp_path):

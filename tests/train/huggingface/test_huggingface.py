@@ -84,11 +84,13 @@ def check(directory, tmp_path):
     assert again == model
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", STORED)
 def test_logits_equal_transformers_and_weights_round_trip(name, tmp_path):
     check(source(name, tmp_path), tmp_path)
 
 
+@pytest.mark.integration
 def test_shards_and_half_precision(tmp_path, monkeypatch):
     from train.huggingface import safetensors_files
 
@@ -122,6 +124,7 @@ def test_weights_without_prefix_and_with_old_buffers_are_imported(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.integration
 def test_weights_are_imported_onto_a_mesh(tmp_path, monkeypatch):
     from train.huggingface import importing as module
 
@@ -149,6 +152,7 @@ def test_exported_architecture_is_found_or_the_error_names_the_mismatch():
         named(mlp="relu2")
 
 
+@pytest.mark.integration
 def test_export_of_a_lora_classifier(tmp_path):
     """Weights, classes, and a tokenizer that adds the same special tokens as training."""
     import_hf(str(source("llama3", tmp_path)), tmp_path / "base")

@@ -29,6 +29,7 @@ def params_of(directory, output):
     return run, run.load_merged(single_device_mesh(), ("backbone", "head"))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", HEADS)
 def test_a_differing_output_table_of_a_tied_model_is_imported_untied(name, tmp_path, capsys):
     directory = write_model(name, tmp_path / "model")
@@ -43,6 +44,7 @@ def test_a_differing_output_table_of_a_tied_model_is_imported_untied(name, tmp_p
     np.testing.assert_array_equal(load_file(tmp_path / "back" / "model.safetensors")[HEADS[name]], head)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", HEADS)
 def test_an_equal_output_table_of_a_tied_model_is_dropped(name, tmp_path, capsys):
     directory = write_model(name, tmp_path / "model")
@@ -169,6 +171,7 @@ def test_a_single_file_of_another_format_is_an_error(name, tmp_path):
         import_hf(str(tmp_path / name), tmp_path / "run")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("template", "command"), [("{{ messages[0].content }}", "chat"), ("", "generate")], ids=["chat", "base"]
 )

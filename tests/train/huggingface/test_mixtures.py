@@ -51,6 +51,7 @@ def assert_equal_leaves(found, expected):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", STORED)
 def test_both_layouts_of_experts_are_the_same_model(name, tmp_path, monkeypatch):
     from train.huggingface import safetensors_files
@@ -72,6 +73,7 @@ def test_both_layouts_of_experts_are_the_same_model(name, tmp_path, monkeypatch)
         np.testing.assert_array_equal(written[key], tensor, err_msg=key)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", STORED)
 def test_tensors_of_all_experts_are_written_as_they_are_read(name, tmp_path):
     fused = load_file(fuse(source(name, tmp_path)) / "model.safetensors")
@@ -197,6 +199,7 @@ def test_a_mixture_without_a_family_is_refused_by_name(changes, message):
     assert str(caught.value).endswith("expected a model of mixtral, olmoe, qwen3_moe")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", STORED)
 def test_an_adapter_of_attention_round_trips(name, tmp_path):
     directory = source(name, tmp_path)
@@ -213,6 +216,7 @@ def test_an_adapter_of_attention_round_trips(name, tmp_path):
         np.testing.assert_array_equal(found[key], tensor, err_msg=key)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "target"),
     [("mixtral", "w1"), ("mixtral", "block_sparse_moe.gate"), ("olmoe", "down_proj"), ("qwen3_moe", "0.mlp.gate_proj")],
@@ -226,6 +230,7 @@ def test_an_adapter_of_experts_is_refused_by_name(name, target, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.integration
 def test_an_imported_mixture_is_fine_tuned_with_router_losses_and_exported(tmp_path):
     directory = source("mixtral", tmp_path)
     rootstock("import-hf", directory, f"--workdir={tmp_path / 'base'}")

@@ -111,6 +111,7 @@ def base(tmp_path_factory):
     return make
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", TARGETS)
 def test_an_adapter_is_the_model_with_its_product_added_and_round_trips_bit_for_bit(name, base, tmp_path):
     model, run = base(name)
@@ -174,6 +175,7 @@ def rank_of(module):
     return 2 if "q_proj" in module else 4
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("config", "rank", "scale", "layers"),
     [
@@ -198,6 +200,7 @@ def test_ranks_and_scales_of_modules(config, rank, scale, layers, base, tmp_path
     check(merged(tmp_path / "run"), reference(model, tmp_path / "sum", factors, scale, tmp_path / "expected"))
 
 
+@pytest.mark.integration
 def test_a_saved_output_table_is_read_and_written(base, tmp_path):
     model, run = base("llama")
     factors = factors_for(model, ["q_proj"], 4)
@@ -214,6 +217,7 @@ def test_a_saved_output_table_is_read_and_written(base, tmp_path):
     assert json.loads((tmp_path / "back" / "adapter_config.json").read_text())["modules_to_save"] == ["lm_head"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("targets", [("query", "value"), ("query", "key", "value", "down"), ("key",)])
 def test_our_own_factors_of_a_fused_module_become_one_pair_with_the_same_product(targets, base, tmp_path):
     """GPT-2's queries, keys and values share a module; ours each have an A of their own."""
@@ -333,6 +337,7 @@ def test_an_adapter_of_another_model_is_an_error_that_asks_for_the_base(base, tm
         import_adapter(str(adapter), other, tmp_path / "run")
 
 
+@pytest.mark.integration
 def test_the_commands_import_generate_merge_and_export_an_adapter(base, tmp_path):
     model, run = base("llama")
     adapter = write_peft(tmp_path / "adapter", factors_for(model, TARGETS["llama"], 4))

@@ -56,6 +56,7 @@ def test_published_architectures_pass_and_keep_their_options(name):
         assert not found.mismatch and max(found.loss, found.grad_norm, found.params) <= TOLERANCE
 
 
+@pytest.mark.integration
 def test_certificate_catches_a_mean_of_means(monkeypatch):
     summed = step.summed_gradients
 
@@ -73,6 +74,7 @@ def test_certificate_catches_a_mean_of_means(monkeypatch):
     assert "the gradient's norm" in found.mismatch and found.leaf.startswith("backbone/")
 
 
+@pytest.mark.integration
 def test_certificate_catches_a_diverging_replica(monkeypatch):
     objective_of = certificate.objective_with_noise
 
@@ -123,12 +125,14 @@ def mixture(**changes):
     return config
 
 
+@pytest.mark.integration
 def test_experts_are_certified_on_their_axis_with_uneven_batches():
     for found in verdict(mixture(dense_layers=1, shared_expert_dim=8), "expert 2", "data 2"):
         assert not found.mismatch and max(found.loss, found.grad_norm, found.params) <= TOLERANCE
         assert found.gradient <= GRADIENT_TOLERANCE
 
 
+@pytest.mark.integration
 def test_uneven_batches_leave_experts_empty_load_few_and_are_padding():
     settings = shrink(from_config(mixture().to_dict()))
     batches = certificate.make_batches(settings)
@@ -144,6 +148,7 @@ def test_uneven_batches_leave_experts_empty_load_few_and_are_padding():
     assert not loads[5].any()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("bug", ["doubled", "halved on the way back"])
 def test_certificate_catches_wrong_gradients_of_experts(bug, monkeypatch):
     if bug == "doubled":

@@ -60,6 +60,7 @@ CALLS = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("command", CALLS)
 def test_planner_compiles_the_objective_with_label_smoothing(command, settings, monkeypatch):
     module, call = CALLS[command]
@@ -70,6 +71,7 @@ def test_planner_compiles_the_objective_with_label_smoothing(command, settings, 
     assert loss(objective, params) != pytest.approx(loss(without_smoothing(settings), params), rel=1e-4)
 
 
+@pytest.mark.integration
 def test_certify_trains_the_objective_with_label_smoothing(settings):
     shrunk = certificate.shrink(settings)
     objective = certificate.objective_with_noise(shrunk)

@@ -31,6 +31,7 @@ def plan_of(mesh, topology="h100-64", **changes):
     return make_plan(settings_of(mesh=mesh, **changes), parse_topology(topology), [], "estimated")
 
 
+@pytest.mark.integration
 def test_total_and_active_parameters_are_the_published_ones():
     plan = plan_of({"expert": 8, "fsdp": 8})
     assert plan.parameters == pytest.approx(30.5e9, rel=0.01)
@@ -39,6 +40,7 @@ def test_total_and_active_parameters_are_the_published_ones():
     assert dense.active_parameters == dense.parameters
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "model", [{}, {"router": "sigmoid", "shared_expert_dim": 768}, {"dense_layers": 4, "expert_every": 4}], ids=str
 )
@@ -49,6 +51,7 @@ def test_flops_are_those_of_the_active_experts(model):
     assert trace(settings, planned).flops == pytest.approx(formula, rel=0.03)
 
 
+@pytest.mark.integration
 def test_split_experts_are_computed_again_and_save_their_inputs_alone():
     found = {}
     for remat in ("none", "full"):
@@ -70,6 +73,7 @@ def sent_by(plan):
     return sum(sent["bytes"] for sent in plan.collectives.values())
 
 
+@pytest.mark.integration
 def test_the_axis_splits_the_state_and_sends_tokens_instead_of_experts():
     whole, split, both = (plan_of(mesh) for mesh in ({"fsdp": 64}, {"expert": 64}, {"expert": 8, "fsdp": 8}))
     assert split.state_bytes_per_chip == pytest.approx(whole.state_bytes_per_chip, rel=0.01)
@@ -77,12 +81,14 @@ def test_the_axis_splits_the_state_and_sends_tokens_instead_of_experts():
     assert {plan.model_flops_per_step for plan in (split, both)} == {whole.model_flops_per_step}
 
 
+@pytest.mark.integration
 def test_peak_memory_grows_with_the_layers_that_have_experts():
     every, second = plan_of({"expert": 8, "fsdp": 8}), plan_of({"expert": 8, "fsdp": 8}, model={"expert_every": 2})
     assert second.state_bytes_per_chip < 0.7 * every.state_bytes_per_chip
     assert every.peak_bytes_per_chip > every.state_bytes_per_chip
 
 
+@pytest.mark.integration
 def test_search_uses_the_axis_only_for_experts():
     settings = settings_of({"num_layers": 2, "num_experts": 8, "experts_per_token": 2})
     found = search(settings, parse_topology("h100-4"), [], "estimated", lambda *_: None)

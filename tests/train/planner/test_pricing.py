@@ -33,6 +33,7 @@ def estimated(settings, topology, **budget):
     return priced(make_plan(settings, found, [], NO_GPU), found, Budget(**budget))
 
 
+@pytest.mark.integration
 def test_gpt3_costs_what_was_published():
     """355 GPU-years and 4.6 million dollars: lambda.ai/blog/demystifying-gpt-3, at 28 TFLOP/s per V100."""
     settings = settings_of("gpt3_175b", batch_size=512)
@@ -41,6 +42,7 @@ def test_gpt3_costs_what_was_published():
     assert plan.usd == pytest.approx(4.6e6, rel=0.02)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("name", "hours"), [("7b", 184_320), ("13b", 368_640), ("70b", 1_720_320)])
 def test_llama2_took_the_published_hours(name, hours):
     """arXiv:2307.09288, table 2: A100-80GB hours for 2 trillion tokens at 40 % of 312 TFLOP/s for all three sizes."""
@@ -96,6 +98,7 @@ def test_advice_names_the_largest_buffers_and_a_fix():
     assert "largest: optimizer state 104.1 GB, parameters 52.1 GB, gradients" in line and "config.mesh.fsdp" in line
 
 
+@pytest.mark.integration
 def test_search_ranks_layouts_and_its_first_is_a_config():
     settings, topology = settings_of("smollm2_360m"), parse_topology("v100-8")
     found = search(settings, topology, [], NO_GPU, lambda stage, done, of: None)
@@ -146,6 +149,7 @@ def test_collectives_carry_the_weights_forward_backward_and_the_gradients_back(l
     assert sum(kind["bytes"] for kind in estimate.collectives.values()) == pytest.approx(3 * matrices, rel=0.01)
 
 
+@pytest.mark.integration
 @needs_libtpu
 def test_out_of_memory_in_xla_gives_a_plan_that_does_not_fit():
     settings = settings_of("llama2_7b", batch_size=64, model__remat="dots")

@@ -19,6 +19,7 @@ def planned(name, **model):
     return settings, planned_model(settings)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["gpt2", "llama2_7b", "qwen2_0_5b", "gemma2_2b", "mistral_7b", "gpt3_175b"])
 def test_traced_flops_equal_the_closed_formula(name):
     settings, model = planned(name, remat="none")

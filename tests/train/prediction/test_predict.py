@@ -128,6 +128,7 @@ def scored(directory, kind, count=COUNT):
         return task, part, predictor(run.load(mesh), part)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_head_predicts_what_is_scored(kind, run_of, rows, tmp_path):
     output = tmp_path / "out.jsonl"
@@ -164,6 +165,7 @@ def test_every_head_predicts_what_is_scored(kind, run_of, rows, tmp_path):
         assert example.content
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["preference", "reward"])
 def test_a_single_answer_gets_its_score(kind, run_of):
     """Of a text that fits: a pair that is too long is cut by a token more than a single answer."""
@@ -212,6 +214,7 @@ def write_input(path, suffix):
     return file
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_every_format_gives_the_same_predictions(suffix, run_of, tmp_path):
     model = load(run_of("classification"), PredictOptions(top_k=2))
@@ -226,6 +229,7 @@ def test_every_format_gives_the_same_predictions(suffix, run_of, tmp_path):
     assert ('"x"\n' in found[0][3]["text"]) == (suffix != ".tsv")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_an_interrupted_output_is_continued(suffix, run_of, rows, tmp_path, monkeypatch):
     model = load(run_of("classification"))
@@ -279,6 +283,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_row_is_written_with_its_reason(name, run_of, tmp_path):
     data, output = tmp_path / name, tmp_path / "out.jsonl"
@@ -362,6 +367,7 @@ def test_an_option_without_effect_is_refused(run_of):
         load(GOLDEN)
 
 
+@pytest.mark.integration
 def test_abstaining_and_sets(run_of):
     texts = [unlabeled("classification", i)["text"] for i in range(COUNT)]
     run = run_of("classification")
@@ -402,6 +408,7 @@ def test_the_predictor_takes_texts_and_rows_and_names_a_bad_one(run_of):
     assert load(run_of("tagging"))(["the cat sat"])[0]["prediction"]
 
 
+@pytest.mark.integration
 def test_a_golden_run_predicts(tmp_path):
     """A run of version 1 without a calibration is read, and says that it is not calibrated."""
     shutil.copytree(GOLDEN, tmp_path / "runs")
@@ -416,6 +423,7 @@ def test_a_golden_run_predicts(tmp_path):
     assert {row["prediction"] for row in table(output)} <= {"even", "odd"} and len(table(output)) == 2
 
 
+@pytest.mark.integration
 def test_rows_in_a_bucket_go_to_a_bucket(run_of, folder, tmp_path):
     data = at(folder) / "rows.csv"
     data.write_text("text\n" + "".join(f"the cat {i}\n" for i in range(7)))

@@ -39,6 +39,7 @@ def write_csv(path, columns, count):
             writer.writerow([text, label][: len(columns)])
 
 
+@pytest.mark.integration
 def test_six_commands_lead_from_labels_to_predictions(tmp_path, monkeypatch):
     ((block),) = re.findall(r"```bash title=whole-way\n(.*?)```", PAGE, re.DOTALL)
     commands = [shlex.split(line)[1:] for line in block.replace("\\\n", " ").strip().splitlines()]

@@ -73,6 +73,7 @@ def test_compilation_is_counted_apart_in_every_part():
     assert spent.seconds()["compile"] == second["compile"], "the first measurement has ended"
 
 
+@pytest.mark.integration
 def test_a_run_accounts_for_its_whole_time(tmp_path, clock):
     begin = clock()
     train(tmp_path, settings_of(), evaluate=lambda params: clock.jump(HOUR) or {"loss": 1.0})
@@ -84,6 +85,7 @@ def test_a_run_accounts_for_its_whole_time(tmp_path, clock):
     assert all(parts[name] > 0 for name in ("start", "compile", "data", "step", "checkpoint")) and parts["lost"] == 0
 
 
+@pytest.mark.integration
 def test_a_killed_run_counts_the_time_of_lost_steps(tmp_path, clock):
     evaluations = []
 
@@ -109,6 +111,7 @@ def test_a_killed_run_counts_the_time_of_lost_steps(tmp_path, clock):
     assert sum(end.values()) == pytest.approx(whole - HOUR, abs=TOLERANCE)
 
 
+@pytest.mark.integration
 def test_steps_undone_by_a_rollback_are_lost_time(tmp_path, clock):
     settings = settings_of(**{"faults.max_consecutive_skips": 2, "faults.on_divergence": "roll_back"})
     begin = clock()

@@ -66,6 +66,7 @@ def extended(request, one_device, text, tmp_path_factory):
     return request.param, workdir, config
 
 
+@pytest.mark.integration
 def test_a_finished_run_goes_on_with_the_rates_of_a_longer_run(extended):
     schedule, workdir, config = extended
     short, long = schedule_of(config, 8), schedule_of(config, 12)
@@ -89,6 +90,7 @@ def test_the_history_shows_the_join(extended):
     assert lengths(workdir) == [(8, 8, 12)] and open_run(workdir).record == record
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("step", [8, 9])
 def test_steps_on_both_sides_of_the_join_replay_bit_for_bit(extended, step):
     _, workdir, _ = extended
@@ -108,6 +110,7 @@ def test_a_run_before_its_decay_becomes_the_longer_run_bit_for_bit(schedule, tex
     assert leaves(tmp_path / "parts", 16) == leaves(tmp_path / "whole", 16)
 
 
+@pytest.mark.integration
 def test_a_length_changes_twice_and_a_damaged_join_is_done_again(text, tmp_path):
     workdir = tmp_path / "run"
     for num_steps in (4, 8, 12):
@@ -148,6 +151,7 @@ def test_a_run_may_become_shorter_but_not_than_its_schedule(text, tmp_path):
         length_change(tmp_path, config, config | {"num_steps": 2})
 
 
+@pytest.mark.integration
 def test_fine_tuning_goes_on_for_both_of_its_models(tmp_path):
     recipes.write_data(tmp_path)
     shutil.copytree(Path(__file__).parents[2] / "golden" / "runs" / "foundation", tmp_path / "base")

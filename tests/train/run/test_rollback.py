@@ -57,6 +57,7 @@ def test_a_damaged_skipped_batches_file_is_an_error(tmp_path):
             skipped_batches(tmp_path)
 
 
+@pytest.mark.integration
 def test_repeated_roll_backs_and_roll_back_before_the_first_checkpoint(tmp_path):
     settings = settings_of(**{"faults.max_consecutive_skips": 2, "faults.on_divergence": "roll_back"})
     # Steps 2 and 3 fail, batches 0 to 2 are passed over; then 12 and 13, in steps 10 and 11, after step 8 was saved.
@@ -72,6 +73,7 @@ def test_repeated_roll_backs_and_roll_back_before_the_first_checkpoint(tmp_path)
     assert [r["step"] for r in read_records(tmp_path) if r["phase"] == "train"] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.integration
 def test_no_checkpoint_is_saved_between_failing_steps(tmp_path):
     settings = settings_of(**{"faults.max_consecutive_skips": 3, "faults.on_divergence": "roll_back"})
     # Step 8 would be saved between the failing 7 and 9.
@@ -86,6 +88,7 @@ def test_roll_back_gives_up_if_all_data_diverge(tmp_path):
         train(tmp_path, settings, corrupted(settings, range(24), nan))
 
 
+@pytest.mark.integration
 def test_divergence_stops_the_run_by_default(tmp_path):
     settings = settings_of(**{"faults.max_consecutive_skips": 2})
     with pytest.raises(Diverged, match=r"2 consecutive steps were skipped, the last is step 7: loss nan"):

@@ -35,6 +35,7 @@ def test_fit_recovers_the_law_from_noiseless_losses():
     assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(TRUE), rel=1e-3)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seed", range(3))
 def test_fit_recovers_the_law_within_its_intervals_from_noisy_losses(seed):
     points = sweep(noise=0.005, seed=seed)
@@ -51,6 +52,7 @@ def test_fit_recovers_the_law_within_its_intervals_from_noisy_losses(seed):
     assert not cautions(found, [])
 
 
+@pytest.mark.integration
 def test_fit_is_robust_to_one_outlier():
     points = sweep(noise=0.002)
     spoiled = [dataclasses.replace(points[7], loss=2 * points[7].loss), *points[:7], *points[8:]]
@@ -67,6 +69,7 @@ def test_gradient_of_the_objective_equals_finite_differences():
     assert gradient == pytest.approx(numeric, rel=1e-3, abs=1e-3 * np.abs(numeric).max())
 
 
+@pytest.mark.integration
 def test_other_starting_points_find_no_lower_objective():
     points = sweep(noise=0.01, sizes=SIZES[:4], tokens=TOKENS[:4])
     problem = laws._Problem.of(points)
@@ -108,6 +111,7 @@ def test_optimum_minimizes_the_loss_of_the_budget(flops, rate):
     assert best.parameters == pytest.approx(grid[losses.argmin()], rel=3e-4)
 
 
+@pytest.mark.integration
 def test_the_largest_run_is_held_out_of_the_fit():
     points = sweep()
     points[-1] = dataclasses.replace(points[-1], loss=points[-1].loss * 1.05)
@@ -118,6 +122,7 @@ def test_the_largest_run_is_held_out_of_the_fit():
     assert any("-4.8%" in line for line in cautions(analyze(points), []))
 
 
+@pytest.mark.integration
 def test_cautions_name_what_the_runs_do_not_determine():
     flat = [dataclasses.replace(p, loss=2 + 50 * p.tokens**-0.3) for p in sweep()]
     assert any("how the loss depends on parameters" in line for line in cautions(analyze(flat), []))

@@ -98,6 +98,7 @@ def test_an_interrupted_sweep_resumes_and_fits_the_law(text, trained, tmp_path, 
         command(*arguments, "--config.optimizer.beta1=0.8")
 
 
+@pytest.mark.integration
 def test_a_diverged_run_is_named_in_the_error(text, tmp_path):
     with pytest.raises(UserError, match="width8-steps6: 3 consecutive steps were skipped"):
         command(*SMALL, f"--config.data.path={text}", f"--workdir={tmp_path}", "--config.optimizer.learning_rate=1e30")
@@ -114,6 +115,7 @@ def points(tmp_path):
     return path
 
 
+@pytest.mark.integration
 def test_external_points_need_no_config(points, tmp_path, capsys):
     command(f"--points={points}", f"--workdir={tmp_path / 'fit'}", "--flops=5.76e22,1e23", "--json")
     found = json.loads(capsys.readouterr().out)
@@ -123,6 +125,7 @@ def test_external_points_need_no_config(points, tmp_path, capsys):
     assert [budget["flops"] for budget in found["budgets"]] == [5.76e22, 1e23] and found["cautions"] == []
 
 
+@pytest.mark.integration
 def test_the_plot_is_a_png_for_few_and_many_sizes(points, tmp_path):
     pytest.importorskip("matplotlib")
     rows = [json.loads(line) for line in points.read_text().splitlines()]
