@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.runs import error_lines, rootstock
 
 KEYS = {
