@@ -2,7 +2,7 @@
 
     python3.12 -m venv LEVANTER
     LEVANTER/bin/pip install --pre PATH_TO_LEVANTER gitpython chex 'jax==0.7.2'
-    python benchmarks/levanter.py --levanter_python=LEVANTER/bin/python
+    python -m benchmarks.levanter --levanter_python=LEVANTER/bin/python
 
 Levanter runs on the JAX version that its snapshot supports, Rootstock on its own. Both train a Llama-type model
 (SwiGLU, RMSNorm, rotary positions, tied embeddings, no rematerialization) by AdamW with clipping at norm 1 on random
@@ -14,16 +14,11 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 
-import jax
-import numpy as np
+from ml_collections import ConfigDict
 
+from benchmarks.own_steps import own_steps
 from configs import default
-from model.heads import parameter_count
-from train.distributed.mesh import single_device_mesh
-from train.settings import complete_model, from_config
-from train.step import make_program, objective_of
 
 # Reads a line per round and answers with the seconds of `steps` steps; the first round warms up.
 PEER = """
@@ -63,8 +58,8 @@ for line in sys.stdin:
 """
 
 
-def rootstock_rounds(shape: dict[str, int]):
-    """Yields (seconds, last loss) of `steps` steps of Rootstock's own train step for each `next`."""
+def config_of(shape: dict[str, int]) -> ConfigDict:
+    """Returns the config of the model that the other program trains."""
     config = default.get_config()
     config.batch_size, config.sequence_length, config.optimizer.warmup_steps = shape["batch"], shape["length"], 0
     config.model.update(
@@ -78,27 +73,7 @@ def rootstock_rounds(shape: dict[str, int]):
             "qk_norm": False,
         }
     )
-    settings = from_config(config.to_dict())
-    model = complete_model(settings, shape["vocab"])
-    mesh = single_device_mesh()
-    program = make_program(objective_of(settings, model), settings, mesh)
-    tokens = np.random.default_rng(0).integers(0, shape["vocab"], (shape["batch"], shape["length"] + 1), np.int32)
-    batch = {
-        "tokens": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "segment_ids": np.ones_like(tokens[:, 1:]),
-        "positions": np.tile(np.arange(shape["length"], dtype=np.int32), (shape["batch"], 1)),
-        "weights": np.ones(tokens[:, 1:].shape, np.float32),
-    }
-    with jax.set_mesh(mesh):
-        state = program.initialize(jax.random.key_data(jax.random.key(0)))
-        yield {"jax": jax.__version__, "parameters": parameter_count(program.state.params)}
-        while True:
-            start = time.perf_counter()
-            for _ in range(shape["steps"]):
-                state, metrics = program.step(state, batch)
-            loss = float(metrics["loss"])
-            yield [time.perf_counter() - start, loss]
+    return config
 
 
 def main() -> None:
@@ -126,15 +101,15 @@ def main() -> None:
             peer.stdin.flush()
             return json.loads(peer.stdout.readline())
 
-        own = rootstock_rounds(shape)
+        own = own_steps(config_of(shape), shape["steps"])
         ours = next(own)
         next(own), peer_round()
         rounds = [(next(own), peer_round()) for _ in range(arguments.rounds)]
         peer.stdin.close()
     tokens = shape["batch"] * shape["length"] * shape["steps"]
-    speeds = [tokens / statistics.median(seconds for seconds, _ in side) for side in zip(*rounds, strict=True)]
+    speeds = [tokens / statistics.median(answer[0] for answer in side) for side in zip(*rounds, strict=True)]
     ratios = sorted(theirs[0] / ours[0] for ours, theirs in rounds)
-    for name, about, speed, (_, loss) in zip(
+    for name, about, speed, (*_, loss) in zip(
         ("rootstock", "levanter"), (ours, theirs), speeds, rounds[-1], strict=True
     ):
         print(f"{name}: {speed:,.0f} tokens/s, {about['parameters']:,} parameters, jax {about['jax']}, loss {loss:.3f}")

@@ -1,6 +1,6 @@
 """Measures runs and token stores in a bucket at emulators on this machine: requests, stalls, rows per second.
 
-python benchmarks/object_storage.py --directory=runs/object_storage
+python -m benchmarks.object_storage --directory=runs/object_storage
 
 The emulators answer from memory without a network, so seconds are those of the clients; requests are exact.
 """
@@ -168,7 +168,7 @@ def main() -> None:
     for what in ("stall", "requests", "rows"):
         for scheme in ("gs", "s3"):
             only = f"--only={json.dumps([what, scheme])}"
-            subprocess.run([sys.executable, *sys.argv, only], check=True)
+            subprocess.run([sys.executable, "-m", "benchmarks.object_storage", *sys.argv[1:], only], check=True)
     shutil.rmtree(directory)
 
 

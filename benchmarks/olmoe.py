@@ -1,7 +1,7 @@
 """Training tokens per second of a small OLMoE beside that of transformers, float32 on the same cores, turn by turn.
 
     python -m venv HF && HF/bin/pip install torch==2.13.0 transformers
-    python benchmarks/olmoe.py --peer_python=HF/bin/python
+    python -m benchmarks.olmoe --peer_python=HF/bin/python
 
 Both train by AdamW with clipping at norm 1 on random tokens, without a balance loss. transformers computes experts by a
 loop over them ("eager") or by grouped products ("grouped_mm"); the ratio is to the faster of the two. Its third way,
@@ -14,18 +14,12 @@ import json
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from typing import Any
 
-import jax
-import numpy as np
+from ml_collections import ConfigDict
 
+from benchmarks.own_steps import own_steps
 from configs import default, models
-from model.heads import parameter_count
-from train.distributed.mesh import single_device_mesh
-from train.settings import complete_model, from_config
-from train.step import make_program, objective_of
 
 IMPLEMENTATIONS = ("eager", "grouped_mm")
 # Reads the name of an implementation per line and answers with the seconds and CPU seconds of `steps` steps and the
@@ -66,8 +60,8 @@ for line in sys.stdin:
 """
 
 
-def rootstock_rounds(shape: dict[str, int]) -> Iterator[Any]:
-    """Yields what is trained, then for each `next` (seconds, CPU seconds, last loss) of `steps` train steps."""
+def config_of(shape: dict[str, int]) -> ConfigDict:
+    """Returns the config of the model that the other program trains."""
     config = default.get_config()
     config.batch_size, config.sequence_length, config.optimizer.warmup_steps = shape["batch"], shape["length"], 0
     config.model.update(models.architecture("olmoe_1b_7b"))
@@ -86,27 +80,7 @@ def rootstock_rounds(shape: dict[str, int]) -> Iterator[Any]:
             "scan_layers": False,
         }
     )
-    settings = from_config(config.to_dict())
-    model = complete_model(settings, shape["vocab"])
-    mesh = single_device_mesh()
-    program = make_program(objective_of(settings, model), settings, mesh)
-    tokens = np.random.default_rng(0).integers(0, shape["vocab"], (shape["batch"], shape["length"] + 1), np.int32)
-    batch = {
-        "tokens": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "segment_ids": np.ones_like(tokens[:, 1:]),
-        "positions": np.tile(np.arange(shape["length"], dtype=np.int32), (shape["batch"], 1)),
-        "weights": np.ones(tokens[:, 1:].shape, np.float32),
-    }
-    with jax.set_mesh(mesh):
-        state = program.initialize(jax.random.key_data(jax.random.key(0)))
-        yield {"version": f"jax {jax.__version__}", "parameters": parameter_count(program.state.params)}
-        while True:
-            start, used = time.perf_counter(), time.process_time()
-            for _ in range(shape["steps"]):
-                state, metrics = program.step(state, batch)
-            loss = float(metrics["loss"])
-            yield [time.perf_counter() - start, time.process_time() - used, loss]
+    return config
 
 
 def main() -> None:
@@ -137,7 +111,7 @@ def main() -> None:
             answer = peer.stdout.readline()
             return json.loads(answer) if answer else sys.exit(f"transformers, {name}: the process ended")
 
-        own = rootstock_rounds(shape)
+        own = own_steps(config_of(shape), shape["steps"])
         ours, theirs = next(own), json.loads(about)
         next(own)
         warm = {name: peer_round(name) for name in IMPLEMENTATIONS}
@@ -169,8 +143,8 @@ def report(
         f"{best}: ratio {seconds[best] / seconds['rootstock']:.2f} (rounds {ratios[0]:.2f} to {ratios[-1]:.2f}), "
         f"of CPU seconds {used[best] / used['rootstock']:.2f}"
     )
-    for about in (ours, theirs):
-        print(f"{about['version']}: {about['parameters']:,} parameters")
+    print(f"jax {ours['jax']}: {ours['parameters']:,} parameters")
+    print(f"{theirs['version']}: {theirs['parameters']:,} parameters")
 
 
 if __name__ == "__main__":

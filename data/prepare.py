@@ -307,6 +307,7 @@ def _write(
     total_bytes = 0
 
     def encoded() -> Iterator[tuple[bytes, list[int]]]:
+        """Yields (number, tokens) of each document and adds up the bytes of their texts."""
         nonlocal total_bytes
         texts = _shown(part.texts(documents), progress, f"tokenizing {directory.name}", len(part.numbers))
         for batch in _batches(texts):

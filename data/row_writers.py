@@ -11,7 +11,6 @@ import dataclasses
 import datetime
 import io
 import json
-import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from data.columns import Row, is_missing
 from data.sources import CHUNK_BYTES, import_optional
 from data.storage.files import copy_file, delete_tree, write_atomically
 from data.storage.paths import is_remote
+from data.strict_json import finite
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 
@@ -186,16 +186,7 @@ def _jsonl(rows: Sequence[Row], columns: Sequence[str], first: bool) -> bytes:
 
 
 def _json(value: object) -> str:
-    return json.dumps(_finite(value), ensure_ascii=False, default=_as_text)
-
-
-def _finite(value: object) -> Any:  # noqa: ANN401 - a JSON value
-    """Returns the value with null for the numbers that JSON cannot hold."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list) else value
+    return json.dumps(finite(value), ensure_ascii=False, default=_as_text)
 
 
 def _as_text(value: object) -> str:

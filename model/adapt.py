@@ -122,6 +122,7 @@ def _factors(backbone: Params, adaptation: Adaptation, rng: jax.Array) -> Params
         raise UserError(f"config.adapt.rank={adaptation.rank} must be at least 1")
 
     def walk(tree: Params, name: str, rng: jax.Array) -> Params:
+        """Returns the factors of the targets in `tree`, the module called `name`."""
         if "kernel" in tree and "experts" in tree["kernel"].names:
             of_experts.add(name)
             return {}

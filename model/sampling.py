@@ -134,6 +134,7 @@ def advance(
     """
 
     def body(carry: tuple[jax.Array, jax.Array, Decoding]) -> tuple[jax.Array, jax.Array, Decoding]:
+        """Samples one token of each text and computes the logits of the next."""
         i, tokens_BM, s = carry
         rng, key = jax.random.split(s.rng)
         token_B = jnp.where(s.done_B, end_ids[0], sample(s.logits_BV, s.seen_BV, key, sampling))

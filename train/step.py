@@ -168,6 +168,7 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Returns (the next state, the metrics of this step)."""
         grads, sums = summed_gradients(objective, state.params, batch, microbatches, state.frozen)
         # Avoids 0 / 0 in a batch without targets, whose gradient is then zero.
         weight = jnp.maximum(sums.weight, 1e-9)

@@ -71,6 +71,7 @@ def mixture(count: str, experts: int, chosen: int) -> Section:
     """
 
     def read(values: Values) -> dict[str, Any]:
+        """Returns the fields of `config.model`."""
         found = {name: values[name] for name in _SPELLINGS if values[name] is not None} or {count: experts}
         name, number = next(iter(found.items()))
         if len(set(found.values())) > 1:

@@ -79,6 +79,7 @@ def rotary(spelling: Spelling) -> Section:
         defaults["original_max_position_embeddings"] = s.original
 
     def write(c: ModelConfig) -> dict[str, Any]:
+        """Returns the fields of config.json."""
         found: dict[str, Any] = {s.theta_name: c.rope_theta}
         if s.fraction is not None:
             found[s.fraction_name] = c.rope_fraction
@@ -122,6 +123,7 @@ def rotary_per_type(theta: float, local_theta: float, local_name: str = "") -> S
     defaults |= {local_name: None} if local_name else {}
 
     def read(values: Values) -> dict[str, Any]:
+        """Returns the fields of `config.model`."""
         nested = dict(values["rope_parameters"] or {})
         if unknown := set(nested) - {_FULL, _SLIDING}:
             raise UserError(f"rope_parameters.{min(unknown)} is not supported; expected {_FULL} and {_SLIDING}")
@@ -147,6 +149,7 @@ def rotary_per_type(theta: float, local_theta: float, local_name: str = "") -> S
         return _read(full, where, spelling, context) | {"rope_local_theta": found["rope_theta"]}
 
     def write(c: ModelConfig) -> dict[str, Any]:
+        """Returns the fields of config.json."""
         # The older spelling where it is enough, because every version reads it.
         scaling = {} if c.rope_scaling == "none" else {"rope_scaling": _write(c)}
         has_local = "local" in c.rope_layers

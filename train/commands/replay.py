@@ -9,6 +9,7 @@ from rich.table import Table
 
 from configs.errors import UserError
 from data.storage.paths import at
+from data.strict_json import finite
 from train.console import results_console, visible
 
 if TYPE_CHECKING:
@@ -34,17 +35,14 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command; exits with 1 if the loss differs from the logged one, unless the mesh has another size."""
-    import jax
-
     from train.distributed.processes import is_process_zero
     from train.replay import ran_on_another_mesh_size, replay
-    from train.run.history import finite
 
     found = replay(at(values.run), values.step, values.data)
     if is_process_zero():
         if values.json:
             shown = found | {"documents": [d._asdict() for d in found["documents"][: values.documents]]}
-            print(json.dumps(jax.tree.map(finite, shown), ensure_ascii=False, indent=1))
+            print(json.dumps(finite(shown), ensure_ascii=False, indent=1))
         else:
             _show(found, values.documents)
     if found["equal"] is False and not ran_on_another_mesh_size(found):

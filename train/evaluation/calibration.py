@@ -48,15 +48,16 @@ def joined(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Decisions:
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Returns probabilities over the last axis, float64."""
-    z = logits.astype(np.float64)
-    powers = np.exp(z - z.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
+    from scipy import special
+
+    return special.softmax(logits.astype(np.float64), axis=-1)
 
 
 def sigmoid(logits: np.ndarray | np.floating) -> np.ndarray:
     """Returns the probability of each decision, float64."""
-    # Equal to 1 / (1 + exp(-z)) without overflow.
-    return 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))
+    from scipy import special
+
+    return special.expit(logits.astype(np.float64))
 
 
 def fit_temperature(decisions: Decisions) -> float:

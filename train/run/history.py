@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from configs.errors import UserError
 from data.storage.files import write_atomically
 from data.storage.mirror import Mirror, mirrored
+from data.strict_json import finite
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -50,7 +51,7 @@ class _FileWriter:
     mirror: Mirror
 
     def __call__(self, record: Record) -> None:
-        self.file.write(json.dumps({k: finite(v) for k, v in record.items()}) + "\n")
+        self.file.write(json.dumps(finite(record)) + "\n")
         if self.summary is not None:
             for name, value in record.items():
                 if name == "step":
@@ -119,13 +120,6 @@ def _step_of(line: str | bytes) -> float:
     except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
     return step if isinstance(step, int) else math.inf
-
-
-def finite(value: Any) -> Any:  # noqa: ANN401 - any value
-    """Returns the value, or None for a non-finite float, which JSON cannot represent; also within a list."""
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _summary_writer(workdir: Path) -> "SummaryWriter":

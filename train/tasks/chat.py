@@ -37,15 +37,8 @@ class Chat(Task[tuple[float, float]]):
     replies: ClassVar[bool] = True
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "head"
     unused_fields: ClassVar[tuple[str, ...]] = (
-        *(
-            "task.input",
-            "task.context",
-            "task.pooling",
-            "task.multi_label",
-            "task.class_weights",
-            "task.out_of_scope",
-            "task.metrics",
-        ),
+        *("task.input", "task.context", "task.pooling", "task.multi_label"),
+        *("task.class_weights", "task.out_of_scope", "task.metrics"),
         *("task.beta", "task.center"),
     )
 

@@ -40,15 +40,8 @@ class AnswerPair(Task[P]):
     beta: float
 
     unused_fields: ClassVar[tuple[str, ...]] = (
-        *(
-            "task.context",
-            "task.target",
-            "task.pooling",
-            "task.multi_label",
-            "task.class_weights",
-            "task.out_of_scope",
-            "task.metrics",
-        ),
+        *("task.context", "task.target", "task.pooling", "task.multi_label"),
+        *("task.class_weights", "task.out_of_scope", "task.metrics"),
         *("task.center", "loss.z_loss", "loss.label_smoothing"),
     )
 

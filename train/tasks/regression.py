@@ -37,15 +37,8 @@ class Regression(Task[float]):
 
     baseline_name: ClassVar[str] = "mean of the training values"
     unused_fields: ClassVar[tuple[str, ...]] = (
-        *(
-            "task.context",
-            "task.multi_label",
-            "task.class_weights",
-            "task.out_of_scope",
-            "task.template",
-            "task.metrics",
-            "task.beta",
-        ),
+        *("task.context", "task.multi_label", "task.class_weights", "task.out_of_scope"),
+        *("task.template", "task.metrics", "task.beta"),
         *("loss.z_loss", "loss.label_smoothing", "loss.chunk"),
     )
 

@@ -40,15 +40,8 @@ class Span(Task[str]):
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
     baseline_name: ClassVar[str] = "always no answer"
     unused_fields: ClassVar[tuple[str, ...]] = (
-        *(
-            "task.pooling",
-            "task.multi_label",
-            "task.class_weights",
-            "task.out_of_scope",
-            "task.template",
-            "task.metrics",
-            "task.beta",
-        ),
+        *("task.pooling", "task.multi_label", "task.class_weights", "task.out_of_scope"),
+        *("task.template", "task.metrics", "task.beta"),
         *("task.center", "loss.z_loss", "loss.label_smoothing", "loss.chunk"),
     )
 

@@ -54,7 +54,7 @@ def interval_bar(figure: Interval, low: float, high: float) -> str:
 def reliability_chart(title: str, lines: Mapping[int, Points]) -> str:
     """Returns a chart of accuracy over probability, both from 0 to 1, with the line on which they are equal."""
     marks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    return line_chart(title, lines, marks, marks, ("probability", "accuracy"))
+    return line_chart(title, lines, marks, marks, ("probability", "accuracy"), diagonal=True)
 
 
 def line_chart(
@@ -63,6 +63,7 @@ def line_chart(
     x_ticks: Sequence[float],
     y_ticks: Sequence[float],
     names: tuple[str, str] = ("step", "loss"),
+    diagonal: bool = False,
 ) -> str:
     """Returns a chart of y over x, such as of loss over steps.
 
@@ -71,7 +72,8 @@ def line_chart(
         lines: color number -> points (x, y).
         x_ticks: of the x axis, which ends at the first and the last of them.
         y_ticks: of the y axis.
-        names: of the axes. With "probability", the line y = x is drawn too.
+        names: of the axes.
+        diagonal: draw the line y = x.
     """
     bottom, right = _CHART_HEIGHT - _BOTTOM, _CHART_WIDTH - _RIGHT
 
@@ -96,7 +98,7 @@ def line_chart(
     parts.append(
         f'<text transform="translate(11 {(_TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">{names[1]}</text>'
     )
-    if names[0] == "probability":
+    if diagonal:
         parts.append(f'<line class="even" x1="{x(0):.1f}" y1="{y(0):.1f}" x2="{x(1):.1f}" y2="{y(1):.1f}"/>')
     for number, points in lines.items():
         shown = [(x(step), y(loss)) for step, loss in _thinned(points)]
