@@ -71,7 +71,10 @@ def calibration_line(model: "TaskModel") -> str:
     found = model.calibration
     if found is None:
         return "the probabilities are not calibrated; running the same `rootstock finetune` again calibrates them"
-    return f"the probabilities are calibrated: temperature {found.temperature:.3f}, of {found.rows:,} validation rows"
+    rows = f"{found.rows:,} validation rows"
+    if found.temperature == 1.0:
+        return f"the probabilities are as the model gives them: no temperature is clearly better on {rows}"
+    return f"the probabilities are calibrated: temperature {found.temperature:.3f}, of {rows}"
 
 
 def _say(done: "Summary", output: str) -> None:

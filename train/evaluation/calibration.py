@@ -61,9 +61,11 @@ def sigmoid(logits: np.ndarray | np.floating) -> np.ndarray:
 
 
 def fit_temperature(decisions: Decisions) -> float:
-    """Returns the temperature with the lowest log loss (Guo et al. 2017, section 4.2); 1 without a known label.
+    """Returns the temperature with the lowest log loss (Guo et al. 2017, section 4.2).
 
-    A temperature changes no order of classes, so it changes no accuracy.
+    1 without a known label, and where the log loss is lower by less than two standard errors over the rows: few rows
+    fit a temperature that makes other rows' probabilities worse. A temperature changes no order of classes, so it
+    changes no accuracy.
     """
     from scipy.optimize import minimize_scalar
 
@@ -72,13 +74,18 @@ def fit_temperature(decisions: Decisions) -> float:
         return 1.0
     logits, labels = decisions.logits[known].astype(np.float64), decisions.labels[known]
 
-    def loss(log_temperature: float) -> float:
-        z = logits / math.exp(log_temperature)
+    def losses(temperature: float) -> np.ndarray:
+        """Returns the log loss of each decision."""
+        z = logits / temperature
         z -= z.max(-1, keepdims=True)
-        return float((np.log(np.exp(z).sum(-1)) - z[np.arange(len(z)), labels]).mean())
+        return np.log(np.exp(z).sum(-1)) - z[np.arange(len(z)), labels]
 
     bounds = tuple(map(math.log, _TEMPERATURES))
-    return float(math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
+    best = minimize_scalar(lambda log: float(losses(math.exp(log)).mean()), bounds=bounds, method="bounded").x
+    temperature = float(math.exp(best))
+    rows = np.unique(decisions.rows[known], return_inverse=True)[1]
+    gains = np.bincount(rows, losses(1.0) - losses(temperature))
+    return temperature if gains.sum() > 2.0 * math.sqrt(len(gains)) * gains.std() else 1.0
 
 
 def brier_score(decisions: Decisions, temperature: float) -> Interval:

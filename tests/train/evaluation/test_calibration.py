@@ -45,6 +45,12 @@ def test_scores_of_certain_decisions():
     assert calibration.fit_temperature(Decisions(logits, np.full(4, UNSEEN), np.arange(4))) == 1.0
 
 
+def test_few_rows_fit_no_temperature():
+    """Of 60 calibrated rows the best temperature differs from 1 by chance, and would make other rows worse."""
+    found = [calibration.fit_temperature(drawn(8, count=60, seed=seed)) for seed in range(40)]
+    assert sum(temperature == 1.0 for temperature in found) >= 34
+
+
 def test_calibration_error_is_that_of_the_bins():
     decisions = drawn(5, factor=3.0)
     bins = calibration.reliability(decisions, 1.0)
