@@ -48,6 +48,12 @@ def _answers(found: Confidence) -> str:
 def sections(found: Confidence) -> str:
     """Returns the same as HTML, with the reliability before and after as a chart."""
     rows, temperature = found.calibration.rows, found.calibration.temperature
+    used = (
+        f"No temperature is clearly better than 1 on {rows:,} validation rows, so the probabilities stay as they are."
+        if temperature == 1.0
+        else f"Logits are divided by a temperature of {temperature:.3f}, which was fitted on {rows:,} validation rows. "
+        "It changes no prediction, only its probability."
+    )
     scores = [
         ("tuned" if s is found.after else "", [name, shown(s.brier), shown(s.calibration_error)])
         for name, s in _scores(found)
@@ -61,9 +67,8 @@ def sections(found: Confidence) -> str:
     ]
     parts = [
         "<h2>How sure</h2>",
-        f'<p class="note">Logits are divided by a temperature of {temperature:.3f}, which was fitted on {rows:,} '
-        "validation rows. It changes no prediction, only its probability. In a calibrated model, of the predictions "
-        "with a probability of 0.8 eight in ten are right.</p>",
+        f'<p class="note">{used} In a calibrated model, of the predictions with a probability of 0.8 eight in ten are '
+        "right.</p>",
         grid(("probabilities", "Brier score, lower is better", "calibration error, lower is better"), scores),
         f'<p class="legend">{legend}</p><div class="charts"><div class="box">{chart}</div>',
         grid(("predict --abstain_below", "rows answered", "accuracy of these"), answered) + "</div>",
