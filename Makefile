@@ -14,7 +14,7 @@ test: $(VENV)/.dev
 
 # The tests of whole commands and runs.
 integration: $(VENV)/.dev
-	$(BIN)/python -m pytest -m integration
+	$(BIN)/python -m pytest -m 'integration and not slow'
 
 # The slow tests: injected failures, the commands of the documents, runs of many processes.
 slow: $(VENV)/.dev
@@ -22,7 +22,8 @@ slow: $(VENV)/.dev
 
 # A few fast tests that show whether another version of Python and its JAX work: PYTHON=python3.12 VENV=.venv312.
 short: $(VENV)/.dev
-	$(BIN)/python -m pytest -m 'not slow' tests/configs tests/data tests/model/test_transformer.py tests/test_golden.py
+	$(BIN)/python -m pytest tests/configs tests/data tests/model/test_transformer.py
+	$(BIN)/python -m pytest -m 'not slow' tests/test_golden.py
 
 faults: $(VENV)/.dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.faults

@@ -40,12 +40,14 @@ def test_every_part_measures_something_positive(results):
     assert 0 < saved["stall_seconds"] <= saved["save_seconds"]
 
 
+@pytest.mark.integration
 def test_training_reduces_the_loss_of_a_repeated_batch(results):
     for name in ("train-tiny-1", "train-tiny-2", "lora"):
         first, last = results[name]["losses"]
         assert last < first
 
 
+@pytest.mark.integration
 def test_the_summary_has_a_row_for_every_part(results):
     peer = {"rows": 2, "length": 32, "compiled": True, "checkpointing": False, "tokens_per_second": 7.0}
     peer |= {"step_seconds": [1.0, 2.0, 3.0], "peak_bytes": 5e9, "versions": {"torch": "2", "transformers": "5"}}

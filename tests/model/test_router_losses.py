@@ -44,8 +44,13 @@ def expected_losses(params, rows, weight_B):
     return total
 
 
+OFTEN = ("chat", "classes", "preference")  # `make slow` runs the rest
+
+
 @pytest.mark.integration
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(
+    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in HEADS]
+)
 def test_each_head_adds_the_losses_of_routers_however_a_batch_is_cut(name):
     make_objective, make_example = HEADS[name]
     _, batch = batch_of(make_example, 24, 3)

@@ -200,6 +200,7 @@ def test_prune_deletes_checkpoints_of_a_bucket(bucket, local):
     assert "deleted 8, 4; kept 12" in done.stdout and saved_steps(at(bucket) / "run") == [12]
 
 
+@pytest.mark.integration
 def test_a_second_run_in_one_workdir_of_a_bucket_is_refused(bucket, local):
     from data.storage.lease import lease
 

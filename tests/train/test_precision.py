@@ -110,6 +110,7 @@ def test_bfloat16_loss_curve_matches_float32(curves):
     assert np.abs(high - low).max() < 0.05
 
 
+@pytest.mark.integration
 def test_parameters_and_moments_are_float32(curves):
     _, state = curves["bfloat16"]
     assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {"float32"}

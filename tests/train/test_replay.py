@@ -91,6 +91,7 @@ def test_replayed_pretraining_step_equals_the_logged_one(step, start, foundation
     assert targets @ [d.loss for d in found["documents"]] / targets.sum() == pytest.approx(found["loss"], rel=1e-5)
 
 
+@pytest.mark.integration
 def test_an_outlier_document_has_the_highest_loss(foundation):
     function = BatchFunction(PackedRows(open_store(foundation / "store", "train"), 64), 8, seed=0)
     holding = next(t for t in range(8, 16) if np.isin(function(t)["targets"], [ord(c) + 3 for c in "ZQXJ"]).sum() > 8)
@@ -207,6 +208,7 @@ def test_replay_on_fewer_devices_reports_both_meshes(foundation):
     assert set(found["mesh"].values()) == {1} and len(found["documents"]) == 2
 
 
+@pytest.mark.integration
 def test_output_is_valid_json_and_has_no_control_characters(foundation, capsys, monkeypatch):
     document = Document(3, 5, "document 5 of x", float("nan"), 2, "a\x1b[2J", [("\x1b", float("inf"))])
     found = {"step": 2, "loss": float("nan"), "logged_loss": None, "equal": True, "grad_norm": float("nan")}

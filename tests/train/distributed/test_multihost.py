@@ -178,6 +178,7 @@ def test_two_processes_train_like_one(job, folder, one):
     assert len(list(checkpoint.glob("ocdbt.process_*"))) == 2, "every process writes its part"
 
 
+@pytest.mark.integration
 def test_two_processes_that_share_rows_train_like_one(job, folder, one):
     np.testing.assert_allclose(losses(folder / "shared"), losses(one), rtol=1e-5)
 
@@ -190,6 +191,7 @@ def test_a_run_of_two_processes_resumes_in_one(job, text, folder, one, tmp_path)
     np.testing.assert_allclose(losses(workdir), losses(one), rtol=1e-5)
 
 
+@pytest.mark.integration
 def test_a_checkpoint_that_one_process_cannot_read_is_skipped_by_all(job, folder, one):
     _, (first, _) = job
     assert f"checkpoint {STEPS} is damaged (another process cannot read it)" in first["unreadable"]["stderr"]
@@ -222,6 +224,7 @@ def test_finetuning_in_two_processes_gives_the_figures_of_one(job, folder, tmp_p
     assert last_loss(folder / "tuned") == pytest.approx(last_loss(tmp_path / "tuned"), rel=1e-5)
 
 
+@pytest.mark.integration
 def test_an_error_of_one_process_ends_all_with_its_message(job, folder):
     (first, second), _ = job
     error = f"--workdir={folder}/1 is not the directory that process 0 has"

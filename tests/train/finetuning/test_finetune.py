@@ -107,8 +107,14 @@ TASKS = {
 }
 
 
+# One of each kind of head; `make slow` runs the rest.
+OFTEN = ("classification", "span", "chat", "preference")
+
+
 @pytest.mark.integration
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in TASKS]
+)
 def test_finetune_every_task(name, foundation, tmp_path):
     get_config, kind, changes, figures = TASKS[name]
     config = small(get_config(), written(tmp_path, kind), **changes)
@@ -170,12 +176,14 @@ def test_merged_run_predicts_like_its_adapter_and_can_be_finetuned(adapters, fou
     assert len(open_run(tmp_path / "onto").record.lineage) == 2
 
 
+@pytest.mark.integration
 def test_an_adapter_checkpoint_contains_no_base_parameters(adapters):
     folder, _ = adapters
     manifest = json.loads(next((folder / "lora0" / "checkpoints").glob("*/manifest/metadata")).read_text())
     assert not any("kernel" in path or "embedding" in path for path in manifest["leaves"])
 
 
+@pytest.mark.integration
 def test_adapter_without_its_foundation_is_a_one_line_error(adapters, foundation, tmp_path):
     folder, _ = adapters
     shutil.copytree(folder / "lora0", tmp_path / "moved")
@@ -216,6 +224,7 @@ def test_invalid_config_is_a_one_line_error(changes, message, foundation, tmp_pa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.integration
 def test_finetuning_a_classifier_to_generate_text_is_an_error(adapters, tmp_path):
     folder, _ = adapters
     merge(folder / "lora1", tmp_path / "merged")

@@ -182,6 +182,7 @@ def test_an_imported_chat_model_is_evaluated_in_its_template(tmp_path, monkeypat
     assert seen == [("", (2, 261)), ("tokenizer", (260, 2, 261))]
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not HAS_TRANSFORMERS, reason="torch and transformers are not installed")
 def test_transformers_chats_in_the_exported_template_and_stops(chat_run, tmp_path):
     import transformers

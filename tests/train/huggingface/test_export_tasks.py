@@ -242,6 +242,7 @@ def test_integer_classes_are_in_numerical_order(names, ordered):
     assert in_order([*names, *names]) == ordered
 
 
+@pytest.mark.integration
 def test_a_resumed_run_keeps_the_order_of_its_classes(trained, tmp_path):
     run, _ = trained("llama3", "pad", "single")
     shutil.copytree(run, tmp_path / "run")
@@ -254,6 +255,7 @@ def test_a_resumed_run_keeps_the_order_of_its_classes(trained, tmp_path):
     assert resumed.data.task.classes[:3] == ("0", "1", "10") == tuple(resumed.record.task["classes"][:3])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("command", [("chat",), ("generate", "--prompt=a")])
 def test_a_classifier_generates_no_text(command, trained):
     run, _ = trained("llama3", "pad", "single")
@@ -261,6 +263,7 @@ def test_a_classifier_generates_no_text(command, trained):
     assert "is a classification model; expected a pre-trained run" in error_lines(done)[0]
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not HAS_TRANSFORMERS, reason="torch and transformers are not installed")
 @pytest.mark.parametrize(
     ("architecture", "tokenizer", "task"),

@@ -175,6 +175,7 @@ def test_a_single_answer_gets_its_score(kind, run_of):
     assert alone["prediction"] is None and alone["rejected_score"] is None
 
 
+@pytest.mark.integration
 def test_a_labeled_conversation_is_answered_without_its_answer(run_of):
     model = load(run_of("chat"))
     row = labeled("chat", 5)
@@ -261,6 +262,7 @@ def test_an_interrupted_output_is_continued(suffix, run_of, rows, tmp_path, monk
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([data.name, output.name, whole.name])
 
 
+@pytest.mark.integration
 def test_parts_together_are_the_whole(run_of, rows, tmp_path):
     model, data = load(run_of("classification")), str(rows())
     predict_file(model, data, tmp_path / "whole.jsonl", FileOptions())
@@ -297,6 +299,7 @@ def test_a_broken_row_is_written_with_its_reason(name, run_of, tmp_path):
     assert "2 rows have no prediction" in done.stderr
 
 
+@pytest.mark.integration
 def test_rows_of_which_none_can_be_predicted_are_an_error(run_of, tmp_path):
     data, output = tmp_path / "a.jsonl", tmp_path / "out.jsonl"
     data.write_text('{"text": null}\n{"text": ""}\n')
@@ -306,6 +309,7 @@ def test_rows_of_which_none_can_be_predicted_are_an_error(run_of, tmp_path):
     assert len(output.read_text().splitlines()) == 2
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("name", "content"), [("a.csv", "text\n"), ("a.jsonl", "\n"), ("a.json", "[]")])
 def test_a_file_without_rows_is_an_error(name, content, run_of, tmp_path):
     (tmp_path / name).write_text(content)
@@ -318,6 +322,7 @@ def refused(model, data, output, match, **options):
     assert not output.exists()
 
 
+@pytest.mark.integration
 def test_what_cannot_be_predicted_is_refused_before_the_work(run_of, rows, tmp_path):
     model, output = load(run_of("classification")), tmp_path / "out.csv"
     other = tmp_path / "other.jsonl"
@@ -339,6 +344,7 @@ def test_what_cannot_be_predicted_is_refused_before_the_work(run_of, rows, tmp_p
     assert len(table(output)) == COUNT
 
 
+@pytest.mark.integration
 def test_a_later_row_with_another_column_is_an_error_of_a_table(run_of, tmp_path):
     model = load(run_of("classification"))
     model = dataclasses.replace(model, backend=dataclasses.replace(model.backend, rows_at_once=1))
@@ -349,6 +355,7 @@ def test_a_later_row_with_another_column_is_an_error_of_a_table(run_of, tmp_path
             predict_file(model, str(data), tmp_path / name, FileOptions())
 
 
+@pytest.mark.integration
 def test_an_option_without_effect_is_refused(run_of):
     for kind, options in (
         ("regression", PredictOptions(top_k=2)),
@@ -395,6 +402,7 @@ def test_abstaining_and_sets(run_of):
     assert load(other).calibration is None
 
 
+@pytest.mark.integration
 def test_the_predictor_takes_texts_and_rows_and_names_a_bad_one(run_of):
     predictor = load(run_of("classification"))
     a, b = predictor(["a cat", {"text": "a cat", "more": 1}])

@@ -77,6 +77,7 @@ def test_a_finished_run_goes_on_with_the_rates_of_a_longer_run(extended):
         assert rates(workdir)[8] < PEAK == pytest.approx(rates(workdir)[9]) and rates(workdir)[12] < PEAK
 
 
+@pytest.mark.integration
 def test_the_history_shows_the_join(extended):
     _, workdir, config = extended
     assert lengths(workdir) == [(8, 8, 12)]
@@ -123,6 +124,7 @@ def test_a_length_changes_twice_and_a_damaged_join_is_done_again(text, tmp_path)
     assert losses(workdir) == before and sorted(lengths(workdir)) == [(4, 4, 8), (8, 8, 12)]
 
 
+@pytest.mark.integration
 def test_what_a_run_cannot_do_is_one_line(extended, text):
     schedule, workdir, _ = extended
     before = (workdir / "run.json").read_text()
