@@ -5,8 +5,8 @@ parameters and Adam moments, bfloat16 compute, full rematerialization. Neither d
 after the other on the same machine, each as its own command. No TPU is needed.
 
   python3.12 -m venv MT && MT/bin/pip install 'maxtext[tpu]==0.2.5'
-  python benchmarks/maxtext.py --maxtext_python=MT/bin/python
-  python benchmarks/maxtext.py --maxtext_python=MT/bin/python --models=qwen3_30b_a3b --topology=v5e-64 --expert=8
+  python -m benchmarks.maxtext --maxtext_python=MT/bin/python
+  python -m benchmarks.maxtext --maxtext_python=MT/bin/python --models=qwen3_30b_a3b --topology=v5p-64 --expert=8
 """
 
 import argparse
@@ -18,6 +18,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from train.planner.topology import parse_topology
 
 ROOT = Path(__file__).resolve().parents[1]
 # Our name of a model -> MaxText's.
@@ -92,7 +94,7 @@ def main() -> None:
     parser.add_argument("--expert", type=int, default=1, help="size of the mesh axis of experts; fsdp has the rest")
     parser.add_argument("--folder", default=".", help="directory for MaxText's output")
     arguments = parser.parse_args()
-    chips = int(arguments.topology.rpartition("-")[2])
+    chips = parse_topology(arguments.topology).devices
     if chips % arguments.expert:
         sys.exit(f"--expert={arguments.expert} does not divide the {chips} chips of {arguments.topology}")
     mesh = {"fsdp": chips // arguments.expert, "expert": arguments.expert}

@@ -275,4 +275,6 @@ def logging() -> ConfigDict:
     g = ConfigDict()
     g.every = 20  # log to metrics.jsonl every this many steps
     g.tensorboard = False  # also write scalars for TensorBoard (extra: tensorboard)
+    g.tracker = "none"  # also send metrics and results to "wandb" or "trackio" (extras of the same names)
+    g.project = "rootstock"  # project of the tracker
     return g

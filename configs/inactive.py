@@ -94,6 +94,9 @@ CONDITIONS = (
         ("checkpoint.local_every",), lambda c: bool(c["checkpoint"]["local_path"]), "config.checkpoint.local_path"
     ),
     Condition(
+        ("logging.project",), lambda c: c["logging"]["tracker"] != "none", "config.logging.tracker='wandb' or 'trackio'"
+    ),
+    Condition(
         ("evaluation.metric",),
         lambda c: c["evaluation"]["patience"] > 0 or c["checkpoint"]["best"],
         "config.evaluation.patience or config.checkpoint.best",

@@ -33,6 +33,7 @@ from train.run.new_run import PRETRAIN_UNUSED, check_new_run, overridden_fields
 from train.run.record import Run, RunRecord, open_run
 from train.run.record import start as start_run
 from train.run.results import NAME, add_results, training_summary
+from train.run.trackers import publish_results
 from train.settings import Settings, complete_model, from_config
 from train.step import objective_of
 from train.trees import boxed_params
@@ -94,7 +95,9 @@ def pretrain(
             job = dataclasses.replace(job, earlier_lengths=earlier_lengths(record.length_changes))
             fit(job, settings, mesh, workdir)
         if is_process_zero():
-            add_results(workdir / NAME, lambda held: held.update(training=training_summary(workdir)))
+            training = {"training": training_summary(workdir)}
+            add_results(workdir / NAME, lambda held: held.update(training))
+            publish_results(workdir, settings, training)
     say(f"pretrain: done; the model is in {workdir}")
 
 

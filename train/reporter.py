@@ -162,7 +162,7 @@ def open_reporter(
 ) -> Iterator[StepReporter]:
     """Yields a `StepReporter` of a run that continues after `start` steps; only process 0 writes records."""
     with (
-        open_writer(workdir, start, settings.logging.tensorboard, is_process_zero()) as write,
+        open_writer(workdir, start, settings, is_process_zero()) as write,
         progress(job.title, settings.num_steps) as move,
     ):
         yield StepReporter(job, settings, batches, start, Outputs(write, move, times))

@@ -149,6 +149,8 @@ class LoggingSettings:
 
     every: Annotated[int, at_least(1)]
     tensorboard: bool
+    tracker: Annotated[Literal["none", "wandb", "trackio"], RESUMABLE]
+    project: Annotated[str, RESUMABLE]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Writes and reads `metrics.jsonl`; also writes TensorBoard scalars."""
+"""Writes and reads `metrics.jsonl`, and gives what is written to the trackers of the run."""
 
 import contextlib
 import dataclasses
@@ -7,15 +7,14 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from configs.errors import UserError
 from data.storage.files import write_atomically
 from data.storage.mirror import Mirror, mirrored
 from data.strict_json import finite
-
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
+from train.run.trackers import Tracker, numbers, open_trackers
+from train.settings import Settings
 
 Record = dict[str, Any]
 _NAME = "metrics.jsonl"
@@ -44,54 +43,48 @@ class _Silent:
 
 @dataclasses.dataclass(frozen=True)
 class _FileWriter:
-    """Writes to `metrics.jsonl` and, unless `summary` is None, to TensorBoard."""
+    """Writes to `metrics.jsonl` and to the trackers."""
 
     file: TextIO
-    summary: "SummaryWriter | None"
+    trackers: tuple[Tracker, ...]
     mirror: Mirror
 
     def __call__(self, record: Record) -> None:
         self.file.write(json.dumps(finite(record)) + "\n")
-        if self.summary is not None:
-            for name, value in record.items():
-                if name == "step":
-                    continue
-                # A list has one number per layer with experts.
-                each = {f"{name}/{i}": x for i, x in enumerate(value)} if isinstance(value, list) else {name: value}
-                for label, number in each.items():
-                    if isinstance(number, int | float):
-                        self.summary.add_scalar(f"{record['phase']}/{label}", number, record["step"])
+        for tracker in self.trackers:
+            tracker.log(record["step"], numbers(record))
 
     def publish(self) -> None:
-        if self.summary is not None and self.mirror.local != self.mirror.target:
-            self.summary.flush()
+        if self.mirror.local != self.mirror.target:
+            for tracker in self.trackers:
+                tracker.flush()
         self.mirror.publish()
 
 
 @contextlib.contextmanager
-def open_writer(workdir: Path, resumed_step: int, tensorboard: bool, writing: bool) -> Iterator[Writer]:
-    """Yields a function that appends records to `metrics.jsonl`, one per line, and to TensorBoard if enabled.
+def open_writer(workdir: Path, resumed_step: int, settings: Settings, writing: bool) -> Iterator[Writer]:
+    """Yields a function that appends records to `metrics.jsonl`, one per line, and to the trackers of the config.
 
     Lines of steps after `resumed_step` are deleted first, because those steps will be repeated. Only one process is
-    `writing`; the others get a function that does nothing. To a bucket, both are uploaded at `publish`, once a minute
+    `writing`; the others get a function that does nothing. To a bucket, files are uploaded at `publish`, once a minute
     and at the end.
 
     Raises:
-        UserError: TensorBoard is enabled but tensorboardX is not installed.
+        UserError: the package of a tracker is not installed.
     """
     if not writing:
         yield _Silent()
         return
-    with mirrored(workdir, _NAME) as mirror:
+    with mirrored(workdir, _NAME) as mirror, contextlib.ExitStack() as stack:
         path = mirror.local / _NAME
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_step]
             write_atomically(path, "".join(line + "\n" for line in kept))
-        summary = _summary_writer(mirror.local) if tensorboard else None
+        trackers = tuple(open_trackers(workdir, mirror.local, settings))
+        for tracker in trackers:
+            stack.callback(tracker.close)
         with _disk_full_as_user_error(path), path.open("a", buffering=1) as file:
-            yield _FileWriter(file, summary, mirror)
-        if summary is not None:
-            summary.close()
+            yield _FileWriter(file, trackers, mirror)
 
 
 @contextlib.contextmanager
@@ -120,11 +113,3 @@ def _step_of(line: str | bytes) -> float:
     except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
     return step if isinstance(step, int) else math.inf
-
-
-def _summary_writer(workdir: Path) -> "SummaryWriter":
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise UserError("config.logging.tensorboard needs tensorboardX: pip install -e '.[tensorboard]'") from None
-    return SummaryWriter(str(workdir / "tensorboard"))

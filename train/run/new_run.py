@@ -14,6 +14,7 @@ from configs.inactive import inactive_fields
 from model.config import EXECUTION_FIELDS
 from train.console import warn
 from train.run.record import Run
+from train.run.trackers import check_trackers
 from train.schedule import schedule_errors
 from train.settings import Settings
 
@@ -38,8 +39,10 @@ def check_new_run(
         foundation: the run that is fine-tuned, which determines architecture and tokenizer; None in pre-training.
 
     Raises:
-        UserError: fields that would change nothing, or a schedule whose parts overlap; all in one message.
+        UserError: fields that would change nothing, or a schedule whose parts overlap; all in one message. Or the
+            package of a tracker is not installed.
     """
+    check_trackers(settings.logging)
     errors = inactive_fields(_with_experts_of(foundation, config), unused)
     errors += schedule_errors(settings.optimizer, settings.num_steps)
     if foundation is not None:

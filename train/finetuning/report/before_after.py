@@ -22,6 +22,7 @@ from train.run import goodput
 from train.run.calibration import write_calibration
 from train.run.record import config_changes
 from train.run.results import NAME, add_results, training_summary
+from train.run.trackers import publish_results
 from train.tasks.classification import Classification
 from train.tasks.task import Prediction
 
@@ -40,6 +41,7 @@ def publish(run: FinetuneRun, table: list[Scored]) -> dict[str, Any]:
             write_calibration(run.workdir, confidence.calibration)
         add_results(run.workdir / NAME, lambda stored: stored.update(results))
         html.write(run.workdir / "report.html", _report(run, table))
+        publish_results(run.workdir, run.settings, results, run.workdir / "report.html")
         out.print(results["verdict"])
     return results
 
