@@ -15,8 +15,10 @@ from train.evaluation.metrics import confusion
 from train.finetuning.comparison import FINE_TUNED, RANDOM_INIT, RANDOM_INIT_DIR
 from train.finetuning.confidence import confidence_json
 from train.finetuning.finetune_run import Cost, FinetuneRun, Scored
+from train.finetuning.label_audit import LabelAudit, audit_json
 from train.finetuning.report import html
 from train.finetuning.report.confidence import confidence_table
+from train.finetuning.report.label_audit import audit_lines
 from train.finetuning.report.table import comparison, shown
 from train.run import goodput
 from train.run.calibration import write_calibration
@@ -28,9 +30,9 @@ from train.tasks.task import Prediction
 _SAMPLES = 20
 
 
-def publish(run: FinetuneRun, table: list[Scored]) -> dict[str, Any]:
+def publish(run: FinetuneRun, table: list[Scored], audit: LabelAudit | None = None) -> dict[str, Any]:
     """Prints the table and writes `results.json` and `report.html` on process 0; returns the contents of the former."""
-    results = _results(run, table)
+    results = _results(run, table) | ({"labels": audit_json(audit)} if audit else {})
     if is_process_zero():
         rows = [(row.name, len(row.examples), row.metrics) for row in table]
         out = results_console()
@@ -39,7 +41,9 @@ def publish(run: FinetuneRun, table: list[Scored]) -> dict[str, Any]:
             out.print(confidence_table(confidence))
             write_calibration(run.workdir, confidence.calibration)
         add_results(run.workdir / NAME, lambda stored: stored.update(results))
-        html.write(run.workdir / "report.html", _report(run, table))
+        html.write(run.workdir / "report.html", dataclasses.replace(_report(run, table), audit=audit))
+        if audit is not None:
+            out.print("\n".join(audit_lines(audit)))
         out.print(results["verdict"])
     return results
 

@@ -12,8 +12,8 @@ import numpy as np
 from train.evaluation.interval import Interval, gain
 from train.finetuning.confidence import Confidence
 from train.finetuning.finetune_run import Cost
-from train.finetuning.report import svg
-from train.finetuning.report.confidence import sections
+from train.finetuning.label_audit import LabelAudit
+from train.finetuning.report import confidence, label_audit, svg
 from train.finetuning.report.grid import grid
 from train.finetuning.report.table import COST_COLUMNS, shown, shown_cost
 
@@ -107,6 +107,7 @@ class Report:
         about: properties of the run, name -> value.
         costs: model -> what it took, where that is known.
         confidence: how sure the fine-tuned model is, if its predictions have probabilities.
+        audit: near-duplicates and suspicious labels, if they were looked for.
     """
 
     title: str
@@ -117,6 +118,7 @@ class Report:
     about: Mapping[str, str]
     costs: Mapping[str, Cost] = dataclasses.field(default_factory=dict)
     confidence: Confidence | None = None
+    audit: LabelAudit | None = None
 
 
 def write(path: Path, report: Report) -> None:
@@ -127,7 +129,8 @@ def write(path: Path, report: Report) -> None:
         f"<h1>{escape(report.title)}</h1><dl>{about}</dl>",
         _table(report.rows, report.costs),
         _gains(report.rows),
-        sections(report.confidence) if report.confidence else "",
+        confidence.sections(report.confidence) if report.confidence else "",
+        label_audit.sections(report.audit) if report.audit else "",
         _curves({name: _losses(file) for name, file in report.curves.items()}),
         _confusion(*confusion) if confusion is not None and len(confusion[0]) else "",
         _samples(report.samples),
