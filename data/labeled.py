@@ -200,6 +200,37 @@ def draw(examples: list[Example], count: int) -> list[Example]:
     return [example for example in examples if id(example) in chosen]
 
 
+def fewer_labels(splits: Splits, per_class: int, seed: int) -> Splits:
+    """Returns the splits with at most `per_class` training rows of each class, and validation rows in proportion.
+
+    The rows of fewer labels are among those of more labels with the same seed. Each class keeps a validation row if it
+    has one. Test rows stay. Of rows that have not one class each, all together count as a class.
+
+    Args:
+        splits: the rows.
+        per_class: training rows of each class; 0: all rows.
+        seed: decides which rows are drawn.
+    """
+    if not per_class:
+        return splits
+    kept = max(1, round(per_class * len(splits.validation) / len(splits.train)))
+    single = all(len(example.classes) == 1 for example in (*splits.train, *splits.validation))
+
+    def drawn(examples: list[Example], most: int) -> list[Example]:
+        order = sorted(examples, key=lambda e: hashlib.sha256(f"{seed} {e.content}".encode()).digest())
+        counts: Counter[tuple[str, ...]] = Counter()
+        chosen = set()
+        for example in order:
+            name = example.classes if single else ()
+            counts[name] += 1
+            if counts[name] <= most:
+                chosen.add(id(example))
+        return [example for example in examples if id(example) in chosen]
+
+    train, validation = drawn(splits.train, per_class), drawn(splits.validation, kept)
+    return dataclasses.replace(splits, train=train, validation=validation)
+
+
 def _unique(examples: list[Example]) -> list[Example]:
     """Returns the first example of each content."""
     return list({fold(example.content): example for example in reversed(examples)}.values())[::-1]

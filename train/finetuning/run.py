@@ -35,6 +35,7 @@ def finetune(
     workdir: Path,
     accept_changed_data: bool = False,
     suspicious: bool = False,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Fine-tunes as `config` says, prints the table and returns the contents of `results.json`.
 
@@ -44,6 +45,7 @@ def finetune(
         workdir: the run directory.
         accept_changed_data: resume although the data changed.
         suspicious: also look for rows whose label is suspicious.
+        quiet: write the results, but print no table.
 
     Raises:
         UserError: an invalid config, row, foundation, mesh or checkpoint.
@@ -81,7 +83,7 @@ def finetune(
     with claim(workdir), jax.set_mesh(mesh):
         stored = start_run(workdir, run.record, run.data.tokenizer, accept_changed_data)
         run = dataclasses.replace(run, record=dataclasses.replace(run.record, length_changes=stored.length_changes))
-        return publish(run, compare(run), audit)
+        return publish(run, compare(run), audit, quiet)
 
 
 def _with_rules_of(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
