@@ -67,8 +67,8 @@ def test_a_curve_is_flat_after_two_steps_without_a_gain(values, flat, start):
 def test_the_verdict_says_whether_more_labels_help():
     rising = [point(8, (0.5, 0.5)), point(0, (0.7, 0.7), rows=1234)]
     assert verdict(rising, "fine-tuned", "accuracy", False) == (
-        "more labels help: from 8 labels per class to all 1,234 labels, accuracy of the fine-tuned model went from 0.500 "
-        "to 0.700, a gain of +0.200 [+0.186, +0.214]"
+        "more labels help: from 8 labels per class to all 1,234 labels, accuracy of the fine-tuned model went from "
+        "0.500 to 0.700, a gain of +0.200 [+0.186, +0.214]"
     )
     flat = [point(8, (0.5, 0.5)), point(32, (0.7, 0.7)), point(128, (0.7, 0.7)), point(512, (0.7, 0.7))]
     found = verdict(flat, "fine-tuned", "accuracy", True)
