@@ -158,6 +158,9 @@ def task() -> ConfigDict:
     t.test_fraction = 0.2  # part of the rows held out for the final comparison, when test_path is empty
     t.test_rows = 0  # held-out rows to use, drawn at random; 0: all
     t.validation_fraction = 0.05  # part of the remaining rows that is evaluated during training
+    # Training rows of each class to use, drawn by config.seed, and as many validation rows in proportion; 0: all. Rows
+    # that do not have one class each count as one class together.
+    t.labels_per_class = 0
     t.missing = "error"  # null or NaN where text is expected: an "error" (see data.strict), or an "empty" text
     # Rules by which rows are cleaned, grouped and split: 2, or 1 for those before classes were kept in every split and
     # conversations grouped by their content. A run that resumes keeps its own.

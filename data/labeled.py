@@ -28,6 +28,7 @@ class Example:
         fields: the values that the task reads; JSON values.
         classes: the classes that occur in the row, if the task has classes: each is to be in every split.
         row: number of the row in its source, counted from 1 over the readable rows; 0: not read from a source.
+        place: its file and the number of the row in it, as in "a.csv: row 7"; "": not read from a source.
     """
 
     content: str
@@ -35,6 +36,7 @@ class Example:
     fields: Mapping[str, Any]
     classes: tuple[str, ...] = ()
     row: int = 0
+    place: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Splits:
         train: the examples to train on.
         validation: evaluated during training, for early stopping and the best checkpoint.
         test: held out for the final report; nothing is selected by it.
-        duplicates: number of rows that were dropped because they repeated another.
+        repeated: the rows that were dropped because they repeated another.
         skipped: number of bad rows that were skipped, by kind of error.
         files: the inventory of the training source.
         rare: {class: number of its groups} of the classes that have too few groups to be in the test split.
@@ -54,10 +56,15 @@ class Splits:
     train: list[Example]
     validation: list[Example]
     test: list[Example]
-    duplicates: int
+    repeated: list[Example] = dataclasses.field(default_factory=list)
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     files: Inventory = dataclasses.field(default_factory=list)
     rare: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def duplicates(self) -> int:
+        """Number of rows that were dropped because they repeated another."""
+        return len(self.repeated)
 
     @property
     def fingerprint(self) -> str:
@@ -117,7 +124,7 @@ def read_examples(
     last = ""
     for number, (place, row) in enumerate(read_placed_rows(path, strict, skipped, class_names), 1):
         try:
-            examples.append(dataclasses.replace(parse(row), row=number))
+            examples.append(dataclasses.replace(parse(row), row=number, place=place))
         except UserError as error:
             if strict:
                 raise UserError(f"{place}: {error}") from None
@@ -156,7 +163,7 @@ def read_splits(path: str, parse: Callable[[Row], Example], options: SplitOption
         train=parts["train"],
         validation=parts["validation"],
         test=draw(test, options.test_rows or len(test)),
-        duplicates=len(read) - len(rest),
+        repeated=_without(read, rest),
         skipped=dict(skipped),
         files=inventory(path),
         rare=rare,
@@ -193,9 +200,46 @@ def draw(examples: list[Example], count: int) -> list[Example]:
     return [example for example in examples if id(example) in chosen]
 
 
+def fewer_labels(splits: Splits, per_class: int, seed: int) -> Splits:
+    """Returns the splits with at most `per_class` training rows of each class, and validation rows in proportion.
+
+    The rows of fewer labels are among those of more labels with the same seed. Each class keeps a validation row if it
+    has one. Test rows stay. Of rows that have not one class each, all together count as a class.
+
+    Args:
+        splits: the rows.
+        per_class: training rows of each class; 0: all rows.
+        seed: decides which rows are drawn.
+    """
+    if not per_class:
+        return splits
+    kept = max(1, round(per_class * len(splits.validation) / len(splits.train)))
+    single = all(len(example.classes) == 1 for example in (*splits.train, *splits.validation))
+
+    def drawn(examples: list[Example], most: int) -> list[Example]:
+        order = sorted(examples, key=lambda e: hashlib.sha256(f"{seed} {e.content}".encode()).digest())
+        counts: Counter[tuple[str, ...]] = Counter()
+        chosen = set()
+        for example in order:
+            name = example.classes if single else ()
+            counts[name] += 1
+            if counts[name] <= most:
+                chosen.add(id(example))
+        return [example for example in examples if id(example) in chosen]
+
+    train, validation = drawn(splits.train, per_class), drawn(splits.validation, kept)
+    return dataclasses.replace(splits, train=train, validation=validation)
+
+
 def _unique(examples: list[Example]) -> list[Example]:
     """Returns the first example of each content."""
     return list({fold(example.content): example for example in reversed(examples)}.values())[::-1]
+
+
+def _without(examples: list[Example], kept: list[Example]) -> list[Example]:
+    """Returns the examples that are not among those that were kept."""
+    ids = {id(example) for example in kept}
+    return [example for example in examples if id(example) not in ids]
 
 
 def _fraction(group: str) -> float:

@@ -118,11 +118,12 @@ def read_placed_rows(
         skipped: see `read_documents`.
         class_names: read a class that a dataset stores as a number as its name.
     """
-    bad = _BadInput(strict, Counter() if skipped is None else skipped)
+    bad = _BadInput(strict, Counter())
     for source in match_sources(pattern):
         _check_has_rows(source)
-        for number, (_, row) in enumerate(_read_source(source, bad, class_names), 1):
-            yield f"{source}: row {number}", row
+        yield from _numbered_rows(source, bad, class_names)
+    if skipped is not None:
+        skipped.update(bad.skipped)
 
 
 def read_rows_or_errors(pattern: str) -> Iterator[tuple[str, Row | None, str]]:
@@ -137,10 +138,19 @@ def read_rows_or_errors(pattern: str) -> Iterator[tuple[str, Row | None, str]]:
     bad = _BadInput(False, Counter(), keeps_messages=True)
     for source in match_sources(pattern):
         _check_has_rows(source)
-        for number, (_, row) in enumerate(_read_source(source, bad), 1):
+        for place, row in _numbered_rows(source, bad):
             yield from (("", None, message) for message in bad.taken())
-            yield f"{source}: row {number}", row, ""
+            yield place, row, ""
         yield from (("", None, message) for message in bad.taken())
+
+
+def _numbered_rows(
+    source: Path | HuggingFaceDataset, bad: _BadInput, class_names: bool = True
+) -> Iterator[tuple[str, Row]]:
+    """Yields (place, row); rows that cannot be read count, so that the number is that of the user's file."""
+    before = bad.skipped.total()
+    for number, (_, row) in enumerate(_read_source(source, bad, class_names), 1):
+        yield f"{source}: row {number + bad.skipped.total() - before}", row
 
 
 def _check_has_rows(source: Path | HuggingFaceDataset) -> None:

@@ -27,6 +27,7 @@ COMMANDS = {
     "prepare": "tokenize text into a token store",
     "pretrain": "pre-train a language model on a token store or text",
     "finetune": "fine-tune on labeled rows and compare with baselines",
+    "learning-curve": "fine-tune with more and more labels and say whether more of them help",
     "import-hf": "import a Hugging Face checkpoint, a GGUF file or a PEFT adapter as a run",
     "export-hf": "export a run as a Hugging Face checkpoint or a PEFT adapter",
     "checkpoint": "list, verify, compare and prune the checkpoints of a run",

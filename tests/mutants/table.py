@@ -452,6 +452,34 @@ _TRAIN = (
         "tests/train/finetuning/test_confidence.py::test_test_rows_are_never_used_for_a_choice[labels]",
     ),
     Mutant(
+        "a row is judged by a model that has seen its label", "train/evaluation/linear_svm.py",
+        "features[~held_out], labels[~held_out])", "features, labels)",
+        "tests/train/evaluation/test_label_errors.py::test_planted_labels_are_found_with_the_right_class[True]",
+    ),
+    Mutant(
+        "similar texts are lost", "data/similar_texts.py", "size - math.ceil(THRESHOLD * size) + 1]",
+        "size - math.ceil(THRESHOLD * size)]",
+        "tests/data/test_similar_texts.py::test_the_pairs_are_those_of_a_comparison_of_all_with_all[0]",
+    ),
+    Mutant(
+        "a smaller subset is not part of a larger one", "data/labeled.py", 'f"{seed} {e.content}"',
+        'f"{seed} {per_class} {e.content}"',
+        "tests/train/learning_curve/test_learning_curve.py::"
+        "test_subsets_are_nested_and_leave_test_rows_alone[classes0]",
+    ),
+    Mutant(
+        "a gain is clear without its interval", "train/learning_curve/curve.py", "gain(before, after).low > 0",
+        "gain(before, after).value > 0",
+        "tests/train/learning_curve/test_curve.py::test_a_gain_is_clear_above_its_interval_with_two_seeds"
+        "[before1-after1-False]",
+    ),
+    Mutant(
+        "the model card has the metrics of a baseline", "train/huggingface/card_metadata.py", 'get("fine-tuned", {})',
+        'get("majority-class baseline", {})',
+        "tests/train/huggingface/test_model_card.py::test_the_front_matter_has_what_the_hub_indexes"
+        "[classification-text-classification-accuracy]",
+    ),
+    Mutant(
         "sets of classes are too small", "train/evaluation/calibration.py", "* (1.0 - coverage) + 1e-9)",
         "* (1.0 - coverage) + 1.0)",
         "tests/train/evaluation/test_calibration.py::test_too_few_rows_give_sets_of_all_classes",

@@ -2,7 +2,7 @@ r"""Fine-tunes a model on labeled rows and compares it with baselines.
 
 Architecture, weights and tokenizer come from --init_from; the task head is new. Ends with a table of metrics on
 held-out rows: zero-shot and few-shot baselines, the same head trained from random weights, and the fine-tuned model.
-The table is also written to results.json and, with curves and samples, to report.html.
+The table is also written to results.json and, with curves, samples and rows that deserve a look, to report.html.
 
   rootstock finetune --config=configs/finetune/intent.py --init_from=runs/books --workdir=runs/intent \
       --config.data.path=train.jsonl --config.task.test_path=test.jsonl
@@ -29,6 +29,8 @@ def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
     flags.DEFINE_string("init_from", None, "Run of the base model.", flag_values=values)
     flags.DEFINE_string("workdir", None, "Directory of this run; created if missing.", flag_values=values)
+    text = "Also list rows whose label a model of the other rows contradicts with high confidence."
+    flags.DEFINE_boolean("suspicious", False, text, flag_values=values)
     flags.DEFINE_boolean("accept_changed_data", False, "Resume although the data changed.", flag_values=values)
 
 
@@ -37,4 +39,5 @@ def run(values: flags.FlagValues) -> None:
     from train.finetuning.run import finetune
 
     check_output_directory(at(values.workdir), "workdir")
-    finetune(values.config.to_dict(), at(values.init_from), at(values.workdir), values.accept_changed_data)
+    config, foundation, workdir = values.config.to_dict(), at(values.init_from), at(values.workdir)
+    finetune(config, foundation, workdir, values.accept_changed_data, values.suspicious)

@@ -9,6 +9,7 @@ from train.finetuning.predictor import Predictor
 from train.finetuning.rows import with_shots
 from train.generation.language_model import LanguageModel
 
+FOUNDATION = "foundation, "  # what the names of its rows begin with
 # Examples drawn per shot; the shortest ones are shown.
 _CANDIDATES_PER_SHOT = 8
 
@@ -55,7 +56,7 @@ def _prompted(run: FinetuneRun, foundation: LanguageModel, shots: int) -> Scored
         answers = answer_questions(
             foundation, questions, shown, task.choices(), s.max_new_tokens, run.settings.sequence_length
         )
-    name = f"foundation, {f'{shots}-shot' if shots else 'zero-shot'}"
+    name = f"{FOUNDATION}{f'{shots}-shot' if shots else 'zero-shot'}"
     scored = score(run, name, examples, [task.read_answers(answer) for answer in answers])
     return dataclasses.replace(scored, cost=cost())
 
@@ -64,9 +65,9 @@ def foundation_head(run: FinetuneRun, foundation: LanguageModel, predictor: Pred
     """Returns the rows of the foundation's own head, for tasks that train it: zero-shot and after some examples."""
     task, part, shots = run.data.task, run.data.parts["test"], run.settings.task.shots
     zero_shot = predictor(foundation.params, part)
-    table = [score(run, "foundation, zero-shot", part.examples, zero_shot, zero_shot)]
+    table = [score(run, f"{FOUNDATION}zero-shot", part.examples, zero_shot, zero_shot)]
     if shots and not task.needs_reference:
         shown = draw(run.data.parts["train"].examples, shots)
         predictions = predictor(foundation.params, with_shots(part, shown, task, run.data.tokenizer))
-        table.append(score(run, f"foundation, {shots}-shot", part.examples, predictions, zero_shot))
+        table.append(score(run, f"{FOUNDATION}{shots}-shot", part.examples, predictions, zero_shot))
     return table

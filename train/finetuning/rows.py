@@ -10,7 +10,7 @@ import numpy as np
 
 from configs.errors import UserError
 from data.examples import ExampleRows, Rendered, Segment, pack
-from data.labeled import Example, SplitOptions, Splits, read_splits
+from data.labeled import Example, SplitOptions, Splits, fewer_labels, read_splits
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective, language_model
@@ -71,6 +71,7 @@ def read_task(settings: Settings) -> tuple[Task[Any], Splits]:
     first = row_rules(s).first_version
     options = SplitOptions(s.validation_fraction, s.test_fraction, s.test_path, s.test_rows, first)
     splits = read_splits(settings.data.path, lambda row: cls.parse(row, s), options, settings.data.strict)
+    splits = fewer_labels(splits, s.labels_per_class, settings.seed)
     return cls.fit(splits.train, s), splits
 
 

@@ -12,23 +12,40 @@ from data.labeled import Splits
 from model.config import ModelConfig
 from train.console import say, say_skipped, warn
 from train.distributed.mesh import apply_xla_flags, check_batch, make_mesh
+from train.distributed.processes import is_process_zero
 from train.evaluation.metrics import require
 from train.finetuning.comparison import compare
 from train.finetuning.finetune_run import FinetuneRun
+from train.finetuning.label_audit import look_at_labels
 from train.finetuning.report.before_after import publish
+from train.finetuning.report.label_audit import leak_line
 from train.finetuning.rows import TaskData, abbreviated, encode_rows, read_task, say_unseen
 from train.run.lock import claim
 from train.run.new_run import FINETUNE_UNUSED, check_new_run
 from train.run.record import Run, RunRecord, open_run, read_record
 from train.run.record import start as start_run
 from train.settings import Settings, from_config
+from train.tasks.classification import Classification
 from train.tasks.task import absolute_name, fields_without_effect, load_task, task_from_record, task_to_record
 
 
 def finetune(
-    config: dict[str, Any], foundation: Path, workdir: Path, accept_changed_data: bool = False
+    config: dict[str, Any],
+    foundation: Path,
+    workdir: Path,
+    accept_changed_data: bool = False,
+    suspicious: bool = False,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Fine-tunes as `config` says, prints the table and returns the contents of `results.json`.
+
+    Args:
+        config: the config, complete.
+        foundation: the run that is fine-tuned.
+        workdir: the run directory.
+        accept_changed_data: resume although the data changed.
+        suspicious: also look for rows whose label is suspicious.
+        quiet: write the results, but print no table.
 
     Raises:
         UserError: an invalid config, row, foundation, mesh or checkpoint.
@@ -39,6 +56,11 @@ def finetune(
     config = config | {"task": config["task"] | {"name": absolute_name(settings.task.name)}}
     settings = from_config(config)
     task = settings.task.name
+    if suspicious and not (issubclass(load_task(task), Classification) and not settings.task.multi_label):
+        raise UserError(
+            f"--suspicious has no effect with config.task.name={task!r} and "
+            f"config.task.multi_label={settings.task.multi_label}; expected a task with one class per row"
+        )
     unused = dict.fromkeys(fields_without_effect(load_task(task)), f"with config.task.name={task!r}")
     parent = open_run(foundation).with_execution(settings.model)
     check_new_run(workdir, config, settings, unused | FINETUNE_UNUSED, parent)
@@ -55,10 +77,13 @@ def finetune(
         f"finetune: {counts} rows; {splits.duplicates:,} duplicates removed; of the training rows {train.truncated:,} "
         f"were truncated to {settings.sequence_length} tokens and {train.dropped:,} dropped"
     )
+    audit = look_at_labels(run.data.task, splits, suspicious) if is_process_zero() else None
+    if audit is not None and (leaks := leak_line(audit)):
+        warn(f"finetune: {leaks}")
     with claim(workdir), jax.set_mesh(mesh):
         stored = start_run(workdir, run.record, run.data.tokenizer, accept_changed_data)
         run = dataclasses.replace(run, record=dataclasses.replace(run.record, length_changes=stored.length_changes))
-        return publish(run, compare(run))
+        return publish(run, compare(run), audit, quiet)
 
 
 def _with_rules_of(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:

@@ -18,11 +18,13 @@ from model.huggingface.weights import Row, expected_shapes, group_of, leaves
 from model.transformer import Params
 from train.console import say
 from train.distributed.mesh import single_device_mesh
+from train.huggingface.card_metadata import DEFAULT_OPTIONS, CardOptions
 from train.huggingface.exported_tokenizer import framed, save_tokenizer, with_own_pad
 from train.huggingface.generation_config import FILE as GENERATION_FILE
 from train.huggingface.generation_config import generation_config
 from train.huggingface.heads import Head, head_edits, head_of
 from train.huggingface.leaf_reader import Read, open_params
+from train.huggingface.model_card import write_card
 from train.huggingface.safetensors_files import write_weights
 from train.run.language_model import trained_template_of
 from train.run.record import Run, open_run
@@ -31,8 +33,8 @@ _EMBEDDING, _HEAD, _NORM_BIAS = "embedding/table", "table", "final_norm/bias"
 _Edits = Mapping[str, Callable[[np.ndarray], np.ndarray]]
 
 
-def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
-    """Writes a run's model as a Hugging Face checkpoint.
+def export_hf(directory: Path, output: Path, dtype: str = "float32", card: CardOptions = DEFAULT_OPTIONS) -> None:
+    """Writes a run's model as a Hugging Face checkpoint, with a model card.
 
     Raises:
         UserError: no Hugging Face architecture matches the model or its head, or `output` is not empty.
@@ -61,6 +63,7 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32") -> None:
         if run.is_language_model:
             generation = generation_config(ids, run.record.generation)
             (partial / GENERATION_FILE).write_text(json.dumps(generation, indent=2))
+        write_card(run, partial, output.name, card)
     say(f"export-hf: {head.name} in {output}")
 
 

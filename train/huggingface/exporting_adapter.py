@@ -13,15 +13,16 @@ from model.huggingface.families import FAMILIES, table
 from train.console import say
 from train.distributed.mesh import single_device_mesh
 from train.huggingface.adapter_tensors import PREFIX, Adapter, modules_of, write_adapter
+from train.huggingface.card_metadata import DEFAULT_OPTIONS, CardOptions
 from train.huggingface.importing_adapter import kernel_shapes
+from train.huggingface.model_card import write_card
 from train.huggingface.peft_config import CONFIG, WEIGHTS, AdapterConfig, config_file
 from train.huggingface.safetensors_files import write_weights
+from train.huggingface.sources import IMPORTED
 from train.run.record import Run, open_run
 
-_IMPORTED = "huggingface:"
 
-
-def export_adapter(directory: Path, output: Path, dtype: str = "float32") -> None:
+def export_adapter(directory: Path, output: Path, dtype: str = "float32", card: CardOptions = DEFAULT_OPTIONS) -> None:
     """Writes the adapter of a run, for `PeftModel.from_pretrained` with the exported base model.
 
     An output table that the run trained is written too, as a module that the adapter saves.
@@ -73,6 +74,7 @@ def export_adapter(directory: Path, output: Path, dtype: str = "float32") -> Non
         write_weights(partial, shapes, dtype, iter(tensors.values()), WEIGHTS)
         text = json.dumps(config_file(config, targets, fan_in_fan_out=not transposed), indent=2)
         (partial / CONFIG).write_text(text)
+        write_card(run, partial, output.name, card)
     say(f"export-hf: the adapter of {directory} in {output}, for PeftModel.from_pretrained(base, {str(output)!r})")
     say(f"export-hf: its base model is the run {run.base().directory}, which export-hf writes too")
 
@@ -81,4 +83,4 @@ def _base_name(run: Run) -> str:
     """Returns the name of the base model: what it was imported from, or else its run directory."""
     base = run.base()
     source = base.record.data_fingerprint
-    return source.removeprefix(_IMPORTED) if source.startswith(_IMPORTED) else str(base.directory)
+    return source.removeprefix(IMPORTED) if source.startswith(IMPORTED) else str(base.directory)

@@ -22,7 +22,7 @@ from train.console import say, warn
 from train.distributed.mesh import spread_mesh
 from train.huggingface.imported_tokenizer import with_rows
 from train.huggingface.safetensors_files import Weights
-from train.huggingface.sources import MODEL_FILES, on_this_machine, open_source
+from train.huggingface.sources import IMPORTED, MODEL_FILES, on_this_machine, open_source
 from train.huggingface.summary import Imported, summary
 from train.run.record import RunRecord
 from train.run.record import start as start_run
@@ -59,7 +59,7 @@ def import_hf(source: str, output: Path, allow_pickle: bool = False) -> None:
     config["model"] = section | {"tie_embeddings": model.tie_embeddings}
     config["sequence_length"] = min(model.context_length, config["sequence_length"])
     record = RunRecord(
-        "pretrain", model, config, {}, f"huggingface:{source}", [], generation=generation, architecture=architecture
+        "pretrain", model, config, {}, f"{IMPORTED}{source}", [], generation=generation, architecture=architecture
     )
     with new_directory(output, in_place=True) as partial, jax.set_mesh(mesh):
         start_run(partial, record, tokenizer)

@@ -23,7 +23,7 @@ from train.distributed.mesh import single_device_mesh
 from train.huggingface.adapter_tensors import PREFIX, Adapter, factors_of, modules_of, read_adapter
 from train.huggingface.peft_config import CONFIG, WEIGHTS, AdapterConfig, parse_config
 from train.huggingface.safetensors_files import Weights, find_weights
-from train.huggingface.sources import local_directory, on_this_machine, read_config
+from train.huggingface.sources import IMPORTED, local_directory, on_this_machine, read_config
 from train.huggingface.summary import adapter_summary
 from train.run.record import Run, RunRecord, open_run
 from train.run.record import start as start_run
@@ -107,7 +107,7 @@ def _record(run: Run, adapter: Adapter, tokenizer: Tokenizer, source: str) -> Ru
         run.model,
         config,
         task_to_record("generation", task),
-        f"huggingface:{source}",
+        f"{IMPORTED}{source}",
         run.lineage_entry(),
         generation=run.record.generation,
         architecture=run.record.architecture,

@@ -22,6 +22,7 @@ from train.huggingface.kinds import check_config, check_directory
 from train.huggingface.safetensors_files import Weights, find_weights
 from train.huggingface.torch_files import PICKLED, PICKLED_INDEX, find_pickled_weights
 
+IMPORTED = "huggingface:"  # what the data fingerprint of an imported run begins with
 _PICKLED_FILES = (PICKLED, PICKLED_INDEX, "pytorch_model-*.bin")
 _SOUND_FILES = (
     "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",

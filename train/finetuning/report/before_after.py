@@ -15,8 +15,10 @@ from train.evaluation.metrics import confusion
 from train.finetuning.comparison import FINE_TUNED, RANDOM_INIT, RANDOM_INIT_DIR
 from train.finetuning.confidence import confidence_json
 from train.finetuning.finetune_run import Cost, FinetuneRun, Scored
+from train.finetuning.label_audit import LabelAudit, audit_json
 from train.finetuning.report import html
 from train.finetuning.report.confidence import confidence_table
+from train.finetuning.report.label_audit import audit_lines
 from train.finetuning.report.table import comparison, shown
 from train.run import goodput
 from train.run.calibration import write_calibration
@@ -29,21 +31,31 @@ from train.tasks.task import Prediction
 _SAMPLES = 20
 
 
-def publish(run: FinetuneRun, table: list[Scored]) -> dict[str, Any]:
-    """Prints the table and writes `results.json` and `report.html` on process 0; returns the contents of the former."""
-    results = _results(run, table)
+def publish(
+    run: FinetuneRun, table: list[Scored], audit: LabelAudit | None = None, quiet: bool = False
+) -> dict[str, Any]:
+    """Writes `results.json` and `report.html` on process 0 and, unless quiet, prints them; returns the former."""
+    results = _results(run, table) | ({"labels": audit_json(audit)} if audit else {})
     if is_process_zero():
-        rows = [(row.name, len(row.examples), row.metrics) for row in table]
-        out = results_console()
-        out.print(comparison(f"{_task_name(run)}: held-out rows", rows, _costs(table)))
         if confidence := table[-1].confidence:
-            out.print(confidence_table(confidence))
             write_calibration(run.workdir, confidence.calibration)
         add_results(run.workdir / NAME, lambda stored: stored.update(results))
-        html.write(run.workdir / "report.html", _report(run, table))
+        html.write(run.workdir / "report.html", dataclasses.replace(_report(run, table), audit=audit))
+        if not quiet:
+            _print(run, table, audit, results["verdict"])
         publish_results(run.workdir, run.settings, results, run.workdir / "report.html")
-        out.print(results["verdict"])
     return results
+
+
+def _print(run: FinetuneRun, table: list[Scored], audit: LabelAudit | None, verdict: str) -> None:
+    rows = [(row.name, len(row.examples), row.metrics) for row in table]
+    out = results_console()
+    out.print(comparison(f"{_task_name(run)}: held-out rows", rows, _costs(table)))
+    if confidence := table[-1].confidence:
+        out.print(confidence_table(confidence))
+    if audit is not None:
+        out.print("\n".join(audit_lines(audit)))
+    out.print(verdict)
 
 
 def _costs(table: list[Scored]) -> dict[str, Cost]:
@@ -82,11 +94,13 @@ def _results(run: FinetuneRun, table: list[Scored]) -> dict[str, Any]:
     """Returns what `results.json` contains; "gain" compares the fine-tuned model, the last row, with each other row."""
     *others, tuned = table
     unseen = sum(bool(run.data.task.unseen(example)) for example in tuned.examples)
+    first, figure = next(iter(tuned.metrics.items()))
     return {
         "task": _task_name(run),
         "train_rows": len(run.data.parts["train"].examples),
         "held_out_rows": len(tuned.examples),
         **({"unseen_label_rows": unseen} if unseen else {}),
+        "first_metric": {"name": first, "better": figure.better},
         "models": {row.name: {"rows": len(row.examples), **as_json(row.metrics)} for row in table},
         "gain": {
             row.name: {name: gain(row.metrics[name], tuned.metrics[name]) for name in row.metrics} for row in others

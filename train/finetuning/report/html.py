@@ -12,8 +12,8 @@ import numpy as np
 from train.evaluation.interval import Interval, gain
 from train.finetuning.confidence import Confidence
 from train.finetuning.finetune_run import Cost
-from train.finetuning.report import svg
-from train.finetuning.report.confidence import sections
+from train.finetuning.label_audit import LabelAudit
+from train.finetuning.report import confidence, label_audit, svg
 from train.finetuning.report.grid import grid
 from train.finetuning.report.table import COST_COLUMNS, shown, shown_cost
 
@@ -107,6 +107,7 @@ class Report:
         about: properties of the run, name -> value.
         costs: model -> what it took, where that is known.
         confidence: how sure the fine-tuned model is, if its predictions have probabilities.
+        audit: near-duplicates and suspicious labels, if they were looked for.
     """
 
     title: str
@@ -117,6 +118,7 @@ class Report:
     about: Mapping[str, str]
     costs: Mapping[str, Cost] = dataclasses.field(default_factory=dict)
     confidence: Confidence | None = None
+    audit: LabelAudit | None = None
 
 
 def write(path: Path, report: Report) -> None:
@@ -127,19 +129,23 @@ def write(path: Path, report: Report) -> None:
         f"<h1>{escape(report.title)}</h1><dl>{about}</dl>",
         _table(report.rows, report.costs),
         _gains(report.rows),
-        sections(report.confidence) if report.confidence else "",
+        confidence.sections(report.confidence) if report.confidence else "",
+        label_audit.sections(report.audit) if report.audit else "",
         _curves({name: _losses(file) for name, file in report.curves.items()}),
         _confusion(*confusion) if confusion is not None and len(confusion[0]) else "",
         _samples(report.samples),
     ]
+    write_page(path, report.title, "\n".join(part for part in body if part))
+
+
+def write_page(path: Path, title: str, body: str) -> None:
+    """Writes a page with the style of the reports; `body` is HTML."""
     # The content security policy makes the browser enforce this: inline styles only.
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report.title)}</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</body></html>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
     # JSON may contain half of a surrogate pair, which UTF-8 cannot encode.
     path.write_bytes(page.encode("utf-8", "xmlcharrefreplace"))
@@ -240,13 +246,14 @@ def _curves(losses: Mapping[str, Mapping[str, svg.Points]]) -> str:
     if not points:
         return ""
     steps, values = zip(*points, strict=True)
-    x_ticks, y_ticks = [t for t in svg.ticks(0, max(steps)) if t == int(t)], svg.ticks(min(values), max(values))
+    whole_steps = [t for t in svg.ticks(0, max(steps)) if t == int(t)]
+    axes = svg.Axis("step", whole_steps), svg.Axis("loss", svg.ticks(min(values), max(values)))
     named = {number: name for number, name in enumerate(losses) if any(losses[name].values())}
     legend = "".join(f'<span class="line-{n % svg.LINES}">{escape(name)}</span>' for n, name in named.items())
     charts = []
     for phase, title in _PHASES.items():
         lines = {number: losses[name][phase] for number, name in named.items() if losses[name][phase]}
-        charts.append(f'<div class="box"><h3>{title}</h3>{svg.line_chart(title, lines, x_ticks, y_ticks)}</div>')
+        charts.append(f'<div class="box"><h3>{title}</h3>{svg.line_chart(title, lines, *axes)}</div>')
     return f'<h2>Curves</h2><p class="legend">{legend}</p><div class="charts">{"".join(charts)}</div>'
 
 

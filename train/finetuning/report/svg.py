@@ -6,6 +6,8 @@ Colors are CSS variables of the page, so that they follow its light and dark mod
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from rich.cells import cell_len
@@ -51,38 +53,59 @@ def interval_bar(figure: Interval, low: float, high: float) -> str:
     )
 
 
+class Axis(NamedTuple):
+    """An axis of a chart.
+
+    Attributes:
+        name: what it shows.
+        ticks: numbers, ascending; it ends at the first and the last of them.
+        logarithmic: equal ratios have equal lengths.
+    """
+
+    name: str
+    ticks: Sequence[float]
+    logarithmic: bool = False
+
+    def part(self, value: float) -> float:
+        """Returns where a value is, from 0 at the first tick to 1 at the last."""
+        scale = math.log if self.logarithmic else float
+        first, last = scale(self.ticks[0]), scale(self.ticks[-1])
+        return (scale(value) - first) / (last - first)
+
+
 def reliability_chart(title: str, lines: Mapping[int, Points]) -> str:
     """Returns a chart of accuracy over probability, both from 0 to 1, with the line on which they are equal."""
     marks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    return line_chart(title, lines, marks, marks, ("probability", "accuracy"), diagonal=True)
+    return line_chart(title, lines, Axis("probability", marks), Axis("accuracy", marks), diagonal=True)
 
 
 def line_chart(
     title: str,
     lines: Mapping[int, Points],
-    x_ticks: Sequence[float],
-    y_ticks: Sequence[float],
-    names: tuple[str, str] = ("step", "loss"),
+    x_axis: Axis,
+    y_axis: Axis,
     diagonal: bool = False,
+    bars: Mapping[int, Sequence[tuple[float, float, float]]] = MappingProxyType({}),
 ) -> str:
     """Returns a chart of y over x, such as of loss over steps.
 
     Args:
         title: accessible description (aria-label).
         lines: color number -> points (x, y).
-        x_ticks: of the x axis, which ends at the first and the last of them.
-        y_ticks: of the y axis.
-        names: of the axes.
+        x_axis: the x axis.
+        y_axis: the y axis.
         diagonal: draw the line y = x.
+        bars: color number -> intervals (x, low, high).
     """
     bottom, right = _CHART_HEIGHT - _BOTTOM, _CHART_WIDTH - _RIGHT
 
     def x(value: float) -> float:
-        return _LEFT + (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (right - _LEFT)
+        return _LEFT + x_axis.part(value) * (right - _LEFT)
 
     def y(value: float) -> float:
-        return bottom - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (bottom - _TOP)
+        return bottom - y_axis.part(value) * (bottom - _TOP)
 
+    x_ticks, y_ticks = x_axis.ticks, y_axis.ticks
     decimals = max(len(f"{t:g}".partition(".")[2]) for t in y_ticks)
     parts = [
         f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
@@ -94,12 +117,18 @@ def line_chart(
         f'<text x="{x(t):.1f}" y="{bottom + 17}" text-anchor="middle">{_short(t)}</text>'
         for t in x_ticks
     ]
-    parts.append(f'<text x="{(_LEFT + right) / 2}" y="{_CHART_HEIGHT - 6}" text-anchor="middle">{names[0]}</text>')
+    parts.append(f'<text x="{(_LEFT + right) / 2}" y="{_CHART_HEIGHT - 6}" text-anchor="middle">{x_axis.name}</text>')
     parts.append(
-        f'<text transform="translate(11 {(_TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">{names[1]}</text>'
+        f'<text transform="translate(11 {(_TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">{y_axis.name}</text>'
     )
     if diagonal:
         parts.append(f'<line class="even" x1="{x(0):.1f}" y1="{y(0):.1f}" x2="{x(1):.1f}" y2="{y(1):.1f}"/>')
+    for number, intervals in bars.items():
+        parts.append(f'<g class="line-{number % LINES}">')
+        parts += [
+            f'<polyline points="{x(a):.1f},{y(low):.1f} {x(a):.1f},{y(high):.1f}"/>' for a, low, high in intervals
+        ]
+        parts.append("</g>")
     for number, points in lines.items():
         shown = [(x(step), y(loss)) for step, loss in _thinned(points)]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in shown)

@@ -111,7 +111,7 @@ def test_curve_of_one_point_is_drawn_as_a_dot(tmp_path):
 
 def test_long_curves_are_thinned():
     points = [(step, 1.0) for step in range(10_000)]
-    chart = svg.line_chart("loss", {0: points}, [0, 10_000], [0, 2])
+    chart = svg.line_chart("loss", {0: points}, svg.Axis("step", [0, 10_000]), svg.Axis("loss", [0, 2]))
     assert len(re.search('points="([^"]*)"', chart)[1].split()) == 400
 
 
