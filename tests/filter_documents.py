@@ -62,7 +62,9 @@ def document(number: int) -> str:
             draw, prose(draw, size), ["We use cookies, and you accept it.", "Edit[edit] it [12] now."], "\n"
         ),
         lambda: _mixed(draw, prose(draw, 9), ["Lorem ipsum dolor sit amet." if size > 15 else "f(x) { x }."], "\n"),
-        lambda: _mixed(draw, prose(draw, 9), ["河の水は、とても 冷たい。" * size, "“So?” he’d ask: don't!"], "\n\n"),
+        lambda: _mixed(
+            draw, prose(draw, 9), ["河の水は、とても 冷たい。" * size, "“So?” he\u2019d ask: don't!"], "\n\n"
+        ),
     ]
     return kinds[number % len(kinds)]()
 

@@ -66,7 +66,7 @@ class GopherRepetition:
 
 def gopher_quality(document: Words, limits: GopherQuality) -> str | None:
     """Returns the first rule that a document breaks, or None."""
-    text, total = document.text, len(document.hashes)
+    total = len(document.hashes)
     lengths = document.lengths[~document.is_symbol]
     if len(lengths) < max(limits.min_words, 1):
         return "gopher: few words"
@@ -78,6 +78,19 @@ def gopher_quality(document: Words, limits: GopherQuality) -> str | None:
         return "gopher: short words"
     if mean > limits.max_word_length:
         return "gopher: long words"
+    if reason := _symbols(document, limits):
+        return reason
+    if np.count_nonzero(document.has_letter) / total < limits.min_alphabetic:
+        return "gopher: few words with letters"
+    stop_words = np.array([character_hash(word) for word in limits.stop_words], np.uint64)
+    if np.count_nonzero(np.isin(stop_words, document.hashes)) < limits.min_stop_words:
+        return "gopher: few stop words"
+    return None
+
+
+def _symbols(document: Words, limits: GopherQuality) -> str | None:
+    """Returns the first rule about number signs, ellipses and bullets that a document breaks."""
+    text, total = document.text, len(document.hashes)
     if text.count("#") / total > limits.max_symbols:
         return "gopher: number signs"
     if (text.count("...") + text.count("…")) / total > limits.max_symbols:
@@ -87,11 +100,6 @@ def gopher_quality(document: Words, limits: GopherQuality) -> str | None:
         return "gopher: bullet lines"
     if sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines) > limits.max_ellipsis_lines:
         return "gopher: lines that end with an ellipsis"
-    if np.count_nonzero(document.has_letter) / total < limits.min_alphabetic:
-        return "gopher: few words with letters"
-    stop_words = np.array([character_hash(word) for word in limits.stop_words], np.uint64)
-    if np.count_nonzero(np.isin(stop_words, document.hashes)) < limits.min_stop_words:
-        return "gopher: few stop words"
     return None
 
 

@@ -15,10 +15,10 @@ import numpy as np
 # Chinese characters and kana.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
-_WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
-_WORD_UNSPACED = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['’][^\W{_UNSPACED}]+)*|[^\w\s]")
+_WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]")
+_WORD_UNSPACED = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['\u2019][^\W{_UNSPACED}]+)*|[^\w\s]")
 # A sentence ends at a terminal mark, its closing quotes and brackets, and white space or the end of the text.
-_SENTENCE_END = re.compile(r"[.!?…。！？]+[\"'”’)\]]*(?=\s|$)")
+_SENTENCE_END = re.compile(r"[.!?…。\uff01\uff1f]+[\"'”\u2019)\]]*(?=\s|$)")
 
 # Unicode's property Sentence_Terminal, as ranges of code points.
 _TERMINAL_RANGES = (
@@ -58,7 +58,9 @@ class _WordTable(dict[str, int]):
     def __init__(self) -> None:
         super().__init__()
         # hash of the characters, hash of the lower-case word, length, flags
-        self.columns = [np.zeros(1 << 12, dtype) for dtype in (np.uint64, np.uint64, np.int64, np.uint8)]
+        self.columns: list[np.ndarray] = [
+            np.zeros(1 << 12, dtype) for dtype in (np.uint64, np.uint64, np.int64, np.uint8)
+        ]
 
     def __missing__(self, word: str) -> int:
         row = self[word] = len(self)
