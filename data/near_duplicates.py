@@ -103,7 +103,7 @@ def jaccard(one: np.ndarray, other: np.ndarray) -> float:
     """Returns the Jaccard similarity of two sets, given as sorted arrays of different values."""
     both = np.concatenate([one, other])
     both.sort()
-    shared = np.count_nonzero(both[1:] == both[:-1])
+    shared = int(np.count_nonzero(both[1:] == both[:-1]))
     return shared / (len(both) - shared)
 
 

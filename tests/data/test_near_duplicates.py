@@ -18,7 +18,7 @@ def planted(count, seed=0):
     while len(texts) < count:
         words = draw.choices(WORDS, k=draw.randrange(20, 150))
         texts.append(" ".join(words))
-        for _ in range(draw.randrange(4) if draw.random() < 0.4 else 0):
+        for _ in range(draw.randrange(4) if draw.random() < 0.8 else 0):
             share = draw.choice([0.005, 0.01, 0.02, 0.04, 0.1, 0.3])
             edited = [draw.choice(WORDS) if draw.random() < share else word for word in words]
             texts.append(" ".join(edited))
