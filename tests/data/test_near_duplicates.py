@@ -12,7 +12,7 @@ WORDS = [f"w{number}" for number in range(3000)]
 
 
 def planted(count, seed=0):
-    """Returns random documents, a part of them with 1 to 3 edited copies: between 1 and 30 of 100 words are replaced."""
+    """Returns random documents, most with edited copies in which up to 30 % of the words are replaced."""
     draw = random.Random(seed)
     texts = []
     while len(texts) < count:
