@@ -9,7 +9,8 @@ from data.sources import import_optional
 
 # The beginning of a document suffices, and long documents would take most of the time.
 _CHARACTERS = 2000
-_LANGUAGES = 176
+# The package does not list the model's languages, and a result leaves out those with a probability of 0.
+_LANGUAGES, _PROBES = 176, ("language", " ", "lingua franca de la")
 
 
 def identify_language(text: str) -> tuple[str, float]:
@@ -32,7 +33,8 @@ def _detector() -> Callable[..., list[dict[str, Any]]]:
 @functools.cache
 def known_languages() -> frozenset[str]:
     """Returns the codes of all languages that `identify_language` may return."""
-    return frozenset(found["lang"] for found in _detector()("language", model="lite", k=_LANGUAGES))
+    detect = _detector()
+    return frozenset(found["lang"] for text in _PROBES for found in detect(text, model="lite", k=_LANGUAGES))
 
 
 def check_languages(codes: tuple[str, ...]) -> None:

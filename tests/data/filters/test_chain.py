@@ -5,8 +5,8 @@ import pytest
 from filter_documents import documents, prose
 
 from configs.errors import UserError
-from data.filters.c4 import C4
 from data.filters import language
+from data.filters.c4 import C4
 from data.filters.chain import FilterOptions, check_options, filter_documents
 from data.filters.contamination import EvaluationSet, build_index
 from data.filters.fineweb import FineWeb
@@ -124,6 +124,7 @@ class TestLanguages:
         assert one("", options).removed.startswith("language: ")
 
     def test_an_unknown_language_is_named(self):
+        assert len(language.known_languages()) == 176
         with pytest.raises(UserError, match=r"languages='english' is unknown; expected codes such as en, de, vi: af, "):
             check_options(FilterOptions(languages=("en", "english")))
 
