@@ -10,6 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
+from data.offsets import Offsets, document_of_pair
+
 _OPEN_ROWS = 32  # rows that first fit considers; bounds the time to examples x _OPEN_ROWS
 
 
@@ -24,7 +26,7 @@ class Documents(Protocol):
         """Whether reading waits for a network."""
 
     @property
-    def offsets(self) -> np.ndarray:
+    def offsets(self) -> np.ndarray | Offsets:
         """The start of each document, and the end of the last, in tokens."""
 
 
@@ -46,23 +48,7 @@ class PackedRows:
 
     def first_document(self, row: int) -> int:
         """Returns the index of the first document in a row; segment s of the row is document `first + s - 1`."""
-        return int(self._documents_of(np.array([row * self.sequence_length]))[0])
-
-    def _documents_of(self, pairs: np.ndarray) -> np.ndarray:
-        """Returns the document of each pair, by bisection on offsets that are read one element per pair and round.
-
-        The pairs of document d end before pair `offsets[d + 1] - (d + 1)`, because each document up to it has one pair
-        fewer than tokens. These ends are not computed for all documents, of which there may be 10^9.
-        """
-        offsets = self.documents.offsets
-        low = np.zeros(len(pairs), np.int64)
-        high = np.full(len(pairs), len(offsets) - 1)
-        for _ in range((len(offsets) - 1).bit_length()):
-            # Where the search has ended, low == high may be the number of documents.
-            middle = np.minimum((low + high) // 2, len(offsets) - 2)
-            before = (offsets[middle + 1] - (middle + 1) <= pairs) & (low < high)
-            low, high = np.where(before, middle + 1, low), np.where(before, high, np.maximum(middle, low))
-        return low
+        return document_of_pair(self.documents.offsets, row * self.sequence_length)
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Returns tokens, targets, segment_ids, positions (int32) and weights (float32) of shape (rows, T).
@@ -73,15 +59,17 @@ class PackedRows:
         T, offsets = self.sequence_length, self.documents.offsets
         first = np.asarray(indices, np.int64)[:, None] * T
         pair = np.minimum(first + np.arange(T), self.num_pairs - 1)
-        # A row's documents are consecutive, so only its first and last pair need a search over all documents.
-        bounds = self._documents_of(pair[:, [0, -1]].ravel()).reshape(-1, 2)
-        document = np.empty_like(pair)
-        for row, (low, high) in enumerate(bounds.tolist()):
-            ends = offsets[low + 1 : high + 1] - np.arange(low + 1, high + 1)
-            document[row] = low + np.searchsorted(ends, pair[row], side="right")
+        document, start = np.empty((2, *pair.shape), np.int64)
+        for row, pairs in enumerate(pair):
+            low = document_of_pair(offsets, int(pairs[0]))
+            # A document has at least one pair, so a row has at most T documents; `bounds` are their first pairs.
+            bounds = offsets[low : low + T + 1]
+            bounds = bounds - np.arange(low, low + len(bounds))
+            found = np.searchsorted(bounds[1:], pairs, side="right")
+            document[row], start[row] = low + found, bounds[found]
         # Each document before this one has one pair fewer than tokens.
         token = pair + document
-        start = np.maximum(offsets[document] - document, first)
+        start = np.maximum(start, first)
         real = first + np.arange(T) < self.num_pairs
         tokens, targets = np.empty((2, *token.shape), np.int32)
         # A row's tokens and targets are within one range: a bucket is asked once per row.

@@ -5,21 +5,18 @@ skipped and counted instead.
 """
 
 import csv
-import dataclasses
-import gzip
 import json
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from configs.errors import UserError, one_line
 from data.class_names import with_class_names
 from data.columns import DEFAULT_RULES, MissingValue, Row, find, text_of
+from data.lines import EMPTY, BadInput, Part, read_chunks, read_lines, read_text
 from data.sources import (
-    CHUNK_BYTES,
     ROW_SUFFIXES,
     TEXT_SUFFIXES,
     HuggingFaceDataset,
@@ -29,35 +26,6 @@ from data.sources import (
     suffix_of,
 )
 from data.storage.paths import is_remote
-
-# A longer row is taken for a file without line feeds; the whole Bible as one row is half as long.
-LONGEST_LINE_BYTES = 1 << 23
-
-
-_EMPTY = "empty file"
-
-
-@dataclasses.dataclass(frozen=True)
-class _BadInput:
-    """Raises the first error in the input (strict), or counts the errors by kind and may keep their messages."""
-
-    strict: bool
-    skipped: Counter[str]
-    keeps_messages: bool = False
-    messages: list[str] = dataclasses.field(default_factory=list)
-
-    def add(self, kind: str, message: str) -> None:
-        if self.strict:
-            raise UserError(message)
-        self.skipped[kind] += 1
-        # A file without rows has no row that could be broken.
-        if self.keeps_messages and kind != _EMPTY:
-            self.messages.append(message)
-
-    def taken(self) -> list[str]:
-        """Returns the messages since the last call."""
-        messages, self.messages[:] = list(self.messages), []
-        return messages
 
 
 def read_documents(
@@ -79,23 +47,32 @@ def read_documents(
         UserError: nothing matches, a suffix is unknown or, if strict, a file or row is bad: empty, not UTF-8, invalid
             JSON or CSV, a line of more than 8 MiB, a missing field, a value that is missing or is not text.
     """
-    bad = _BadInput(strict, Counter() if skipped is None else skipped)
+    bad = BadInput(strict, Counter() if skipped is None else skipped)
     for source in match_sources(pattern):
-        if not isinstance(source, HuggingFaceDataset) and suffix_of(source) in TEXT_SUFFIXES:
-            yield from _read_text(source, bad)
+        yield from read_part(source, None, text_field, bad)
+
+
+def read_part(source: Path | HuggingFaceDataset, part: Part | None, text_field: str, bad: BadInput) -> Iterator[str]:
+    """Yields the documents of one source, or of a part of it; see `read_documents`.
+
+    Raises:
+        UserError: see `read_documents`; messages name the line or row of the whole source.
+    """
+    if not isinstance(source, HuggingFaceDataset) and suffix_of(source) in TEXT_SUFFIXES:
+        yield from read_text(source, bad)
+        return
+    for place, row in _read_source(source, bad, part=part):
+        found = find(row, text_field)
+        if not found:
+            fields = ", ".join(map(str, row))
+            bad.add("missing field", f"{place}: field {text_field!r} is missing; the row has: {fields}")
             continue
-        for place, row in _read_source(source, bad):
-            found = find(row, text_field)
-            if not found:
-                fields = ", ".join(map(str, row))
-                bad.add("missing field", f"{place}: field {text_field!r} is missing; the row has: {fields}")
-                continue
-            try:
-                yield text_of(found[0], repr(text_field), DEFAULT_RULES.uncleaned)
-            except MissingValue as error:
-                bad.add("missing value", f"{place}: {error}")
-            except UserError as error:
-                bad.add("not text", f"{place}: {error}")
+        try:
+            yield text_of(found[0], repr(text_field), DEFAULT_RULES.uncleaned)
+        except MissingValue as error:
+            bad.add("missing value", f"{place}: {error}")
+        except UserError as error:
+            bad.add("not text", f"{place}: {error}")
 
 
 def read_rows(pattern: str, strict: bool = True, skipped: Counter[str] | None = None) -> Iterator[Row]:
@@ -118,7 +95,7 @@ def read_placed_rows(
         skipped: see `read_documents`.
         class_names: read a class that a dataset stores as a number as its name.
     """
-    bad = _BadInput(strict, Counter() if skipped is None else skipped)
+    bad = BadInput(strict, Counter() if skipped is None else skipped)
     for source in match_sources(pattern):
         _check_has_rows(source)
         for number, (_, row) in enumerate(_read_source(source, bad, class_names), 1):
@@ -134,7 +111,7 @@ def read_rows_or_errors(pattern: str) -> Iterator[tuple[str, Row | None, str]]:
     Raises:
         UserError: nothing matches, a suffix is unknown, a header is invalid, or a file cannot be read.
     """
-    bad = _BadInput(False, Counter(), keeps_messages=True)
+    bad = BadInput(False, Counter(), keeps_messages=True)
     for source in match_sources(pattern):
         _check_has_rows(source)
         for number, (_, row) in enumerate(_read_source(source, bad), 1):
@@ -148,113 +125,33 @@ def _check_has_rows(source: Path | HuggingFaceDataset) -> None:
         raise UserError(f"{source} has no rows; expected {' '.join(ROW_SUFFIXES)}, or hf:NAME")
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
-    """Yields the decompressed bytes of a file in chunks."""
-    compression = path.suffix
-    zstandard = import_optional("zstandard", str(path)) if compression == ".zst" else None
-    damage: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
-    if zstandard is not None:
-        damage += (zstandard.ZstdError,)
-    try:
-        with path.open("rb") as raw:
-            if zstandard is not None:
-                yield from _zst_chunks(raw, zstandard.ZstdDecompressor())
-                return
-            with gzip.open(raw) if compression == ".gz" else raw as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    yield chunk
-    except damage as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _zst_chunks(raw: IO[bytes], decompressor: Any) -> Iterator[bytes]:  # noqa: ANN401 - a type of an extra
-    """Yields the content of one or more frames; unlike the library's reader, raises if the last frame is truncated."""
-    stream = None
-    while data := raw.read(CHUNK_BYTES):
-        while data:
-            stream = stream or decompressor.decompressobj()
-            yield stream.decompress(data)
-            data = stream.unused_data
-            stream = None if stream.eof else stream
-    if stream is not None:
-        raise EOFError("the file ends in the middle of the compressed data")
-
-
-def _read_text(path: Path, bad: _BadInput) -> Iterator[str]:
-    data = b"".join(_chunks(path))
-    if not data.strip():
-        bad.add(_EMPTY, f"{path} is empty")
-        return
-    try:
-        yield data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        bad.add("not UTF-8", _not_utf8(path, error.start, data[error.start]))
-
-
-def _not_utf8(path: Path, offset: int, byte: int) -> str:
-    return f"{path} is not UTF-8: byte 0x{byte:02x} at offset {offset}"
-
-
-def _lines(path: Path, bad: _BadInput) -> Iterator[tuple[int, str]]:
-    """Yields (number, line with its line feed) of each line that is valid UTF-8; numbers count from 1."""
-    offset = 0
-    for number, (line, size) in enumerate(_split_lines(_chunks(path)), 1):
-        if size > LONGEST_LINE_BYTES:
-            expected = f"at most {LONGEST_LINE_BYTES:,}; put a longer document into a text file of its own"
-            bad.add("too long", f"{path}:{number}: a line of {size:,} bytes; expected {expected}")
-            offset += size
-            continue
-        try:
-            text = line.decode("utf-8")
-            yield number, text.removeprefix("\ufeff") if number == 1 else text
-        except UnicodeDecodeError as error:
-            bad.add("not UTF-8", _not_utf8(path, offset + error.start, line[error.start]))
-        offset += size
-
-
-def _split_lines(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Yields (line, number of bytes); a line that is too long is yielded without most of its content to save memory."""
-    parts: list[bytes] = []
-    size = 0
-    for chunk in chunks:
-        *whole, rest = chunk.split(b"\n")
-        for line in whole:
-            yield b"".join([*parts, line, b"\n"]), size + len(line) + 1
-            parts, size = [], 0
-        parts.append(rest)
-        size += len(rest)
-        if size > LONGEST_LINE_BYTES:
-            parts = []
-    if size:
-        yield b"".join(parts), size
-
-
 def _read_source(
-    source: Path | HuggingFaceDataset, bad: _BadInput, class_names: bool = True
+    source: Path | HuggingFaceDataset, bad: BadInput, class_names: bool = True, part: Part | None = None
 ) -> Iterator[tuple[str, Row]]:
     """Yields (place, row), where the place (file and line, or row number) is named in errors about the row."""
     rows: Iterator[tuple[str, Row]]
     if isinstance(source, HuggingFaceDataset):
-        rows = _read_dataset(source, class_names)
+        rows = _read_dataset(source, class_names, part)
     elif suffix_of(source) == ".parquet":
-        rows = _read_parquet(source, class_names)
+        rows = _read_parquet(source, class_names, part)
     elif suffix_of(source) in (".csv", ".tsv"):
         rows = _read_csv(source, bad)
-    elif suffix_of(source) == ".json" and _is_json_array(source):
+    elif part is None and is_json_array(source):
         rows = _read_json_array(source, bad)
     else:
-        rows = _read_json_lines(source, bad)
+        rows = _read_json_lines(source, bad, part)
     before, empty = bad.skipped.total(), True
     for item in rows:
         empty = False
         yield item
-    if empty and bad.skipped.total() == before:
-        bad.add(_EMPTY, f"{source} is empty: it has no rows")
+    # A source of more than one part has content.
+    if part is None and empty and bad.skipped.total() == before:
+        bad.add(EMPTY, f"{source} is empty: it has no rows")
 
 
-def _read_json_lines(path: Path, bad: _BadInput) -> Iterator[tuple[str, Row]]:
+def _read_json_lines(path: Path, bad: BadInput, part: Part | None) -> Iterator[tuple[str, Row]]:
     array = " or an array of objects" if suffix_of(path) == ".json" else ""
-    for number, line in _lines(path, bad):
+    for number, line in read_lines(path, bad, part):
         if line.strip():
             place, expected = f"{path}:{number}", f"expected one JSON object per line{array}"
             for row in _json_rows(line, place, expected, bad):
@@ -264,13 +161,16 @@ def _read_json_lines(path: Path, bad: _BadInput) -> Iterator[tuple[str, Row]]:
                     bad.add("broken JSON", f"{place}: a JSON {type(row).__name__}; {expected}")
 
 
-def _is_json_array(path: Path) -> bool:
-    beginning = next(_chunks(path), b"").removeprefix(b"\xef\xbb\xbf").lstrip()
+def is_json_array(path: Path) -> bool:
+    """Returns whether a file is a .json file whose content begins as an array; others have one value per line."""
+    if suffix_of(path) != ".json":
+        return False
+    beginning = next(read_chunks(path), b"").removeprefix(b"\xef\xbb\xbf").lstrip()
     return beginning.startswith(b"[")
 
 
-def _read_json_array(path: Path, bad: _BadInput) -> Iterator[tuple[str, Row]]:
-    for text in _read_text(path, bad):
+def _read_json_array(path: Path, bad: BadInput) -> Iterator[tuple[str, Row]]:
+    for text in read_text(path, bad):
         for rows in _json_rows(text, str(path), "expected an array of JSON objects", bad):
             for number, row in enumerate(rows, 1):
                 place = f"{path}: row {number}"
@@ -280,7 +180,7 @@ def _read_json_array(path: Path, bad: _BadInput) -> Iterator[tuple[str, Row]]:
                     bad.add("broken JSON", f"{place}: a JSON {type(row).__name__}; expected a JSON object")
 
 
-def _json_rows(text: str, place: str, expected: str, bad: _BadInput) -> Iterator[Any]:
+def _json_rows(text: str, place: str, expected: str, bad: BadInput) -> Iterator[Any]:
     """Yields the JSON value of a text, or nothing if it is not valid."""
     try:
         value = json.loads(text, object_pairs_hook=_unique_keys)
@@ -306,11 +206,11 @@ def _repeated(names: Iterable[str]) -> str:
     return next((repr(name) for name, count in Counter(names).items() if count > 1 and name), "")
 
 
-def _read_csv(path: Path, bad: _BadInput) -> Iterator[tuple[str, Row]]:
+def _read_csv(path: Path, bad: BadInput) -> Iterator[tuple[str, Row]]:
     """Yields the rows of a .csv file, with quotes as in RFC 4180, or of a .tsv file, in which quotes are text."""
     # The default limit of 128 KiB per field is too small, and the limit can be set only for the whole process.
     csv.field_size_limit(sys.maxsize)
-    lines = (line for _, line in _lines(path, bad))
+    lines = (line for _, line in read_lines(path, bad))
     tsv = suffix_of(path) == ".tsv"
     if tsv:
         reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
@@ -350,15 +250,16 @@ def _checked_columns(path: Path, names: list[str]) -> list[str]:
     return names
 
 
-def _read_parquet(path: Path, class_names: bool) -> Iterator[tuple[str, Row]]:
+def _read_parquet(path: Path, class_names: bool, part: Part | None) -> Iterator[tuple[str, Row]]:
     parquet = import_optional("pyarrow.parquet", str(path))
-    number = 0
+    number = part.first - 1 if part is not None else 0
+    groups = range(part.start, part.stop) if part is not None else None
     try:
         with path.open("rb") as content, parquet.ParquetFile(content if is_remote(path) else path) as file:
             _checked_columns(path, file.schema_arrow.names)
             metadata = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}") if class_names else b"{}"
             features = json.loads(metadata).get("info", {}).get("features", {})
-            for batch in file.iter_batches(batch_size=1024):
+            for batch in file.iter_batches(batch_size=1024, row_groups=groups):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}: row {number}", with_class_names(row, features)
@@ -366,7 +267,7 @@ def _read_parquet(path: Path, class_names: bool) -> Iterator[tuple[str, Row]]:
         raise UserError(f"{path} cannot be read after row {number}: {one_line(error)}") from None
 
 
-def _read_dataset(source: HuggingFaceDataset, class_names: bool) -> Iterator[tuple[str, Row]]:
-    rows, features = load_dataset(source)
-    for number, row in enumerate(rows, 1):
+def _read_dataset(source: HuggingFaceDataset, class_names: bool, part: Part | None) -> Iterator[tuple[str, Row]]:
+    rows, features = load_dataset(source, part and range(part.start, part.stop))
+    for number, row in enumerate(rows, part.first if part is not None else 1):
         yield f"{source}: row {number}", with_class_names(row, features if class_names else {})

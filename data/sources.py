@@ -4,9 +4,10 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,21 +106,30 @@ def hash_sources(pattern: str, known: Iterable[SourceEntry] = ()) -> list[Source
     entries = []
     for source in match_sources(pattern):
         if isinstance(source, HuggingFaceDataset):
-            entries.append(_hash_dataset(source))
+            entries.append(hash_dataset(source))
             continue
-        try:
-            # Taken before the content is read, so that a later write changes the time.
-            status = source.stat()
-        except OSError as error:
-            raise UserError(f"{source} cannot be read: {error.strerror}") from None
+        # Taken before the content is read, so that a later write changes the time.
+        status = status_of(source)
         found = hashes.get((source.name, status.st_size, status.st_mtime_ns), set())
         size, digest = (status.st_size, next(iter(found))) if len(found) == 1 else hash_file(source)
         entries.append(SourceEntry(source.name, size, digest, status.st_mtime_ns))
     return entries
 
 
-def hash_file(path: Path) -> tuple[int, str]:
-    """Returns the number of bytes and the SHA-256 of a file.
+def status_of(path: Path) -> os.stat_result:
+    """Returns size and time of modification of a file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        return path.stat()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def hash_file(path: Path, observe: Callable[[bytes], None] | None = None) -> tuple[int, str]:
+    """Returns the number of bytes and the SHA-256 of a file; `observe` is called with each chunk of it.
 
     Raises:
         UserError: the file cannot be read.
@@ -130,17 +140,34 @@ def hash_file(path: Path) -> tuple[int, str]:
             while chunk := file.read(CHUNK_BYTES):
                 digest.update(chunk)
                 size += len(chunk)
+                if observe is not None:
+                    observe(chunk)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     return size, digest.hexdigest()
 
 
-def _hash_dataset(source: HuggingFaceDataset) -> SourceEntry:
+def hash_dataset(source: HuggingFaceDataset, observe: Callable[[bytes], None] | None = None) -> SourceEntry:
+    """Returns the entry of a dataset; `observe` is called with the text of each row.
+
+    Raises:
+        UserError: see `load_dataset`.
+    """
     digest, count = hashlib.sha256(), 0
     for row in load_dataset(source)[0]:
-        digest.update(repr(row).encode("utf-8", "backslashreplace"))
+        text = repr(row).encode("utf-8", "backslashreplace")
+        digest.update(text)
         count += 1
+        if observe is not None:
+            observe(text)
     return SourceEntry(str(source), count, digest.hexdigest(), None)
+
+
+def manifest_fields(entries: Iterable[SourceEntry]) -> dict[str, Any]:
+    """Returns the fields of a store's manifest that describe its input; "files" alone determines "source"."""
+    entries = list(entries)
+    files = [[entry.name, entry.size, entry.sha256] for entry in entries]
+    return {"source": fingerprint(files), "files": files, "mtimes_ns": [entry.mtime_ns for entry in entries]}
 
 
 def differences(before: Inventory, now: Inventory) -> list[str]:
@@ -174,7 +201,7 @@ def match_sources(pattern: str) -> list[Path | HuggingFaceDataset]:
 
 def _match(part: str) -> list[Path | HuggingFaceDataset]:
     if part.startswith("hf:"):
-        return [_dataset(part)]
+        return [parse_dataset(part)]
     if not part:
         raise UserError(f"the input is empty; expected {_PATTERNS}")
     path = at(part)
@@ -192,7 +219,12 @@ def _match(part: str) -> list[Path | HuggingFaceDataset]:
     return list(files)
 
 
-def _dataset(part: str) -> HuggingFaceDataset:
+def parse_dataset(part: str) -> HuggingFaceDataset:
+    """Returns the dataset that "hf:NAME", "hf:NAME:SPLIT" or "hf:NAME:CONFIG:SPLIT" names.
+
+    Raises:
+        UserError: the text has another form.
+    """
     # The colon of a slice such as train[:100] separates nothing.
     name, *rest = re.split(r":(?![^\[]*\])", part.removeprefix("hf:"))
     if not name:
@@ -238,8 +270,10 @@ def import_optional(name: str, why: str) -> Any:  # noqa: ANN401 - a module
         raise UserError(f"{why} needs the {name} package: pip install -e '.[data]'") from None
 
 
-def load_dataset(source: HuggingFaceDataset) -> tuple[Iterable[dict[str, object]], Mapping[str, Any]]:
-    """Returns (the rows of a dataset, its features as `datasets` writes them to JSON).
+def load_dataset(
+    source: HuggingFaceDataset, part: range | None = None
+) -> tuple[Iterable[dict[str, object]], Mapping[str, Any]]:
+    """Returns (the rows of a dataset or a range of them, its features as `datasets` writes them to JSON).
 
     Raises:
         UserError: the `datasets` package is not installed, or cannot load the dataset.
@@ -250,4 +284,4 @@ def load_dataset(source: HuggingFaceDataset) -> tuple[Iterable[dict[str, object]
     except Exception as error:  # the library and its dependencies raise errors of many types
         found = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{source} cannot be loaded: {found}; expected {_HF_PATTERNS}") from None
-    return rows, rows.features.to_dict()
+    return rows if part is None else rows.select(part), rows.features.to_dict()

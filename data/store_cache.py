@@ -9,7 +9,8 @@ from configs.errors import UserError
 from data.storage.files import copy_tree
 from data.storage.new_directory import new_directory
 from data.storage.paths import is_remote
-from data.store import is_store, read_manifest, verify_store
+from data.store import is_store, read_manifest
+from data.store_check import verify_store
 
 
 def cached_store(path: Path, cache: str) -> Path:

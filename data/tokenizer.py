@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,22 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Returns `encode` of each text; texts are encoded in parallel, and long ones in pieces."""
+        return [[token for piece in pieces for token in piece.ids] for pieces in self._encodings(texts)]
+
+    def encode_documents(self, texts: list[str], dtype: str) -> list[np.ndarray]:
+        """Returns the tokens of each text with bos before and eos after them, as a token store has them."""
+        bos, eos = np.array([self.bos_id], dtype), np.array([self.eos_id], dtype)
+        return [
+            np.concatenate([bos, *(np.array(piece.ids, dtype) for piece in pieces), eos])
+            for pieces in self._encodings(texts)
+        ]
+
+    def _encodings(self, texts: list[str]) -> Iterator[list[tokenizers.Encoding]]:
+        """Yields the encoded pieces of each text."""
         pieces = [split_text(text, self._cut) for text in texts]
         flat = [piece for parts in pieces for piece in parts]
         encoded = iter(self._backend.encode_batch_fast(flat, add_special_tokens=False))
-        return [[token for _ in parts for token in next(encoded).ids] for parts in pieces]
+        return ([next(encoded) for _ in parts] for parts in pieces)
 
     @functools.cached_property
     def special_tokens(self) -> dict[str, int]:

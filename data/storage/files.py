@@ -80,6 +80,33 @@ def files_below(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
+def file_sizes(directory: Path) -> dict[str, int]:
+    """Returns {name: bytes} of the files directly in a directory; of a missing one, {}. One listing in a bucket."""
+    if is_remote(directory):
+        return _remote(directory).file_sizes()
+    try:
+        with os.scandir(directory) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path on this machine whose file becomes `path`, whole or not at all, when the block ends."""
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="rootstock-") as scratch:
+            yield Path(scratch) / path.name
+            _remote(path).upload(Path(scratch) / path.name)
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def match_files(pattern: str) -> list[Path]:
     """Returns the files that a glob pattern matches, sorted; `**` matches any number of directories."""
     if is_url(pattern):

@@ -1,4 +1,4 @@
-"""Reads ranges of an object of a bucket with TensorStore, many at the same time."""
+"""Reads ranges of objects of a bucket with TensorStore, many at the same time."""
 
 import functools
 import os
@@ -34,32 +34,32 @@ def kvstore_spec(path: str) -> dict[str, Any]:
 
 
 class Ranges:
-    """An array of numbers in an object, read by ranges; pickles as its path."""
+    """Arrays of numbers in the objects of a directory, read by ranges; pickles as its path."""
 
-    def __init__(self, path: Path, dtype: str) -> None:
-        self.path, self.dtype = path, np.dtype(dtype)
+    def __init__(self, directory: Path, dtype: str) -> None:
+        self.directory, self.dtype = directory, np.dtype(dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "dtype": self.dtype}
+        return {"directory": self.directory, "dtype": self.dtype}
 
     @functools.cached_property
     def _store(self) -> ts.KvStore:
         context = ts.Context({"gcs_request_retries": _RETRIES, "s3_request_retries": _RETRIES})
-        return ts.KvStore.open(kvstore_spec(f"{self.path.parent}/"), context=context).result()
+        return ts.KvStore.open(kvstore_spec(f"{self.directory}/"), context=context).result()
 
-    def read(self, starts: Sequence[int], stops: Sequence[int]) -> list[np.ndarray]:
-        """Returns the elements of each range; all requests are sent before the first answer is awaited.
+    def read(self, ranges: Sequence[tuple[str, int, int]]) -> list[np.ndarray]:
+        """Returns the elements from start to stop of each (name, start, stop); requests are sent all at once.
 
         Raises:
-            UserError: the object is missing or shorter than a range, or the bucket cannot be read.
+            UserError: an object is missing or shorter than a range, or the bucket cannot be read.
         """
         size = self.dtype.itemsize
-        pairs = zip(starts, stops, strict=True)
-        asked = [self._store.read(self.path.name, byte_range=slice(a * size, b * size)) for a, b in pairs]
+        asked = [self._store.read(name, byte_range=slice(a * size, b * size)) for name, a, b in ranges]
         try:
             answers = [request.result() for request in asked]
         except (ValueError, RuntimeError) as error:
-            raise Unreachable(f"{self.path} cannot be read: {describe(error)}") from None
-        if any(answer.state != "value" for answer in answers):
-            raise UserError(f"{self.path} is missing; prepare the store again")
+            raise Unreachable(f"{self.directory} cannot be read: {describe(error)}") from None
+        for (name, _, _), answer in zip(ranges, answers, strict=True):
+            if answer.state != "value":
+                raise UserError(f"{self.directory}/{name} is missing; prepare the store again")
         return [np.frombuffer(answer.value, self.dtype) for answer in answers]

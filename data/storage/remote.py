@@ -90,6 +90,14 @@ class RemotePath(PosixGPath):
             if name.rstrip("/") != self.key:
                 yield self / found
 
+    def file_sizes(self) -> dict[str, int]:
+        """Returns {name: bytes} of the objects directly below this directory."""
+        try:
+            found = self.filesystem.ls(self.key, detail=True)
+        except FileNotFoundError:
+            return {}
+        return {entry["name"].rpartition("/")[2]: entry["size"] for entry in found if entry["type"] == "file"}
+
     def glob(self, pattern: str) -> Iterator["RemotePath"]:
         """Yields the objects and directories that a pattern matches, sorted; `**` matches any number of directories."""
         for key in sorted(self.filesystem.glob(f"{self.key}/{pattern}")):

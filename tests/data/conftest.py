@@ -10,5 +10,5 @@ def hashed(monkeypatch):
     """The names of the input files that were read and hashed."""
     names = []
     hash_file = sources.hash_file
-    monkeypatch.setattr(sources, "hash_file", lambda path: names.append(path.name) or hash_file(path))
+    monkeypatch.setattr(sources, "hash_file", lambda path, *rest: names.append(path.name) or hash_file(path, *rest))
     return names

@@ -8,8 +8,10 @@ import pytest
 from configs.errors import UserError
 from data import prepare as preparation
 from data.cleaning import clean_document
+from data.preparation import tokenizing
 from data.prepare import DataChanged, StoreOptions, prepare
-from data.store import open_store, read_manifest, verify_store
+from data.store import open_store, read_manifest
+from data.store_check import verify_store
 from data.tokenizer import load_tokenizer
 from data.tokenizer_training import train_tokenizer
 
@@ -25,9 +27,13 @@ def write(path, texts):
     return str(path)
 
 
+def tokens_of(store):
+    return store.read(np.array([0]), np.array([store.num_tokens]))[0]
+
+
 def documents(path, split):
     store, tokenizer = open_store(path, split), load_tokenizer(path)
-    parts = np.split(np.asarray(store.tokens), store.offsets[1:-1])
+    parts = np.split(tokens_of(store), store.offsets[1:-1])
     for ids in parts:
         assert ids[0] == tokenizer.bos_id and ids[-1] == tokenizer.eos_id
         assert not set(ids[1:-1].tolist()) & {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
@@ -47,7 +53,7 @@ def test_every_document_is_kept_once(tmp_path):
         assert counts["documents"] == len(texts)
         assert counts["bytes"] == sum(len(text.encode()) for text in texts)
         store, tokenizer = open_store(tmp_path / "store", split), load_tokenizer(tmp_path / "store")
-        assert tokenizer.token_bytes()[store.tokens].sum() == counts["bytes"]
+        assert tokenizer.token_bytes()[tokens_of(store)].sum() == counts["bytes"]
     verify_store(tmp_path / "store")
 
 
@@ -105,7 +111,7 @@ def test_order_depends_only_on_the_seed(tmp_path):
 def test_batch_size_of_tokenization_does_not_change_the_store(tmp_path, monkeypatch):
     source = write(tmp_path / "in.jsonl", TEXTS)
     whole = make(source, tmp_path / "a", "bytes")["splits"]
-    monkeypatch.setattr(preparation, "_BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(tokenizing, "_BATCH_CHARACTERS", 100)
     assert make(source, tmp_path / "b", "bytes")["splits"] == whole
 
 
@@ -123,7 +129,7 @@ def test_existing_store_is_reused_or_refused(tmp_path):
         make(source, store, "chars")
     assert (store / "manifest.json").stat().st_mtime_ns == before
     write(tmp_path / "in.jsonl", TEXTS[:20])
-    (store / "train" / "tokens.bin").write_bytes(b"")
+    (store / "train" / "tokens-00000-of-00001.bin").write_bytes(b"")
     with pytest.raises(UserError, match="has 0 bytes"):
         make(source, store, "bytes")
 
@@ -201,7 +207,7 @@ def test_existing_directory_is_never_overwritten(tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("stage", ["reading", "tokenizer", "tokenizing train", "tokenizing validation"])
+@pytest.mark.parametrize("stage", ["reading", "training the tokenizer", "tokenizing", "writing shards"])
 def test_interrupted_prepare_leaves_no_files(tmp_path, stage):
     source = write(tmp_path / "in.jsonl", TEXTS)
 

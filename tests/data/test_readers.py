@@ -7,7 +7,8 @@ import pytest
 
 from configs.errors import UserError
 from data.class_names import with_class_names
-from data.readers import LONGEST_LINE_BYTES, read_documents, read_placed_rows, read_rows
+from data.lines import LONGEST_LINE_BYTES
+from data.readers import read_documents, read_placed_rows, read_rows
 from data.sources import HuggingFaceDataset, fingerprint, inventory, match_sources
 
 ROWS = [{"text": "first\nline", "label": "a"}, {"text": "zweite Zeile ü", "label": "b"}]
@@ -178,7 +179,7 @@ def test_a_dataset_may_have_a_configuration_and_a_slice(pattern, dataset):
 
 
 def test_lines_longer_than_a_chunk(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.readers.CHUNK_BYTES", 5)
+    monkeypatch.setattr("data.lines.CHUNK_BYTES", 5)
     assert list(read_rows(write_jsonl(tmp_path / "r.jsonl", ROWS))) == ROWS
 
 

@@ -4,6 +4,9 @@
 .parquet (one document per row; .gz and .zst too).
 
   rootstock prepare --input='texts/*.txt' --output=stores/texts --tokenizer=bpe:8192
+
+The work is cut into units for all cores; the store is the same for any number of them. If the command is killed, the
+same command continues with the units that are not done. docs/data.md: clusters, and text of any size.
 """
 
 import json
@@ -11,12 +14,15 @@ import json
 from absl import flags
 
 from configs.errors import UserError
-from data.prepare import SPLIT_METHODS, StoreOptions, prepare
+from data.engines import ENGINES, Engine, parse_part
+from data.prepare import SPLIT_METHODS, Execution, NotYet, StoreOptions, prepare
 from data.storage.paths import at
-from data.store import verify_store
+from data.store import shards_of
+from data.store_check import verify_store
 from train.console import step_progress
 
 REQUIRED = ("output",)
+_MEGABYTE = 1 << 20
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -34,7 +40,15 @@ def define_flags(values: flags.FlagValues) -> None:
     )  # fmt: skip
     flags.DEFINE_integer("seed", 0, "Random seed of the document order.", flag_values=values)
     flags.DEFINE_boolean("strict", True, "Stop at a bad row; --nostrict skips and counts it.", flag_values=values)
-    text = "Make nothing: compare the files of the store at --output with the checksums in its manifest."
+    flags.DEFINE_enum("engine", "processes", list(ENGINES), "Processes of this machine, or Ray.", flag_values=values)
+    flags.DEFINE_integer("processes", 0, "At a time; 0: one per core.", lower_bound=0, flag_values=values)
+    text = "I/N: do only part I (from 0) of N of the current stage, as one of N tasks that share --output."
+    flags.DEFINE_string("unit", "", text, flag_values=values)
+    text = "Megabytes of input in a unit; 0: 16, and more above 64 GB."
+    flags.DEFINE_float("unit_megabytes", 0.0, text, lower_bound=0.0, flag_values=values)
+    text = "Megabytes of tokens in a file of the store at most."
+    flags.DEFINE_float("shard_megabytes", 256.0, text, lower_bound=1e-3, flag_values=values)
+    text = "Make nothing: check the checksums and every document of the store at --output."
     flags.DEFINE_boolean("verify", False, text, flag_values=values)
 
 
@@ -42,7 +56,7 @@ def run(values: flags.FlagValues) -> None:
     """Runs the command; prints the store's counts as JSON."""
     if values.verify:
         verify_store(at(values.output))
-        print(f"{values.output}: every file matches the manifest")
+        print(f"{values.output}: every file matches the manifest, and every document starts with bos and ends with eos")
         return
     if values.input is None:
         raise UserError("--input is missing; expected a file, a glob, a comma-separated list, or hf:NAME")
@@ -54,6 +68,13 @@ def run(values: flags.FlagValues) -> None:
         seed=values.seed,
         strict=values.strict,
     )
-    with step_progress() as progress:
-        manifest = prepare(values.input, at(values.output), options, progress=progress)
-    print(json.dumps({"output": values.output, "vocab_size": manifest["vocab_size"], **manifest["splits"]}, indent=1))
+    engine = Engine(values.engine, values.processes, parse_part(values.unit) if values.unit else None)
+    execution = Execution(engine, int(values.unit_megabytes * _MEGABYTE), int(values.shard_megabytes * _MEGABYTE))
+    try:
+        with step_progress() as progress:
+            manifest = prepare(values.input, at(values.output), options, progress=progress, execution=execution)
+    except NotYet as reason:
+        print(f"{values.output}: {reason}; run the next part, or the same command for the next stage")
+        return
+    splits = {name: split | {"shards": len(shards_of(manifest, name))} for name, split in manifest["splits"].items()}
+    print(json.dumps({"output": values.output, "vocab_size": manifest["vocab_size"], **splits}, indent=1))

@@ -20,13 +20,15 @@ def run(*arguments):
 
 def test_verify_accepts_a_sound_store(store, capsys):
     run(f"--output={store}", "--verify")
-    assert capsys.readouterr().out.endswith("store: every file matches the manifest\n")
+    assert capsys.readouterr().out.endswith(
+        "matches the manifest, and every document starts with bos and ends with eos\n"
+    )
 
 
 def test_verify_names_the_damaged_files(store):
-    tokens = store / "train" / "tokens.bin"
+    tokens = store / "train" / "tokens-00000-of-00001.bin"
     tokens.write_bytes(tokens.read_bytes()[::-1])
-    with pytest.raises(UserError, match=r"is damaged: train/tokens\.bin differ"):
+    with pytest.raises(UserError, match=r"is damaged: train/tokens-00000-of-00001\.bin differ"):
         run(f"--output={store}", "--verify")
 
 

@@ -1,0 +1,151 @@
+"""Stage 1: the documents of a unit, read, cleaned, filtered and hashed."""
+
+import dataclasses
+import hashlib
+import heapq
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.cleaning import clean_document, has_control_characters
+from data.lines import BadInput
+from data.preparation.unit_files import UnitFiles, write_mark
+from data.readers import read_part
+from data.storage.files import new_file
+from data.units import Unit
+
+CLEANED = "control characters"  # the number of documents from which control characters were removed
+DIGEST_BYTES = 16
+SAMPLES = 20  # per reason
+_SAMPLE_CHARACTERS = 1000
+
+# text -> (text, reasons): "" removes the document for the first reason; otherwise each reason is a kind of change.
+DocumentFunction = Callable[[str], tuple[str, tuple[str, ...]]]
+Feature = Callable[[str], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+    """How documents are read; functions are picklable and depend on nothing but the text.
+
+    Attributes:
+        text_field: column of rows that contains the text.
+        strict: stop at the first bad row or file; otherwise skip and count it.
+        functions: applied in order to each cleaned document that is not blank.
+        features: (name, function) -> an array that is kept for each document that remains, for stage 2.
+    """
+
+    text_field: str = "text"
+    strict: bool = True
+    functions: tuple[DocumentFunction, ...] = ()
+    features: tuple[tuple[str, Feature], ...] = ()
+
+
+def content_digest(text: str) -> bytes:
+    """Returns a 16-byte hash of a text; texts that differ only in white space have the same hash."""
+    return hashlib.sha256(" ".join(text.split()).encode("utf-8", "replace")).digest()[:DIGEST_BYTES]
+
+
+def digest_array(digests: bytes) -> np.ndarray:
+    """Returns uint64[n, 2], ordered as the 16-byte digests are, of the digests one after the other."""
+    return np.frombuffer(digests, ">u8").reshape(-1, 2).astype(np.uint64)
+
+
+class Samples:
+    """At most `SAMPLES` texts per reason, those with the smallest digests: the same however the input is cut."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, list[tuple[str, str]]] = {}
+
+    def add(self, reason: str, text: str) -> None:
+        """Considers a text."""
+        self.merge({reason: [(content_digest(text).hex(), text[:_SAMPLE_CHARACTERS])]})
+
+    def merge(self, others: dict[str, list[tuple[str, str]]]) -> None:
+        """Considers the samples of another unit."""
+        for reason, found in others.items():
+            known = self._kept.get(reason, [])
+            self._kept[reason] = heapq.nsmallest(SAMPLES, {*known, *((digest, text) for digest, text in found)})
+
+    def to_json(self) -> dict[str, list[tuple[str, str]]]:
+        """Returns {reason: [(digest, beginning of the text)]}, sorted."""
+        return {reason: self._kept[reason] for reason in sorted(self._kept)}
+
+
+@dataclasses.dataclass
+class _Found:
+    """What is counted while a unit is read."""
+
+    counts: Counter[str] = dataclasses.field(default_factory=lambda: Counter(read=0, empty=0))
+    skipped: Counter[str] = dataclasses.field(default_factory=Counter)
+    removed: Counter[str] = dataclasses.field(default_factory=Counter)
+    changed: Counter[str] = dataclasses.field(default_factory=Counter)
+    samples: Samples = dataclasses.field(default_factory=Samples)
+
+    def to_json(self) -> dict[str, Any]:
+        counted = {name: dict(getattr(self, name)) for name in ("counts", "skipped", "removed", "changed")}
+        return counted | {"samples": self.samples.to_json()}
+
+
+def read_unit(folder: Path, options: ReadOptions, job: tuple[int, Unit]) -> None:
+    """Writes the documents of unit `job[0]`, their arrays and their counts.
+
+    The arrays are `ends` int64[n + 1], where each text ends in bytes; `digests` uint64[n, 2]; `characters` int64[n];
+    and the features.
+
+    Raises:
+        UserError: the input is bad (strict).
+    """
+    number, unit = job
+    files, found = UnitFiles(folder, number), _Found()
+    ends, characters, digests = array("q", [0]), array("q"), bytearray()
+    features: dict[str, list[np.ndarray]] = {name: [] for name, _ in options.features}
+    with new_file(files.text_path) as path, path.open("wb") as file:
+        for text in _documents(unit, options, found):
+            ends.append(ends[-1] + file.write(text.encode()))
+            characters.append(len(text))
+            digests += content_digest(text)
+            for name, function in options.features:
+                features[name].append(function(text))
+    arrays: dict[str, Any] = {name: np.stack(rows) if rows else np.empty(0) for name, rows in features.items()}
+    arrays |= {"ends": ends, "digests": digest_array(bytes(digests)), "characters": characters}
+    with new_file(files.arrays_path) as path, path.open("wb") as file:
+        np.savez(file, **arrays)
+    write_mark(folder, "read", number, found.to_json() | {"documents": len(characters), "bytes": ends[-1]})
+
+
+def _documents(unit: Unit, options: ReadOptions, found: _Found) -> Iterator[str]:
+    """Yields the cleaned documents that no function removes."""
+    bad = BadInput(options.strict, found.skipped)
+    for piece in unit:
+        for raw in read_part(piece.open(), piece.part, options.text_field, bad):
+            found.counts["read"] += 1
+            if has_control_characters(raw):
+                found.counts[CLEANED] += 1
+            text = clean_document(raw)
+            if not text:
+                found.counts["empty"] += 1
+                continue
+            text = _apply(options.functions, text, found)
+            if text:
+                yield text
+
+
+def _apply(functions: tuple[DocumentFunction, ...], text: str, found: _Found) -> str:
+    """Returns the text after all functions, or "" if one of them removes it."""
+    for function in functions:
+        before = text
+        text, reasons = function(text)
+        if not text:
+            reason = reasons[0]
+            found.removed[reason] += 1
+            found.samples.add(reason, before)
+            return ""
+        for reason in reasons:
+            found.changed[reason] += 1
+            found.samples.add(reason, before)
+    return text
