@@ -38,6 +38,7 @@ class FilterOptions:
         avoid: evaluation rows to look for, see `evaluation_sets.read_evaluation_sets`.
         avoid_action: "drop" removes documents that contain evaluation rows, "count" only counts them.
         score_with: the run whose score decides; "": none.
+        score_class: the class whose probability is the score; "" for a regression.
         min_score: smallest score.
     """
 
@@ -51,6 +52,7 @@ class FilterOptions:
     avoid: tuple[str, ...] = ()
     avoid_action: str = "drop"
     score_with: str = ""
+    score_class: str = ""
     min_score: float = 0.5
 
     def __bool__(self) -> bool:

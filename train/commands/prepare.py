@@ -19,9 +19,12 @@ from data.prepare import SPLIT_METHODS, Execution, NotYet, StoreOptions, prepare
 from data.storage.paths import at
 from data.store import shards_of
 from data.store_check import verify_store
+from train.commands.filter_flags import FLAG_NEEDS as FILTER_NEEDS
+from train.commands.filter_flags import define_filter_flags, filter_options, score_function
 from train.console import step_progress
 
 REQUIRED = ("output",)
+FLAG_NEEDS = FILTER_NEEDS
 _MEGABYTE = 1 << 20
 
 
@@ -48,6 +51,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float("unit_megabytes", 0.0, text, lower_bound=0.0, flag_values=values)
     text = "Megabytes of tokens in a file of the store at most."
     flags.DEFINE_float("shard_megabytes", 256.0, text, lower_bound=1e-3, flag_values=values)
+    define_filter_flags(values)
     text = "Make nothing: check the checksums and every document of the store at --output."
     flags.DEFINE_boolean("verify", False, text, flag_values=values)
 
@@ -67,12 +71,17 @@ def run(values: flags.FlagValues) -> None:
         validation_split=values.validation_split,
         seed=values.seed,
         strict=values.strict,
+        filters=filter_options(values),
+        near_duplicates=values.near_duplicates,
     )
+    score = score_function(values)
     engine = Engine(values.engine, values.processes, parse_part(values.unit) if values.unit else None)
     execution = Execution(engine, int(values.unit_megabytes * _MEGABYTE), int(values.shard_megabytes * _MEGABYTE))
     try:
         with step_progress() as progress:
-            manifest = prepare(values.input, at(values.output), options, progress=progress, execution=execution)
+            manifest = prepare(
+                values.input, at(values.output), options, progress=progress, execution=execution, score=score
+            )
     except NotYet as reason:
         print(f"{values.output}: {reason}; run the next part, or the same command for the next stage")
         return
