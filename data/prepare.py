@@ -14,6 +14,7 @@ from typing import Any
 
 from configs.errors import UserError
 from data import sources
+from data.card.write import write_card
 from data.engines import Engine
 from data.filters.chain import FilterOptions, Score
 from data.preparation.filtering import make_filters
@@ -75,17 +76,23 @@ class StoreOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How the work is divided; a store does not depend on it, except for the number of its shards.
+    """How the work is divided, and what only the caller knows; the documents in a store do not depend on it.
 
     Attributes:
         engine: who does the work.
         unit_bytes: bytes of the input that a process reads at a time; 0: by the size of the input.
         shard_bytes: bytes of tokens in a shard at most.
+        score: scores documents for `StoreOptions.filters.score_with`; picklable.
+        command: how the store is made, for its card.
+        licenses: of the sources, for its card; see `data.card.contents.licenses_of`.
     """
 
     engine: Engine = dataclasses.field(default_factory=Engine)
     unit_bytes: int = 0
     shard_bytes: int = 1 << 28
+    score: Score | None = None
+    command: str = ""
+    licenses: tuple[str, ...] = ()
 
 
 def _silent(stage: str, done: int, total: int | None) -> None:
@@ -99,7 +106,6 @@ def prepare(
     tokenizer: Tokenizer | None = None,
     progress: Progress = _silent,
     execution: Execution = Execution(),
-    score: Score | None = None,
 ) -> dict[str, Any]:
     """Makes a token store, or checks that `output` already is this store, and returns its manifest.
 
@@ -114,7 +120,6 @@ def prepare(
         tokenizer: a tokenizer that `options.tokenizer` made earlier; None: make it.
         progress: called with (stage, jobs done, jobs).
         execution: how the work is divided.
-        score: scores documents for `options.filters.score_with`; picklable.
 
     Raises:
         UserError: an option or the input is invalid, no document remains, or `output` contains something else.
@@ -124,7 +129,7 @@ def prepare(
     _check(options, execution)
     output = at(output)
     saved = options.tokenizer if is_trainable(options.tokenizer) else _saved_name(options.tokenizer)
-    filters = make_filters(options.filters, options.near_duplicates, score)
+    filters = make_filters(options.filters, options.near_duplicates, execution.score)
     recorded = {name: getattr(options, name) for name in _RECORDED} | {
         "tokenizer": saved,
         "validation_fraction": float(options.validation_fraction),
@@ -154,10 +159,10 @@ def prepare(
     }
     with workspace(output, request, shared=execution.engine.part is not None) as space:
         made = make_store(pipeline, found, space, execution.engine, progress)
-        if "filtered" in made:
-            made["filtered"] = filters.described(made["filtered"])
+        about = filters.take_card_fields(made)
         fields = ("source", "files", "mtimes_ns")
         ordered = {name: made.pop(name) for name in fields} | {"options": recorded} | made
+        write_card(space, output.name, ordered, about, (execution.command, execution.licenses))
         write_manifest(space.store, ordered)
     return read_manifest(output)
 

@@ -11,6 +11,7 @@ from data.filters.chain import FilterOptions, Score, check_options, filter_docum
 from data.filters.contamination import ContaminationIndex, build_index, report
 from data.filters.evaluation_sets import read_evaluation_sets
 from data.near_duplicates import bands_for
+from data.preparation.composition import COMPOSITION
 from data.preparation.reading import Outcome, ReadOptions
 from data.preparation.similar_documents import NearDuplicatePass, band_feature
 
@@ -88,18 +89,23 @@ class Filters:
         filters = {"filters": found} if found else {}
         return filters | ({"near_duplicates": self.near_duplicates} if self.near_duplicates else {})
 
-    def described(self, filtered: dict[str, Any]) -> dict[str, Any]:
-        """Returns the counts of a store's filters with "languages" and "contamination" in place of notes."""
-        notes = Counter(filtered["notes"])
+    def take_card_fields(self, made: dict[str, Any]) -> dict[str, Any]:
+        """Takes from what `make_store` returned what belongs to the card, and counts languages and evaluation rows.
+
+        Returns:
+            {"sources", "lengths", "samples"}; "filtered" of `made` gets "languages" and "contamination" for its notes.
+        """
+        filtered = made.get("filtered", {})
+        about = made.pop(COMPOSITION) | {"samples": filtered.pop("samples", {})}
+        notes = Counter(filtered.pop("notes", {}))
         languages = {name.removeprefix(_LANGUAGE): n for name, n in notes.items() if name.startswith(_LANGUAGE)}
-        found = {name: value for name, value in filtered.items() if name != "notes"}
         if languages:
-            found["languages"] = dict(sorted(languages.items(), key=lambda item: (-item[1], item[0])))
+            filtered["languages"] = dict(sorted(languages.items(), key=lambda item: (-item[1], item[0])))
         if self.index is not None:
             rows = np.array([int(name.removeprefix(_ROW)) for name in notes if name.startswith(_ROW)], np.int64)
             documents = [notes[f"{_SET}{number}"] for number in range(len(self.index.names))]
-            found["contamination"] = report(self.index, rows, documents)
-        return found
+            made.setdefault("filtered", filtered)["contamination"] = report(self.index, rows, documents)
+        return about
 
 
 def _listed(value: object) -> object:

@@ -20,6 +20,7 @@ from typing import Any
 
 from data import engines, sources
 from data.engines import Engine, Map
+from data.preparation.composition import COMPOSITION, Composition
 from data.preparation.gathering import GatherOptions, gather_shard, shard_count
 from data.preparation.reading import CLEANED, COUNTERS, ReadOptions, Samples, read_unit
 from data.preparation.splitting import SplitOptions, split_units, texts_of
@@ -210,6 +211,7 @@ def _make(run: _Run, run_jobs: Map, pipeline: Pipeline, units: list[Unit]) -> di
         "dtype": dtype,
         "splits": {name: record | {"bytes": counts[name]["bytes"]} for name, record in records.items()},
         **_collected(results, split),
+        COMPOSITION: Composition.of(read_mark(run.folder, "tokenize", n) for n in range(len(units))).to_json(),
     }
 
 
@@ -235,7 +237,7 @@ def _save_tokenizer(wanted: Tokenizer | str, units: list[UnitFiles], train: Part
 
 
 def _collected(results: list[dict[str, Any]], split: dict[str, Any]) -> dict[str, Any]:
-    """Returns the manifest's counts of documents: "collected" as always, and "filtered" if there were filters."""
+    """Returns the manifest's counts of documents and bytes, and "filtered" if a filter did something."""
     totals = {name: Counter[str]() for name in COUNTERS}
     samples = Samples()
     for result in results:

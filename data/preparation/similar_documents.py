@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from data.storage.files import new_file
 REASON = "near-duplicate"
 EVIDENCE_FILE = "near_duplicates.jsonl"
 _FEATURE = "bands"
-_SAMPLE_CHARACTERS = 1000
+_SAMPLE_CHARACTERS, _SAMPLE_CONTEXT = 1000, 150
 
 
 def band_feature(threshold: float) -> tuple[str, Feature]:
@@ -33,7 +34,8 @@ class NearDuplicatePass:
     """A pass of stage 2 that removes near-duplicates; see `data.near_duplicates`.
 
     It writes `EVIDENCE_FILE`: a line per removed document, in order of digests, with the digest of the document that
-    stays and their Jaccard similarity; the first lines have the beginnings of both texts.
+    stays and their Jaccard similarity; the first lines have 1,000 characters of both texts, from a little before the
+    first difference, at character "start".
 
     Attributes:
         threshold: smallest Jaccard similarity of near-duplicates.
@@ -101,7 +103,8 @@ def _write_evidence(file: IO[str], found: Sequence[NearDuplicate], keys: np.ndar
             "jaccard": pair.jaccard,
         }
         if number < SAMPLES:
-            for name, document in (("removed_text", pair.removed), ("kept_text", pair.kept)):
-                (text,) = documents.read([document])
-                line |= {name: text[:_SAMPLE_CHARACTERS]}
+            (removed,), (kept,) = documents.read([pair.removed]), documents.read([pair.kept])
+            start = max(0, len(os.path.commonprefix([removed, kept])) - _SAMPLE_CONTEXT)
+            stop = start + _SAMPLE_CHARACTERS
+            line |= {"start": start, "removed_text": removed[start:stop], "kept_text": kept[start:stop]}
         file.write(json.dumps(line, ensure_ascii=False) + "\n")

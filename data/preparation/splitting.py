@@ -68,7 +68,7 @@ def split_units(units: Sequence[UnitFiles], options: SplitOptions, source: str) 
         removed_bytes |= dict.fromkeys(counts_removed, left - _bytes_left(sizes, keep))
     if not any(kept.any() for kept in keep):
         counts = sum((Counter(result["counts"]) | Counter(result["skipped"]) for result in results), Counter())
-        counts.update(removed)
+        counts.update(removed + sum((Counter(result["removed"]) for result in results), Counter()))
         found = {"read": counts["read"], "empty": counts["empty"], "duplicate": duplicates} | dict(counts)
         listed = ", ".join(f"{number} {kind}" for kind, number in found.items())
         raise UserError(f"{source}: no documents remain ({listed}); expected at least one that is not blank")
