@@ -108,8 +108,9 @@ def _funnel(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
         documents, left = documents - count, left - size
         funnel.append(_step(name, count, size, documents, left))
     kept = sum(split["bytes"] for split in manifest["splits"].values())
-    # Masks and C4's rules change documents that stay.
-    return [*funnel, _step("in the store", 0, max(left - kept, 0), documents, kept)]
+    if left > kept:
+        funnel.append(_step("lines removed, text masked", 0, left - kept, documents, kept))
+    return [*funnel, _step("in the store", 0, 0, documents, kept)]
 
 
 def _step(name: str, count: int, size: int, documents: int, left: int) -> dict[str, Any]:

@@ -110,8 +110,9 @@ def _funnel(funnel: Sequence[Mapping[str, Any]]) -> str:
     for step in funnel:
         last = step is funnel[-1]
         bar = _bar(("kept" if last else "", step["bytes"] / read), ("gone", step["removed_bytes"] / read))
-        gone = [f"−{step['removed']:,}", f"−{_size(step['removed_bytes'])}"]  # noqa: RUF001 - a minus sign
-        cells = [escape(step["step"]), *(gone if step["removed"] or step["removed_bytes"] else ["", ""])]
+        gone = [f"{step['removed']:,}" if step["removed"] else ""]
+        gone.append(_size(step["removed_bytes"]) if step["removed_bytes"] else "")
+        cells = [escape(step["step"]), *gone]
         body.append(("kept" if last else "", [*cells, f"{step['documents']:,}", _size(step["bytes"]), bar]))
     head = ("step", "documents removed", "text removed", "documents left", "text left", "of the text that was read")
     note = "Steps in the order in which they run; red is what a step removed."

@@ -10,6 +10,7 @@ import numpy as np
 from data.filters.chain import FilterOptions, Score, check_options, filter_documents
 from data.filters.contamination import ContaminationIndex, build_index, report
 from data.filters.evaluation_sets import read_evaluation_sets
+from data.filters.masks import mask
 from data.near_duplicates import bands_for
 from data.preparation.composition import COMPOSITION
 from data.preparation.reading import Outcome, ReadOptions
@@ -35,13 +36,16 @@ class FilterFunction:
     def __call__(self, texts: Sequence[str]) -> list[Outcome]:
         """Returns what becomes of each document."""
         outcomes = []
-        for document in filter_documents(texts, self.options, self.index, self.score):
+        found = filter_documents(texts, self.options, self.index, self.score)
+        for text, document in zip(texts, found, strict=True):
             notes = [f"{_LANGUAGE}{document.language}"] if document.language else []
             notes += [f"{_ROW}{number}" for number in document.rows.tolist()]
             if self.index is not None and len(document.rows):
                 notes += [f"{_SET}{number}" for number in np.unique(self.index.set_of[document.rows]).tolist()]
             reasons = (document.removed,) if document.removed else tuple(document.changes.elements())
-            outcomes.append(Outcome("" if document.removed else document.text, reasons, tuple(notes)))
+            # Samples are published with the card, so what is masked in the store is masked there too.
+            sample = mask(text, self.options.mask)[0] if reasons and self.options.mask else ""
+            outcomes.append(Outcome("" if document.removed else document.text, reasons, tuple(notes), sample))
         return outcomes
 
 

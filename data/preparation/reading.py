@@ -34,11 +34,13 @@ class Outcome(NamedTuple):
         text: what remains; "" removes the document.
         reasons: why it is removed, or each change that was made.
         notes: what else is counted, such as its language.
+        sample: what to show of the document if it is drawn as a sample of a reason; "": as it was before.
     """
 
     text: str
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    sample: str = ""
 
 
 # Documents -> what becomes of each; an outcome depends on its document alone.
@@ -173,12 +175,13 @@ def _apply(functions: Iterable[DocumentFunction], texts: Sequence[str], found: _
         for number, outcome in zip(left, function([texts[number] for number in left]), strict=True):
             before, texts[number] = texts[number], outcome.text
             found.notes.update(outcome.notes)
+            sample = outcome.sample or before
             if not outcome.text:
                 found.removed[outcome.reasons[0]] += 1
                 found.bytes[outcome.reasons[0]] += len(before.encode())
-                found.samples.add(outcome.reasons[0], before)
+                found.samples.add(outcome.reasons[0], sample)
                 continue
             found.changed.update(outcome.reasons)
             for reason in set(outcome.reasons):
-                found.samples.add(reason, before)
+                found.samples.add(reason, sample)
     return texts

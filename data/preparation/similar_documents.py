@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -104,7 +103,8 @@ def _write_evidence(file: IO[str], found: Sequence[NearDuplicate], keys: np.ndar
         }
         if number < SAMPLES:
             (removed,), (kept,) = documents.read([pair.removed]), documents.read([pair.kept])
-            start = max(0, len(os.path.commonprefix([removed, kept])) - _SAMPLE_CONTEXT)
+            same = next((n for n, (a, b) in enumerate(zip(removed, kept, strict=False)) if a != b), 0)
+            start = max(0, same - _SAMPLE_CONTEXT)
             stop = start + _SAMPLE_CHARACTERS
             line |= {"start": start, "removed_text": removed[start:stop], "kept_text": kept[start:stop]}
         file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -110,6 +110,17 @@ def test_every_reason_has_samples(made):
     assert "samples" not in made[1]["filtered"]
 
 
+def test_what_is_masked_in_the_store_is_masked_in_its_card(source, tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": f"{text}\nann@example.com"}) + "\n" for text in ("few words", text_of(1)))
+    )
+    filters = FilterOptions(gopher_quality=GopherQuality(), mask=("emails",))
+    prepare(str(tmp_path / "a.jsonl"), tmp_path / "store", StoreOptions("bytes", filters=filters))
+    for path in ("card.json", "card.html"):
+        text = (tmp_path / "store" / path).read_text()
+        assert "ann@" not in text and "few words" in text
+
+
 def test_the_evidence_of_near_duplicates(made):
     store, _ = made
     lines = [json.loads(line) for line in (store / "near_duplicates.jsonl").read_text().splitlines()]
