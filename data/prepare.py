@@ -14,7 +14,10 @@ from typing import Any
 
 from configs.errors import UserError
 from data import sources
+from data.card.write import write_card
 from data.engines import Engine
+from data.filters.chain import FilterOptions, Score
+from data.preparation.filtering import make_filters
 from data.preparation.pipeline import NotYet, Pipeline, make_store
 from data.preparation.reading import CLEANED, ReadOptions
 from data.preparation.splitting import SplitOptions
@@ -31,6 +34,8 @@ Progress = Callable[[str, int, int | None], None]
 __all__ = ["SPLIT_METHODS", "DataChanged", "Execution", "NotYet", "StoreOptions", "prepare", "skipped_rows"]
 
 SPLIT_METHODS = ("documents", "tail")
+_RECORDED = ("tokenizer", "text_field", "validation_fraction", "validation_split", "seed", "strict")
+_FILTERS = ("filters", "near_duplicates")
 _NOT_SKIPPED = ("read", "empty", "duplicate", CLEANED)
 
 
@@ -55,6 +60,8 @@ class StoreOptions:
             so that adding a document never moves another; "tail" holds out the last part of every document.
         seed: seed of the order in which documents are stored.
         strict: stop at the first bad row or file; otherwise skip and count it.
+        filters: which documents are removed or changed; none by default.
+        near_duplicates: smallest Jaccard similarity of documents of which one is removed; 0: none is.
     """
 
     tokenizer: str
@@ -63,21 +70,29 @@ class StoreOptions:
     validation_split: str = "documents"
     seed: int = 0
     strict: bool = True
+    filters: FilterOptions = dataclasses.field(default_factory=FilterOptions)
+    near_duplicates: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How the work is divided; a store does not depend on it, except for the number of its shards.
+    """How the work is divided, and what only the caller knows; the documents in a store do not depend on it.
 
     Attributes:
         engine: who does the work.
         unit_bytes: bytes of the input that a process reads at a time; 0: by the size of the input.
         shard_bytes: bytes of tokens in a shard at most.
+        score: scores documents for `StoreOptions.filters.score_with`; picklable.
+        command: how the store is made, for its card.
+        licenses: of the sources, for its card; see `data.card.contents.licenses_of`.
     """
 
     engine: Engine = dataclasses.field(default_factory=Engine)
     unit_bytes: int = 0
     shard_bytes: int = 1 << 28
+    score: Score | None = None
+    command: str = ""
+    licenses: tuple[str, ...] = ()
 
 
 def _silent(stage: str, done: int, total: int | None) -> None:
@@ -114,9 +129,11 @@ def prepare(
     _check(options, execution)
     output = at(output)
     saved = options.tokenizer if is_trainable(options.tokenizer) else _saved_name(options.tokenizer)
-    recorded = dataclasses.asdict(options) | {
+    filters = make_filters(options.filters, options.near_duplicates, execution.score)
+    recorded = {name: getattr(options, name) for name in _RECORDED} | {
         "tokenizer": saved,
         "validation_fraction": float(options.validation_fraction),
+        **filters.recorded(),
     }
     if is_store(output):
         return _existing(input, output, recorded, progress)
@@ -127,8 +144,8 @@ def prepare(
     pipeline = Pipeline(
         input=input,
         tokenizer=tokenizer or options.tokenizer,
-        read=ReadOptions(options.text_field, options.strict),
-        split=SplitOptions(options.validation_fraction, options.validation_split),
+        read=filters.read_options(ReadOptions(options.text_field, options.strict)),
+        split=SplitOptions(options.validation_fraction, options.validation_split, filters.deletions()),
         seed=options.seed,
         unit_bytes=unit_bytes,
         shard_bytes=execution.shard_bytes,
@@ -142,8 +159,10 @@ def prepare(
     }
     with workspace(output, request, shared=execution.engine.part is not None) as space:
         made = make_store(pipeline, found, space, execution.engine, progress)
+        about = filters.take_card_fields(made)
         fields = ("source", "files", "mtimes_ns")
         ordered = {name: made.pop(name) for name in fields} | {"options": recorded} | made
+        write_card(space, output.name, ordered, about, (execution.command, execution.licenses))
         write_manifest(space.store, ordered)
     return read_manifest(output)
 
@@ -179,8 +198,12 @@ def _existing(input: str, output: Path, options: dict[str, Any], progress: Progr
         raise UserError(f"{output} is a token store without a record of its input; use a new directory")
     made_from = sources.manifest_fields(sources.hash_sources(input, _known_files(manifest)))
     before = manifest["options"]
+    # Stores that were made without filters record none.
+    names = [*options, *(name for name in _FILTERS if name in before and name not in options)]
     changed = [
-        f"{name} {before.get(name)!r} -> {value!r}" for name, value in options.items() if before.get(name) != value
+        f"{name} {before.get(name)!r} -> {options.get(name)!r}"
+        for name in names
+        if before.get(name) != options.get(name)
     ]
     if manifest["source"] != made_from["source"]:
         # Stores of the first versions list no files.

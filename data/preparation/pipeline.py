@@ -20,8 +20,9 @@ from typing import Any
 
 from data import engines, sources
 from data.engines import Engine, Map
+from data.preparation.composition import COMPOSITION, Composition
 from data.preparation.gathering import GatherOptions, gather_shard, shard_count
-from data.preparation.reading import CLEANED, ReadOptions, Samples, read_unit
+from data.preparation.reading import CLEANED, COUNTERS, ReadOptions, Samples, read_unit
 from data.preparation.splitting import SplitOptions, split_units, texts_of
 from data.preparation.tokenizing import TokenizeOptions, token_counts, tokenize_unit
 from data.preparation.unit_files import UnitFiles, done_jobs, mark_path, read_mark, write_mark
@@ -210,12 +211,13 @@ def _make(run: _Run, run_jobs: Map, pipeline: Pipeline, units: list[Unit]) -> di
         "dtype": dtype,
         "splits": {name: record | {"bytes": counts[name]["bytes"]} for name, record in records.items()},
         **_collected(results, split),
+        COMPOSITION: Composition.of(read_mark(run.folder, "tokenize", n) for n in range(len(units))).to_json(),
     }
 
 
 def _prefix_bits(results: Iterable[dict[str, Any]], shard_bytes: int) -> int:
     """Returns how many bits of the keys may separate shards: enough for one token per byte of text."""
-    most = sum(result["bytes"] + 2 * result["documents"] for result in results) * _LARGEST_TOKEN_BYTES
+    most = sum(result["text_bytes"] + 2 * result["documents"] for result in results) * _LARGEST_TOKEN_BYTES
     return min((most // shard_bytes).bit_length(), _MAX_PREFIX_BITS)
 
 
@@ -235,8 +237,8 @@ def _save_tokenizer(wanted: Tokenizer | str, units: list[UnitFiles], train: Part
 
 
 def _collected(results: list[dict[str, Any]], split: dict[str, Any]) -> dict[str, Any]:
-    """Returns the manifest's counts of documents: "collected" as always, and "filtered" if there were filters."""
-    totals = {name: Counter[str]() for name in ("counts", "skipped", "removed", "changed")}
+    """Returns the manifest's counts of documents and bytes, and "filtered" if a filter did something."""
+    totals = {name: Counter[str]() for name in COUNTERS}
     samples = Samples()
     for result in results:
         samples.merge(result["samples"])
@@ -247,8 +249,8 @@ def _collected(results: list[dict[str, Any]], split: dict[str, Any]) -> dict[str
     if counts[CLEANED]:
         collected[CLEANED] = counts[CLEANED]
     collected |= sorted(totals["skipped"].items())
-    removed, changed = Counter(split["removed"]) + totals["removed"], totals["changed"]
-    if not removed and not changed:
-        return {"collected": collected}
-    filtered = {"removed": dict(sorted(removed.items())), "changed": dict(sorted(changed.items()))}
-    return {"collected": collected, "filtered": filtered | {"samples": samples.to_json()}}
+    removed = Counter(split["removed"]) + totals["removed"]
+    found = {"removed": removed, "changed": totals["changed"], "notes": totals["notes"]}
+    filtered: dict[str, Any] = {name: dict(sorted(values.items())) for name, values in found.items()}
+    made = {"collected": collected, "bytes": dict(totals["bytes"] + Counter(split["bytes"]))}
+    return made | ({"filtered": filtered | {"samples": samples.to_json()}} if any(found.values()) else {})

@@ -5,7 +5,7 @@ Memory is one byte per document, and 24 bytes for each document of a range of di
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ REMOVED, TRAIN, VALIDATION = 0, 1, 2
 
 # (units, per unit a bool array that says which documents stay) -> {reason: number of documents}; clears the entries of
 # the documents that it removes. It runs after the removal of exact duplicates, of which the first one stays.
-DeletionPass = Callable[[Sequence[UnitFiles], list[np.ndarray]], Counter[str]]
+DeletionPass = Callable[[Sequence[UnitFiles], list[np.ndarray]], Mapping[str, int]]
+DUPLICATE = "duplicate"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +47,8 @@ def split_units(units: Sequence[UnitFiles], options: SplitOptions, source: str) 
 
     Returns:
         {"duplicate": documents removed as exact copies, "removed": {reason: count} of the deletion passes,
-        "parts": {split: [place, start, stop]}}: a split has the documents at a place, of each the part from `start` to
-        `stop` as fractions of its characters.
+        "bytes": {"duplicate" or reason: bytes of the removed text}, "parts": {split: [place, start, stop]}}: a split
+        has the documents at a place, of each the part from `start` to `stop` as fractions of its characters.
 
     Raises:
         UserError: no document remains, or they cannot be split.
@@ -55,12 +56,19 @@ def split_units(units: Sequence[UnitFiles], options: SplitOptions, source: str) 
     results = [unit.results() for unit in units]
     keep = [np.ones(result["documents"], bool) for result in results]
     removed: Counter[str] = Counter()
+    sizes = [np.diff(unit.array("ends")) for unit in units]
+    left = _bytes_left(sizes, keep)
     duplicates = remove_exact_duplicates(units, keep)
+    removed_bytes = {DUPLICATE: left - _bytes_left(sizes, keep)}
     for deletion in options.deletions:
-        removed.update(deletion(units, keep))
+        left = _bytes_left(sizes, keep)
+        counts_removed = deletion(units, keep)
+        removed.update(counts_removed)
+        # A pass has one reason.
+        removed_bytes |= dict.fromkeys(counts_removed, left - _bytes_left(sizes, keep))
     if not any(kept.any() for kept in keep):
         counts = sum((Counter(result["counts"]) | Counter(result["skipped"]) for result in results), Counter())
-        counts.update(removed)
+        counts.update(removed + sum((Counter(result["removed"]) for result in results), Counter()))
         found = {"read": counts["read"], "empty": counts["empty"], "duplicate": duplicates} | dict(counts)
         listed = ", ".join(f"{number} {kind}" for kind, number in found.items())
         raise UserError(f"{source}: no documents remain ({listed}); expected at least one that is not blank")
@@ -75,7 +83,12 @@ def split_units(units: Sequence[UnitFiles], options: SplitOptions, source: str) 
     for unit, kept in zip(units, keep, strict=True):
         places = np.where(kept, np.where(_fractions(unit) < bound, VALIDATION, TRAIN), REMOVED)
         write_array(unit.places_path, places.astype(np.uint8))
-    return {"duplicate": duplicates, "removed": dict(sorted(removed.items())), "parts": parts}
+    found = {"duplicate": duplicates, "removed": dict(sorted(removed.items())), "bytes": removed_bytes}
+    return found | {"parts": parts}
+
+
+def _bytes_left(sizes: Sequence[np.ndarray], keep: Sequence[np.ndarray]) -> int:
+    return sum(int(size[kept].sum()) for size, kept in zip(sizes, keep, strict=True))
 
 
 def remove_exact_duplicates(units: Sequence[UnitFiles], keep: list[np.ndarray]) -> int:

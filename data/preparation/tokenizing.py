@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data.preparation.composition import Composition
 from data.preparation.reading import DIGEST_BYTES, digest_array
 from data.preparation.unit_files import UnitFiles, write_array, write_mark
 from data.store import token_dtype
@@ -51,12 +52,15 @@ def unit_file(split: str, number: int, kind: str) -> str:
 def tokenize_unit(folder: Path, options: TokenizeOptions, number: int) -> None:
     """Writes the tokens, keys and table of each split of a unit, and deletes its text, which nothing reads any more."""
     unit, tokenizer = UnitFiles(folder, number), _tokenizer(options.tokenizer)
-    counts = {split: _tokenize(unit, split, options, tokenizer) for split in options.parts}
-    write_mark(folder, "tokenize", number, counts)
+    about = Composition()
+    counts = {split: _tokenize(unit, split, options, tokenizer, about) for split in options.parts}
+    write_mark(folder, "tokenize", number, {"counts": counts, "composition": about.to_json()})
     unit.text_path.unlink(missing_ok=True)
 
 
-def _tokenize(unit: UnitFiles, split: str, options: TokenizeOptions, tokenizer: Tokenizer) -> dict[str, int]:
+def _tokenize(
+    unit: UnitFiles, split: str, options: TokenizeOptions, tokenizer: Tokenizer, about: Composition
+) -> dict[str, int]:
     place, start, stop = options.parts[split]
     rows = np.flatnonzero(unit.places() == place).tolist()
     dtype = token_dtype(tokenizer.vocab_size)
@@ -71,6 +75,7 @@ def _tokenize(unit: UnitFiles, split: str, options: TokenizeOptions, tokenizer: 
         total_bytes += sum(len(text.encode()) for _, text in batch)
         documents += tokenizer.encode_documents([text for _, text in batch], dtype)
         used += [row for row, _ in batch]
+    about.add(unit, used, np.array([len(ids) for ids in documents], np.int64))
     keys = shuffle_keys(unit.array("digests")[used], options.seed)
     lengths = np.array([len(ids) for ids in documents], np.int64)
     order = np.lexsort((keys[:, 1], keys[:, 0]))
@@ -115,11 +120,11 @@ def _batches(texts: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]
         yield batch
 
 
-def token_counts(marks: Iterable[dict[str, dict[str, int]]], splits: Iterable[str]) -> dict[str, dict[str, Any]]:
+def token_counts(marks: Iterable[dict[str, Any]], splits: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Returns {split: {"documents", "tokens", "bytes"}} summed over the marks of the units."""
     totals: dict[str, dict[str, Any]] = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in splits}
     for mark in marks:
-        for split, counts in mark.items():
+        for split, counts in mark["counts"].items():
             for kind, count in counts.items():
                 totals[split][kind] += count
     return totals

@@ -5,7 +5,9 @@ rootstock evaluate --run=runs/tiny --tasks=intent --data=test.jsonl --shots=3 --
 rootstock evaluate --run=runs/smollm2 --tasks=hellaswag,arc_easy --limit=100
 rootstock evaluate --run=runs/intent --data=test.jsonl --json
 
---tasks are files of configs/evals/, or names of EleutherAI's lm-evaluation-harness (extra: evals).
+--tasks are files of configs/evals/, or names of EleutherAI's lm-evaluation-harness (extra: evals). With
+--contamination, the share of the questions that are in the training text stands beside each score, and the score on
+the other questions.
 """
 
 import json
@@ -21,6 +23,7 @@ from data.storage.paths import at
 from train.console import results_console
 
 if TYPE_CHECKING:
+    from train.evaluation.contamination import LookUp
     from train.run.record import Run
 
 REQUIRED = ("run",)
@@ -54,6 +57,11 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("shots", -1, text, lower_bound=-1, flag_values=values)
     flags.DEFINE_integer("limit", 0, "With --tasks: rows per task; 0: all.", lower_bound=0, flag_values=values)
     flags.DEFINE_boolean("chat", False, "With --tasks: format prompts with the chat template.", flag_values=values)
+    text = (
+        "With --tasks or --data: look for the questions in the training text: auto, the stores of the run's "
+        "pre-training, or a store; empty: do not."
+    )
+    flags.DEFINE_string("contamination", "", text, flag_values=values)
     text = "File for the results; empty: results.json in the run's directory."
     flags.DEFINE_string("output", "", text, flag_values=values)
     flags.DEFINE_boolean("json", False, "Print one JSON object.", flag_values=values)
@@ -72,13 +80,15 @@ def run(values: flags.FlagValues) -> None:
     output = at(values.output) if values.output else directory / NAME
     if is_process_zero():
         check_results(output, "output")
+    if values.contamination and values.text:
+        raise UserError("--contamination has no effect with --text; expected it with --tasks or --data")
     if values.text and not values.tasks and language:
         name, figures = f"text {values.text}", _score_text(opened, values)
     elif values.tasks and not values.text and language:
         name = f"tasks {','.join(values.tasks)}" + (f" of {values.data}" if values.data else "")
-        figures = _score_tasks(directory, values)
+        figures = _score_tasks(directory, values, _look_up(opened, values))
     elif values.data and not values.text and not values.tasks and record.stage == "finetune":
-        name, figures = f"data {values.data}", score_rows(opened, values.data)
+        name, figures = f"data {values.data}", score_rows(opened, values.data, _look_up(opened, values))
     else:
         kind = "pretrain" if record.stage == "pretrain" else record.task["name"]
         expected = (["--text", "--tasks"] if language else []) + (["--data"] if record.stage == "finetune" else [])
@@ -130,7 +140,14 @@ def _score_text(opened: "Run", values: flags.FlagValues) -> dict[str, Any]:
         return summary(perplexity(language_model, values.text, field, window, values.stride or -(-window // 2)))
 
 
-def _score_tasks(directory: Path, values: flags.FlagValues) -> dict[str, Any]:
+def _look_up(opened: "Run", values: flags.FlagValues) -> "LookUp | None":
+    from train.evaluation.contamination import look_up_in
+    from train.run.training_stores import training_stores
+
+    return look_up_in(training_stores(opened, values.contamination)) if values.contamination else None
+
+
+def _score_tasks(directory: Path, values: flags.FlagValues, look_up: "LookUp | None") -> dict[str, Any]:
     from train.run.language_model import chat_template_of, open_language_model
     from train.run.record import open_run
 
@@ -150,5 +167,6 @@ def _score_tasks(directory: Path, values: flags.FlagValues) -> dict[str, Any]:
             limit=values.limit,
             data={split: path for split, path in data.items() if path},
             chat=values.chat,
+            look_up=look_up,
         )
         return harness.evaluate(open_language_model(directory, template, spread=True), values.tasks, options)

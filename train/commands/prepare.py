@@ -10,6 +10,7 @@ same command continues with the units that are not done. docs/data.md: clusters,
 """
 
 import json
+import shlex
 
 from absl import flags
 
@@ -19,10 +20,14 @@ from data.prepare import SPLIT_METHODS, Execution, NotYet, StoreOptions, prepare
 from data.storage.paths import at
 from data.store import shards_of
 from data.store_check import verify_store
+from train.commands.filter_flags import FLAG_NEEDS as FILTER_NEEDS
+from train.commands.filter_flags import define_filter_flags, filter_options, score_function
 from train.console import step_progress
 
 REQUIRED = ("output",)
+FLAG_NEEDS = FILTER_NEEDS
 _MEGABYTE = 1 << 20
+_SHOWN = ("removed", "changed", "languages", "contamination")  # of what filters did
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -48,6 +53,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float("unit_megabytes", 0.0, text, lower_bound=0.0, flag_values=values)
     text = "Megabytes of tokens in a file of the store at most."
     flags.DEFINE_float("shard_megabytes", 256.0, text, lower_bound=1e-3, flag_values=values)
+    define_filter_flags(values)
+    text = "License of the sources for card.html: LICENSE, or FILE=LICENSE; repeatable."
+    flags.DEFINE_multi_string("license", [], text, flag_values=values)
     text = "Make nothing: check the checksums and every document of the store at --output."
     flags.DEFINE_boolean("verify", False, text, flag_values=values)
 
@@ -67,9 +75,18 @@ def run(values: flags.FlagValues) -> None:
         validation_split=values.validation_split,
         seed=values.seed,
         strict=values.strict,
+        filters=filter_options(values),
+        near_duplicates=values.near_duplicates,
     )
     engine = Engine(values.engine, values.processes, parse_part(values.unit) if values.unit else None)
-    execution = Execution(engine, int(values.unit_megabytes * _MEGABYTE), int(values.shard_megabytes * _MEGABYTE))
+    execution = Execution(
+        engine,
+        int(values.unit_megabytes * _MEGABYTE),
+        int(values.shard_megabytes * _MEGABYTE),
+        score=score_function(values),
+        command=shlex.join(["rootstock", "prepare", *_given(values)]),
+        licenses=tuple(values.license),
+    )
     try:
         with step_progress() as progress:
             manifest = prepare(values.input, at(values.output), options, progress=progress, execution=execution)
@@ -77,4 +94,11 @@ def run(values: flags.FlagValues) -> None:
         print(f"{values.output}: {reason}; run the next part, or the same command for the next stage")
         return
     splits = {name: split | {"shards": len(shards_of(manifest, name))} for name, split in manifest["splits"].items()}
-    print(json.dumps({"output": values.output, "vocab_size": manifest["vocab_size"], **splits}, indent=1))
+    found = {name: manifest["filtered"][name] for name in _SHOWN if name in manifest.get("filtered", {})}
+    print(json.dumps({"output": values.output, "vocab_size": manifest["vocab_size"], **splits, **found}, indent=1))
+
+
+def _given(values: flags.FlagValues) -> list[str]:
+    """Returns the flags that were given, as on the command line."""
+    own = {flag.name: flag for flags_of in values.flags_by_module_dict().values() for flag in flags_of}
+    return [flag.serialize() for flag in own.values() if flag.present]

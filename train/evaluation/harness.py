@@ -29,6 +29,7 @@ from data.readers import read_placed_rows
 from data.seams import encode_endings
 from data.templates import render_text
 from model.sampling import Sampling
+from train.evaluation.contamination import LookUp, harness_figures
 from train.evaluation.likelihood import likelihoods
 from train.evaluation.squad import exact_match, token_f1
 from train.generation.decode import generate_text
@@ -181,6 +182,7 @@ class HarnessOptions:
         limit: rows per task: the harness's first ones, or ours drawn at random; 0: all.
         data: {"test": rows of the questions, "train": rows to show, optional}.
         chat: put each question into the model's chat template.
+        look_up: looks for the questions in the training text; None: they are not looked for.
     """
 
     folders: Sequence[str]
@@ -188,6 +190,7 @@ class HarnessOptions:
     limit: int = 0
     data: Mapping[str, str] = dataclasses.field(default_factory=dict)
     chat: bool = False
+    look_up: LookUp | None = None
 
 
 def evaluate(language_model: LanguageModel, tasks: Sequence[str], options: HarnessOptions) -> dict[str, dict[str, Any]]:
@@ -228,7 +231,7 @@ def evaluate(language_model: LanguageModel, tasks: Sequence[str], options: Harne
                 limit=options.limit or None,
                 task_manager=manager,
                 apply_chat_template=options.chat,
-                log_samples=False,
+                log_samples=options.look_up is not None,
                 bootstrap_iters=1000,
             )
         # `datasets` and the Hub's client raise many types if a dataset or the Hub is not available.
@@ -238,6 +241,8 @@ def evaluate(language_model: LanguageModel, tasks: Sequence[str], options: Harne
     results = {name: _figures(figures) for name, figures in found["results"].items()}
     for name, figures in results.items():
         figures |= {"num_fewshot": found["n-shot"].get(name), "rows": found["n-samples"].get(name, {}).get("effective")}
+        if options.look_up is not None and name in found["samples"]:
+            figures |= harness_figures(found["samples"][name], options.look_up)
     return results
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.table import Table
 
+from data.pages import grid, write_page
 from train.console import results_console
 from train.evaluation.interval import Interval, as_json
 from train.finetuning.comparison import FINE_TUNED
-from train.finetuning.report import html, svg
-from train.finetuning.report.grid import grid
+from train.finetuning.report import svg
 from train.finetuning.report.table import shown
 from train.learning_curve import curve
 from train.learning_curve.curve import Point
@@ -30,7 +30,7 @@ def publish(found: LearningCurve, workdir: Path, as_object: bool) -> None:
     """Writes the files and prints the table, or with `as_object` one JSON object."""
     results = _results(found)
     (workdir / JSON_FILE).write_text(json.dumps(results, indent=1))
-    html.write_page(workdir / PAGE_FILE, "Learning curve", _body(found, results["sentences"]))
+    write_page(workdir / PAGE_FILE, "Learning curve", [_body(found, results["sentences"])])
     if as_object:
         print(json.dumps(results))
         return

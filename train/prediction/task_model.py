@@ -48,15 +48,19 @@ class TaskModel:
         """
         if isinstance(inputs, str):
             raise UserError(f"expected a list of texts or rows, got the text {inputs!r:.40}")
-        rows = [dict(item) if isinstance(item, Mapping) else self._row_of(item) for item in inputs]
+        rows = [dict(item) if isinstance(item, Mapping) else self.row_of(item) for item in inputs]
         answers = self.answer_rows(rows)
         for number, answer in enumerate(answers, 1):
             if answer[ERROR] is not None:
                 raise UserError(f"input {number}: {answer[ERROR]}")
         return [{name: value for name, value in answer.items() if name != ERROR} for answer in answers]
 
-    def _row_of(self, text: str) -> Row:
-        """Returns the row whose only text is `text`."""
+    def row_of(self, text: str) -> Row:
+        """Returns the row whose only text is `text`.
+
+        Raises:
+            UserError: the run reads several columns.
+        """
         if self.task.replies:
             return {"prompt": text}
         pattern = self.settings.task.input

@@ -2,9 +2,9 @@
 
 from rich.table import Table
 
+from data.pages import grid
 from train.finetuning.confidence import Confidence, Scores
 from train.finetuning.report import svg
-from train.finetuning.report.grid import grid
 from train.finetuning.report.table import shown
 
 

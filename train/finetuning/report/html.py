@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data.pages import definitions, grid, write_page
 from train.evaluation.interval import Interval, gain
 from train.finetuning.confidence import Confidence
 from train.finetuning.finetune_run import Cost
 from train.finetuning.label_audit import LabelAudit
 from train.finetuning.report import confidence, label_audit, svg
-from train.finetuning.report.grid import grid
 from train.finetuning.report.table import COST_COLUMNS, shown, shown_cost
 
 # (model, number of rows it was scored on, metrics)
@@ -26,53 +26,14 @@ _MAX_CLASSES = 20
 _MAX_CHARACTERS = 4000
 _PHASES = {"train": "Training loss", "eval": "Held-out loss"}
 _STYLE = """
-:root { color-scheme: light dark; --page: #fbfbf9; --box: #ffffff; --text: #1d2125; --muted: #63696f; --edge: #dcdcd6;
-  --right: #2f7d5b; --wrong: #c2512f; --line-0: #2f7d5b; --line-1: #c2512f; --line-2: #3567b0; --line-3: #8a5aa8; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171a; --box: #1c2024; --text: #e4e6e8; --muted: #9aa1a8;
-  --edge: #343a40; --right: #4fb286; --wrong: #e2795a; --line-0: #4fb286; --line-1: #e2795a; --line-2: #74a3e8;
-  --line-3: #bd92d8; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1040px; padding: 24px 16px 64px; background: var(--page); color: var(--text);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 26px; line-height: 1.25; margin: 0 0 12px; overflow-wrap: anywhere; }
-h2 { font-size: 18px; margin: 40px 0 8px; }
-h3 { font-size: 14px; margin: 0 0 4px; }
-p { margin: 8px 0; }
-.note, dt, .sample h3, .range { color: var(--muted); }
-.note { font-size: 13px; }
-.box { overflow-x: auto; background: var(--box); border: 1px solid var(--edge); border-radius: 8px; }
-dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 20px; margin: 0; font-size: 14px; }
-dd { margin: 0; overflow-wrap: anywhere; }
-table { border-collapse: collapse; width: 100%; }
-th, td { padding: 10px 14px; text-align: left; vertical-align: top; white-space: nowrap; }
-th { font-weight: 600; }
-thead th { font-size: 13px; }
-tbody th { white-space: normal; min-width: 9em; }
-tbody tr { border-top: 1px solid var(--edge); }
 tbody tr.tuned { background: color-mix(in srgb, var(--right) 9%, transparent); }
-td { font-variant-numeric: tabular-nums; }
-.range { font-size: 13px; font-weight: 400; }
+.sample h3 { color: var(--muted); }
 .better { color: var(--right); }
 .worse { color: var(--wrong); }
-svg { display: block; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--text); }
-.axis { stroke: var(--edge); }
 .interval { margin-top: 4px; }
 .interval rect { fill: var(--line-2); opacity: 0.35; }
 .interval circle { fill: var(--line-2); }
 .tuned .interval rect, .tuned .interval circle { fill: var(--right); }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 12px; }
-.charts .box { padding: 12px; }
-.chart { width: 100%; }
-.chart text { fill: var(--muted); }
-.chart polyline { fill: none; stroke: var(--line); stroke-width: 1.6; stroke-linejoin: round; }
-.chart circle { fill: var(--line); }
-.chart .even { stroke: var(--edge); stroke-dasharray: 4 4; }
-.legend { display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: 14px; }
-.legend span::before { content: ""; display: inline-block; width: 18px; height: 3px; margin-right: 8px;
-  vertical-align: middle; background: var(--line); }
-.line-0 { --line: var(--line-0); } .line-1 { --line: var(--line-1); }
-.line-2 { --line: var(--line-2); } .line-3 { --line: var(--line-3); }
 .confusion { margin: 8px; }
 .confusion .empty { fill: var(--page); }
 .confusion .right { fill: var(--right); }
@@ -81,15 +42,10 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--text); }
 .sample { display: grid; grid-auto-flow: column; grid-template-columns: 2fr; grid-auto-columns: 1fr; margin: 10px 0; }
 .sample > div { padding: 10px 14px; min-width: 0; border-left: 1px solid var(--edge); }
 .sample > div:first-child { border-left: 0; }
-.text { max-height: 14em; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 14px; }
-.cut { color: var(--muted); font-style: italic; }
 @media (max-width: 700px) {
   .sample { grid-auto-flow: row; grid-template-columns: 1fr; }
   .sample > div { border-left: 0; border-top: 1px solid var(--edge); }
   .sample > div:first-child { border-top: 0; }
-  .text { max-height: 10em; }
-  dl { grid-template-columns: 1fr; gap: 0; }
-  dd { margin-bottom: 8px; }
 }
 """
 
@@ -123,10 +79,9 @@ class Report:
 
 def write(path: Path, report: Report) -> None:
     """Writes a report to `path`."""
-    about = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in report.about.items())
     confusion = report.confusion
     body = [
-        f"<h1>{escape(report.title)}</h1><dl>{about}</dl>",
+        f"<h1>{escape(report.title)}</h1>{definitions(list(report.about.items()))}",
         _table(report.rows, report.costs),
         _gains(report.rows),
         confidence.sections(report.confidence) if report.confidence else "",
@@ -135,20 +90,7 @@ def write(path: Path, report: Report) -> None:
         _confusion(*confusion) if confusion is not None and len(confusion[0]) else "",
         _samples(report.samples),
     ]
-    write_page(path, report.title, "\n".join(part for part in body if part))
-
-
-def write_page(path: Path, title: str, body: str) -> None:
-    """Writes a page with the style of the reports; `body` is HTML."""
-    # The content security policy makes the browser enforce this: inline styles only.
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
-    )
-    # JSON may contain half of a surrogate pair, which UTF-8 cannot encode.
-    path.write_bytes(page.encode("utf-8", "xmlcharrefreplace"))
+    write_page(path, report.title, body, _STYLE)
 
 
 def _metric_name(metric: str) -> str:

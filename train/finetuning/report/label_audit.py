@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from html import escape
 
+from data.pages import grid
 from train.console import visible
 from train.finetuning.label_audit import HELD_OUT, LabelAudit, Pair, SuspiciousLabel
-from train.finetuning.report.grid import grid
 
 _TERMINAL_ROWS, _REPORT_ROWS = 5, 100
 _TERMINAL_CHARACTERS, _REPORT_CHARACTERS = 90, 400

@@ -1,0 +1,38 @@
+"""Writes the data card and the evidence of removals into a store."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data.card.contents import card_contents, read_pairs
+from data.card.page import write_card_page
+from data.preparation.similar_documents import EVIDENCE_FILE
+from data.preparation.workspace import Workspace
+from data.storage.files import write_atomically
+
+CARD_FILE, PAGE_FILE = "card.json", "card.html"
+
+
+def write_card(
+    space: Workspace, name: str, manifest: Mapping[str, Any], about: Mapping[str, Any], said: tuple[str, Sequence[str]]
+) -> None:
+    """Writes `card.json`, `card.html` and, if near-duplicates were looked for, `near_duplicates.jsonl` into a store.
+
+    Args:
+        space: where the store is made.
+        name: of the store.
+        manifest: of the store.
+        about: see `card_contents`.
+        said: (command that makes the store, licenses), by the user.
+
+    Raises:
+        UserError: a license is given for a source that does not exist.
+    """
+    evidence = space.folder / EVIDENCE_FILE
+    card = card_contents(manifest, about, read_pairs(evidence), *said)
+    if evidence.is_file():
+        with evidence.open("rb") as source, (space.store / EVIDENCE_FILE).open("wb") as copy:
+            shutil.copyfileobj(source, copy)
+    write_atomically(space.store / CARD_FILE, json.dumps(card, indent=1, ensure_ascii=False))
+    write_card_page(space.store / PAGE_FILE, name, card)

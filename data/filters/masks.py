@@ -1,0 +1,106 @@
+"""Masks of what names a person or opens a door: e-mail addresses, public IP addresses, keys and tokens."""
+
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from configs.errors import UserError
+
+_EMAIL = re.compile(r"(?<![\w.+-])[\w][\w.+-]*@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,}(?![\w-])")
+# A pattern that starts with a character is searched for much faster than one that starts with a look-behind, so what
+# stands before a match is checked afterwards.
+_IPV4 = re.compile(r"\d\d?\d?\.\d\d?\d?\.\d\d?\d?\.\d\d?\d?(?!\w|\.\d)")
+_IPV6 = re.compile(r"[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{1,33}(?:[0-9A-Fa-f]|::)(?!\w|:\w)")
+# Outside of it, "a::b" of a program would be an address.
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+# "version 1.2.3.4" and "Chrome/1.2.3.4" are versions, even though the numbers are those of an address.
+_VERSION_BEFORE = re.compile(r"(?:version|release|build|firmware|v\.?|[A-Za-z]/)\s*[:=]?\s*$", re.IGNORECASE)
+_PART_BEFORE = re.compile(r"[\w.]$")
+_BEFORE = 16
+_KEY = re.compile(
+    r"""
+    -----BEGIN\ (?P<kind>[A-Z0-9 ]*PRIVATE\ KEY(?:\ BLOCK)?)-----
+        (?: [\s\S]{0,20000}? -----END\ (?P=kind)----- | [A-Za-z0-9+/=\s]* )   # PEM, complete or cut
+    | \b (?: AKIA | ASIA ) [0-9A-Z]{16} \b                              # AWS
+    | \b gh[pousr]_ [A-Za-z0-9]{36,251} \b                              # GitHub
+    | \b github_pat_ [A-Za-z0-9_]{22,255} \b
+    | \b glpat- [A-Za-z0-9_-]{20,} (?! [\w-] )                          # GitLab
+    | \b AIza [0-9A-Za-z_-]{35} (?! [\w-] )                             # Google
+    | \b ya29\. [0-9A-Za-z_-]{20,}
+    | \b sk- (?: (?: proj | ant | svcacct | admin | or ) - [A-Za-z0-9_-]{20,} | [A-Za-z0-9]{32,} ) (?! [\w-] )  # OpenAI
+    | \b [sr]k_ (?: live | test ) _ [0-9A-Za-z]{20,} \b                 # Stripe
+    | \b xox [abeprs] - [A-Za-z0-9-]{10,} (?! \w )                      # Slack
+    | \b hf_ [A-Za-z]{30,} \b                                           # Hugging Face
+    | \b npm_ [A-Za-z0-9]{36} \b
+    | \b eyJ [A-Za-z0-9_-]{10,} \. eyJ [A-Za-z0-9_-]{10,} \. [A-Za-z0-9_-]{10,}   # JSON web token
+    """,
+    re.VERBOSE,
+)
+# What every key contains: a text without any of these is not searched.
+_KEY_PARTS = (
+    "PRIVATE KEY", "AKIA", "ASIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "AIza", "ya29.",
+    "sk-", "k_live_", "k_test_", "xox", "hf_", "npm_", "eyJ",
+)  # fmt: skip
+
+
+def _mask_emails(text: str) -> tuple[str, int]:
+    return _EMAIL.subn("<EMAIL>", text) if "@" in text else (text, 0)
+
+
+def _mask_keys(text: str) -> tuple[str, int]:
+    return _KEY.subn("<KEY>", text) if any(part in text for part in _KEY_PARTS) else (text, 0)
+
+
+def _mask_addresses(text: str) -> tuple[str, int]:
+    count = 0
+
+    def replaced(match: re.Match[str]) -> str:
+        nonlocal count
+        before = text[max(0, match.start() - _BEFORE) : match.start()]
+        is_part = _PART_BEFORE.search(before) or (":" in match[0] and before.endswith(":"))
+        if is_part or _VERSION_BEFORE.search(before) or not _is_public(match[0]):
+            return match[0]
+        count += 1
+        return "<IP>"
+
+    for pattern in (_IPV4, _IPV6):
+        text = pattern.sub(replaced, text)
+    return text, count
+
+
+def _is_public(address: str) -> bool:
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return found.is_global and (found.version == 4 or found in _GLOBAL_UNICAST)
+
+
+# In this order: an e-mail address may end in an IP address, and a key may contain what looks like an address.
+MASKS: dict[str, Callable[[str], tuple[str, int]]] = {
+    "keys": _mask_keys,
+    "emails": _mask_emails,
+    "ips": _mask_addresses,
+}
+
+
+def mask(text: str, kinds: Iterable[str]) -> tuple[str, Counter[str]]:
+    """Returns (text with <KEY>, <EMAIL> and <IP> in place of what was found, number of replacements by kind).
+
+    Private, loopback and documentation addresses and version numbers stay.
+
+    Args:
+        text: a document.
+        kinds: of `MASKS`.
+
+    Raises:
+        UserError: a kind is unknown.
+    """
+    kinds, counts = set(kinds), Counter[str]()
+    if unknown := sorted(kinds - set(MASKS)):
+        raise UserError(f"mask={unknown[0]!r} is unknown; expected some of {', '.join(MASKS)}")
+    for kind, replace in MASKS.items():
+        if kind in kinds:
+            text, counts[kind] = replace(text)
+    return text, +counts
