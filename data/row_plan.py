@@ -1,12 +1,12 @@
 """Which source gives row n of a mixture, and which of its rows that is: arithmetic, without state.
 
 The sources are the leaves of a Huffman tree of their weights. A node's rows are divided among its two children by
-rounding: after m rows of the node, the left child has had `round(m * share)` of them. So row n is found in one walk from
-the root, and each source's count follows its weight. The error of a leaf is at most 1/2 plus its part of the error of
-its parent; a Huffman tree has no long path of large parts, so that the sum stays below half of the sum of the
-reciprocal Fibonacci numbers, 1.68 rows, whatever the weights and however many sources there are.
+rounding: after m rows of the node, the left child has had `round(m * share)` of them. So one walk from the root finds
+the source of row n, and the rows of each source follow its weight. The error of a leaf is at most 1/2 plus its part of
+the error of its parent. A Huffman tree has no long path of large parts: with constant weights the error stays below half
+of the sum of the reciprocal Fibonacci numbers, 1.68 rows, for any number of sources.
 
-Where the weights change, a new tree begins with the error that each source has by then.
+Where the weights change, a new tree begins with the error that each source has by then, and corrects it.
 """
 
 import dataclasses
@@ -92,20 +92,24 @@ def row_plan(changes: Sequence[tuple[int, Sequence[float]]]) -> RowPlan:
     A change to the same weights is none; what comes after a row does not affect the rows before it.
 
     Args:
-        changes: (first row, weights from it on), in rising order, the first at row 0. Only the ratios of weights matter;
-            a source of weight 0 gives no rows.
+        changes: (first row, weights from it on), in rising order, the first at row 0. Only the ratios of weights
+            matter; a source of weight 0 gives no rows.
     """
-    weights = [(start, integer_weights(values)) for start, values in changes]
     phases: list[Phase] = []
     # The rows that each source should have given, with fractions.
-    due = [Fraction(0) for _ in weights[0][1]]
-    kept = [*(pair[1] for pair in itertools.pairwise([(0, ()), *weights]) if pair[0][1] != pair[1][1])]
-    for (start, shares), (after, _) in itertools.zip_longest(kept, kept[1:], fillvalue=(None, ())):
-        counts = RowPlan(tuple(phases)).counts(start) if phases else (0,) * len(shares)
-        phases.append(Phase(start, counts, _tree(shares, counts, due)))
-        if after is not None:
+    due = [Fraction(0)] * len(changes[0][1])
+    start, shares = 0, (0,) * len(due)
+    for after, values in changes:
+        weights = integer_weights(values)
+        if weights == shares:
+            continue
+        counts = (0,) * len(due)
+        if phases:
+            counts = RowPlan(tuple(phases)).counts(after)
             rows = Fraction(after - start, sum(shares))
             due = [before + share * rows for before, share in zip(due, shares, strict=True)]
+        start, shares = after, weights
+        phases.append(Phase(start, counts, _tree(shares, counts, due)))
     return RowPlan(tuple(phases))
 
 
@@ -117,6 +121,7 @@ def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
 
 def _tree(shares: Sequence[int], counts: Sequence[int], due: Sequence[Fraction]) -> Node | int:
     """Returns the Huffman tree of the sources whose share is above 0."""
+    # The error of sources that have no rows now is spread over the others, which have it together already.
     active = [source for source, share in enumerate(shares) if share]
     excess = sum((counts[source] - due[source] for source in active), Fraction(0)) / len(active)
     parts: list[tuple[int, int, Node | int, int, Fraction]] = [
@@ -154,6 +159,6 @@ def _count(node: Node | int, rows: int, counts: list[int]) -> None:
     if isinstance(node, int):
         counts[node] += rows
         return
-    left = int(node.left_rows(np.int64(rows)))
+    left = int(node.left_rows(np.array(rows)))
     _count(node.left, left, counts)
     _count(node.right, rows - left, counts)
