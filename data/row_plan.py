@@ -3,8 +3,8 @@
 The sources are the leaves of a Huffman tree of their weights. A node's rows are divided among its two children by
 rounding: after m rows of the node, the left child has had `round(m * share)` of them. So one walk from the root finds
 the source of row n, and the rows of each source follow its weight. The error of a leaf is at most 1/2 plus its part of
-the error of its parent. A Huffman tree has no long path of large parts: with constant weights the error stays below half
-of the sum of the reciprocal Fibonacci numbers, 1.68 rows, for any number of sources.
+the error of its parent. A Huffman tree has no long path of large parts: with constant weights the error stays below
+half of the sum of the reciprocal Fibonacci numbers, 1.68 rows, for any number of sources.
 
 Where the weights change, a new tree begins with the error that each source has by then, and corrects it.
 """

@@ -77,8 +77,8 @@ def show(shown: Shown, step: int, rows: int, console: Console) -> None:
         of_source = f" of {sources[row]}" if sources else ""
         filled = sum(place.stop - place.start for place in segments)
         console.print(
-            f"batch {step}, row {row}{of_source}: segments {len(segments)}, tokens {filled} of {len(arrays['tokens'])}, "
-            f"targets {(arrays['weights'] > 0).sum()}",
+            f"batch {step}, row {row}{of_source}: segments {len(segments)}, tokens {filled} of "
+            f"{len(arrays['tokens'])}, targets {(arrays['weights'] > 0).sum()}",
             style="bold",
         )
         for number, place in enumerate(segments, 1):
