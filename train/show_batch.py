@@ -30,14 +30,14 @@ class Shown:
     Attributes:
         batch: t -> batch t.
         tokenizer: the tokenizer of its tokens.
-        places: t -> the sources of batch t's rows (see `BatchFunction.places`).
         classes: names of integer targets or of the entries of target vectors; None: targets are tokens.
+        places: see `BatchFunction.places`; None: the rows have one source.
     """
 
     batch: Callable[[int], Batch]
     tokenizer: Tokenizer
-    places: Callable[[int], dict[str, list[Any]]]
     classes: Sequence[str] | None = None
+    places: Callable[[int], dict[str, list[Any]]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def pretraining_batches(settings: Settings, scratch: Path) -> Shown:
     """Returns the batches that `pretrain` trains on; tokenizes text into `scratch` if necessary."""
     corpus = open_corpus(token_stores(settings, scratch, None), settings)
     batches = BatchFunction(corpus.rows, settings.batch_size, settings.seed)
-    return Shown(batches, corpus.tokenizer, batches.places)
+    return Shown(batches, corpus.tokenizer, places=batches.places)
 
 
 def finetuning_batches(settings: Settings, foundation: Path) -> Shown:
@@ -63,13 +63,12 @@ def finetuning_batches(settings: Settings, foundation: Path) -> Shown:
     task, splits = read_task(settings)
     part = encode_rows(task, splits.train, tokenizer, settings.sequence_length, settings.seed)
     classes = task.target_names or None
-    batches = BatchFunction(part.rows, settings.batch_size, settings.seed)
-    return Shown(batches, tokenizer, batches.places, classes)
+    return Shown(BatchFunction(part.rows, settings.batch_size, settings.seed), tokenizer, classes)
 
 
 def show(shown: Shown, step: int, rows: int, console: Console) -> None:
     """Prints the first `rows` rows of batch `step` and a legend."""
-    batch, sources = shown.batch(step), shown.places(step).get("sources")
+    batch, sources = shown.batch(step), shown.places(step).get("sources") if shown.places else None
     colored = console.color_system is not None and not console.no_color
     for row in range(min(rows, len(batch["tokens"]))):
         arrays = {name: values[row] for name, values in batch.items()}

@@ -1,8 +1,8 @@
 """Two sources and a second phase: prose, and a manual that has more weight in the last quarter of the run.
 
-Command:  .venv/bin/python -c "import pydoc_data.topics as t; print('\\n\\n'.join(t.topics.values()))" > runs/topics.txt
-          rootstock pretrain --config=configs/pretrain/mixture.py --workdir=runs/mixture
-          in a directory with books/; or --config.data.mixture="(('NAME', 'PATH', WEIGHT), ...)" and no schedule
+Command:  rootstock pretrain --config=configs/pretrain/mixture.py --workdir=runs/mixture
+          in a directory with books/ and with runs/topics.txt of docs/quickstart.md; other sources with
+          --config.data.mixture="(('NAME', 'PATH', WEIGHT), ...)"
 Mesh:     one CPU, a few minutes. Bytes per device: 16 MB of state.
 """
 
