@@ -133,6 +133,13 @@ def data() -> ConfigDict:
     # Pre-training: a token store (rootstock prepare), or text (a file, a glob, or hf:NAME:CONFIG:SPLIT). Fine-tuning:
     # labeled rows.
     d.path = ""
+    # Instead of path, pre-training on several sources: ((NAME, PATH, WEIGHT), ...), each PATH as data.path. Each source
+    # gives the part of the rows that its weight is of the sum of weights (docs/data.md).
+    d.mixture = ()
+    # New weights from a step on: ((STEP, {NAME: WEIGHT, ...}), ...) in rising order, each with all sources. When a run
+    # resumes, the weights of steps that are not done may change, here and in mixture.
+    d.mixture_schedule = ()
+    d.max_epochs = 0.0  # pre-training: refuse to read a source more often than this in num_steps; 0: no limit
     d.text_field = "text"  # column with the text in JSONL, CSV and Parquet files
     d.strict = True  # stop at an invalid row; False: skip such rows and report how many were skipped, by kind
     d.validation_fraction = 0.1  # part of the text that is held out for evaluation, when path is text

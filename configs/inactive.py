@@ -93,6 +93,7 @@ CONDITIONS = (
     Condition(
         ("checkpoint.local_every",), lambda c: bool(c["checkpoint"]["local_path"]), "config.checkpoint.local_path"
     ),
+    Condition(("data.mixture_schedule",), lambda c: bool(c["data"]["mixture"]), "config.data.mixture"),
     Condition(
         ("logging.project",), lambda c: c["logging"]["tracker"] != "none", "config.logging.tracker='wandb' or 'trackio'"
     ),

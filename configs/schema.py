@@ -50,8 +50,8 @@ def build(cls: type[T], values: Mapping[str, Any], path: str) -> T:
     """Returns `cls(**values)` after checking names, types and ranges; `path` prefixes field names in messages.
 
     Args:
-        cls: a dataclass whose field types are int, float, bool, str, `Literal[...]` or `tuple[X, ...]`, or one of
-            these in `Annotated` with a `Range`.
+        cls: a dataclass whose field types are int, float, bool, str, `Literal[...]`, `dict[str, X]`, `tuple[X, ...]` or
+            a `NamedTuple` of these, or one of these in `Annotated` with a `Range`.
         values: one section of the config, e.g. `config.model`.
         path: what a user types to reach the section, e.g. "config.model".
 
@@ -110,15 +110,13 @@ def _field_errors(name: str, value: object, hint: Any) -> list[str]:  # noqa: AN
 def _converted(value: Any, expected: Any) -> Any:  # noqa: ANN401 - the value's type is what is being checked
     """Returns `value` as the type `expected`; the text of a TypeError says what it must be."""
     origin = typing.get_origin(expected)
+    if origin in (tuple, dict) or (isinstance(expected, type) and issubclass(expected, tuple)):
+        return _container(value, expected)
     if origin is Literal:
         choices = typing.get_args(expected)
         if value not in choices:
             raise TypeError(f"one of {', '.join(choices)}")
         return value
-    if origin is tuple:
-        if not isinstance(value, tuple | list):
-            raise TypeError("of type tuple")
-        return tuple(_converted(item, typing.get_args(expected)[0]) for item in value)
     # bool is a subclass of int: without this line `True` would pass as a number of layers.
     if isinstance(value, bool) and expected is not bool:
         raise TypeError(f"of type {expected.__name__}")
@@ -127,3 +125,23 @@ def _converted(value: Any, expected: Any) -> Any:  # noqa: ANN401 - the value's 
     if not isinstance(value, expected):
         raise TypeError(f"of type {expected.__name__}")
     return value
+
+
+def _container(value: Any, expected: Any) -> Any:  # noqa: ANN401 - see `_converted`
+    """Returns `value` as the type `expected`: `tuple[X, ...]`, `dict[str, X]` or a `NamedTuple`."""
+    origin = typing.get_origin(expected)
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            raise TypeError("of type tuple")
+        return tuple(_converted(item, typing.get_args(expected)[0]) for item in value)
+    if origin is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            raise TypeError("of type dict with names as keys")
+        return {name: _converted(item, typing.get_args(expected)[1]) for name, item in value.items()}
+    types = typing.get_type_hints(expected)
+    if not isinstance(value, tuple | list) or len(value) != len(types):
+        raise TypeError(f"a tuple of ({', '.join(types)}) each")
+    try:
+        return expected(*(_converted(item, kind) for item, kind in zip(value, types.values(), strict=True)))
+    except TypeError as error:
+        raise TypeError(f"a tuple of ({', '.join(types)}) each; {value!r} has an entry that is not {error}") from None

@@ -1,16 +1,17 @@
-"""Batch t as a pure function of (seed, t): a stateless permutation of row indices, prefetched by Grain.
+"""Batch t as a pure function of (seed, t): a stateless order of row indices, prefetched by Grain.
 
 The only data state is the step, so resuming costs nothing and works on any number of hosts.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import grain
 import numpy as np
 
+from data.mixed_rows import MixedRows
+from data.order import shuffled
 from data.packing import PackedRows
 
 Batch = dict[str, np.ndarray]
@@ -32,7 +33,7 @@ class BatchFunction:
     """t -> this host's rows of global batch t; picklable for Grain's worker processes.
 
     Attributes:
-        source: the rows.
+        source: the rows; of a mixture, those of all sources.
         batch_size: rows of the global batch.
         seed: seed of the permutations; each epoch has its own permutation.
         row_indices: which rows of the global batch this host reads, counted from 0; None: all.
@@ -47,10 +48,19 @@ class BatchFunction:
 
     def row_numbers(self, t: int) -> np.ndarray:
         """Returns the indices in the source of this host's rows of batch t, in order."""
-        order = _epochs(len(self.source), self.seed)
-        first = batch_number(t, self.skipped) * self.batch_size
-        row_indices = range(self.batch_size) if self.row_indices is None else self.row_indices.tolist()
-        return np.array([order[first + index] for index in row_indices])
+        row_indices = np.arange(self.batch_size) if self.row_indices is None else self.row_indices
+        numbers = batch_number(t, self.skipped) * self.batch_size + row_indices
+        if isinstance(self.source, MixedRows):
+            return self.source.order(numbers, self.seed)
+        return shuffled(numbers, len(self.source), self.seed)
+
+    def places(self, t: int) -> dict[str, list[Any]]:
+        """Returns "rows", the numbers of batch t's rows in their source, and of a mixture "sources", their names."""
+        rows = self.row_numbers(t)
+        if not isinstance(self.source, MixedRows):
+            return {"rows": rows.tolist()}
+        sources, within = self.source.locate(rows)
+        return {"rows": within.tolist(), "sources": [self.source.names[source] for source in sources.tolist()]}
 
     def __call__(self, t: int) -> Batch:
         """Returns this host's rows of batch t."""
@@ -68,16 +78,10 @@ def batch_number(t: int, skipped: Skipped) -> int:
     return number
 
 
-@functools.lru_cache(maxsize=4)
-def _epochs(length: int, seed: int) -> grain.MapDataset:
-    """Returns the row indices of all epochs, each epoch in its own order, computed on access in constant memory."""
-    return grain.MapDataset.range(length).seed(seed).shuffle().repeat()
-
-
 def train_batches(function: BatchFunction, start: int, stop: int, num_workers: int, prefetch: int) -> Iterator[Batch]:
     """Yields batches `start` to `stop - 1`, prefetched by `num_workers` processes, or by threads if 0."""
     source = function.source
-    waits = isinstance(source, PackedRows) and source.documents.is_remote
+    waits = isinstance(source, PackedRows | MixedRows) and source.is_remote
     # Grain's default of 16 threads is slower than no thread on a local memory map.
     threads = prefetch if waits else min(prefetch, 1)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)

@@ -38,6 +38,11 @@ class PackedRows:
     sequence_length: int
 
     @property
+    def is_remote(self) -> bool:
+        """Whether reading waits for a network."""
+        return self.documents.is_remote
+
+    @property
     def num_pairs(self) -> int:
         """The number of (input, target) pairs: n - 1 for a document of n tokens."""
         offsets = self.documents.offsets

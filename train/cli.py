@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from configs import reference
 from configs.errors import UserError, did_you_mean, end
+from data.mixture import MixtureSource
 from data.storage.errors import bucket_errors
 from data.storage.paths import at, check_url, is_url
 
@@ -170,7 +171,7 @@ def _expand_paths(values: flags.FlagValues) -> None:
     for name in sorted(PATH_FLAGS & set(values)):
         if values[name].value:
             values[name].value = expand(str(values[name].value))
-            _check_urls(f"--{name}", str(values[name].value))
+            _check_urls(f"--{name}=", str(values[name].value))
     config = values["config"].value if "config" in values else None
     if config is None:
         return
@@ -180,15 +181,29 @@ def _expand_paths(values: flags.FlagValues) -> None:
         # A wrong type is reported with the other errors of the config.
         if isinstance(owner[field], str):
             owner[field] = expand(owner[field])
-            _check_urls(f"config.{name}", owner[field])
+            _check_urls(f"config.{name}=", owner[field])
+    config.data.mixture = _expand_mixture(config.data.mixture)
+
+
+def _expand_mixture(mixture: Any) -> Any:  # noqa: ANN401 - the user's, checked with the other errors of the config
+    """Returns `config.data.mixture` with `~` in its paths expanded; see `_expand_paths`."""
+
+    def expanded(source: Any) -> Any:  # noqa: ANN401
+        if not isinstance(source, tuple) or len(source) != len(MixtureSource._fields) or not isinstance(source[1], str):
+            return source
+        _check_urls(f"config.data.mixture: source {source[0]!r}: ", source[1])
+        return (source[0], expand(source[1]), *source[2:])
+
+    return tuple(map(expanded, mixture)) if isinstance(mixture, tuple) else mixture
 
 
 def _check_urls(option: str, paths: str) -> None:
+    """Raises UserError, which begins with `option`, for a URL that is not of a bucket."""
     for path in paths.split(","):
         try:
             check_url(path.strip())
         except UserError as error:
-            raise UserError(f"{option}={error}") from None
+            raise UserError(f"{option}{error}") from None
 
 
 def _check_needs(command: ModuleType, values: flags.FlagValues) -> None:

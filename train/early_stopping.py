@@ -8,7 +8,8 @@ from configs.errors import UserError
 from train.run.history import read_records
 from train.settings import EvaluationSettings
 
-# Lower is better for metrics whose name ends with one of these; higher is better for all others.
+# Lower is better for metrics whose name ends with one of these, before the source in "loss/books"; higher is better for
+# all others.
 _LOWER_IS_BETTER = ("loss", "error", "distance", "bits_per_byte")
 
 
@@ -32,7 +33,7 @@ class Selection:
         name = self.settings.metric
         if name not in metrics:
             raise UserError(f"config.evaluation.metric={name!r} is not computed; expected one of: {', '.join(metrics)}")
-        value = metrics[name] * (-1 if name.endswith(_LOWER_IS_BETTER) else 1)
+        value = metrics[name] * (-1 if name.partition("/")[0].endswith(_LOWER_IS_BETTER) else 1)
         better = self.best is None or value > self.best
         self.best, self.since = (value, 0) if better else (self.best, self.since + 1)
         return better

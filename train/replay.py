@@ -17,15 +17,15 @@ from jax.sharding import Mesh
 
 from configs.errors import UserError
 from data.loader import BatchFunction, batch_number, train_batches
-from data.packing import PackedRows
 from data.storage.paths import at
-from data.store import is_store, open_store
 from data.tokenizer import Tokenizer
 from model.sharding import MESH_AXES
 from model.transformer import Params
 from train.checkpoint.manager import open_to_read, saved_steps
 from train.checkpoint.restore import restore_before
 from train.console import progress
+from train.corpus.opened import open_corpus
+from train.corpus.stores import existing_stores, replaced_paths
 from train.distributed.mesh import apply_xla_flags, check_batch, make_mesh, spread_mesh
 from train.distributed.placement import local_places, put_batch
 from train.distributed.processes import run_on_process_zero
@@ -42,6 +42,8 @@ from train.settings import MeshSettings, Settings, from_config
 from train.step import make_program
 from train.trees import boxed_params
 
+_SourceOf = Callable[[str, int], str]
+
 
 def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
     """Returns the repeated step's loss and gradient norm, the logged loss, and its documents sorted by descending loss.
@@ -52,7 +54,7 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
     Args:
         workdir: the run directory.
         step: the training step, counted from 1.
-        data: replaces `config.data.path`.
+        data: replaces `config.data.path`; NAME=STORE,... those of sources of a mixture.
 
     Raises:
         UserError: not a run, a step that the run has not reached, or data or a checkpoint that is missing or changed.
@@ -60,7 +62,7 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
     run = open_run(workdir)
     record = run.record
     settings = from_config(record.config)
-    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=data or settings.data.path))
+    settings = replaced_paths(settings, data)
     records = read_records(workdir)
     done = max((r["step"] for r in records), default=0)
     if not 1 <= step <= done:
@@ -98,7 +100,7 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
     return {
         "step": step,
         "batch": batch_number(step - 1, skipped),
-        "rows": function.row_numbers(step - 1).tolist(),
+        **function.places(step - 1),
         "from_step": start,
         "loss": values["loss"],
         "grad_norm": values["grad_norm"],
@@ -141,8 +143,8 @@ def ran_on_another_mesh_size(found: dict[str, Any]) -> bool:
     return found["saved_on"] is not None and math.prod(found["saved_on"].values()) != math.prod(found["mesh"].values())
 
 
-def _job(run: Run, settings: Settings, mesh: Mesh, step: int) -> tuple[Job, Tokenizer, bool, Callable[[int], str]]:
-    """Returns (the run's `Job`, its tokenizer, whether the loss is per token, document number -> its source)."""
+def _job(run: Run, settings: Settings, mesh: Mesh, step: int) -> tuple[Job, Tokenizer, bool, _SourceOf]:
+    """Returns (the run's `Job`, its tokenizer, whether the loss is per token, `source_of` of `document_losses`)."""
     workdir, record = run.directory, run.record
     parent = at(record.lineage[-1]["directory"]) if record.lineage else None
 
@@ -150,22 +152,17 @@ def _job(run: Run, settings: Settings, mesh: Mesh, step: int) -> tuple[Job, Toke
         raise AssertionError("replay must not evaluate")
 
     if record.stage == "pretrain":
-        path = at(settings.data.path)
-        path = path if is_store(path) else workdir / "store"
-        if not is_store(path):
-            raise UserError(f"{settings.data.path}, the data of {workdir}, is not a token store; expected --data=STORE")
-        store = open_store(path, "train")
-        _check_data(workdir, record, store.fingerprint, step)
+        corpus = open_corpus(existing_stores(settings, workdir), settings)
+        _check_data(workdir, record, corpus.fingerprint, step)
         model = run.with_execution(settings.model).model
-        rows = PackedRows(store, settings.sequence_length)
 
         def load_initial(groups: tuple[str, ...]) -> Params:
             # Only opened if no checkpoint is left before the step: the parent may have been deleted.
             assert parent is not None
             return open_run(parent).with_model(model).load_merged(mesh, groups)
 
-        job = job_of(settings, model, rows, None if parent is None else load_initial, evaluate)
-        return job, run.tokenizer(), True, lambda n: f"document {n} of {path}/train"
+        job = job_of(settings, model, corpus.rows, None if parent is None else load_initial, evaluate)
+        return job, run.tokenizer(), True, corpus.place_of
     assert parent is not None
     finetuning, _ = prepare_run(record.config, settings, open_run(parent).with_execution(settings.model), workdir, mesh)
     _check_data(workdir, record, finetuning.record.data_fingerprint, step)
@@ -173,7 +170,7 @@ def _job(run: Run, settings: Settings, mesh: Mesh, step: int) -> tuple[Job, Toke
     job = finetuning_job(finetuning, "replay", finetuning.objective(), evaluate)
     task, examples = finetuning.data.task, finetuning.data.parts["train"].examples
     by_token = task.trains_lm_head and not task.needs_reference
-    return job, finetuning.data.tokenizer, by_token, lambda n: f"row {examples[n].row} of {settings.data.path}"
+    return job, finetuning.data.tokenizer, by_token, lambda _, n: f"row {examples[n].row} of {settings.data.path}"
 
 
 def _check_data(workdir: Path, record: RunRecord, fingerprint: str, step: int) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,9 +93,7 @@ class StepReporter:
         """Writes and prints the metrics of an evaluation after `step` steps."""
         cost = {"tokens": step * self.tokens_per_step, "seconds": time.perf_counter() - self.started}
         self.write({"step": step, "phase": "eval", **metrics, **cost})
-        shown = {name: f"{value:,}" if isinstance(value, int) else f"{value:.4f}" for name, value in metrics.items()}
-        text = " · ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
-        say(f"{self.title}: step {step}: held-out {text}")
+        say(f"{self.title}: step {step}: held-out {_described(metrics)}")
 
     def _flush(self) -> None:
         if self.pending is None:
@@ -114,9 +112,9 @@ class StepReporter:
     def _skipped(self, step: int, values: Values) -> None:
         """Writes the batch of a skipped step and prints a warning."""
         t = step - 1
-        batch, rows = batch_number(t, self.batches.skipped), self.batches.row_numbers(t).tolist()
+        batch = batch_number(t, self.batches.skipped)
         loss, grad_norm = values["loss"], values["grad_norm"]
-        place = {"step": step, "phase": "skipped", "batch": batch, "rows": rows}
+        place = {"step": step, "phase": "skipped", "batch": batch, **self.batches.places(t)}
         self.write({**place, "loss": loss, "grad_norm": grad_norm})
         found = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}"
         warn(f"{self.title}: step {step} is skipped: {found} in batch {batch} ({self.consecutive_skips} consecutive)")
@@ -154,6 +152,17 @@ class StepReporter:
         )
         text = f"loss {values['loss']:.3f} · {tokens_per_second:,.0f} tokens/s"
         self.progress(step, text if mfu is None else f"{text} · MFU {mfu:.0%}")
+
+
+def _described(metrics: Mapping[str, float]) -> str:
+    """Returns metrics as text; those of a source, "METRIC/NAME", after its name: "loss 3.1 · books: loss 2.9"."""
+    shown: dict[str, list[str]] = {}
+    for name, value in metrics.items():
+        metric, _, source = name.partition("/")
+        text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+        shown.setdefault(source, []).append(f"{metric.replace('_', ' ')} {text}")
+    parts = (f"{source}: {', '.join(texts)}" if source else " · ".join(texts) for source, texts in shown.items())
+    return " · ".join(parts)
 
 
 @contextlib.contextmanager

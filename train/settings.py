@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from configs.errors import UserError
 from configs.schema import RESUMABLE, at_least, between, build, find_errors, resumable_fields
 from data.columns import parse_pattern
+from data.mixture import MixtureChange, MixtureSource, mixture_errors
 from data.storage.paths import at, is_url
 from data.store import is_store
 from data.tokenizer_training import planned_vocab_size
@@ -38,6 +39,10 @@ class DataSettings:
 
     # A resumed run's data are compared by fingerprint, not by path.
     path: Annotated[str, RESUMABLE]
+    # A resumed run's past weights are compared in `train.run.mixture_change`.
+    mixture: Annotated[tuple[MixtureSource, ...], RESUMABLE]
+    mixture_schedule: Annotated[tuple[MixtureChange, ...], RESUMABLE]
+    max_epochs: Annotated[float, at_least(0), RESUMABLE]
     text_field: str
     strict: bool
     validation_fraction: Annotated[float, between(0, 1)]
@@ -253,8 +258,9 @@ def planned_model(settings: Settings) -> ModelConfig:
     Raises:
         UserError: the size of the vocabulary depends on the text; or see `complete_model`.
     """
-    path = settings.data.path
-    size = planned_vocab_size(path if path and is_store(at(path)) else settings.tokenizer)
+    paths = [settings.data.path, *(source.path for source in settings.data.mixture)]
+    stores = (path for path in paths if path and is_store(at(path)))
+    size = planned_vocab_size(next(stores, settings.tokenizer))
     if size is None and not settings.model["vocab_size"]:
         raise UserError(
             f"config.tokenizer={settings.tokenizer!r} gets its size from the text; set config.model.vocab_size"
@@ -283,6 +289,9 @@ def _combination_errors(s: Settings) -> list[str]:
         errors.append(
             "config.faults.on_divergence='roll_back' would roll back config.checkpoint.best as well; expected 'stop'"
         )
+    errors += mixture_errors(s.data.mixture, s.data.mixture_schedule)
+    if s.data.mixture and s.data.path:
+        errors.append(f"config.data.path={s.data.path!r} has no effect with config.data.mixture; set one of the two")
     for name, path in (("data.cache", s.data.cache), ("checkpoint.local_path", s.checkpoint.local_path)):
         if is_url(path):
             errors.append(f"config.{name}={path!r} is in a bucket; expected a directory of this machine")

@@ -4,18 +4,18 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
 
 from data.loader import Batch, BatchFunction
-from data.packing import PackedRows
-from data.store import open_store
 from data.tokenizer import Tokenizer, load_tokenizer
 from train.console import visible
+from train.corpus.opened import open_corpus
+from train.corpus.stores import token_stores
 from train.finetuning.rows import encode_rows, read_task
-from train.pretraining import token_store
 from train.settings import Settings
 
 # The longest UTF-8 character has this many bytes, hence tokens.
@@ -31,11 +31,13 @@ class Shown:
         batch: t -> batch t.
         tokenizer: the tokenizer of its tokens.
         classes: names of integer targets or of the entries of target vectors; None: targets are tokens.
+        places: see `BatchFunction.places`; None: the rows have one source.
     """
 
     batch: Callable[[int], Batch]
     tokenizer: Tokenizer
     classes: Sequence[str] | None = None
+    places: Callable[[int], dict[str, list[Any]]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +52,9 @@ class _Token:
 
 def pretraining_batches(settings: Settings, scratch: Path) -> Shown:
     """Returns the batches that `pretrain` trains on; tokenizes text into `scratch` if necessary."""
-    store = token_store(settings, scratch, None)
-    rows = PackedRows(open_store(store, "train"), settings.sequence_length)
-    return Shown(BatchFunction(rows, settings.batch_size, settings.seed), load_tokenizer(store))
+    corpus = open_corpus(token_stores(settings, scratch, None), settings)
+    batches = BatchFunction(corpus.rows, settings.batch_size, settings.seed)
+    return Shown(batches, corpus.tokenizer, places=batches.places)
 
 
 def finetuning_batches(settings: Settings, foundation: Path) -> Shown:
@@ -66,15 +68,16 @@ def finetuning_batches(settings: Settings, foundation: Path) -> Shown:
 
 def show(shown: Shown, step: int, rows: int, console: Console) -> None:
     """Prints the first `rows` rows of batch `step` and a legend."""
-    batch = shown.batch(step)
+    batch, sources = shown.batch(step), shown.places(step).get("sources") if shown.places else None
     colored = console.color_system is not None and not console.no_color
     for row in range(min(rows, len(batch["tokens"]))):
         arrays = {name: values[row] for name, values in batch.items()}
         segments = _segments(arrays["segment_ids"])
+        of_source = f" of {sources[row]}" if sources else ""
         filled = sum(place.stop - place.start for place in segments)
         console.print(
-            f"batch {step}, row {row}: segments {len(segments)}, tokens {filled} of {len(arrays['tokens'])}, "
-            f"targets {(arrays['weights'] > 0).sum()}",
+            f"batch {step}, row {row}{of_source}: segments {len(segments)}, tokens {filled} of "
+            f"{len(arrays['tokens'])}, targets {(arrays['weights'] > 0).sum()}",
             style="bold",
         )
         for number, place in enumerate(segments, 1):

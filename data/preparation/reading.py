@@ -70,6 +70,11 @@ def content_digest(text: str) -> bytes:
     return hashlib.sha256(" ".join(text.split()).encode("utf-8", "replace")).digest()[:DIGEST_BYTES]
 
 
+def content_fraction(digest: bytes) -> float:
+    """Returns a number in [0, 1) computed from a digest, uniformly distributed over contents."""
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
 def digest_array(digests: bytes) -> np.ndarray:
     """Returns uint64[n, 2], ordered as the 16-byte digests are, of the digests one after the other."""
     return np.frombuffer(digests, ">u8").reshape(-1, 2).astype(np.uint64)

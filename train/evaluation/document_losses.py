@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from data.examples import ExampleRows
 from data.loader import Batch, BatchFunction
+from data.mixed_rows import MixedRows
 from data.packing import PackedRows
 from data.tokenizer import Tokenizer
 from model.heads import Objective
@@ -22,7 +23,7 @@ class Document(NamedTuple):
     """The loss of a document, or of an example, in a batch.
 
     Attributes:
-        row: index of its row.
+        row: index of its row, of a mixture in its source.
         number: index of the document in its token store, or of the example among the training examples.
         source: readable description of where it is.
         loss: mean over its targets: nats for a language model, else the units of the head's loss.
@@ -46,7 +47,7 @@ def document_losses(
     function: BatchFunction,
     t: int,
     tokenizer: Tokenizer,
-    source_of: Callable[[int], str],
+    source_of: Callable[[str, int], str],
     mesh: Mesh,
     by_token: bool,
     rows_at_once: int,
@@ -59,12 +60,13 @@ def document_losses(
         function: returns the global batch (`places` None).
         t: the step, counted from 0.
         tokenizer: of the rows.
-        source_of: `Document.number` -> `Document.source`.
+        source_of: (name of the row's source in a mixture, `Document.number`) -> `Document.source`.
         mesh: the devices it runs on.
         by_token: `objective.predict` returns the loss of each target; else each document is evaluated alone.
         rows_at_once: rows evaluated together if `by_token`; must divide the batch size.
     """
-    batch, numbers = function(t), function.row_numbers(t)
+    batch, numbers, shown = function(t), function.row_numbers(t), function.places(t)
+    sources = shown.get("sources", [""] * len(numbers))
     if by_token:
         loss_of = _by_token(objective, params, batch, mesh, rows_at_once)
     else:
@@ -77,7 +79,9 @@ def document_losses(
             tokens = np.concatenate([batch["tokens"][row, place] for place in places])
             text = tokenizer.decode(tokens.tolist())
             targets = int((weights > 0).sum())
-            found.append(Document(int(numbers[row]), number, source_of(number), loss, targets, text, worst))
+            found.append(
+                Document(shown["rows"][row], number, source_of(sources[row], number), loss, targets, text, worst)
+            )
     return sorted(found, key=lambda document: -np.nan_to_num(document.loss, nan=np.inf))
 
 
@@ -92,7 +96,7 @@ def _documents(function: BatchFunction, batch: Batch, numbers: np.ndarray) -> It
             # A pair of answers is one example.
             yield from ((row, example, places) for example, places in source.segment_slices(number))
             continue
-        assert isinstance(source, PackedRows)
+        assert isinstance(source, PackedRows | MixedRows)
         first = source.first_document(number)
         ids = batch["segment_ids"][row]
         for segment in range(1, int(ids.max()) + 1):

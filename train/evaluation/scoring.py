@@ -5,7 +5,7 @@ B batch, T length.
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from data.examples import ExampleRows
 from data.loader import Rows, evaluation_batches
 from model.heads import Objective
 from model.transformer import Batch, Params
+from train.corpus.opened import HeldOut
 from train.distributed.placement import local_places, put_batch, replicated
 from train.distributed.watchdog import tick
 
@@ -24,16 +25,24 @@ Metrics = dict[str, float]
 
 
 def language_model_evaluator(
-    objective: Objective, token_bytes: np.ndarray, rows: Rows, batch_size: int, limit: int, mesh: Mesh
+    objective: Objective,
+    token_bytes: np.ndarray,
+    held_out: Mapping[str, HeldOut],
+    batch_size: int,
+    limit: int,
+    mesh: Mesh,
 ) -> Callable[[Params], Metrics]:
-    """Returns parameters -> {"loss": nats per target token, "bits_per_byte", "targets"} over the rows.
+    """Returns parameters -> {"loss": nats per target token, "bits_per_byte", "targets"} over held-out rows.
+
+    Of several sources, the first two are those of text in which each source has its share, and "loss/NAME" and
+    "bits_per_byte/NAME" are those of a source.
 
     Args:
         objective: a language model.
         token_bytes: number of UTF-8 bytes of each token; bits per byte compare models with different tokenizers.
-        rows: held-out rows.
+        held_out: {name of the source: its rows}.
         batch_size: rows per batch.
-        limit: maximum number of batches; 0: all.
+        limit: maximum number of batches of each source; 0: all.
         mesh: the devices it runs on.
     """
 
@@ -44,16 +53,39 @@ def language_model_evaluator(
 
     compiled = jax.jit(sums, out_shardings=replicated(mesh))
 
-    def evaluate(params: Params) -> Metrics:
+    def sums_of(params: Params, rows: Rows) -> np.ndarray:
         # Summed in float64 on the host, because float32 loses digits over a long validation part.
         total = np.zeros(3)
         for batch in evaluation_batches(rows, batch_size, limit, local_places(mesh, batch_size)):
             total += np.asarray(compiled(params, put_batch(batch, mesh), token_bytes), np.float64)
             tick("a batch of evaluation")
-        nll, targets, size = total.tolist()
-        return {"loss": nll / targets, "bits_per_byte": nll / math.log(2) / max(size, 1.0), "targets": int(targets)}
+        return total
+
+    def evaluate(params: Params) -> Metrics:
+        return mixed_metrics({name: (sums_of(params, each.rows), each.share) for name, each in held_out.items()})
 
     return evaluate
+
+
+def mixed_metrics(sums: Mapping[str, tuple[np.ndarray, float]]) -> Metrics:
+    """Returns the metrics of `language_model_evaluator`.
+
+    Args:
+        sums: {name of the source: ((nats, targets, bytes), its share of the text)}.
+    """
+    targets = sum(total[1] for total, _ in sums.values())
+    # Each source counts as if it had its share of the targets.
+    metrics = _figures(sum(total * (share * targets / total[1]) for total, share in sums.values()))
+    metrics["targets"] = int(targets)
+    if len(sums) > 1:
+        for name, (total, _) in sums.items():
+            metrics |= {f"{figure}/{name}": value for figure, value in _figures(total).items()}
+    return metrics
+
+
+def _figures(total: np.ndarray) -> Metrics:
+    nll, targets, size = total.tolist()
+    return {"loss": nll / targets, "bits_per_byte": nll / math.log(2) / max(size, 1.0)}
 
 
 def head_outputs(

@@ -19,6 +19,10 @@ from train.schedule import schedule_errors
 from train.settings import Settings
 
 FINETUNE_UNUSED = {
+    **dict.fromkeys(
+        ("data.mixture", "data.mixture_schedule", "data.max_epochs"),
+        "in fine-tuning, which reads the labeled rows at config.data.path",
+    ),
     "data.validation_fraction": "in fine-tuning, which reads config.task.validation_fraction",
     "data.validation_split": "in fine-tuning, which splits rows",
     "data.cache": "in fine-tuning, which reads rows into memory",
@@ -45,6 +49,11 @@ def check_new_run(
     check_trackers(settings.logging)
     errors = inactive_fields(_with_experts_of(foundation, config), unused)
     errors += schedule_errors(settings.optimizer, settings.num_steps)
+    errors += [
+        f"config.data.mixture_schedule: step {change.step} is not reached by config.num_steps={settings.num_steps}"
+        for change in settings.data.mixture_schedule
+        if change.step >= settings.num_steps and foundation is None
+    ]
     if foundation is not None:
         errors += overridden_fields(config, foundation)
     if errors and not (workdir / "run.json").exists():

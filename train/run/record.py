@@ -29,6 +29,7 @@ from train.checkpoint.restore import restore_params
 from train.console import warn
 from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.run.length import LengthChange, length_change
+from train.run.mixture_change import mixture_errors_on_resume, mixture_of
 from train.settings import RESUMABLE_FIELDS, LossSettings
 from train.tasks.task import load_task, task_from_record
 from train.trees import abstract_params
@@ -62,6 +63,9 @@ class RunRecord:
         data_changes: {"step", "before", "after"} for each accepted change of data; both values are fingerprints.
         length_changes: each change of `config.num_steps`, oldest first (`train.run.length`).
         generation: sampling options and `max_new_tokens` that came with an imported model.
+        data_sources: {source of a mixture: fingerprint of its training rows}; empty without a mixture.
+        mixture_changes: {"step", "before", "after"} for each change of a mixture's weights; both values are fields of
+            `config.data`, and the steps up to "step" were done before.
         architecture: the Hugging Face architecture that the model was imported as; exports prefer it.
     """
 
@@ -75,6 +79,8 @@ class RunRecord:
     data_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     length_changes: list[LengthChange] = dataclasses.field(default_factory=list)
     generation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    data_sources: dict[str, str] = dataclasses.field(default_factory=dict)
+    mixture_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     architecture: str = ""
 
 
@@ -225,8 +231,12 @@ def _check_same_run(workdir: Path, record: RunRecord, tokenizer: Tokenizer, acce
     before = read_record(workdir)
     changed = [f"model {difference}" for difference in architecture_difference(before.model, record.model)]
     changed += config_changes(before.config, record.config | {"num_steps": before.config["num_steps"]})
+    changed += mixture_errors_on_resume(before.config, record.config, next(iter(saved_steps(workdir)), 0))
     if before.data_fingerprint != record.data_fingerprint and not accept_changed_data:
         files = differences(before.data_files, record.data_files) if before.data_files else []
+        files += [
+            f"source {name}" for name, found in record.data_sources.items() if before.data_sources.get(name) != found
+        ]
         prints = f"data: {before.data_fingerprint[:16]} != {record.data_fingerprint[:16]}"
         changed.append("; ".join([prints, *files[:3], *([f"and {len(files) - 3} more files"] if files[3:] else [])]))
     if load_tokenizer(workdir / "tokenizer").sha256 != tokenizer.sha256:
@@ -249,14 +259,22 @@ def _accept(workdir: Path, record: RunRecord) -> None:
         # They may be newer than the checkpoint at which the change is recorded.
         forget_local_checkpoints(workdir)
         _write(workdir, before)
+    step = next(iter(saved_steps(workdir)), 0)
+    if mixture := mixture_of(before.config, record.config):
+        config = before.config | {"data": before.config["data"] | mixture}
+        change = {"step": step, "before": {n: before.config["data"][n] for n in mixture}, "after": mixture}
+        before = dataclasses.replace(before, config=config, mixture_changes=[*before.mixture_changes, change])
+        # They may be newer than the checkpoint at which the change is recorded.
+        forget_local_checkpoints(workdir)
+        _write(workdir, before)
     if before.data_fingerprint == record.data_fingerprint:
         return
-    step = next(iter(saved_steps(workdir)), 0)
     change = {"step": step, "before": before.data_fingerprint, "after": record.data_fingerprint}
     now = dataclasses.replace(
         before,
         data_fingerprint=record.data_fingerprint,
         data_files=record.data_files,
+        data_sources=record.data_sources,
         data_changes=[*before.data_changes, change],
     )
     forget_local_checkpoints(workdir)

@@ -19,9 +19,10 @@ def scaled(config: Config, size: float, length: float) -> Config:
     """Returns the config with `size` times the width and `length` times the steps.
 
     The head size is constant, so the width is a multiple of it; layers, MLP and experts keep their ratio to the width,
-    and the number of experts is constant. The warmup is the same fraction of each run, and each run's schedule ends
-    with the run (arXiv:2203.15556, section 3.1). AdamW's peak learning rate scales as 1 / width (arXiv:2203.03466);
-    Muon's learning rates are constant, because its updates do not grow with the width.
+    and the number of experts is constant. The warmup is the same fraction of each run, each run's schedule ends with
+    the run (arXiv:2203.15556, section 3.1), and the weights of a mixture change at the same fractions of each run.
+    AdamW's peak learning rate scales as 1 / width (arXiv:2203.03466); Muon's learning rates are constant, because its
+    updates do not grow with the width.
     """
     config = copy.deepcopy(config)
     m, o = config["model"], config["optimizer"]
@@ -37,6 +38,8 @@ def scaled(config: Config, size: float, length: float) -> Config:
     if o["name"] == "adamw":
         o["learning_rate"] /= ratio
     o["warmup_steps"] = math.ceil(length * min(o["warmup_steps"], config["num_steps"]))
+    changes = [(math.floor(length * step), weights) for step, weights in config["data"]["mixture_schedule"]]
+    config["data"]["mixture_schedule"] = tuple((max(step, 1), weights) for step, weights in changes)
     config["num_steps"] = max(1, round(length * config["num_steps"]))
     o["warmup_steps"] = min(o["warmup_steps"], config["num_steps"] - 1)
     # Only the loss of the final evaluation is used, and the last step always evaluates.

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from configs.errors import UserError
 from data.readers import read_rows
-from data.store import open_store
 from model.config import ModelConfig, model_config
 from model.flops import active_parameters, training_flops_per_token
 from model.heads import language_model, parameter_count
 from train.checkpoint.manager import saved_steps
 from train.console import say
+from train.corpus.opened import open_corpus, source_usage, with_stores
+from train.corpus.stores import token_stores
 from train.distributed.processes import is_process_zero, run_on_process_zero
-from train.pretraining import pretrain, token_store
+from train.pretraining import pretrain
 from train.run.record import config_changes, open_run
 from train.scaling.law import Analysis, Point
 from train.scaling.sizes import Config, overrides, scaled, size_for, sweep_configs
@@ -36,13 +37,12 @@ def sweep(
     configs = sweep_configs(config, sizes, lengths)
     for one in configs.values():
         from_config(one)
-    store = token_store(settings, workdir, None)
-    train = open_store(store, "train")
+    corpus = open_corpus(token_stores(settings, workdir, None), settings)
     points = {}
     for number, (name, one) in enumerate(configs.items(), 1):
-        one["data"]["path"] = str(store)
+        one = with_stores(one, corpus)
         directory = workdir / name
-        if not _is_finished(directory, one, train.fingerprint):
+        if not _is_finished(directory, one, corpus.fingerprint):
             say(f"scaling: run {number} of {len(configs)}: {directory}")
             try:
                 pretrain(one, directory)
@@ -52,7 +52,9 @@ def sweep(
     if is_process_zero():
         lines = [json.dumps({"run": name, **dataclasses.asdict(point)}) + "\n" for name, point in points.items()]
         (workdir / "points.jsonl").write_text("".join(lines))
-    epochs = max(point.tokens for point in points.values()) / train.num_tokens
+    longest = max(map(from_config, configs.values()), key=lambda one: one.num_steps)
+    rows = dataclasses.replace(corpus, settings=longest).rows
+    epochs = max(used.epochs for used in source_usage(rows, longest).values())
     repeats = f"the longest runs repeat the training tokens {epochs:.1f} times; the law assumes unique tokens"
     return points, [repeats] if epochs > 1 else []
 

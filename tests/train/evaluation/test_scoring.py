@@ -10,6 +10,7 @@ from conftest import VOCAB, init, mesh_of, random_documents, tiny_model
 from data.packing import PackedRows
 from data.store import store_from_documents
 from model.heads import language_model
+from train.corpus.opened import HeldOut
 from train.evaluation.scoring import language_model_evaluator
 
 
@@ -22,7 +23,7 @@ def test_metrics_of_a_uniform_model():
     params = init(objective)
     params["head"] = {"table": jnp.zeros_like(params["head"]["table"])}
     token_bytes = np.arange(VOCAB, dtype=np.float32)
-    figures = language_model_evaluator(objective, token_bytes, rows, 8, 0, mesh_of())(params)
+    figures = language_model_evaluator(objective, token_bytes, {"": HeldOut(rows, 1.0)}, 8, 0, mesh_of())(params)
     targets = [token for document in documents for token in document[1:]]
     assert len(rows) % 8 and figures["targets"] == len(targets)
     assert figures["loss"] == pytest.approx(math.log(VOCAB), rel=1e-6)

@@ -1,0 +1,1 @@
+"""What a pre-training run reads: stores, rows, sources."""
