@@ -162,7 +162,12 @@ def task() -> ConfigDict:
     # Rules by which rows are cleaned, grouped and split: 2, or 1 for those before classes were kept in every split and
     # conversations grouped by their content. A run that resumes keeps its own.
     t.row_rules = 2
-    t.pooling = "last"  # state that a classifier reads: that of the "last" token, or the "mean" over the example
+    # "causal": tokens attend to themselves and earlier tokens, as in pre-training. "bidirectional": to later ones too,
+    # for heads that do not write text; windows then reach both ways. "auto": what was better in docs/results.md.
+    t.attention = "auto"
+    # State that a classifier reads: that of the "last" token, or the "mean" over the example. "auto": the last token
+    # with causal attention, the mean with bidirectional.
+    t.pooling = "auto"
     t.multi_label = False  # each row has any number of classes, as a list or as "a|b"
     t.class_weights = "none"  # "none", or "balanced": weight each class by its inverse frequency
     t.out_of_scope = ""  # class of texts that belong to none of the others; such rows are also scored apart

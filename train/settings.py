@@ -62,7 +62,8 @@ class TaskSettings:
     validation_fraction: Annotated[float, between(0, 1)]
     missing: Literal["error", "empty"]
     row_rules: Annotated[int, between(1, 2)]
-    pooling: Literal["last", "mean"]
+    attention: Literal["auto", "causal", "bidirectional"]
+    pooling: Literal["auto", "last", "mean"]
     multi_label: bool
     class_weights: Literal["none", "balanced"]
     out_of_scope: str

@@ -3,6 +3,7 @@
 Shape suffixes: M microbatches, B batch, T length.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -50,8 +51,11 @@ class TrainState(NamedTuple):
 
 
 def objective_of(settings: Settings, model: ModelConfig) -> Objective:
-    """Returns the pre-training objective of a config; pre-training and every part of the planner use this one."""
-    loss = settings.loss
+    """Returns the pre-training objective of a config; pre-training and every part of the planner use this one.
+
+    Pre-training is causal: it refuses `config.task`. The planner uses the attention that `config.task.attention` names.
+    """
+    loss, model = settings.loss, dataclasses.replace(model, causal=settings.task.attention != "bidirectional")
     router = RouterLosses(loss.router_z_loss, loss.balance_loss)
     return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing, router)
 

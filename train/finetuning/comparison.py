@@ -96,7 +96,7 @@ def load_foundation(run: FinetuneRun) -> LanguageModel | None:
         return None
     tokenizer = run.data.tokenizer
     params = run.foundation.load_merged(run.mesh, ("backbone", "head"))
-    return LanguageModel(run.record.model, params, tokenizer, "", tokenizer.eos_id, run.mesh)
+    return LanguageModel(run.foundation.model, params, tokenizer, "", tokenizer.eos_id, run.mesh)
 
 
 def _train_and_score(run: FinetuneRun, name: str, zero_shot: Sequence[Prediction] | None) -> Scored:

@@ -22,7 +22,14 @@ from train.run.new_run import FINETUNE_UNUSED, check_new_run
 from train.run.record import Run, RunRecord, open_run, read_record
 from train.run.record import start as start_run
 from train.settings import Settings, from_config
-from train.tasks.task import absolute_name, fields_without_effect, load_task, task_from_record, task_to_record
+from train.tasks.task import (
+    absolute_name,
+    attention_of,
+    fields_without_effect,
+    load_task,
+    task_from_record,
+    task_to_record,
+)
 
 
 def finetune(
@@ -33,7 +40,7 @@ def finetune(
     Raises:
         UserError: an invalid config, row, foundation, mesh or checkpoint.
     """
-    config = _with_rules_of(workdir, config)
+    config = _as_started(workdir, config)
     settings = from_config(config)
     # A task file's path is stored absolute, so that the run can be read from any directory.
     config = config | {"task": config["task"] | {"name": absolute_name(settings.task.name)}}
@@ -61,14 +68,19 @@ def finetune(
         return publish(run, compare(run))
 
 
-def _with_rules_of(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the config with the rules for rows of the run in `workdir`, if there is one: its splits stay the same."""
+def _as_started(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config with what the run in `workdir`, if there is one, was started with.
+
+    These are its rules for rows, so that its splits stay the same, and what "auto" was when it started.
+    """
     if not (workdir / "run.json").is_file():
         return config
-    rules = open_run(workdir).record.config["task"]["row_rules"]
-    if rules != config["task"]["row_rules"]:
+    started, task = open_run(workdir).record.config["task"], dict(config["task"])
+    rules = started["row_rules"]
+    if rules != task["row_rules"]:
         say(f"finetune: {workdir} was started with config.task.row_rules={rules} and keeps these rules and splits")
-    return config | {"task": config["task"] | {"row_rules": rules}}
+    kept = {name: started[name] for name in ("attention", "pooling") if task[name] == "auto"}
+    return config | {"task": task | {"row_rules": rules} | kept}
 
 
 def _say_classes(run: FinetuneRun, splits: Splits) -> None:
@@ -94,6 +106,8 @@ def prepare_run(
 ) -> tuple[FinetuneRun, Splits]:
     """Returns (the run with its rows encoded, the rows as read).
 
+    Its config has `config.task.attention` decided.
+
     Args:
         config: the config, complete.
         settings: the same, checked.
@@ -102,8 +116,11 @@ def prepare_run(
         mesh: the devices.
 
     Raises:
-        UserError: invalid rows, or a foundation with too short a context.
+        UserError: invalid rows, a foundation with too short a context, or see `attention_of`.
     """
+    attention = attention_of(settings.task, settings.adapt.method)
+    config = config | {"task": config["task"] | {"attention": attention}}
+    settings = from_config(config)
     _check_length(settings, parent.model, parent.directory)
     tokenizer = parent.tokenizer()
     task, splits = read_task(settings)
@@ -124,7 +141,7 @@ def prepare_run(
     stored = task_to_record(settings.task.name, task)
     record = RunRecord(
         "finetune",
-        parent.model,
+        dataclasses.replace(parent.model, causal=attention == "causal"),
         config,
         stored,
         splits.fingerprint,

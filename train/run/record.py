@@ -42,7 +42,7 @@ _RENAMED_FIELDS = {
     ("data", "read_ahead"): "prefetch",
 }
 # Fields that were added to the config later, and what runs without them did, where that is not the default.
-_BEFORE_ADDED = {("task", "row_rules"): 1}
+_BEFORE_ADDED = {("task", "row_rules"): 1, ("task", "attention"): "causal"}
 # Config fields that may change when a run resumes; any other change is refused.
 MAY_CHANGE = RESUMABLE_FIELDS
 
