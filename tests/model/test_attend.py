@@ -249,7 +249,8 @@ def test_splash_splits_attention_in_both_directions_only_with_windows(windows, r
     for sizes, fails in (({"context": 4}, refused), ({}, False)):
         with jax.set_mesh(mesh_of(**sizes)):
             assert attend.attention_backend(tiny_model(**changes), 512) == ("xla" if fails else "splash")
-            with pytest.raises(UserError, match=r"needs config\.mesh\.context=1") if fails else contextlib.nullcontext():
+            error = pytest.raises(UserError, match=r"needs config\.mesh\.context=1")
+            with error if fails else contextlib.nullcontext():
                 attend.attention_backend(tiny_model(**changes, attention="splash"), 512)
 
 

@@ -82,7 +82,7 @@ def loss_batch():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ["classes", "span", "score"])
 def test_meshes_and_execution_options_do_not_change_the_gradient(head):
     model = tiny_model(sliding_window=(4, 0), causal=False)
     batch, params = loss_batch(), init(HEADS[head](model))
@@ -95,9 +95,8 @@ def test_meshes_and_execution_options_do_not_change_the_gradient(head):
     expected = gradient(mesh_of())
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected)) > 1e-3
     for sizes, execution in (
-        ({"context": 4}, {}),
         ({"fsdp": 2, "tensor": 2, "context": 2}, {"remat": "full"}),
-        ({"data": 8}, {"scan_layers": False, "remat": "dots"}),
+        ({"context": 4}, {"scan_layers": False, "remat": "dots"}),
     ):
         found = gradient(mesh_of(**sizes), **execution)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), found, expected)
