@@ -218,6 +218,9 @@ def optimizer() -> ConfigDict:
     # With model.router_bias: after each step, the bias of each expert with fewer tokens than its layer's mean rises by
     # this, and that of each with more falls. This balances the load without an auxiliary loss; 0: the biases stay.
     o.router_bias_rate = 1e-3
+    # Exponential average of the trained parameters: each step, average = ema * average + (1 - ema) * parameters, with a
+    # smaller factor in the first steps. Evaluation, the best checkpoint, generation and exports use it; 0: off.
+    o.ema = 0.0
     # Layer-wise learning-rate decay: each layer's rate is this factor times that of the layer above.
     o.layer_decay = 1.0
     return o

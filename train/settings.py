@@ -97,6 +97,7 @@ class OptimizerSettings:
     weight_decay: Annotated[float, at_least(0)]
     clip_norm: Annotated[float, at_least(0)]
     router_bias_rate: Annotated[float, at_least(0)]
+    ema: Annotated[float, between(0, 1)]
     layer_decay: Annotated[float, between(0, 1)]
 
 
@@ -284,6 +285,8 @@ def _combination_errors(s: Settings) -> list[str]:
     for name, path in (("data.cache", s.data.cache), ("checkpoint.local_path", s.checkpoint.local_path)):
         if is_url(path):
             errors.append(f"config.{name}={path!r} is in a bucket; expected a directory of this machine")
+    if s.optimizer.ema == 1:
+        errors.append("config.optimizer.ema=1.0 would keep the initial parameters; expected a factor below 1, 0: off")
     patterns = ("input", "context", "group", "prompt")
     errors += [error for name in patterns if (error := _pattern_error(f"config.task.{name}", getattr(s.task, name)))]
     return errors
