@@ -40,12 +40,8 @@ def settings_of(**changes):
 
 
 def rows():
-    return pack(
-        [(text_segment(document, [True] * (len(document) - 1)),) for document in random_documents(80, longest=20)],
-        32,
-        0,
-        seed=0,
-    )
+    documents = random_documents(80, longest=20)
+    return pack([(text_segment(tokens, [True] * len(tokens)),) for tokens in documents], 32, 0, seed=0)
 
 
 def job_of(objective, evaluate=lambda params: {"loss": 1.0}):
