@@ -195,6 +195,8 @@ def adapt() -> ConfigDict:
     a.alpha = 16.0  # lora: the product of the factors is multiplied by alpha / rank
     # lora: matrices that get factors, of "query", "key", "value", "output" (attention), "gate", "up", "down" (MLP).
     a.targets = ("query", "value")
+    # First continue pre-training for this many steps on the texts of the training rows, without held-out rows; 0: off.
+    a.task_text_steps = 0
     return a
 
 

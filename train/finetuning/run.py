@@ -17,6 +17,7 @@ from train.finetuning.comparison import compare
 from train.finetuning.finetune_run import FinetuneRun
 from train.finetuning.report.before_after import publish
 from train.finetuning.rows import TaskData, abbreviated, encode_rows, read_task, say_unseen
+from train.finetuning.task_text import with_task_text
 from train.run.lock import claim
 from train.run.new_run import FINETUNE_UNUSED, check_new_run
 from train.run.record import Run, RunRecord, open_run, read_record
@@ -63,6 +64,7 @@ def finetune(
         f"were truncated to {settings.sequence_length} tokens and {train.dropped:,} dropped"
     )
     with claim(workdir), jax.set_mesh(mesh):
+        run = with_task_text(run, accept_changed_data)
         stored = start_run(workdir, run.record, run.data.tokenizer, accept_changed_data)
         run = dataclasses.replace(run, record=dataclasses.replace(run.record, length_changes=stored.length_changes))
         return publish(run, compare(run))
@@ -150,7 +152,7 @@ def prepare_run(
         generation=parent.record.generation,
         architecture=parent.record.architecture,
     )
-    return FinetuneRun(workdir, record, settings, parent, TaskData(task, tokenizer, parts), mesh), splits
+    return FinetuneRun(workdir, record, settings, parent, TaskData(task, tokenizer, parts), mesh, parent), splits
 
 
 def _check_length(settings: Settings, model: ModelConfig, foundation: Path) -> None:

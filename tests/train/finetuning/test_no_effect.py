@@ -98,7 +98,7 @@ def behavior(kind, config, monkeypatch):
     record = SimpleNamespace(model=MODEL)
     parent = SimpleNamespace(is_language_model=True, load_merged=lambda *_: {}, directory="base")
     parts = dict.fromkeys(("train", "validation", "test"), part)
-    comparison.compare(FinetuneRun("work", record, settings, parent, TaskData(task, TOKENIZER, parts), MESH))
+    comparison.compare(FinetuneRun("work", record, settings, parent, TaskData(task, TOKENIZER, parts), MESH, parent))
     segments = [{k: v.tolist() for k, v in s.items()} for r in part.encoded for s in r.segments]
     read = [dataclasses.asdict(example) for example in examples]
     scored_by = getattr(task, "metric_names", ()), getattr(task, "out_of_scope", "")
