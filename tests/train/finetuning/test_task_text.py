@@ -68,7 +68,7 @@ def test_the_stage_reads_the_training_rows_only(foundation, tmp_path):
 
 @pytest.mark.integration
 def test_poisoned_held_out_rows_change_no_weight(run, foundation, tmp_path):
-    trained, rows, config = run
+    trained, _, config = run
     poison = tmp_path / "test.jsonl"
     poison.write_text("".join(json.dumps({"text": "zz " * (i + 1), "label": "even"}) + "\n" for i in range(9)))
     finetune(config | {"task": config["task"] | {"test_path": str(poison)}}, foundation, tmp_path / "run")
