@@ -1,29 +1,26 @@
 """The first stage of fine-tuning, if asked for: pre-training continues on the texts of the training rows.
 
 Task-adaptive pre-training (Gururangan et al. 2020, arXiv:2004.10964). The stage is a pre-training run of its own in the
-directory `task_text` of the run, so that it resumes, and later commands read it as they read any foundation. Rows that
-are held out, for validation or for the test, are not in it.
+directory `task_text` of the run, so that it resumes, and later commands read it as they read any foundation. It is not
+trained on rows that are held out, for validation or for the test.
 """
 
 import dataclasses
 import hashlib
-from typing import Any
-
-from jax.sharding import Mesh
+from typing import Any, Literal
 
 from configs.errors import UserError
 from data.examples import ExampleRows, Segment, pack, text_segment
-from model.heads import Objective
 from model.transformer import Params
 from train.console import say
 from train.evaluation.scoring import held_out_loss
 from train.finetuning.finetune_run import FinetuneRun
-from train.job import Evaluate
 from train.loop import fit
 from train.pretraining import job_of
 from train.run.record import Run, RunRecord
 from train.run.record import start as start_run
-from train.settings import Settings, from_config
+from train.settings import from_config
+from train.step import objective_of
 
 DIRECTORY = "task_text"
 
@@ -68,19 +65,26 @@ def train_on_task_text(run: FinetuneRun) -> None:
     stage = run.source
     if stage is run.foundation:
         return
-    settings = from_config(stage.record.config)
-    rows = task_text_rows(run)
-    say(f"task text: {len(rows.examples):,} training texts in {len(rows):,} rows; held-out rows are not in them")
-    job = job_of(settings, stage.model, rows, lambda groups: run.foundation.load_merged(run.mesh, groups), lambda _: {})
-    evaluate = _loss_on(job.objective, rows, settings, run.mesh)
-    fit(dataclasses.replace(job, title="task text", evaluate=evaluate), settings, run.mesh, stage.directory)
+    settings, rows = from_config(stage.record.config), task_text_rows(run, "train")
+    held_out = task_text_rows(run, "validation")
+    held_out = dataclasses.replace(held_out, packed=held_out.packed[: settings.evaluation.batches or None])
+    objective = objective_of(settings, stage.model)
+
+    def evaluate(params: Params) -> dict[str, float]:
+        # Shown only: nothing is chosen by it.
+        return {"loss": held_out_loss(objective, params, held_out, settings.batch_size, run.mesh)}
+
+    say(f"task text: {len(rows.examples):,} training texts in {len(rows):,} rows")
+    job = job_of(settings, stage.model, rows, lambda groups: run.foundation.load_merged(run.mesh, groups), evaluate)
+    job = dataclasses.replace(job, title="task text", objective=objective)
+    fit(job, settings, run.mesh, stage.directory)
 
 
-def task_text_rows(run: FinetuneRun) -> ExampleRows:
-    """Returns the texts of the training rows for next-token prediction, `bos text eos`, cut to the row's length."""
+def task_text_rows(run: FinetuneRun, part: Literal["train", "validation"]) -> ExampleRows:
+    """Returns the texts of some rows for next-token prediction, `bos text eos`, cut to the length of a row."""
     tokenizer, length = run.data.tokenizer, run.settings.sequence_length
     segments: list[tuple[Segment, ...]] = []
-    for example in run.data.parts["train"].examples:
+    for example in run.data.parts[part].examples:
         tokens = [tokenizer.bos_id, *tokenizer.encode(example.content), tokenizer.eos_id][: length + 1]
         segments.append((text_segment(tokens, [True] * len(tokens)),))
     return pack(segments, length, tokenizer.pad_id, run.settings.seed)
@@ -97,13 +101,3 @@ def _stage_config(run: FinetuneRun, steps: int) -> dict[str, Any]:
         "optimizer": config["optimizer"] | {"warmup_steps": min(config["optimizer"]["warmup_steps"], steps // 10)},
     }
     return config | sections | {"num_steps": steps}
-
-
-def _loss_on(objective: Objective, rows: ExampleRows, settings: Settings, mesh: Mesh) -> Evaluate:
-    """Returns parameters -> the loss on some of the rows trained on; held-out rows must not be read here."""
-    first = dataclasses.replace(rows, packed=rows.packed[: settings.batch_size])
-
-    def evaluate(params: Params) -> dict[str, float]:
-        return {"loss": held_out_loss(objective, params, first, settings.batch_size, mesh)}
-
-    return evaluate

@@ -58,7 +58,9 @@ def test_the_stage_reads_the_training_rows_only(foundation, tmp_path):
     config = config_of(write_rows(tmp_path / "rows.jsonl", 120), **{"task.validation_fraction": 0.3})
     mesh = single_device_mesh()
     prepared, splits = prepare_run(config, from_config(config), open_run(foundation), tmp_path / "run", mesh)
-    found = {prepared.data.tokenizer.decode(s["tokens"].tolist()) for (s,) in task_text_rows(prepared).examples}
+    found = {
+        prepared.data.tokenizer.decode(s["tokens"].tolist()) for (s,) in task_text_rows(prepared, "train").examples
+    }
     texts = {name: {example.content for example in getattr(splits, name)} for name in ("train", "validation", "test")}
     assert len(found) == len(texts["train"]) and min(map(len, texts.values())) > 10
     for name, part in texts.items():
