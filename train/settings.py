@@ -263,6 +263,8 @@ def planned_model(settings: Settings) -> ModelConfig:
 
 def _model_errors(section: Mapping[str, Any]) -> list[str]:
     """Returns what is wrong with `config.model`; sizes that depend on the data get placeholders."""
+    if "causal" in section:
+        return ["config.model.causal is unknown; a task that does not write text sets config.task.attention"]
     placeholders = {name: section[name] or 1 for name in ("vocab_size", "context_length") if name in section}
     try:
         model_config(dict(section) | placeholders)

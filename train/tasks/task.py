@@ -72,7 +72,7 @@ class Task(abc.ABC, Generic[P]):
 
     Attributes:
         trains_lm_head: the task trains the language-model head instead of a new head.
-        default_attention: what `config.task.attention="auto"` stands for where layers are trained (`attention_of`).
+        default_attention: what `config.task.attention="auto"` stands for where all weights train (`attention_of`).
         generates: a prediction is the text generated after `prompt_tokens`; `decode` is not used.
         needs_reference: the objective reads the foundation's log-probabilities from the batch (see
             `model.task_heads.preference`).
@@ -240,7 +240,7 @@ def group_of(row: Row, settings: TaskSettings, default: str) -> str:
 def attention_of(settings: TaskSettings, method: str) -> Attention:
     """Returns which tokens a task's model attends to: `config.task.attention`, with "auto" decided.
 
-    Frozen layers were trained with causal attention, so "auto" keeps it where layers are frozen.
+    Frozen weights were trained with causal attention, so "auto" keeps it where the layers' weights are frozen.
 
     Args:
         settings: `config.task`.
@@ -257,7 +257,7 @@ def attention_of(settings: TaskSettings, method: str) -> Attention:
         )
     if settings.attention != "auto":
         return settings.attention
-    return cls.default_attention if method in ("full", "lora") and not cls.trains_lm_head else "causal"
+    return cls.default_attention if method == "full" and not cls.trains_lm_head else "causal"
 
 
 def pooling_of(settings: TaskSettings) -> Literal["last", "mean"]:

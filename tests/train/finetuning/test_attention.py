@@ -35,7 +35,7 @@ def config_of(path, **changes):
     ("name", "method", "attention", "pooling"),
     [
         ("classification", "full", "bidirectional", "mean"),
-        ("classification", "lora", "bidirectional", "mean"),
+        ("classification", "lora", "causal", "last"),
         ("regression", "full", "bidirectional", "mean"),
         ("tagging", "full", "bidirectional", "mean"),
         ("span", "full", "bidirectional", "mean"),
@@ -47,7 +47,7 @@ def config_of(path, **changes):
         ("preference", "full", "causal", "last"),
     ],
 )
-def test_auto_is_both_directions_where_a_head_does_not_write_and_layers_train(name, method, attention, pooling):
+def test_auto_is_both_directions_where_a_head_does_not_write_and_all_weights_train(name, method, attention, pooling):
     settings = from_config(config_of("rows", **{"task.name": name})).task
     assert attention_of(settings, method) == attention
     decided = from_config(config_of("rows", **{"task.name": name, "task.attention": attention})).task
@@ -131,7 +131,8 @@ def test_replay_repeats_a_step_that_looks_ahead(run):
 @pytest.mark.integration
 def test_a_lora_adapter_that_looks_ahead_merges_into_the_same_predictions(foundation, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", 120)
-    finetune(config_of(rows, **{"adapt.method": "lora", "adapt.rank": 2}), foundation, tmp_path / "lora")
+    lora = {"adapt.method": "lora", "adapt.rank": 2, "task.attention": "bidirectional"}
+    finetune(config_of(rows, **lora), foundation, tmp_path / "lora")
     assert not open_run(tmp_path / "lora").model.causal
     rootstock("merge", "--run", tmp_path / "lora", "--workdir", tmp_path / "merged")
     texts = [json.loads(line)["text"] for line in rows.read_text().splitlines()[:20]]
@@ -152,6 +153,14 @@ def test_the_planner_compiles_the_attention_of_the_task():
         objective = objective_of(config, model)
         losses.append(float(objective.loss(init(objective), batch).objective))
     assert abs(losses[0] - losses[1]) > 1e-3
+
+
+@pytest.mark.parametrize("value", [False, True, 0])
+def test_the_model_has_no_field_for_it(value):
+    config = config_of("rows")
+    config["model"]["causal"] = value
+    with pytest.raises(UserError, match=r"config.model.causal is unknown; .* config.task.attention"):
+        from_config(config)
 
 
 def test_pre_training_refuses_the_field(text, tmp_path):
