@@ -172,7 +172,12 @@ def task() -> ConfigDict:
     # Rules by which rows are cleaned, grouped and split: 2, or 1 for those before classes were kept in every split and
     # conversations grouped by their content. A run that resumes keeps its own.
     t.row_rules = 2
-    t.pooling = "last"  # state that a classifier reads: that of the "last" token, or the "mean" over the example
+    # "causal": tokens attend to themselves and earlier tokens, as in pre-training. "bidirectional": to later ones too,
+    # for heads that do not write text; windows then reach both ways. "auto": what was better in docs/results.md.
+    t.attention = "auto"
+    # State that a classifier reads: that of the "last" token, or the "mean" over the example. "auto": the last token
+    # with causal attention, the mean with bidirectional.
+    t.pooling = "auto"
     t.multi_label = False  # each row has any number of classes, as a list or as "a|b"
     t.class_weights = "none"  # "none", or "balanced": weight each class by its inverse frequency
     t.out_of_scope = ""  # class of texts that belong to none of the others; such rows are also scored apart
@@ -200,6 +205,8 @@ def adapt() -> ConfigDict:
     a.alpha = 16.0  # lora: the product of the factors is multiplied by alpha / rank
     # lora: matrices that get factors, of "query", "key", "value", "output" (attention), "gate", "up", "down" (MLP).
     a.targets = ("query", "value")
+    # First continue pre-training for this many steps on the texts of the training rows, without held-out rows; 0: off.
+    a.task_text_steps = 0
     return a
 
 
@@ -223,6 +230,9 @@ def optimizer() -> ConfigDict:
     # With model.router_bias: after each step, the bias of each expert with fewer tokens than its layer's mean rises by
     # this, and that of each with more falls. This balances the load without an auxiliary loss; 0: the biases stay.
     o.router_bias_rate = 1e-3
+    # Exponential average of the trained parameters: each step, average = ema * average + (1 - ema) * parameters, with a
+    # smaller factor in the first steps. Evaluation, the best checkpoint, generation and exports use it; 0: off.
+    o.ema = 0.0
     # Layer-wise learning-rate decay: each layer's rate is this factor times that of the layer above.
     o.layer_decay = 1.0
     return o

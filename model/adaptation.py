@@ -1,7 +1,9 @@
 """Which parameters fine-tuning trains; without JAX, for code that only reads a config."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
+
+from configs.schema import at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,6 +16,7 @@ class Adaptation:
         rank: r of "lora".
         alpha: "lora" multiplies the product of its factors by alpha / r.
         targets: names of the projections that "lora" adds factors to.
+        task_text_steps: steps of pre-training on the texts of the training rows, before the task is trained; 0: none.
     """
 
     method: Literal["full", "head", "last", "lora"]
@@ -21,3 +24,4 @@ class Adaptation:
     rank: int
     alpha: float
     targets: tuple[str, ...]
+    task_text_steps: Annotated[int, at_least(0)] = 0

@@ -1,7 +1,7 @@
 """Attention, softmax(q k^T) v, by one of three backends: XLA, cuDNN's flash attention (GPU) or Splash (Pallas, TPU).
 
-All three support segments, sliding windows and grouped heads, and split the batch, the heads and the queries over the
-mesh; keys and values are gathered over the `context` axis.
+All three support segments, sliding windows, grouped heads, and causal attention or attention in both directions. They
+split the batch, the heads and the queries over the mesh; keys and values are gathered over the `context` axis.
 B batch, T queries, S keys, N heads, K kv heads, G heads per kv head, H head dim.
 """
 
@@ -40,7 +40,8 @@ def attend(
         k_BSKH: keys.
         v_BSKH: values.
         context: positions and segments, which define the mask.
-        window: sliding window of this layer in tokens; 0: no limit.
+        window: sliding window of this layer in tokens; 0: no limit. It reaches back, and without `config.causal` also
+            ahead.
 
     Raises:
         UserError: the backend does not support this model or this length.
@@ -48,7 +49,7 @@ def attend(
     backend = attention_backend(config, q_BTNH.shape[1])
     if backend == "splash":
         return _splash(config, q_BTNH, k_BSKH, v_BSKH, context, window)
-    mask_BTS = attention_mask(context, window)
+    mask_BTS = attention_mask(context, window, config.causal)
     if backend == "cudnn":
         return _cudnn(config, q_BTNH, k_BSKH, v_BSKH, mask_BTS)
     return xla(q_BTNH, k_BSKH, v_BSKH, mask_BTS, _scale(config), config.attention_softcap)
@@ -81,6 +82,10 @@ def _splash_unsupported(config: ModelConfig, length: int) -> str:
     multiple = _LANES * shards("length")
     if length % multiple:
         return f"rows of a multiple of {_LANES} x config.mesh.context = {multiple} tokens, got {length}"
+    everything = any(window == 0 or window >= length for window in config.windows)
+    if not config.causal and shards("length") > 1 and everything:
+        # JAX fails to split a mask that covers every block (`splash_attention_mask_info`, JAX 0.10).
+        return "config.mesh.context=1 for attention in both directions without a window"
     return ""
 
 
@@ -159,7 +164,7 @@ def _cudnn(
     """
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-        causal = q.shape[1] == k.shape[1]
+        causal = config.causal and q.shape[1] == k.shape[1]
         return jax.nn.dot_product_attention(
             q, k, v, mask=mask[:, None], is_causal=causal, scale=_scale(config), implementation="cudnn"
         )
@@ -176,13 +181,14 @@ def _splash(
     context: Context,
     window: int,
 ) -> jax.Array:
-    """Splash attention: skips blocks outside the causal window; masks segments in the kernel."""
+    """Splash attention: skips blocks outside the window; masks segments in the kernel."""
     # Imported here because only TPUs need it and the import takes about 0.1 s.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     T, N, pieces = q_BTNH.shape[1], q_BTNH.shape[2], shards("length")
-    size = (T, T)
-    mask = splash.LocalMask(size, (window - 1, 0), 0, pieces) if window else splash.CausalMask(size, shard_count=pieces)
+    size, ahead = (T, T), 0 if config.causal else window - 1
+    whole = splash.CausalMask(size, shard_count=pieces) if config.causal else splash.FullMask(size)
+    mask = splash.LocalMask(size, (window - 1, ahead), 0, pieces) if window else whole
     block = next(block for block in (_LARGEST_BLOCK, 256, _LANES) if T // pieces % block == 0)
     sizes = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
     kernel = splash.make_splash_mha(

@@ -27,7 +27,12 @@ class LayerKind(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer; `configs/default.py` gives the meaning and unit of each field."""
+    """A transformer; `configs/default.py` gives the meaning and unit of each field.
+
+    Attributes:
+        causal: whether a token attends only to itself and earlier tokens. It is no field of `config.model`: only
+            fine-tuning a head that does not write text changes it (`config.task.attention`).
+    """
 
     vocab_size: Annotated[int, at_least(1)]
     embed_dim: Annotated[int, at_least(1)]
@@ -89,6 +94,7 @@ class ModelConfig:
     attention: Annotated[Literal["auto", "xla", "cudnn", "splash"], RESUMABLE]
     scan_layers: Annotated[bool, RESUMABLE]
     remat: Annotated[Literal["none", "dots", "full", "offload"], RESUMABLE]
+    causal: bool = True
 
     def __post_init__(self) -> None:
         errors = find_errors(ModelConfig, vars(self), "config.model")

@@ -47,12 +47,18 @@ def segment_lengths(positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Arra
     return jnp.take_along_axis(positions_BT, last_BT, axis=1) + 1
 
 
-def attention_mask(context: Context, window: int) -> jax.Array:
+def attention_mask(context: Context, window: int, causal: bool = True) -> jax.Array:
     """Returns mask_BTS: true where a query attends to a key.
 
-    That is a key of the same segment, not later than the query, and within `window` tokens (0: no limit). Padding
-    attends to padding, so that no softmax runs over an empty row.
+    That is a key of the same segment, not later than the query if `causal`, and within `window` tokens (0: no limit),
+    on both sides if not `causal`. Padding attends to padding, so that no softmax runs over an empty row.
     """
     q, k = context.positions_BT[:, :, None], context.key_positions_BS[:, None, :]
-    mask_BTS = (context.segments_BT[:, :, None] == context.key_segments_BS[:, None, :]) & (k <= q)
-    return mask_BTS & (q - k < window) if window else mask_BTS
+    mask_BTS = context.segments_BT[:, :, None] == context.key_segments_BS[:, None, :]
+    if causal:
+        mask_BTS &= k <= q
+    if window:
+        mask_BTS &= q - k < window
+    if window and not causal:
+        mask_BTS &= k - q < window
+    return mask_BTS

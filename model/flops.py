@@ -29,18 +29,20 @@ def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float
     """Returns the model FLOPs per token of a training step: forward and backward, without rematerialization.
 
     6 per matmul weight, plus 12 * layers * heads * head_dim * keys for QK^T and AV, where keys is the mean number of
-    keys that a causal query attends to within its window (PaLM, arXiv:2204.02311, appendix B).
+    keys that a query attends to within its window (PaLM, arXiv:2204.02311, appendix B).
     """
     keys = visible_fraction(config, sequence_length) * config.num_layers * sequence_length
     return 6 * matmul_parameters(config) + 12 * config.num_heads * config.head_dim * keys
 
 
 def visible_fraction(config: ModelConfig, sequence_length: int) -> float:
-    """Returns the fraction of a row's (query, key) pairs inside the causal windows, averaged over the layers."""
-    keys = sum(_mean_keys(window, sequence_length) for window in config.windows)
+    """Returns the fraction of a row's (query, key) pairs inside the windows, averaged over the layers."""
+    keys = sum(_mean_keys(window, sequence_length, config.causal) for window in config.windows)
     return keys / (config.num_layers * sequence_length)
 
 
-def _mean_keys(window: int, length: int) -> float:
+def _mean_keys(window: int, length: int, causal: bool) -> float:
     reach = min(window or length, length)
-    return (reach * (reach + 1) / 2 + (length - reach) * reach) / length
+    back = (reach * (reach + 1) / 2 + (length - reach) * reach) / length
+    # Both directions contain the query's own key.
+    return back if causal else 2 * back - 1

@@ -1,4 +1,4 @@
-"""The decoder-only transformer: parameters, and one function each for training, prefill and decoding.
+"""The transformer: parameters, and one function each for training, prefill and decoding.
 
     init_backbone(config, rng)                                    parameters, boxed with their logical axes
     forward(config, params, batch)                                training and scoring: packed rows, no cache
@@ -14,6 +14,7 @@ selected by a field of `ModelConfig`:
   learned positions
 - grouped-query attention; QK-norm per head or over all heads; logit softcap; custom query scale
 - sliding windows, in any pattern over the layers
+- causal attention, or attention in both directions for heads that do not write text
 - MLP: gated SiLU or GELU, GELU, squared ReLU
 - mixture of experts in place of the MLP, in all layers, every n-th, or after the first k (`experts.py`)
 - tied or untied output table; optional biases; scales of embeddings, residual branches and logits
@@ -94,7 +95,7 @@ class Embedding(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder layer: attention and MLP, each with its norms and a residual connection."""
+    """One layer: attention and MLP, each with its norms and a residual connection."""
 
     config: ModelConfig
 
@@ -228,7 +229,12 @@ def prefill_layers(
         prompts_BP: prompts, each at the end of its row.
         padding_B: number of padding tokens before each prompt.
         size: size of the cache to allocate.
+
+    Raises:
+        ValueError: tokens attend to later ones, so that no cache can be filled token by token.
     """
+    if not config.causal:
+        raise ValueError("a model with attention in both directions cannot generate text")
     if config.attention != "xla":
         # Prompt lengths may not suit the attention kernel of training.
         config = dataclasses.replace(config, attention="auto")

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from data.loader import Rows
 from model.heads import Objective
@@ -76,7 +77,9 @@ def _load_into(state: TrainState, job: Job, program: Program) -> TrainState:
         f"{trained:,} of {trained + frozen:,} parameters are trained ({trained / (trained + frozen):.2%})"
     )
     params = state.params | {group: tree for group, tree in loaded.items() if group in state.params}
-    return state._replace(params=params, frozen=state.frozen | _as_frozen(job, program, loaded))
+    # A copy: the step donates both.
+    average = jax.tree.map(jnp.copy, params) if state.average else {}
+    return state._replace(params=params, frozen=state.frozen | _as_frozen(job, program, loaded), average=average)
 
 
 def _frozen_groups(job: Job, settings: Settings, program: Program) -> Params:

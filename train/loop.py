@@ -104,8 +104,8 @@ def fit(job: Job, settings: Settings, mesh: Mesh, workdir: Path) -> Params:
                 wait(local)
     if options.best:
         trained = restore_params(workdir, program.state.params, mesh, job.objective.trained, BEST_DIR)
-        state = state._replace(params=trained)
-    return state.all_params
+        state = state._replace(params=trained, average={})
+    return state.final_params
 
 
 def _restore(session: Session, failed_step: int | None) -> TrainState:
@@ -197,7 +197,7 @@ def _placed_batches(session: Session, batches: BatchFunction, start: int, times:
 def _evaluate(session: Session, state: TrainState, step: int, reporter: StepReporter, selection: Selection) -> None:
     """Reports the metrics on held-out rows and saves the best parameters so far."""
     with reporter.outside_steps("evaluation"):
-        metrics = session.job.evaluate(state.all_params)
+        metrics = session.job.evaluate(state.final_params)
         watchdog.tick(f"the evaluation of step {step}")
         reporter.evaluated(step, metrics)
         if selection.take(metrics) and session.best is not None:

@@ -68,7 +68,8 @@ class TaskSettings:
     labels_per_class: Annotated[int, at_least(0)]
     missing: Literal["error", "empty"]
     row_rules: Annotated[int, between(1, 2)]
-    pooling: Literal["last", "mean"]
+    attention: Literal["auto", "causal", "bidirectional"]
+    pooling: Literal["auto", "last", "mean"]
     multi_label: bool
     class_weights: Literal["none", "balanced"]
     out_of_scope: str
@@ -102,6 +103,7 @@ class OptimizerSettings:
     weight_decay: Annotated[float, at_least(0)]
     clip_norm: Annotated[float, at_least(0)]
     router_bias_rate: Annotated[float, at_least(0)]
+    ema: Annotated[float, between(0, 1)]
     layer_decay: Annotated[float, between(0, 1)]
 
 
@@ -270,6 +272,8 @@ def planned_model(settings: Settings) -> ModelConfig:
 
 def _model_errors(section: Mapping[str, Any]) -> list[str]:
     """Returns what is wrong with `config.model`; sizes that depend on the data get placeholders."""
+    if "causal" in section:
+        return ["config.model.causal is unknown; a task that does not write text sets config.task.attention"]
     placeholders = {name: section[name] or 1 for name in ("vocab_size", "context_length") if name in section}
     try:
         model_config(dict(section) | placeholders)
@@ -295,6 +299,8 @@ def _combination_errors(s: Settings) -> list[str]:
     for name, path in (("data.cache", s.data.cache), ("checkpoint.local_path", s.checkpoint.local_path)):
         if is_url(path):
             errors.append(f"config.{name}={path!r} is in a bucket; expected a directory of this machine")
+    if s.optimizer.ema == 1:
+        errors.append("config.optimizer.ema=1.0 would keep the initial parameters; expected a factor below 1, 0: off")
     patterns = ("input", "context", "group", "prompt")
     errors += [error for name in patterns if (error := _pattern_error(f"config.task.{name}", getattr(s.task, name)))]
     return errors

@@ -3,6 +3,7 @@
 Shape suffixes: M microbatches, B batch, T length.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -36,30 +37,43 @@ class TrainState(NamedTuple):
         params: the trained groups of parameters, float32.
         opt_state: the optimizer's state for `params`.
         frozen: the groups that are not trained, in the compute dtype; passed through.
+        average: the exponential average of `params` (`config.optimizer.ema`); empty: there is none.
     """
 
     step: jax.Array
     params: Params
     opt_state: Any
     frozen: Params
+    average: Params = {}  # noqa: RUF012 - a NamedTuple's default, which nothing changes
 
     @property
     def all_params(self) -> Params:
         """All groups of parameters, as the functions of an `Objective` take them."""
         return {**self.frozen, **self.params}
 
+    @property
+    def final_params(self) -> Params:
+        """All groups of parameters to evaluate and to use after training: averaged where there is an average."""
+        return {**self.frozen, **(self.average or self.params)}
+
 
 def objective_of(settings: Settings, model: ModelConfig) -> Objective:
-    """Returns the pre-training objective of a config; pre-training and every part of the planner use this one."""
-    loss = settings.loss
+    """Returns the pre-training objective of a config; pre-training and every part of the planner use this one.
+
+    Pre-training is causal: it refuses `config.task`. The planner uses the attention that `config.task.attention` names.
+    """
+    loss, model = settings.loss, dataclasses.replace(model, causal=settings.task.attention != "bidirectional")
     router = RouterLosses(loss.router_z_loss, loss.balance_loss)
     return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing, router)
 
 
-def init_state(objective: Objective, optimizer: optax.GradientTransformation, rng: jax.Array) -> TrainState:
-    """Returns the random state before the first step, with unboxed parameters."""
+def init_state(
+    objective: Objective, optimizer: optax.GradientTransformation, rng: jax.Array, averages: bool = False
+) -> TrainState:
+    """Returns the random state before the first step, with unboxed parameters; `averages`: and with their average."""
     trained, frozen = split(objective, nn.meta.unbox(objective.init(rng)))
-    return TrainState(jnp.zeros((), jnp.int32), trained, optimizer.init(trained), frozen)
+    average = jax.tree.map(jnp.copy, trained) if averages else {}
+    return TrainState(jnp.zeros((), jnp.int32), trained, optimizer.init(trained), frozen, average)
 
 
 def split(objective: Objective, params: Params) -> tuple[Params, Params]:
@@ -71,8 +85,10 @@ def split(objective: Objective, params: Params) -> tuple[Params, Params]:
     return trained, {group: cast[group] for group in params if group not in trained}
 
 
-def state_shardings(objective: Objective, optimizer: optax.GradientTransformation, mesh: AnyMesh) -> TrainState:
-    """Returns a `TrainState` of `NamedSharding`s; optimizer moments have the sharding of their parameter."""
+def state_shardings(
+    objective: Objective, optimizer: optax.GradientTransformation, mesh: AnyMesh, averages: bool = False
+) -> TrainState:
+    """Returns a `TrainState` of `NamedSharding`s; moments and averages have the sharding of their parameter."""
     boxed = boxed_params(objective)
     shardings = parameter_shardings(boxed, mesh)
     params = {group: shardings[group] for group in objective.trained}
@@ -88,7 +104,7 @@ def state_shardings(objective: Objective, optimizer: optax.GradientTransformatio
     opt_state = jax.eval_shape(optimizer.init, nn.meta.unbox(trained))
     moments: Any = jax.tree_util.tree_map_with_path(moment, opt_state)
     step: Any = replicated(mesh)
-    return TrainState(step, params, moments, frozen)
+    return TrainState(step, params, moments, frozen, params if averages else {})
 
 
 class Program(NamedTuple):
@@ -119,11 +135,12 @@ def make_program(
     trained = {group: boxed[group] for group in objective.trained}
     optimizer = make_optimizer(settings.optimizer, settings.num_steps, trained, earlier)
     schedule = make_schedule(settings.optimizer, settings.optimizer.learning_rate, settings.num_steps, earlier)
-    shardings = state_shardings(objective, optimizer, mesh)
-    shapes = jax.eval_shape(lambda rng: init_state(objective, optimizer, rng), jax.random.key(0))
+    ema = settings.optimizer.ema
+    shardings = state_shardings(objective, optimizer, mesh, ema > 0)
+    shapes = jax.eval_shape(lambda rng: init_state(objective, optimizer, rng, ema > 0), jax.random.key(0))
 
     def initialize(key_data: jax.Array) -> TrainState:
-        return init_state(objective, optimizer, jax.random.wrap_key_data(key_data))
+        return init_state(objective, optimizer, jax.random.wrap_key_data(key_data), ema > 0)
 
     return Program(
         state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
@@ -133,9 +150,9 @@ def make_program(
                 objective,
                 optimizer,
                 schedule,
-                settings.microbatches,
-                settings.faults.max_grad_norm,
-                settings.optimizer.router_bias_rate,
+                StepOptions(
+                    settings.microbatches, settings.faults.max_grad_norm, settings.optimizer.router_bias_rate, ema
+                ),
             ),
             in_shardings=(shardings, batch_sharding(mesh)),
             out_shardings=(shardings, replicated(mesh)),
@@ -151,13 +168,27 @@ def abstract_batch(rows: int, length: int, sharding: NamedSharding | None = None
     return {k: jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding) for k, dtype in dtypes.items()}  # type: ignore[misc]
 
 
+class StepOptions(NamedTuple):
+    """What a train step does besides computing a gradient and an update; the defaults do nothing.
+
+    Attributes:
+        microbatches: `config.microbatches`.
+        max_grad_norm: `config.faults.max_grad_norm`.
+        router_bias_rate: `config.optimizer.router_bias_rate`.
+        ema: `config.optimizer.ema`.
+    """
+
+    microbatches: int = 1
+    max_grad_norm: float = 0.0
+    router_bias_rate: float = 0.0
+    ema: float = 0.0
+
+
 def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    microbatches: int,
-    max_grad_norm: float = 0.0,
-    router_bias_rate: float = 0.0,
+    options: StepOptions = StepOptions(),  # noqa: B008 - immutable
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns train_step(state, batch) -> (state, metrics).
 
@@ -166,6 +197,7 @@ def make_train_step(
     limit); it then increments `state.step` and changes nothing else. A model with experts has those of `router_metrics`
     as well, and the biases of its routers move by `router_bias_rate` (`experts.balanced`).
     """
+    microbatches, max_grad_norm, router_bias_rate, ema = options
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Returns (the next state, the metrics of this step)."""
@@ -181,9 +213,12 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         if sums.routers is not None and router_bias_rate:
             params = balanced(params, sums.routers.load_E, router_bias_rate)
+        average = averaged(state.average, params, ema, state.step) if ema else state.average
         # The update reads the old values anyway: compiled for a TPU, this select needs no extra memory.
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(sound, new, old), (params, opt_state), (state.params, state.opt_state)
+        params, opt_state, average = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old),
+            (params, opt_state, average),
+            (state.params, state.opt_state, state.average),
         )
         metrics = {
             "loss": loss,
@@ -194,9 +229,19 @@ def make_train_step(
         }
         if sums.routers is not None:
             metrics |= router_metrics(sums.routers, microbatches)
-        return TrainState(state.step + 1, params, opt_state, state.frozen), metrics
+        return TrainState(state.step + 1, params, opt_state, state.frozen, average), metrics
 
     return train_step
+
+
+def averaged(average: Params, params: Params, ema: float, step: jax.Array) -> Params:
+    """Returns the exponential average of the parameters after step `step`, counted from 0.
+
+    The factor is at most (1 + step) / (10 + step), so that the initial parameters, which are random or of another run,
+    are forgotten in a short run as well (TensorFlow's `ExponentialMovingAverage` with `num_updates`).
+    """
+    factor = jnp.minimum(ema, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: factor * old + (1.0 - factor) * new, average, params)
 
 
 def router_metrics(sums: RouterSums, microbatches: int) -> Metrics:

@@ -1,5 +1,6 @@
 """Each attention backend against the definition, values and gradients: packed rows, windows, heads, meshes."""
 
+import contextlib
 import functools
 import json
 import re
@@ -23,6 +24,9 @@ CASES = {
     "softcap and scale": {"attention_softcap": 2.0, "query_scale": 0.9},
     "all at once": {"sliding_window": (40,), "attention_softcap": 2.0, "query_scale": 0.9},
     "no softcap": {"sliding_window": (40,), "query_scale": 0.9},
+    "both directions": {"causal": False},
+    "both directions, window": {"causal": False, "sliding_window": (40,), "attention_softcap": 2.0},
+    "both directions, window of a block": {"causal": False, "sliding_window": (128,)},
 }
 MESHES = {
     "one device": {},
@@ -71,7 +75,8 @@ def by_definition(model, q, k, v, segments):
     scale = model.query_scale or model.head_dim**-0.5
     window = model.windows[0] or q.shape[1]
     for b, t, n in np.ndindex(q.shape[:3]):
-        keys = [s for s in range(max(0, t - window + 1), t + 1) if segments[b, s] == segments[b, t]]
+        end = t + 1 if model.causal else min(t + window, q.shape[1])
+        keys = [s for s in range(max(0, t - window + 1), end) if segments[b, s] == segments[b, t]]
         z = k[b, keys, n // group].astype(np.float64) @ q[b, t, n] * scale
         if model.attention_softcap:
             z = model.attention_softcap * np.tanh(z / model.attention_softcap)
@@ -102,7 +107,13 @@ def test_xla_equals_the_definition(name):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", ["one kv head", "all at once", "window of a block, all heads"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("one kv head", "all at once", "window of a block, all heads"),
+        *("both directions", "both directions, window", "both directions, window of a block"),
+    ],
+)
 def test_splash_equals_xla(name):
     """Interpreted; three blocks of 128 per side, so that the mask skips some, covers some and cuts through some."""
     assert_close(
@@ -112,7 +123,13 @@ def test_splash_equals_xla(name):
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("mesh", "name"), [("context 4", "all at once"), ("fsdp 2 x tensor 2 x context 2", "grouped heads")]
+    ("mesh", "name"),
+    [
+        ("context 4", "all at once"),
+        ("fsdp 2 x tensor 2 x context 2", "grouped heads"),
+        ("context 4", "both directions, window of a block"),
+        ("fsdp 2 x tensor 2 x context 2", "both directions, window"),
+    ],
 )
 def test_splash_equals_xla_on_meshes(mesh, name):
     model = tiny_model(**CASES[name], attention="splash")
@@ -153,7 +170,7 @@ def hopper(monkeypatch):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
-@pytest.mark.parametrize("name", ["grouped heads", "no softcap"])
+@pytest.mark.parametrize("name", ["grouped heads", "no softcap", "both directions"])
 def test_cudnn_call_equals_xla(sizes, name, hopper, monkeypatch):
     """Replaces cuDNN by JAX's XLA implementation of the same function, called with the same arguments."""
     original, implementations = jax.nn.dot_product_attention, []
@@ -168,12 +185,13 @@ def test_cudnn_call_equals_xla(sizes, name, hopper, monkeypatch):
     assert set(implementations) == {"cudnn"}
 
 
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both directions"])
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
-def test_cudnn_lowers_to_its_fused_kernels_on_each_device(sizes, hopper, monkeypatch):
+def test_cudnn_lowers_to_its_fused_kernels_on_each_device(sizes, causal, hopper, monkeypatch):
     from jax._src.cudnn import fused_attention_stablehlo
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91002)
-    model = tiny_model(attention="auto", compute_dtype="bfloat16", sliding_window=(5,))
+    model = tiny_model(attention="auto", compute_dtype="bfloat16", sliding_window=(5,), causal=causal)
     q, kv = (jax.ShapeDtypeStruct((2, 64, heads, 8), jnp.bfloat16) for heads in (4, 2))
     ids = jax.ShapeDtypeStruct((2, 64), jnp.int32)
 
@@ -192,7 +210,7 @@ def test_cudnn_lowers_to_its_fused_kernels_on_each_device(sizes, hopper, monkeyp
         local = [2 // size["fsdp"], 4 // size["tensor"], 64 // size["context"], 64]
         assert [int(n) for n in backend_config["intermediate_tensor_shape"]["dimensions"]] == local
         # With a context axis, a device's first query is not the first of the row, so the mask alone is causal.
-        assert backend_config["mask_type"] == ("CAUSAL" if size["context"] == 1 else "NO_MASK")
+        assert backend_config["mask_type"] == ("CAUSAL" if causal and size["context"] == 1 else "NO_MASK")
 
 
 UNSUPPORTED = {
@@ -220,6 +238,20 @@ def test_unsupported_backend_is_a_one_line_error_and_auto_uses_xla(case, monkeyp
         attend.attention_backend(tiny_model(**changes, attention=attention), length)
     if platform == {"cudnn": "gpu", "splash": "tpu"}[attention]:
         assert attend.attention_backend(tiny_model(**changes, attention="auto"), length) == "xla"
+
+
+@pytest.mark.parametrize(
+    ("windows", "refused"), [((0,), True), ((512,), True), ((30, 0), True), ((30,), False), ((511, 9), False)]
+)
+def test_splash_splits_attention_in_both_directions_only_with_windows(windows, refused, monkeypatch):
+    monkeypatch.setattr(attend, "platform", lambda: "tpu")
+    changes = {"sliding_window": windows, "causal": False}
+    for sizes, fails in (({"context": 4}, refused), ({}, False)):
+        with jax.set_mesh(mesh_of(**sizes)):
+            assert attend.attention_backend(tiny_model(**changes), 512) == ("xla" if fails else "splash")
+            error = pytest.raises(UserError, match=r"needs config\.mesh\.context=1")
+            with error if fails else contextlib.nullcontext():
+                attend.attention_backend(tiny_model(**changes, attention="splash"), 512)
 
 
 @pytest.mark.parametrize(("platform", "fastest"), [("cpu", "xla"), ("gpu", "cudnn"), ("tpu", "splash")])

@@ -24,6 +24,9 @@ class Mutant:
 
 _TRANSFORMER = "tests/model/test_transformer.py::"
 _ATTEND = "tests/model/test_attend.py::"
+_BIDIRECTIONAL = "tests/model/test_bidirectional.py::"
+_ATTENTION = "tests/train/finetuning/test_attention.py::"
+_AVERAGE = "tests/train/test_average.py::"
 _LOSSES = "tests/model/test_losses.py::"
 _HEADS = "tests/model/test_heads.py::"
 _TASK_HEADS = "tests/model/test_task_heads.py::"
@@ -44,17 +47,32 @@ _EXPORT = "tests/train/huggingface/test_export_tasks.py::"
 
 _MODEL = (
     Mutant(
-        "the causal mask is dropped", "model/context.py", " & (k <= q)", "",
+        "the causal mask is dropped", "model/context.py", "mask_BTS &= k <= q", "pass",
         f"{_TRANSFORMER}test_attention_is_causal[default]",
     ),
     Mutant(
         "segment ids are ignored", "model/context.py",
-        "(context.segments_BT[:, :, None] == context.key_segments_BS[:, None, :]) & ", "",
+        "context.segments_BT[:, :, None] == context.key_segments_BS[:, None, :]", "k >= 0",
         f"{_TRANSFORMER}test_packed_documents_have_the_same_logits_as_alone[default]",
     ),
     Mutant(
-        "the sliding window is a token too wide", "model/context.py", "(q - k < window)", "(q - k <= window)",
+        "the sliding window is a token too wide", "model/context.py", "&= q - k < window", "&= q - k <= window",
         f"{_TRANSFORMER}test_sliding_window_limits_how_far_back_a_token_attends",
+    ),
+    Mutant(
+        "a window does not limit how far ahead a token sees", "model/context.py",
+        "if window and not causal:", "if False:",
+        f"{_BIDIRECTIONAL}test_a_token_sees_its_window_on_both_sides",
+    ),
+    Mutant(
+        "the planner ignores the attention of the task", "train/step.py",
+        'causal=settings.task.attention != "bidirectional"', "causal=True",
+        f"{_ATTENTION}test_the_planner_compiles_the_attention_of_the_task",
+    ),
+    Mutant(
+        "the average of the weights never moves", "train/step.py",
+        "(params, opt_state, average),", "(params, opt_state, state.average),",
+        f"{_AVERAGE}test_the_average_is_that_of_the_steps_that_were_not_skipped",
     ),
     Mutant(
         "the base of the rotary positions is wrong", "model/rotary.py", "rotary.theta **", "10_000.0 **",

@@ -107,7 +107,7 @@ def test_step_uses_the_mean_over_its_targets(batches):
         return (objective.predict(params, batch) * batch["weights"]).sum() / targets
 
     loss, gradient = jax.jit(jax.value_and_grad(mean))(params)
-    step = make_train_step(objective, optimizer, optax.linear_schedule(1.0, 0.0, 4), 1)
+    step = make_train_step(objective, optimizer, optax.linear_schedule(1.0, 0.0, 4))
     state = TrainState(jnp.asarray(1), params, optimizer.init(params), {})
     after, metrics = jax.jit(step)(state, batch)
     found = {name: float(value) for name, value in metrics.items()}
@@ -175,7 +175,7 @@ def test_donated_state_is_aliased(batches):
     shardings = state_shardings(objective, optimizer, mesh)
     state = jax.eval_shape(lambda: init_state(objective, optimizer, jax.random.key(0)))
     step = jax.jit(
-        make_train_step(objective, optimizer, optax.constant_schedule(1.0), 1),
+        make_train_step(objective, optimizer, optax.constant_schedule(1.0)),
         in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, replicated(mesh)), donate_argnums=0,
     )  # fmt: skip
     memory = step.lower(state, batches[0]).compile().memory_analysis()

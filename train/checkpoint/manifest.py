@@ -24,7 +24,8 @@ Leaves = dict[str, LeafInfo]  # by path: "params/backbone/..."
 
 def items_of(state: TrainState) -> dict[str, Any]:
     """Returns the trees that a checkpoint stores of a state, by the name of the Orbax item."""
-    return {"params": state.params, "opt_state": state.opt_state}
+    average = {"average": state.average} if state.average else {}
+    return {"params": state.params, "opt_state": state.opt_state} | average
 
 
 def describe_leaves(items: Mapping[str, Any], sums: Mapping[str, str] | None = None) -> Leaves:

@@ -15,7 +15,7 @@ from orbax.checkpoint.future import Future
 
 from data.storage.paths import is_remote
 
-ITEMS = ("params", "opt_state")
+ITEMS = ("params", "opt_state", "average")
 MIN_CONCURRENT_BYTES = 64e6
 # Of the bytes to read: a smaller fraction leaves the disk idle; each byte in flight is a second copy in memory.
 _CONCURRENT_FRACTION = 0.25

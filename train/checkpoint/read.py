@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -20,7 +20,9 @@ ReadLeaf = Callable[[str], jax.Array]
 
 
 @contextlib.contextmanager
-def open_leaf_reader(directory: Path, abstract_params: Params, mesh: Mesh, name: str) -> Iterator[ReadLeaf]:
+def open_leaf_reader(
+    directory: Path, abstract_params: Params, mesh: Mesh, name: str, item: Literal["params", "average"] = "params"
+) -> Iterator[ReadLeaf]:
     """Yields a function from a leaf's path to its array, read from the newest checkpoint whose parameters are sound.
 
     Args:
@@ -28,6 +30,7 @@ def open_leaf_reader(directory: Path, abstract_params: Params, mesh: Mesh, name:
         abstract_params: shapes, dtypes and shardings of all parameters that the run trained.
         mesh: where a leaf goes.
         name: `CHECKPOINTS_DIR` or `BEST_DIR`.
+        item: the parameters, or their exponential average.
 
     Raises:
         UserError: see `restore_params`.
@@ -36,23 +39,23 @@ def open_leaf_reader(directory: Path, abstract_params: Params, mesh: Mesh, name:
     with open_to_read(directory, name) as manager:
 
         def verified(step: int, leaves: Leaves) -> ReadLeaf:
-            stored = {path: leaf for path, leaf in leaves.items() if path.startswith("params/")}
-            compare_leaves(f"{manager.directory}/{step}", stored, describe_leaves({"params": abstract_params}))
+            stored = {path: leaf for path, leaf in leaves.items() if path.startswith(f"{item}/")}
+            compare_leaves(f"{manager.directory}/{step}", stored, describe_leaves({item: abstract_params}))
             for path in wanted:
-                verify({f"params/{path}": stored[f"params/{path}"]}, {"params": {path: read(step, path)}}, mesh)
+                verify({f"{item}/{path}": stored[f"{item}/{path}"]}, {item: {path: read(step, path)}}, mesh)
             return lambda path: read(step, path)
 
         def read(step: int, path: str) -> jax.Array:
-            return _read_leaf(manager, step, path, wanted[path])
+            return _read_leaf(manager, step, f"{item}/{path}", wanted[path])
 
         yield next(sound_steps(manager, verified))
 
 
 def _read_leaf(manager: ocp.CheckpointManager, step: int, path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    item: Any = leaf
+    items: Any = leaf
     for key in reversed(path.split("/")):
-        item = {key: item}
-    return jax.tree.leaves(read_arrays(manager, step, {"params": item}))[0]
+        items = {key: items}
+    return jax.tree.leaves(read_arrays(manager, step, items))[0]
 
 
 class CheckpointContents(NamedTuple):

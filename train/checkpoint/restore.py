@@ -6,6 +6,7 @@ step's directory into place once all of it, manifest included, is on disk.
 
 import time
 from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,12 @@ def restore_before(directory: Path, step: int, abstract: TrainState, mesh: Mesh)
 
 
 def restore_params(
-    directory: Path, abstract_params: Params, mesh: Mesh, groups: tuple[str, ...], name: str = CHECKPOINTS_DIR
+    directory: Path,
+    abstract_params: Params,
+    mesh: Mesh,
+    groups: tuple[str, ...],
+    name: str = CHECKPOINTS_DIR,
+    item: Literal["params", "average"] = "params",
 ) -> Params:
     """Returns `{group: parameters}` of the newest sound checkpoint of a run, for fine-tuning and inference.
 
@@ -85,12 +91,13 @@ def restore_params(
         mesh: where the parameters go.
         groups: which of "backbone", "adapter" and "head" to read; only these are compared.
         name: `CHECKPOINTS_DIR` or `BEST_DIR`.
+        item: the parameters, or their exponential average.
 
     Raises:
         UserError: there is no sound checkpoint, or a leaf is missing, unexpected or of another shape.
     """
-    wanted = {"params": {group: abstract_params[group] for group in groups}}
-    prefixes = tuple(f"params/{group}/" for group in groups)
+    wanted: dict[str, Any] = {item: {group: abstract_params[group] for group in groups}}
+    prefixes = tuple(f"{item}/{group}/" for group in groups)
     with open_to_read(directory, name) as manager:
 
         def read(step: int, leaves: Leaves) -> Params:
@@ -98,7 +105,7 @@ def restore_params(
             compare_leaves(f"{manager.directory}/{step}", stored, describe_leaves(wanted))
             items = read_arrays(manager, step, wanted)
             verify(stored, items, mesh)
-            return items["params"]
+            return items[item]
 
         return next(sound_steps(manager, read))
 
@@ -110,7 +117,7 @@ def _read_state(
     items = read_arrays(manager, step, items_of(abstract))
     verify(leaves, items, mesh)
     steps_done = jax.device_put(jnp.asarray(step, jnp.int32), replicated(mesh))
-    return TrainState(steps_done, items["params"], items["opt_state"], {})
+    return TrainState(steps_done, items["params"], items["opt_state"], {}, items.get("average", {}))
 
 
 def _set_aside(manager: ocp.CheckpointManager, steps: list[int]) -> None:

@@ -28,9 +28,10 @@ def save(manager: ocp.CheckpointManager, state: TrainState, mesh: Mesh) -> None:
 
 
 def save_best(manager: ocp.CheckpointManager, state: TrainState, mesh: Mesh) -> None:
-    """Saves the parameters of the best state so far, unless a killed start of the run already saved this step.
+    """Saves the parameters of the best state so far: their average if the state has one.
 
+    Not if a killed start of the run already saved this step.
     Training is deterministic, so what was saved then is what this state contains.
     """
     if int(state.step) > (manager.latest_step() or -1):
-        save(manager, state._replace(opt_state=None), mesh)
+        save(manager, state._replace(params=state.average or state.params, opt_state=None, average={}), mesh)

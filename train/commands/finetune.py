@@ -31,13 +31,16 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Directory of this run; created if missing.", flag_values=values)
     text = "Also list rows whose label a model of the other rows contradicts with high confidence."
     flags.DEFINE_boolean("suspicious", False, text, flag_values=values)
+    text = "Train this many seeds, from config.seed on, and print mean and range; the run is that of the first."
+    flags.DEFINE_integer("seeds", 1, text, lower_bound=1, flag_values=values)
     flags.DEFINE_boolean("accept_changed_data", False, "Resume although the data changed.", flag_values=values)
 
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
-    from train.finetuning.run import finetune
+    from train.finetuning.seeds import finetune_seeds
 
-    check_output_directory(at(values.workdir), "workdir")
-    config, foundation, workdir = values.config.to_dict(), at(values.init_from), at(values.workdir)
-    finetune(config, foundation, workdir, values.accept_changed_data, values.suspicious)
+    workdir = at(values.workdir)
+    check_output_directory(workdir, "workdir")
+    config = values.config.to_dict()
+    finetune_seeds(config, at(values.init_from), workdir, values.seeds, values.accept_changed_data, values.suspicious)

@@ -15,6 +15,7 @@ from train.finetuning.confidence import Confidence, calibrate, score_confidence
 from train.finetuning.finetune_run import FinetuneRun, Scored, measured, score
 from train.finetuning.predictor import Predictor
 from train.finetuning.rows import first_rows, with_reference
+from train.finetuning.task_text import train_on_task_text
 from train.generation.language_model import LanguageModel
 from train.job import Evaluate, Job
 from train.loop import fit
@@ -43,6 +44,7 @@ def compare(run: FinetuneRun) -> list[Scored]:
     # Metrics relative to the foundation's log-probabilities mean nothing for random weights.
     if run.settings.task.baseline and not task.needs_reference:
         table.append(_train_and_score(run, RANDOM_INIT, zero_shot))
+    train_on_task_text(run)
     table.append(_train_and_score(run, FINE_TUNED, zero_shot))
     return table
 
@@ -96,7 +98,7 @@ def load_foundation(run: FinetuneRun) -> LanguageModel | None:
         return None
     tokenizer = run.data.tokenizer
     params = run.foundation.load_merged(run.mesh, ("backbone", "head"))
-    return LanguageModel(run.record.model, params, tokenizer, "", tokenizer.eos_id, run.mesh)
+    return LanguageModel(run.foundation.model, params, tokenizer, "", tokenizer.eos_id, run.mesh)
 
 
 def _train_and_score(run: FinetuneRun, name: str, zero_shot: Sequence[Prediction] | None) -> Scored:
@@ -164,7 +166,7 @@ def finetuning_job(
         objective=objective,
         rows=run.data.parts["train"].rows,
         evaluate=evaluate,
-        load_initial=(lambda groups: run.foundation.load_merged(run.mesh, groups)) if from_foundation else None,
+        load_initial=(lambda groups: run.source.load_merged(run.mesh, groups)) if from_foundation else None,
         initial_groups=("backbone", "head") if lm_head else ("backbone",),
         flops_per_step=run.settings.batch_size * length * training_flops_per_token(counted, length),
         earlier_lengths=earlier_lengths(run.record.length_changes, "." if from_foundation else RANDOM_INIT_DIR),

@@ -29,6 +29,7 @@ class FinetuneRun:
         foundation: the run that is fine-tuned, with this run's execution options.
         data: the task and its rows.
         mesh: the devices it trains on.
+        source: the run whose parameters training starts from: the foundation, or what `task_text` makes of it.
     """
 
     workdir: Path
@@ -37,6 +38,7 @@ class FinetuneRun:
     foundation: Run
     data: TaskData
     mesh: Mesh
+    source: Run
 
     def objective(self, adapted: bool = True) -> Objective:
         """Returns what the run trains; see `Run.objective`."""

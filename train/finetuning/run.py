@@ -20,13 +20,21 @@ from train.finetuning.label_audit import look_at_labels
 from train.finetuning.report.before_after import publish
 from train.finetuning.report.label_audit import leak_line
 from train.finetuning.rows import TaskData, abbreviated, encode_rows, read_task, say_unseen
+from train.finetuning.task_text import with_task_text
 from train.run.lock import claim
 from train.run.new_run import FINETUNE_UNUSED, check_new_run
 from train.run.record import Run, RunRecord, open_run, read_record
 from train.run.record import start as start_run
 from train.settings import Settings, from_config
 from train.tasks.classification import Classification
-from train.tasks.task import absolute_name, fields_without_effect, load_task, task_from_record, task_to_record
+from train.tasks.task import (
+    absolute_name,
+    attention_of,
+    fields_without_effect,
+    load_task,
+    task_from_record,
+    task_to_record,
+)
 
 
 def finetune(
@@ -50,7 +58,7 @@ def finetune(
     Raises:
         UserError: an invalid config, row, foundation, mesh or checkpoint.
     """
-    config = _with_rules_of(workdir, config)
+    config = _as_started(workdir, config)
     settings = from_config(config)
     # A task file's path is stored absolute, so that the run can be read from any directory.
     config = config | {"task": config["task"] | {"name": absolute_name(settings.task.name)}}
@@ -81,19 +89,25 @@ def finetune(
     if audit is not None and (leaks := leak_line(audit)):
         warn(f"finetune: {leaks}")
     with claim(workdir), jax.set_mesh(mesh):
+        run = with_task_text(run, accept_changed_data)
         stored = start_run(workdir, run.record, run.data.tokenizer, accept_changed_data)
         run = dataclasses.replace(run, record=dataclasses.replace(run.record, length_changes=stored.length_changes))
         return publish(run, compare(run), audit, quiet)
 
 
-def _with_rules_of(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the config with the rules for rows of the run in `workdir`, if there is one: its splits stay the same."""
+def _as_started(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config with what the run in `workdir`, if there is one, was started with.
+
+    These are its rules for rows, so that its splits stay the same, and what "auto" was when it started.
+    """
     if not (workdir / "run.json").is_file():
         return config
-    rules = open_run(workdir).record.config["task"]["row_rules"]
-    if rules != config["task"]["row_rules"]:
+    started, task = open_run(workdir).record.config["task"], dict(config["task"])
+    rules = started["row_rules"]
+    if rules != task["row_rules"]:
         say(f"finetune: {workdir} was started with config.task.row_rules={rules} and keeps these rules and splits")
-    return config | {"task": config["task"] | {"row_rules": rules}}
+    kept = {name: started[name] for name in ("attention", "pooling") if task[name] == "auto"}
+    return config | {"task": task | {"row_rules": rules} | kept}
 
 
 def _say_classes(run: FinetuneRun, splits: Splits) -> None:
@@ -119,6 +133,8 @@ def prepare_run(
 ) -> tuple[FinetuneRun, Splits]:
     """Returns (the run with its rows encoded, the rows as read).
 
+    Its config has `config.task.attention` decided.
+
     Args:
         config: the config, complete.
         settings: the same, checked.
@@ -127,8 +143,11 @@ def prepare_run(
         mesh: the devices.
 
     Raises:
-        UserError: invalid rows, or a foundation with too short a context.
+        UserError: invalid rows, a foundation with too short a context, or see `attention_of`.
     """
+    attention = attention_of(settings.task, settings.adapt.method)
+    config = config | {"task": config["task"] | {"attention": attention}}
+    settings = from_config(config)
     _check_length(settings, parent.model, parent.directory)
     tokenizer = parent.tokenizer()
     task, splits = read_task(settings)
@@ -149,7 +168,7 @@ def prepare_run(
     stored = task_to_record(settings.task.name, task)
     record = RunRecord(
         "finetune",
-        parent.model,
+        dataclasses.replace(parent.model, causal=attention == "causal"),
         config,
         stored,
         splits.fingerprint,
@@ -158,7 +177,7 @@ def prepare_run(
         generation=parent.record.generation,
         architecture=parent.record.architecture,
     )
-    return FinetuneRun(workdir, record, settings, parent, TaskData(task, tokenizer, parts), mesh), splits
+    return FinetuneRun(workdir, record, settings, parent, TaskData(task, tokenizer, parts), mesh, parent), splits
 
 
 def _check_length(settings: Settings, model: ModelConfig, foundation: Path) -> None:

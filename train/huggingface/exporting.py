@@ -8,10 +8,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from configs.errors import UserError
 from data.chat_export import to_jinja
 from data.storage.new_directory import check_new, new_directory
 from data.templates import end_of_turn
 from data.tokenizer import Tokenizer
+from model.config import ModelConfig
 from model.huggingface.config_file import architecture_of, to_config
 from model.huggingface.families import table
 from model.huggingface.weights import Row, expected_shapes, group_of, leaves
@@ -41,16 +43,17 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32", card: CardO
     """
     check_new(output)
     run = open_run(directory)
-    architecture = architecture_of(run.model, run.record.architecture)
+    described, attention = _described(run)
+    architecture = architecture_of(described, run.record.architecture)
     head = head_of(run, architecture)
     rows = table(architecture, run.model)
     if head.row is not None:
         rows = [*(row for row in rows if row.leaf != _HEAD), head.row]
     tokenizer = framed(_tokenizer(run, head), classifier=head.framed)
     # A pad token that was added to the tokenizer may need a row of its own.
-    model = dataclasses.replace(run.model, vocab_size=max(run.model.vocab_size, tokenizer.vocab_size))
+    model = dataclasses.replace(described, vocab_size=max(run.model.vocab_size, tokenizer.vocab_size))
     ids = _special_ids(tokenizer)
-    config = to_config(architecture, model, dtype) | ids | {"architectures": [head.name], **head.config}
+    config = to_config(architecture, model, dtype) | ids | attention | {"architectures": [head.name], **head.config}
     max_length = run.record.config["sequence_length"] if head.framed else model.context_length
     mesh = single_device_mesh()
     with new_directory(output) as partial:
@@ -65,6 +68,24 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32", card: CardO
             (partial / GENERATION_FILE).write_text(json.dumps(generation, indent=2))
         write_card(run, partial, output.name, card)
     say(f"export-hf: {head.name} in {output}")
+
+
+def _described(run: Run) -> tuple[ModelConfig, dict[str, bool]]:
+    """Returns (the causal model whose config.json describes a run's model, the field for attention in both directions).
+
+    The models of `transformers` attend in both directions if `is_causal` is false. A window of theirs then reaches as
+    many tokens as it says in each direction, while ours counts the query as well.
+
+    Raises:
+        UserError: a window of one token, which theirs cannot be.
+    """
+    if run.model.causal:
+        return run.model, {}
+    windows = run.model.sliding_window
+    if 1 in windows:
+        raise UserError(f"{run.directory} has a window of 1 token and attention in both directions; expected 0 or 2")
+    reach = tuple(max(window - 1, 0) for window in windows)
+    return dataclasses.replace(run.model, causal=True, sliding_window=reach), {"is_causal": False}
 
 
 def _tokenizer(run: Run, head: Head) -> Tokenizer:

@@ -29,5 +29,6 @@ def open_params(run: Run, mesh: Mesh) -> Iterator[tuple[Params, Read]]:
         yield params, leaf_paths(params).__getitem__
         return
     abstract = abstract_params(objective, mesh)
-    with open_leaf_reader(run.directory, abstract, mesh, run.checkpoint_dir) as read:
+    stored = (run.checkpoint_dir, run.checkpoint_item)
+    with open_leaf_reader(run.directory, abstract, mesh, *stored) as read:
         yield abstract, read

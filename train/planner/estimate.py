@@ -139,6 +139,7 @@ def _buffers(
     return {
         "parameters": params,
         "optimizer state": tree_bytes(state.opt_state),
+        **({"averaged parameters": tree_bytes(state.average)} if state.average else {}),
         "gradients": gradients,
         f"activations saved (remat {model.remat})": shape.tokens * shape.saved,
         # The loss and a layer's backward pass do not overlap.

@@ -76,7 +76,7 @@ def explain(settings: Settings, model: ModelConfig, mesh: AbstractMesh) -> dict[
     totals = {
         "parameters": parameter_count(state.params),
         "parameter_bytes": int(tree_bytes(state.params)),
-        "state_bytes": int(tree_bytes((state.params, state.opt_state))),
+        "state_bytes": int(tree_bytes((state.params, state.opt_state, state.average))),
     }
     return {"mesh": dict(mesh.shape), "parameters": rows, "totals": totals}
 

@@ -33,8 +33,9 @@ def merge(directory: Path, output: Path) -> None:
     mesh = single_device_mesh()
     groups = tuple(boxed_params(adapter.objective(adapted=False)))
     config = record.config | {"adapt": record.config["adapt"] | {"method": "full"}}
-    # load_merged_params already returns the best parameters if the run kept them.
+    # `load_merged` already returns the best parameters if the run kept them, and their average if it has one.
     config |= {"checkpoint": config["checkpoint"] | {"best": False}}
+    config |= {"optimizer": config["optimizer"] | {"ema": 0.0}}
     with new_directory(output, in_place=True) as partial, jax.set_mesh(mesh):
         params = adapter.load_merged(mesh, groups)
         start_run(partial, dataclasses.replace(record, config=config), adapter.tokenizer())

@@ -43,7 +43,7 @@ _RENAMED_FIELDS = {
     ("data", "read_ahead"): "prefetch",
 }
 # Fields that were added to the config later, and what runs without them did, where that is not the default.
-_BEFORE_ADDED = {("task", "row_rules"): 1}
+_BEFORE_ADDED = {("task", "row_rules"): 1, ("task", "attention"): "causal"}
 # Config fields that may change when a run resumes; any other change is refused.
 MAY_CHANGE = RESUMABLE_FIELDS
 
@@ -103,6 +103,12 @@ class Run:
         return BEST_DIR if best else CHECKPOINTS_DIR
 
     @property
+    def checkpoint_item(self) -> Literal["params", "average"]:
+        """What holds the parameters to use in these checkpoints; the best ones are saved averaged."""
+        averages = self.record.config["optimizer"]["ema"] > 0 and self.checkpoint_dir == CHECKPOINTS_DIR
+        return "average" if averages else "params"
+
+    @property
     def is_language_model(self) -> bool:
         """Whether the run has a language-model head, so that it can generate and score text."""
         return self.record.stage == "pretrain" or load_task(self.record.task["name"]).trains_lm_head
@@ -154,7 +160,8 @@ class Run:
         groups = tuple(abstract) if groups is None else groups
         own = tuple(group for group in groups if group in objective.trained)
         other = tuple(group for group in groups if group not in own)
-        params = restore_params(self.directory, abstract, mesh, own, self.checkpoint_dir) if own else {}
+        stored = (self.checkpoint_dir, self.checkpoint_item)
+        params = restore_params(self.directory, abstract, mesh, own, *stored) if own else {}
         return params | self.base().load_merged(mesh, other) if other else params
 
     def load_merged(self, mesh: Mesh, groups: tuple[str, ...]) -> Params:

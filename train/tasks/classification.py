@@ -19,7 +19,18 @@ from train.evaluation import metrics as scores
 from train.evaluation.calibration import UNSEEN, sigmoid, softmax
 from train.evaluation.interval import Interval, mean_interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Alternative, Answer, AnswerOptions, Task, group_of, in_order, router_losses, row_rules
+from train.tasks.task import (
+    Alternative,
+    Answer,
+    AnswerOptions,
+    Attention,
+    Task,
+    group_of,
+    in_order,
+    pooling_of,
+    router_losses,
+    row_rules,
+)
 
 # Separates the classes of a row where a file can only hold text.
 _SEPARATOR = "|"
@@ -50,6 +61,7 @@ class Classification(Task[list[str]]):
     out_of_scope: str = ""
 
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
+    default_attention: ClassVar[Attention] = "bidirectional"
     baseline_name: ClassVar[str] = "majority-class baseline"
     unused_fields: ClassVar[tuple[str, ...]] = (
         *("task.context", "task.template", "task.metrics", "task.max_new_tokens", "task.beta"),
@@ -102,9 +114,9 @@ class Classification(Task[list[str]]):
             rows = len(examples)
             weights = tuple(rows / (2 * counts[name]) for name in classes)
             absent = tuple(rows / (2 * max(rows - counts[name], 1)) for name in classes)
-            return cls(classes, weights, True, settings.pooling, settings.prompt, absent)
+            return cls(classes, weights, True, pooling_of(settings), settings.prompt, absent)
         weights = class_weights(counts, classes, settings.class_weights)
-        pooling, prompt, outside = settings.pooling, settings.prompt, settings.out_of_scope
+        pooling, prompt, outside = pooling_of(settings), settings.prompt, settings.out_of_scope
         return cls(classes, weights, settings.multi_label, pooling, prompt, out_of_scope=outside)
 
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered:

@@ -18,7 +18,16 @@ from model.task_heads import regressor
 from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Answer, AnswerOptions, Task, group_of, router_losses, row_rules
+from train.tasks.task import (
+    Answer,
+    AnswerOptions,
+    Attention,
+    Task,
+    group_of,
+    pooling_of,
+    router_losses,
+    row_rules,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +44,7 @@ class Regression(Task[float]):
     std: float
     pooling: Literal["last", "mean"]
 
+    default_attention: ClassVar[Attention] = "bidirectional"
     baseline_name: ClassVar[str] = "mean of the training values"
     unused_fields: ClassVar[tuple[str, ...]] = (
         *("task.context", "task.multi_label", "task.class_weights", "task.out_of_scope"),
@@ -67,8 +77,8 @@ class Regression(Task[float]):
         if np.std(values) == 0.0:
             raise UserError(f"config.data.path contains one value only ({values[0]:g}); expected at least two")
         if settings.center:
-            return cls(float(np.mean(values)), float(np.std(values)), settings.pooling)
-        return cls(0.0, float(np.sqrt(np.mean(np.square(values)))), settings.pooling)
+            return cls(float(np.mean(values)), float(np.std(values)), pooling_of(settings))
+        return cls(0.0, float(np.sqrt(np.mean(np.square(values)))), pooling_of(settings))
 
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered:
         """Returns `bos text eos` with the standardized value as the target of its last token."""

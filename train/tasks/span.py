@@ -19,7 +19,7 @@ from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.evaluation.squad import NO_ANSWER
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Answer, AnswerOptions, Task, group_of, router_losses, row_rules
+from train.tasks.task import Answer, AnswerOptions, Attention, Task, group_of, router_losses, row_rules
 
 _MAX_ANSWER_TOKENS = 30
 _MAX_QUESTION_FRACTION = 1 / 3  # of the row
@@ -38,6 +38,7 @@ class Span(Task[str]):
     prompt: str
 
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
+    default_attention: ClassVar[Attention] = "bidirectional"
     baseline_name: ClassVar[str] = "always no answer"
     unused_fields: ClassVar[tuple[str, ...]] = (
         *("task.pooling", "task.multi_label", "task.class_weights", "task.out_of_scope"),

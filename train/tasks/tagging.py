@@ -22,7 +22,17 @@ from train.evaluation.interval import Interval
 from train.evaluation.metrics import OUTSIDE
 from train.settings import LossSettings, TaskSettings
 from train.tasks.classification import class_weights
-from train.tasks.task import Alternative, Answer, AnswerOptions, Task, group_of, in_order, router_losses, row_rules
+from train.tasks.task import (
+    Alternative,
+    Answer,
+    AnswerOptions,
+    Attention,
+    Task,
+    group_of,
+    in_order,
+    router_losses,
+    row_rules,
+)
 
 _WORDS = "tokens"  # the column of the words
 
@@ -39,6 +49,7 @@ class Tagging(Task[list[str]]):
     classes: tuple[str, ...]
     weights: tuple[float, ...] = ()
 
+    default_attention: ClassVar[Attention] = "bidirectional"
     list_separator: ClassVar[str] = " "
     unused_fields: ClassVar[tuple[str, ...]] = (
         *("task.input", "task.context", "task.pooling", "task.multi_label", "task.template", "task.metrics"),

@@ -33,6 +33,7 @@ from model.heads import Objective, RouterLosses
 from train.evaluation.interval import Interval
 from train.settings import LossSettings, TaskSettings
 
+Attention = Literal["causal", "bidirectional"]
 P = TypeVar("P")  # the type of a task's predictions
 # What `rootstock predict` writes for a row: column -> JSON value.
 Answer = dict[str, Any]
@@ -71,6 +72,7 @@ class Task(abc.ABC, Generic[P]):
 
     Attributes:
         trains_lm_head: the task trains the language-model head instead of a new head.
+        default_attention: what `config.task.attention="auto"` stands for where all weights train (`attention_of`).
         generates: a prediction is the text generated after `prompt_tokens`; `decode` is not used.
         needs_reference: the objective reads the foundation's log-probabilities from the batch (see
             `model.task_heads.preference`).
@@ -85,6 +87,7 @@ class Task(abc.ABC, Generic[P]):
     """
 
     trains_lm_head: ClassVar[bool] = False
+    default_attention: ClassVar[Attention] = "causal"
     generates: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "none"
@@ -232,6 +235,36 @@ def group_of(row: Row, settings: TaskSettings, default: str) -> str:
         UserError: see `data.columns.fill`.
     """
     return fill(settings.group, row, "config.task.group", row_rules(settings)) if settings.group else default
+
+
+def attention_of(settings: TaskSettings, method: str) -> Attention:
+    """Returns which tokens a task's model attends to: `config.task.attention`, with "auto" decided.
+
+    Frozen weights were trained with causal attention, so "auto" keeps it where the layers' weights are frozen.
+
+    Args:
+        settings: `config.task`.
+        method: `config.adapt.method`.
+
+    Raises:
+        UserError: the task trains a language-model head, which would see the tokens that it predicts.
+    """
+    cls = load_task(settings.name)
+    if cls.trains_lm_head and settings.attention == "bidirectional":
+        raise UserError(
+            f"config.task.attention='bidirectional' needs a head that does not write text, but "
+            f"config.task.name={settings.name!r} trains a language model; expected 'auto' or 'causal'"
+        )
+    if settings.attention != "auto":
+        return settings.attention
+    return cls.default_attention if method == "full" and not cls.trains_lm_head else "causal"
+
+
+def pooling_of(settings: TaskSettings) -> Literal["last", "mean"]:
+    """Returns which state a head reads: `config.task.pooling`, where "auto" follows from the attention."""
+    if settings.pooling != "auto":
+        return settings.pooling
+    return "mean" if settings.attention == "bidirectional" else "last"
 
 
 def router_losses(loss: LossSettings) -> RouterLosses:

@@ -27,7 +27,7 @@ from train.pretraining import pretrain
 from train.run.new_run import FINETUNE_UNUSED, PRETRAIN_UNUSED, check_new_run
 from train.schedule import schedule_errors
 from train.settings import from_config
-from train.tasks.task import fields_without_effect, load_task
+from train.tasks.task import attention_of, fields_without_effect, load_task
 
 TOKENIZER = train_tokenizer("bytes", [])
 MODEL = tiny_model(vocab_size=320, num_experts=2, experts_per_token=1)
@@ -56,6 +56,7 @@ INPUTS = {"span": "{question}", "chat": "{text}"}
 # A value other than the default, for each field of a task.
 CHANGES = {
     "task.input": "{other}", "task.context": "{context}.", "task.target": "second", "task.group": "{other}",
+    "task.attention": "causal",
     "task.pooling": "mean", "task.multi_label": True, "task.class_weights": "balanced", "task.template": "chatml",
     "task.metrics": ("bleu",), "task.max_new_tokens": 7, "task.beta": 0.5, "task.baseline": False,
     "task.center": False, "task.alternatives": False, "task.out_of_scope": "b",
@@ -84,6 +85,7 @@ def behavior(kind, config, monkeypatch):
     cls = load_task(settings.task.name)
     rows = [row | {"label": TARGETS[kind](i), "second": TARGETS[kind](0)} for i, row in enumerate(ROWS)]
     try:
+        attention = attention_of(settings.task, settings.adapt.method)
         examples = [cls.parse(row, settings.task) for row in rows]
         task = cls.fit(examples, settings.task)
     except UserError as error:
@@ -96,11 +98,11 @@ def behavior(kind, config, monkeypatch):
     record = SimpleNamespace(model=MODEL)
     parent = SimpleNamespace(is_language_model=True, load_merged=lambda *_: {}, directory="base")
     parts = dict.fromkeys(("train", "validation", "test"), part)
-    comparison.compare(FinetuneRun("work", record, settings, parent, TaskData(task, TOKENIZER, parts), MESH))
+    comparison.compare(FinetuneRun("work", record, settings, parent, TaskData(task, TOKENIZER, parts), MESH, parent))
     segments = [{k: v.tolist() for k, v in s.items()} for r in part.encoded for s in r.segments]
     read = [dataclasses.asdict(example) for example in examples]
     scored_by = getattr(task, "metric_names", ()), getattr(task, "out_of_scope", "")
-    return read, segments, loss_of(task, settings, part), calls, scored_by
+    return read, segments, loss_of(task, settings, part), calls, scored_by, attention
 
 
 def loss_of(task, settings, part):
@@ -152,8 +154,13 @@ def test_a_field_acts_or_is_refused(kind, monkeypatch):
     before = behavior(kind, config, monkeypatch)
     assert behavior(kind, config, monkeypatch) == before
     refused = fields_without_effect(load_task(config["task"]["name"]))
-    for name, value in CHANGES.items():
-        changed = config_of(kind, **{name: False if (kind, name) == ("multi_label", "task.multi_label") else value})
+    for name, usual in CHANGES.items():
+        value = usual
+        if (kind, name) == ("multi_label", "task.multi_label"):
+            value = False
+        if name == "task.attention" and load_task(config["task"]["name"]).default_attention == value:
+            value = "bidirectional"
+        changed = config_of(kind, **{name: value})
         same = behavior(kind, changed, monkeypatch) == before
         assert same == (name in refused), f"{kind}: {name}"
 
@@ -169,7 +176,7 @@ def test_every_field_is_covered():
     ("changes", "message"),
     [
         ({"task.name": "tagging", "task.pooling": "mean"},
-         "config.task.pooling='mean' has no effect with config.task.name='tagging'; expected 'last', the default"),
+         "config.task.pooling='mean' has no effect with config.task.name='tagging'; expected 'auto', the default"),
         ({"task.name": "regression", "task.class_weights": "balanced"}, "class_weights='balanced' has no effect with"),
         ({"task.name": "reward", "task.beta": 0.5}, "config.task.beta=0.5 has no effect with .*='reward'"),
         ({"loss.z_loss": 0.1}, "config.loss.z_loss=0.1 has no effect with config.task.name='classification'"),

@@ -86,6 +86,7 @@ TASKS = {
     "centered": {"task.name": "regression"},
     "tags": {"task.name": "tagging"},
 }
+BOTH = " in both directions"  # end of the name of a task whose model attends so
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,8 @@ def trained(tmp_path_factory):
         TOKENIZERS[tokenizer]().save(folder / "source")
         import_hf(str(folder / "source"), folder / "base")
         rng = random.Random(0)
-        make = ROWS["value" if task == "centered" else task]
+        kind = task.removesuffix(BOTH)
+        make = ROWS["value" if kind == "centered" else kind]
         rows = [make(rng, i) for i in range(120)]
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         config = default.get_config()
@@ -108,9 +110,12 @@ def trained(tmp_path_factory):
         config.evaluation.every = config.checkpoint.every = 12
         config.optimizer.warmup_steps, config.optimizer.learning_rate = 2, 0.02
         config.task.baseline = False
-        if task in ("single", "multi"):  # the others have no zero-shot baseline
+        if kind in ("single", "multi"):  # the others have no zero-shot baseline
             config.task.zero_shot_rows = 0
-        config.update_from_flattened_dict(TASKS[task])
+        config.task.attention = "bidirectional" if task.endswith(BOTH) else "causal"
+        if kind != "tags":
+            config.task.pooling = "last"
+        config.update_from_flattened_dict(TASKS[kind])
         finetune(config.to_dict(), folder / "base", folder / "run")
         return folder / "run", rows
 
@@ -256,6 +261,18 @@ def test_a_resumed_run_keeps_the_order_of_its_classes(trained, tmp_path):
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize(("architecture", "window"), [("llama3", None), ("gpt2", None), ("gemma2", 5)])
+def test_attention_in_both_directions_is_a_field_of_config_json(architecture, window, trained, tmp_path):
+    """A window of transformers reaches that far in each direction; ours contains the query."""
+    run, _ = trained(architecture, "full", f"tags{BOTH}")
+    windows = {max(open_run(run).model.windows)}
+    config = exported(run, tmp_path / "out")
+    assert config["is_causal"] is False and not open_run(run).model.causal
+    assert windows == {window + 1 if window else 0} and config.get("sliding_window") == window
+    assert "is_causal" not in exported(trained(architecture, "full", "tags")[0], tmp_path / "causal")
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize("command", [("chat",), ("generate", "--prompt=a")])
 def test_a_classifier_generates_no_text(command, trained):
     run, _ = trained("llama3", "pad", "single")
@@ -274,6 +291,8 @@ def test_a_classifier_generates_no_text(command, trained):
         *((architecture, "full", "value") for architecture in ("gpt2", "llama3", "qwen2")),
         ("gpt2", "full", "centered"),
         *((architecture, "eos is pad", "tags") for architecture in ("gpt2", "llama3", "gemma2")),
+        *((architecture, "full", f"single{BOTH}") for architecture in ("gpt2", "llama3", "qwen2", "gemma2")),
+        *((architecture, "full", f"tags{BOTH}") for architecture in ("gpt2", "llama3", "gemma2")),
     ],
 )
 def test_pipelines_of_transformers_answer_as_here(architecture, tokenizer, task, trained, tmp_path):
@@ -281,6 +300,7 @@ def test_pipelines_of_transformers_answer_as_here(architecture, tokenizer, task,
     out = tmp_path / "out"
     exported(run, out)
     fitted, outputs, part = ours(run, rows)
+    task = task.removesuffix(BOTH)
     if task == "tags":
         return check_tags(out, rows, fitted, outputs, part)
     import transformers
