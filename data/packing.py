@@ -75,29 +75,38 @@ class PackedRows:
         Segment ids count from 1 in each row; after the last pair of the split, segment ids and weights are 0. Reads
         O(log(documents) + T) offsets per row.
         """
-        T, offsets = self.sequence_length, self.documents.offsets
-        first = np.asarray(indices, np.int64)[:, None] * T
-        pair = np.minimum(first + np.arange(T), self.num_pairs - 1)
+        T, offsets, num_pairs = self.sequence_length, self.documents.offsets, self.num_pairs
+        first = np.asarray(indices, np.int64) * T
+        last = np.minimum(first + T, num_pairs) - 1
         # A row's documents are consecutive, so only its first and last pair need a search over all documents.
-        bounds = self._documents_of(pair[:, [0, -1]].ravel()).reshape(-1, 2)
-        document = np.empty_like(pair)
-        for row, (low, high) in enumerate(bounds.tolist()):
-            ends = offsets[low + 1 : high + 1] - np.arange(low + 1, high + 1)
-            document[row] = low + np.searchsorted(ends, pair[row], side="right")
-        # Each document before this one has one pair fewer than tokens.
-        token = pair + document
-        start = np.maximum(offsets[document] - document, first)
-        real = first + np.arange(T) < self.num_pairs
-        tokens, targets = np.empty((2, *token.shape), np.int32)
-        # A row's tokens and targets are within one range: a bucket is asked once per row.
-        for row, read in enumerate(self.documents.read(token[:, 0], token[:, -1] + 2)):
-            places = token[row] - token[row, 0]
-            tokens[row], targets[row] = read[places], read[places + 1]
+        low, high = self._documents_of(np.concatenate([first, last])).reshape(2, -1)
+        # A row's tokens and targets are within one range: a bucket is asked once per row. Each document before a pair
+        # has one pair fewer than tokens.
+        reads = self.documents.read(first + low, last + high + 2)
+        # One entry per document of each row: where it starts and ends in the row, and the row's number of it.
+        counts = high - low + 1
+        before = np.cumsum(counts) - counts
+        number = np.arange(counts.sum()) - np.repeat(before, counts)
+        document = np.repeat(low, counts) + number
+        ends = np.asarray(offsets[document + 1]) - (document + 1) - np.repeat(first, counts)
+        ends[before + counts - 1] = T
+        starts = np.concatenate([[0], ends[:-1]])
+        starts[before] = 0
+        lengths = ends - starts
+        segment = np.repeat(number.astype(np.int32), lengths).reshape(-1, T)
+        place = np.arange(T, dtype=np.int32)
+        real = place < (last + 1 - first)[:, None]
+        positions = np.where(real, place - np.repeat(starts.astype(np.int32), lengths).reshape(-1, T), 0)
+        # After the last pair of the split, its tokens are repeated.
+        columns = np.minimum(place, (last - first).astype(np.int32)[:, None]) + segment
+        tokens, targets = np.empty((2, *columns.shape), np.int32)
+        for row, read in enumerate(reads):
+            tokens[row], targets[row] = read[columns[row]], read[1:][columns[row]]
         return {
             "tokens": tokens,
             "targets": targets,
-            "segment_ids": np.where(real, document - document[:, :1] + 1, 0).astype(np.int32),
-            "positions": np.where(real, pair - start, 0).astype(np.int32),
+            "segment_ids": np.where(real, segment + 1, 0),
+            "positions": positions,
             "weights": real.astype(np.float32),
         }
 
