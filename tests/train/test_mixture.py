@@ -235,7 +235,7 @@ def test_texts_share_one_tokenizer_trained_on_all_of_them(folder, tmp_path):
 def test_fine_tuning_refuses_a_mixture(field, foundation, tmp_path):
     config = intent.get_config()
     values = {"data.mixture": (("a", "x", 1.0),), "data.mixture_schedule": ((5, {"a": 1.0}),), "data.max_epochs": 2.0}
-    config.update_from_flattened_dict({field: values[field]})
+    config.update_from_flattened_dict({"data.path": "rows.jsonl", field: values[field]})
     if field == "data.mixture_schedule":
         config.data.mixture = values["data.mixture"]
     with pytest.raises(UserError, match=rf"config\.{field}=.* has no effect in fine-tuning"):
@@ -247,7 +247,7 @@ def test_a_new_run_refuses_what_would_do_nothing(folder, tmp_path):
     assert "config.data.mixture_schedule: step 8 is not reached by config.num_steps=8" in found
     config = config_of(folder)
     with pytest.raises(UserError, match=r"config\.data\.path='x' has no effect with config\.data\.mixture"):
-        from_config(config | {"data": config["data"] | {"path": "x"}})
+        pretrain(config | {"data": config["data"] | {"path": "x"}}, tmp_path / "both")
 
 
 def test_commands_without_data_take_a_mixture(folder):
