@@ -41,6 +41,11 @@ class Store:
 
     tokens: np.ndarray
     offsets: np.ndarray
+    is_remote: bool = False
+
+    def read(self, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
+        """Returns the tokens from each start up to its stop."""
+        return [self.tokens[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
 
 
 def milliseconds(directory: Path, count: int) -> tuple[float, float]:

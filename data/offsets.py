@@ -25,7 +25,7 @@ class Offsets:
         self._documents = np.cumsum([0, *documents], dtype=np.int64)
         self._tokens = np.cumsum([0, *tokens], dtype=np.int64)
         self._first_documents, self._first_tokens = self._documents.tolist(), self._tokens.tolist()
-        self._first_pairs = (self._tokens - self._documents).tolist()
+        self._first_pairs = self._tokens - self._documents
         self._load = load
 
     def __len__(self) -> int:
@@ -65,20 +65,29 @@ class Offsets:
             return parts[0]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    def document_of_pair(self, pair: int) -> int:
-        """See `document_of_pair`; one search over the shards, then one within a shard."""
-        shard = bisect.bisect_right(self._first_pairs, pair) - 1
-        local = document_of_pair(self._load(shard), pair - self._first_pairs[shard])
-        return self._first_documents[shard] + local
+    def documents_of_pairs(self, pairs: np.ndarray) -> np.ndarray:
+        """See `documents_of_pairs`; one search over the shards, then one within each shard that has a pair."""
+        shards = np.searchsorted(self._first_pairs, pairs, side="right") - 1
+        found = self._documents[shards]
+        for shard in np.unique(shards).tolist():
+            inside = shards == shard
+            found[inside] += documents_of_pairs(self._load(shard), pairs[inside] - self._first_pairs[shard])
+        return found
 
 
-def document_of_pair(offsets: "Offsets | np.ndarray", pair: int) -> int:
-    """Returns the document of an (input, target) pair by bisection, which reads O(log(documents)) offsets.
+def documents_of_pairs(offsets: "Offsets | np.ndarray", pairs: np.ndarray) -> np.ndarray:
+    """Returns the document of each (input, target) pair by bisection, which reads O(log(documents)) offsets per pair.
 
     The pairs of document d end before pair `offsets[d + 1] - (d + 1)`, because each document up to it has one pair
-    fewer than tokens.
+    fewer than tokens. These ends are not computed for all documents, of which there may be 10^9.
     """
     if isinstance(offsets, Offsets):
-        return offsets.document_of_pair(pair)
-    documents = range(len(offsets) - 1)
-    return bisect.bisect_right(documents, pair, key=lambda document: int(offsets[document + 1]) - (document + 1))
+        return offsets.documents_of_pairs(pairs)
+    low = np.zeros(len(pairs), np.int64)
+    high = np.full(len(pairs), len(offsets) - 1)
+    for _ in range((len(offsets) - 1).bit_length()):
+        # Where the search has ended, low == high may be the number of documents.
+        middle = np.minimum((low + high) // 2, len(offsets) - 2)
+        before = (offsets[middle + 1] - (middle + 1) <= pairs) & (low < high)
+        low, high = np.where(before, middle + 1, low), np.where(before, high, np.maximum(middle, low))
+    return low

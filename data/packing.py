@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from data.offsets import Offsets, document_of_pair
+from data.offsets import Offsets, documents_of_pairs
 
 _OPEN_ROWS = 32  # rows that first fit considers; bounds the time to examples x _OPEN_ROWS
 
@@ -53,7 +53,7 @@ class PackedRows:
 
     def first_document(self, row: int) -> int:
         """Returns the index of the first document in a row; segment s of the row is document `first + s - 1`."""
-        return document_of_pair(self.documents.offsets, row * self.sequence_length)
+        return int(documents_of_pairs(self.documents.offsets, np.array([row * self.sequence_length]))[0])
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Returns tokens, targets, segment_ids, positions (int32) and weights (float32) of shape (rows, T).
@@ -61,31 +61,38 @@ class PackedRows:
         Segment ids count from 1 in each row; after the last pair of the split, segment ids and weights are 0. Reads
         O(log(documents) + T) offsets per row.
         """
-        T, offsets = self.sequence_length, self.documents.offsets
-        first = np.asarray(indices, np.int64)[:, None] * T
-        pair = np.minimum(first + np.arange(T), self.num_pairs - 1)
-        document, start = np.empty((2, *pair.shape), np.int64)
-        for row, pairs in enumerate(pair):
-            low = document_of_pair(offsets, int(pairs[0]))
-            # A document has at least one pair, so a row has at most T documents; `bounds` are their first pairs.
-            bounds = offsets[low : low + T + 1]
-            bounds = bounds - np.arange(low, low + len(bounds))
-            found = np.searchsorted(bounds[1:], pairs, side="right")
-            document[row], start[row] = low + found, bounds[found]
-        # Each document before this one has one pair fewer than tokens.
-        token = pair + document
-        start = np.maximum(start, first)
-        real = first + np.arange(T) < self.num_pairs
-        tokens, targets = np.empty((2, *token.shape), np.int32)
-        # A row's tokens and targets are within one range: a bucket is asked once per row.
-        for row, read in enumerate(self.documents.read(token[:, 0], token[:, -1] + 2)):
-            places = token[row] - token[row, 0]
-            tokens[row], targets[row] = read[places], read[places + 1]
+        T, offsets, num_pairs = self.sequence_length, self.documents.offsets, self.num_pairs
+        first = np.asarray(indices, np.int64) * T
+        last = np.minimum(first + T, num_pairs) - 1
+        # A row's documents are consecutive, so only its first and last pair need a search over all documents.
+        low, high = documents_of_pairs(offsets, np.concatenate([first, last])).reshape(2, -1)
+        # A row's tokens and targets are within one range: a bucket is asked once per row. Each document before a pair
+        # has one pair fewer than tokens.
+        reads = self.documents.read(first + low, last + high + 2)
+        # One entry per document of each row: where it starts and ends in the row, and the row's number of it.
+        counts = high - low + 1
+        before = np.cumsum(counts) - counts
+        number = np.arange(counts.sum()) - np.repeat(before, counts)
+        document = np.repeat(low, counts) + number
+        ends = np.asarray(offsets[document + 1]) - (document + 1) - np.repeat(first, counts)
+        ends[before + counts - 1] = T
+        starts = np.concatenate([[0], ends[:-1]])
+        starts[before] = 0
+        lengths = ends - starts
+        segment = np.repeat(number.astype(np.int32), lengths).reshape(-1, T)
+        place = np.arange(T, dtype=np.int32)
+        real = place < (last + 1 - first)[:, None]
+        positions = np.where(real, place - np.repeat(starts.astype(np.int32), lengths).reshape(-1, T), 0)
+        # After the last pair of the split, its tokens are repeated.
+        columns = np.minimum(place, (last - first).astype(np.int32)[:, None]) + segment
+        tokens, targets = np.empty((2, *columns.shape), np.int32)
+        for row, read in enumerate(reads):
+            tokens[row], targets[row] = read[columns[row]], read[1:][columns[row]]
         return {
             "tokens": tokens,
             "targets": targets,
-            "segment_ids": np.where(real, document - document[:, :1] + 1, 0).astype(np.int32),
-            "positions": np.where(real, pair - start, 0).astype(np.int32),
+            "segment_ids": np.where(real, segment + 1, 0),
+            "positions": positions,
             "weights": real.astype(np.float32),
         }
 

@@ -294,8 +294,6 @@ def _combination_errors(s: Settings) -> list[str]:
             "config.faults.on_divergence='roll_back' would roll back config.checkpoint.best as well; expected 'stop'"
         )
     errors += mixture_errors(s.data.mixture, s.data.mixture_schedule)
-    if s.data.mixture and s.data.path:
-        errors.append(f"config.data.path={s.data.path!r} has no effect with config.data.mixture; set one of the two")
     for name, path in (("data.cache", s.data.cache), ("checkpoint.local_path", s.checkpoint.local_path)):
         if is_url(path):
             errors.append(f"config.{name}={path!r} is in a bucket; expected a directory of this machine")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
-from data.offsets import document_of_pair
+from data.offsets import documents_of_pairs
 from data.storage.new_directory import new_directory
 from data.store import open_store, store_from_documents, token_dtype, write_manifest
 from data.store_check import verify_store
@@ -78,7 +78,7 @@ def test_shards_do_not_change_the_content(store, tmp_path, shards):
     for index in (4, -5, np.array([0, 4])):
         with pytest.raises(IndexError):
             parts.offsets[index]
-    assert [document_of_pair(parts.offsets, pair) for pair in range(8)] == [0, 0, 0, 0, 1, 1, 1, 2]
+    assert documents_of_pairs(parts.offsets, np.arange(8)).tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
 
 
 def test_store_pickles_as_its_path(store):

@@ -33,6 +33,7 @@ _TASK_HEADS = "tests/model/test_task_heads.py::"
 _ADAPT = "tests/model/test_adapt.py::"
 _SAMPLING = "tests/model/test_sampling.py::"
 _PACKING = "tests/data/test_packing.py::"
+_MIXTURE = "tests/data/test_mixture.py::"
 _STEP = "tests/train/test_step.py::"
 _ADAPTATION = "tests/train/finetuning/test_adaptation.py::"
 _RESTORE = "tests/train/checkpoint/test_restore.py::"
@@ -221,17 +222,34 @@ _MODEL = (
 )  # fmt: skip
 _DATA = (
     Mutant(
-        "targets are not shifted", "data/packing.py", "read[places + 1]", "read[places]",
+        "targets are not shifted", "data/packing.py", "read[1:][columns[row]]", "read[columns[row]]",
         f"{_PACKING}test_every_target_appears_once_with_its_input",
     ),
     Mutant(
-        "positions do not start anew with a document", "data/packing.py", "pair - start", "pair - first",
+        "positions do not start anew with a document", "data/packing.py",
+        "place - np.repeat(starts", "place - 0 * np.repeat(starts",
         f"{_PACKING}test_segments_and_positions_match_the_documents",
     ),
     Mutant(
-        "the row of a batch is the next one", "data/loader.py", "order[first + index]",
-        "order[first + index + 1]",
+        "the row of a batch is the next one", "data/loader.py", "* self.batch_size + row_indices",
+        "* self.batch_size + row_indices + 1",
         f"{_PACKING}test_epochs_visit_every_row_once_in_different_orders",
+    ),
+    Mutant(
+        "the weights of a mixture never change", "data/mixture.py", "for source in sources}), *schedule]",
+        "for source in sources})]", f"{_MIXTURE}test_a_row_of_a_mixture_is_that_of_its_source",
+    ),
+    Mutant(
+        "all sources of a mixture are shuffled alike", "data/mixed_rows.py", "source_seed(seed, self.names[source])",
+        "seed", f"{_MIXTURE}test_two_sources_of_equal_length_are_shuffled_differently",
+    ),
+    Mutant(
+        "a source's rows before a change of weights are forgotten", "data/row_plan.py", "before + share * rows",
+        "before + 0 * rows", f"{_MIXTURE}test_no_source_is_two_rows_from_its_share_where_weights_change[6-5]",
+    ),
+    Mutant(
+        "a mixture's past weights change on resume", "train/run/mixture_change.py", "if step < done]", "if step < 0]",
+        "tests/train/test_mixture.py::test_weights_of_the_past_do_not_change",
     ),
     Mutant(
         "a resumed run reads from the first batch", "data/loader.py", "range(start, stop)", "range(stop - start)",

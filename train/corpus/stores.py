@@ -64,6 +64,10 @@ def _given_paths(settings: Settings) -> dict[str, str]:
 
 def _stores(settings: Settings, workdir: Path, parent: Path | None, accept_changed_data: bool) -> dict[str, str]:
     """Process 0's part of `token_stores`."""
+    if settings.data.mixture and settings.data.path:
+        raise UserError(
+            f"config.data.path={settings.data.path!r} has no effect with config.data.mixture; set one of the two"
+        )
     given = _given_paths(settings)
     if not all(given.values()):
         raise UserError(

@@ -20,9 +20,9 @@ def mixture_errors_on_resume(before: Mapping[str, Any], now: Mapping[str, Any], 
         done: steps that are done.
     """
     old, new = _weights(before), _weights(now)
-    names = [sorted(weights[0][1]) for weights in (old, new)]
+    names = [", ".join(weights[0][1]) or "none" for weights in (old, new)]
     if names[0] != names[1]:
-        return [f"config.data.mixture: sources {', '.join(names[0]) or 'none'} -> {', '.join(names[1]) or 'none'}"]
+        return [f"config.data.mixture: sources {names[0]} -> {names[1]}"]
     past = [[(step, weights) for step, weights in each if step < done] for each in (old, new)]
     for (step, weights), (other_step, others) in zip(*past, strict=False):
         if step != other_step or integer_weights([*weights.values()]) != integer_weights([*others.values()]):
@@ -35,14 +35,16 @@ def mixture_errors_on_resume(before: Mapping[str, Any], now: Mapping[str, Any], 
 
 def mixture_of(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of `config.data` about weights of a resumed run, or {} if the weights are the run's."""
-    if _weights(before) == _weights(now):
+    old, new = ([(step, integer_weights([*each.values()])) for step, each in _weights(c)] for c in (before, now))
+    if old == new:
         return {}
     return {name: now["data"][name] for name in _FIELDS}
 
 
 def _weights(config: Mapping[str, Any]) -> list[tuple[int, dict[str, float]]]:
+    """Returns `weights_by_step` of a config; without a mixture, of one source without a name."""
     data = build(DataSettings, config["data"], "config.data")
-    return weights_by_step(data.mixture, data.mixture_schedule) if data.mixture else [(0, {})]
+    return weights_by_step(data.mixture, data.mixture_schedule) if data.mixture else [(0, {"": 1.0})]
 
 
 def _difference(step: int, old: list[Any], new: list[Any], done: int) -> str:
