@@ -35,14 +35,12 @@ class LearningCurve:
     Attributes:
         metric: its name.
         points: ascending number of labels.
-        once: {model: its metric} of the models that use no labels.
         test_rows: number of rows that all points are scored on.
         stopped: the remaining points were skipped.
     """
 
     metric: str
     points: list[Point]
-    once: dict[str, Interval]
     test_rows: int
     stopped: bool
 
@@ -159,16 +157,14 @@ def _tuned(results: Sequence[dict[str, Any]]) -> list[Interval]:
 
 def _curve(found: Sequence[list[dict[str, Any]]], counts: Sequence[int]) -> LearningCurve:
     first = found[0][0]
-    once = [name for name in first["models"] if name.startswith(FOUNDATION)]
     points = []
     for count, results in zip(counts, found, strict=False):
-        models: dict[str, list[Interval]] = {}
-        for one in results:
-            for name in one["models"]:
-                if name not in once and (figure := _metric(one, name)) is not None:
-                    models.setdefault(name, []).append(figure)
-        rows = sum(one["train_rows"] for one in results) / len(results)
-        points.append(Point(count, rows, models))
-    untrained = {name: figure for name in once if (figure := _metric(first, name)) is not None}
+        models = {}
+        for name in first["models"]:
+            # The untrained foundation, which uses no labels, is scored once.
+            figures = [_metric(first if name.startswith(FOUNDATION) else one, name) for one in results]
+            if None not in figures:
+                models[name] = [figure for figure in figures if figure is not None]
+        points.append(Point(count, sum(one["train_rows"] for one in results) / len(results), models))
     stopped = len(found) < len(counts)
-    return LearningCurve(first["first_metric"]["name"], points, untrained, first["held_out_rows"], stopped)
+    return LearningCurve(first["first_metric"]["name"], points, first["held_out_rows"], stopped)

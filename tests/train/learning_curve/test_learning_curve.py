@@ -83,9 +83,10 @@ def test_each_point_is_a_run_with_so_many_labels(curve):
     rows = [p["train_rows"] for p in found["points"]]
     assert rows[:2] == [12, 36] and 80 < rows[2] < 120 and found["test_rows"] == 30
     assert all(len(m["seeds"]) == 2 for p in found["points"] for m in p["models"].values())
-    models = ["majority-class baseline", "TF-IDF + linear SVM", "fine-tuned"]
+    models = ["majority-class baseline", "TF-IDF + linear SVM", "foundation, zero-shot", "fine-tuned"]
     assert all([*p["models"]] == models for p in found["points"])
-    assert [*found["without_labels"]] == ["foundation, zero-shot"] and not found["stopped_early"]
+    untrained = [p["models"]["foundation, zero-shot"] for p in found["points"]]
+    assert untrained == untrained[:1] * 3 and not found["stopped_early"]
     config = json.loads((folder / "curve" / "labels-12-seed-1" / "run.json").read_text())["config"]
     assert (config["task"]["labels_per_class"], config["seed"], config["task"]["baseline"]) == (12, 1, False)
 
@@ -94,7 +95,7 @@ def test_the_page_has_the_picture_the_table_and_the_sentences(curve):
     folder, found = curve
     page = (folder / "curve" / "learning_curve.html").read_text()
     assert page.count("<polyline") == 3 * (3 + 1) and "TF-IDF + linear SVM" in page
-    assert len(found["sentences"]) == 3 and all(s[1:] in page for s in found["sentences"])
+    assert len(found["sentences"]) == 4 and all(s[1:] in page for s in found["sentences"])
     assert json.loads((folder / "curve" / "learning_curve.json").read_text()) == found
 
 

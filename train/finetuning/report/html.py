@@ -64,6 +64,9 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--text); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 12px; }
 .charts .box { padding: 12px; }
 .chart { width: 100%; }
+.single { max-width: 640px; padding: 12px; }
+td .text { min-width: 20em; }
+.place { white-space: nowrap; }
 .chart text { fill: var(--muted); }
 .chart polyline { fill: none; stroke: var(--line); stroke-width: 1.6; stroke-linejoin: round; }
 .chart circle { fill: var(--line); }
