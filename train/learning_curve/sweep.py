@@ -3,13 +3,12 @@
 import copy
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from data.labeled import Splits, fewer_labels
+from data.labeled import Splits, fewer_labels, rows_per_class
 from train.checkpoint.manager import saved_steps
 from train.console import say
 from train.distributed.processes import run_on_process_zero
@@ -80,7 +79,7 @@ def learning_curve(config: Config, foundation: Path, workdir: Path, labels: Sequ
             "expected 0, and --labels for the points"
         )
     task, splits = read_task(from_config(config))
-    counts = label_counts(_largest_class(splits), labels)
+    counts = label_counts(max(rows_per_class(splits).values()), labels)
     if len(counts) == 1:
         raise UserError(f"{config['data']['path']}: {len(splits.train)} training rows are too few for two points")
     configs = [_config(config, task, count, counts[0]) for count in counts]
@@ -102,11 +101,6 @@ def learning_curve(config: Config, foundation: Path, workdir: Path, labels: Sequ
         if is_flat([_tuned(results) for results in found]):
             break
     return _curve(found, counts)
-
-
-def _largest_class(splits: Splits) -> int:
-    counts = Counter(example.classes if len(example.classes) == 1 else () for example in splits.train)
-    return max(counts.values())
 
 
 def _config(config: Config, task: Task[Any], count: int, first: int) -> Config:
