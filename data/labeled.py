@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from configs.errors import UserError
@@ -69,10 +69,15 @@ class Splits:
     @property
     def fingerprint(self) -> str:
         """A SHA-256 of the training examples, in order."""
-        digest = hashlib.sha256()
-        for example in self.train:
-            digest.update(json.dumps([example.content, example.fields], sort_keys=True, default=str).encode())
-        return digest.hexdigest()
+        return fingerprint(self.train)
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
+    """Returns a SHA-256 of the content and the labels of examples, in order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps([example.content, example.fields], sort_keys=True, default=str).encode())
+    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

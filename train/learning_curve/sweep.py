@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from data.labeled import Splits, fewer_labels, rows_per_class
+from data.labeled import Splits, fewer_labels, fingerprint, rows_per_class
 from train.checkpoint.manager import saved_steps
 from train.console import say
 from train.distributed.processes import run_on_process_zero
@@ -19,11 +19,12 @@ from train.finetuning.rows import read_task
 from train.finetuning.run import finetune
 from train.learning_curve.curve import Point, helped, is_flat
 from train.run.record import config_changes, open_run
-from train.run.results import NAME
+from train.run.results import NAME, add_results
 from train.settings import from_config
 from train.tasks.task import Task, absolute_name, fields_without_effect
 
 Config = dict[str, Any]
+_TEST = "test_fingerprint"  # in results.json: of the rows that a point was scored on
 _LABELS = (8, 4)  # the first point, and the factor from one to the next
 
 
@@ -82,7 +83,7 @@ def learning_curve(config: Config, foundation: Path, workdir: Path, labels: Sequ
     counts = label_counts(max(rows_per_class(splits).values()), labels)
     if len(counts) == 1:
         raise UserError(f"{config['data']['path']}: {len(splits.train)} training rows are too few for two points")
-    configs = [_config(config, task, count, counts[0]) for count in counts]
+    configs = [_config(config, task, count) for count in counts]
     found: list[list[dict[str, Any]]] = []
     for number, one in enumerate(configs, 1):
         count = one["task"]["labels_per_class"]
@@ -103,7 +104,7 @@ def learning_curve(config: Config, foundation: Path, workdir: Path, labels: Sequ
     return _curve(found, counts)
 
 
-def _config(config: Config, task: Task[Any], count: int, first: int) -> Config:
+def _config(config: Config, task: Task[Any], count: int) -> Config:
     """Returns the config of a point: without the model from random initialization, which is no baseline of labels."""
     one = copy.deepcopy(config)
     one["task"]["labels_per_class"] = count
@@ -124,23 +125,34 @@ def _without_foundation(section: Config, task: Task[Any]) -> Config:
 
 def _results(config: Config, foundation: Path, directory: Path, splits: Splits) -> dict[str, Any]:
     """Returns the `results.json` of a point, which is trained if it is not finished."""
-    fingerprint = fewer_labels(splits, config["task"]["labels_per_class"], config["seed"]).fingerprint
     config = config | {"task": config["task"] | {"name": absolute_name(config["task"]["name"])}}
+    train = fewer_labels(splits, config["task"]["labels_per_class"], config["seed"]).fingerprint
+    test = fingerprint(splits.test)
+    stored = run_on_process_zero(lambda: _finished(config, directory, train, test))
+    if stored:
+        return stored
+    results = finetune(config, foundation, directory, quiet=True)
+    run_on_process_zero(lambda: add_results(directory / NAME, lambda found: found.update({_TEST: test})))
+    return results
 
-    def finished() -> dict[str, Any] | None:
-        if config["num_steps"] not in saved_steps(directory) or not (directory / NAME).exists():
-            return None
-        record, results = open_run(directory).record, json.loads((directory / NAME).read_text())
-        same = record.data_fingerprint == fingerprint and not config_changes(record.config, config)
-        return results if same and "models" in results else None
 
-    return run_on_process_zero(finished) or finetune(config, foundation, directory, quiet=True)
+def _finished(config: Config, directory: Path, train: str, test: str) -> dict[str, Any] | None:
+    """Returns the results of a point; None: it is not finished, or has other rows or another config."""
+    if not (directory / NAME).exists() or not (directory / "run.json").exists():
+        return None
+    record, results = open_run(directory).record, json.loads((directory / NAME).read_text())
+    if (record.data_fingerprint, results.get(_TEST)) != (train, test) or config_changes(record.config, config):
+        return None
+    # A run whose length was changed has results of the old length until it ends.
+    step = results["training"]["held_out"].get("step")
+    ended = step == config["num_steps"] or config["evaluation"]["patience"]
+    return results if ended and step in saved_steps(directory) else None
 
 
 def _metric(results: dict[str, Any], model: str) -> Interval | None:
     """Returns the first metric of a model; None if it does not have it."""
     first = results["first_metric"]
-    figure = results["models"][model].get(first["name"])
+    figure = results["models"].get(model, {}).get(first["name"])
     return figure and Interval(figure["value"], figure["low"], figure["high"], first["better"])
 
 

@@ -120,6 +120,38 @@ def test_finished_points_are_kept_and_others_trained(curve):
     assert json.loads(again.stdout)["points"] == found["points"]
 
 
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ("nothing", []),
+        ("test rows", ["labels-4-seed-0"]),
+        ("no results of this length", ["labels-4-seed-0"]),
+    ],
+)
+def test_a_point_of_other_rows_or_another_length_is_not_kept(curve, tmp_path, changed, expected):
+    folder, _ = curve
+    shutil.copytree(folder / "curve" / "labels-4-seed-0", tmp_path / "curve" / "labels-4-seed-0")
+    given = arguments(folder, f"--workdir={tmp_path / 'curve'}", "--labels=4", "--seeds=1")
+    if changed == "test rows":
+        write(tmp_path / "test.jsonl", labeled(29, 2))
+        given += (f"--config.task.test_path={tmp_path / 'test.jsonl'}",)
+    path = tmp_path / "curve" / "labels-4-seed-0" / "results.json"
+    if changed == "no results of this length":
+        stored = json.loads(path.read_text())
+        stored["training"]["held_out"]["step"] = 2
+        path.write_text(json.dumps(stored))
+    trained = []
+
+    def made(config, _, directory, quiet):
+        trained.append(directory.name)
+        directory.mkdir(parents=True, exist_ok=True)
+        return results(0.5)
+
+    with mock.patch.object(sweep, "finetune", made):
+        rootstock(*given)
+    assert trained == [*expected, "labels-all-seed-0"]
+
+
 def results(value):
     figures = {"rows": 30, "accuracy": {"value": value, "low": value - 0.01, "high": value + 0.01}}
     first = {"name": "accuracy", "better": "higher"}
@@ -132,6 +164,7 @@ def test_it_stops_where_a_point_is_clear(tmp_path):
 
     def made(config, _, directory, quiet):
         trained.append(directory.name)
+        directory.mkdir(parents=True, exist_ok=True)
         return results(values[config["task"]["labels_per_class"]])
 
     rows = [{"text": f"{i} {name}", "label": name} for i in range(1000) for name in ("a", "b")]
