@@ -49,7 +49,11 @@ def mean(seeds: Sequence[Interval]) -> Interval:
         math.sqrt(float(np.mean([(getattr(figure, end) - figure.value) ** 2 for figure in seeds])) + spread)
         for end in ("low", "high")
     )
-    return Interval(value, value - below, value + above, seeds[0].better)
+    low, high = value - below, value + above
+    if all(0 <= figure.low and figure.high <= 1 for figure in seeds):
+        # A share of rows, whose normal approximation knows no bounds.
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Interval(value, low, high, seeds[0].better)
 
 
 def gain(before: Sequence[Interval], after: Sequence[Interval]) -> Interval:
