@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from configs.errors import UserError
@@ -69,10 +69,15 @@ class Splits:
     @property
     def fingerprint(self) -> str:
         """A SHA-256 of the training examples, in order."""
-        digest = hashlib.sha256()
-        for example in self.train:
-            digest.update(json.dumps([example.content, example.fields], sort_keys=True, default=str).encode())
-        return digest.hexdigest()
+        return fingerprint(self.train)
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
+    """Returns a SHA-256 of the content and the labels of examples, in order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps([example.content, example.fields], sort_keys=True, default=str).encode())
+    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +205,16 @@ def draw(examples: list[Example], count: int) -> list[Example]:
     return [example for example in examples if id(example) in chosen]
 
 
+def rows_per_class(splits: Splits) -> Counter[str]:
+    """Returns the number of training rows of each class, as `fewer_labels` counts them."""
+    single = _has_single_classes(splits)
+    return Counter(example.classes[0] if single else _EVERY_ROW for example in splits.train)
+
+
+def _has_single_classes(splits: Splits) -> bool:
+    return all(len(example.classes) == 1 for example in (*splits.train, *splits.validation))
+
+
 def fewer_labels(splits: Splits, per_class: int, seed: int) -> Splits:
     """Returns the splits with at most `per_class` training rows of each class, and validation rows in proportion.
 
@@ -214,14 +229,14 @@ def fewer_labels(splits: Splits, per_class: int, seed: int) -> Splits:
     if not per_class:
         return splits
     kept = max(1, round(per_class * len(splits.validation) / len(splits.train)))
-    single = all(len(example.classes) == 1 for example in (*splits.train, *splits.validation))
+    single = _has_single_classes(splits)
 
     def drawn(examples: list[Example], most: int) -> list[Example]:
         order = sorted(examples, key=lambda e: hashlib.sha256(f"{seed} {e.content}".encode()).digest())
-        counts: Counter[tuple[str, ...]] = Counter()
+        counts: Counter[str] = Counter()
         chosen = set()
         for example in order:
-            name = example.classes if single else ()
+            name = example.classes[0] if single else _EVERY_ROW
             counts[name] += 1
             if counts[name] <= most:
                 chosen.add(id(example))

@@ -46,6 +46,7 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--text); }
 .line-0 { --line: var(--line-0); } .line-1 { --line: var(--line-1); }
 .line-2 { --line: var(--line-2); } .line-3 { --line: var(--line-3); }
 .text { max-height: 14em; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 14px; }
+.single { max-width: 640px; padding: 12px; }
 td .text { min-width: 20em; }
 .place { white-space: nowrap; }
 .cut { color: var(--muted); font-style: italic; }

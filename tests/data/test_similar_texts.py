@@ -36,6 +36,16 @@ def test_the_pairs_are_those_of_a_comparison_of_all_with_all(seed):
     assert all(p.jaccard == pytest.approx(jaccard(texts[p.first], texts[p.second])) for p in found.pairs)
 
 
+@pytest.mark.parametrize("repeats", [1, 2, 3, 8])
+def test_texts_whose_rarest_pairs_differ_are_found_at_the_threshold(repeats):
+    """The longer text has the pairs of the shorter one, and a quarter more that no other text has."""
+    short = [f"w{i}" for i in range(4 * repeats - 1)]
+    starts = [short[i : i + 2] for i in range(0, 2 * repeats, 2)]
+    long = [word for start in starts for word in start * 2] + short[2 * repeats :]
+    assert jaccard(short, long) == THRESHOLD
+    assert similar_texts([long, short]).pairs == [(0, 1, THRESHOLD)]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -522,7 +522,7 @@ _TRAIN = (
     Mutant(
         "similar texts are lost", "data/similar_texts.py", "size - math.ceil(THRESHOLD * size) + 1]",
         "size - math.ceil(THRESHOLD * size)]",
-        "tests/data/test_similar_texts.py::test_the_pairs_are_those_of_a_comparison_of_all_with_all[0]",
+        "tests/data/test_similar_texts.py::test_texts_whose_rarest_pairs_differ_are_found_at_the_threshold[1]",
     ),
     Mutant(
         "a smaller subset is not part of a larger one", "data/labeled.py", 'f"{seed} {e.content}"',

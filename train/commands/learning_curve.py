@@ -14,16 +14,10 @@ from absl import flags
 
 from configs.errors import UserError
 from data.storage.paths import at
-from model.config import EXECUTION_FIELDS
+from train.commands.finetune import CONFIG_FIELDS as CONFIG_FIELDS
 from train.files import check_output_directory
 
 REQUIRED = ("config", "init_from", "workdir")
-CONFIG_FIELDS = (
-    *("seed", "batch_size", "sequence_length", "num_steps", "microbatches", "xla_flags"),
-    *(f"model.{name}" for name in EXECUTION_FIELDS),
-    *("mesh", "data.path", "data.strict", "data.num_workers", "data.prefetch", "task", "adapt", "optimizer", "loss"),
-    *("evaluation", "checkpoint", "faults", "logging"),
-)
 MULTI_PROCESS = True
 PREEMPTIBLE = True
 

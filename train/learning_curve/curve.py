@@ -43,9 +43,17 @@ class Point:
 def mean(seeds: Sequence[Interval]) -> Interval:
     """Returns the mean over the seeds, with an interval for the test rows and the seeds together."""
     values = np.array([figure.value for figure in seeds])
-    half = _Z * math.sqrt(_variance_of_rows(seeds) + _variance_of_mean(values))
-    value = float(values.mean())
-    return Interval(value, value - half, value + half, seeds[0].better)
+    value, spread = float(values.mean()), _Z**2 * _variance_of_mean(values)
+    # The bootstrap of an accuracy near 1 is wider below than above.
+    below, above = (
+        math.sqrt(float(np.mean([(getattr(figure, end) - figure.value) ** 2 for figure in seeds])) + spread)
+        for end in ("low", "high")
+    )
+    low, high = value - below, value + above
+    if all(0 <= figure.low and figure.high <= 1 for figure in seeds):
+        # A share of rows, whose normal approximation knows no bounds.
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Interval(value, low, high, seeds[0].better)
 
 
 def gain(before: Sequence[Interval], after: Sequence[Interval]) -> Interval:

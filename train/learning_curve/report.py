@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from rich.table import Table
 
 from data.pages import grid, write_page
 from train.console import results_console
-from train.evaluation.interval import Interval, as_json
+from train.evaluation.interval import as_json
+from train.finetuning.baselines import FOUNDATION
 from train.finetuning.comparison import FINE_TUNED
 from train.finetuning.report import svg
 from train.finetuning.report.table import shown
@@ -22,7 +23,8 @@ from train.learning_curve.sweep import LearningCurve
 JSON_FILE, PAGE_FILE = "learning_curve.json", "learning_curve.html"
 _NOTE = (
     "Means over the seeds with 95 % intervals for the test rows and the seeds together (normal approximation). Two "
-    "points are compared as if they had different test rows, so a small gain may be called chance."
+    "points are compared as if they had different test rows, so a small gain may be called chance. An untrained "
+    "foundation uses no labels and is scored once."
 )
 
 
@@ -41,8 +43,13 @@ def publish(found: LearningCurve, workdir: Path, as_object: bool) -> None:
 
 
 def _models(found: LearningCurve) -> list[str]:
-    """Returns the models that use labels, the fine-tuned one last."""
+    """Returns the names of the models, the fine-tuned one last."""
     return list(found.points[0].metrics)
+
+
+def _drawn(found: LearningCurve) -> list[str]:
+    """Returns the models in the picture: those that use labels, because an untrained foundation is far below."""
+    return [name for name in _models(found) if not name.startswith(FOUNDATION)]
 
 
 def _sentences(found: LearningCurve) -> list[str]:
@@ -69,28 +76,19 @@ def _results(found: LearningCurve) -> dict[str, Any]:
         "metric": found.metric,
         "test_rows": found.test_rows,
         "points": points,
-        "without_labels": as_json(found.once),
         "stopped_early": found.stopped,
         "sentences": _sentences(found),
     }
 
 
-def _cells(found: LearningCurve) -> Iterator[tuple[list[str], list[Interval]]]:
-    """Yields (cells, metrics of the models) of each line of the table; models without labels are first."""
-    for name, figure in found.once.items():
-        yield [name, "-", "-"], [figure]
-    for point in found.points:
-        seeds = point.metrics[FINE_TUNED]
-        figures = [curve.mean(point.metrics[name]) for name in _models(found)]
-        yield [point.name, f"{point.rows:,.0f}", str(len(seeds))], figures
-
-
 def _lines(found: LearningCurve) -> list[list[str]]:
-    models = _models(found)
+    """Returns the cells of the table."""
     return [
-        # What an untrained foundation scores is in the column of the fine-tuned model.
-        [*cells, *["-"] * (len(models) - len(figures)), *map(shown, figures)]
-        for cells, figures in _cells(found)
+        [
+            *(point.name, f"{point.rows:,.0f}", str(len(point.metrics[FINE_TUNED]))),
+            *(shown(curve.mean(point.metrics[name])) for name in _models(found)),
+        ]
+        for point in found.points
     ]
 
 
@@ -106,22 +104,22 @@ def _table(found: LearningCurve) -> Table:
 
 def _body(found: LearningCurve, sentences: Sequence[str]) -> str:
     legend = "".join(
-        f'<span class="line-{n % svg.LINES}">{escape(name)}</span>' for n, name in enumerate(_models(found))
+        f'<span class="line-{n % svg.LINES}">{escape(name)}</span>' for n, name in enumerate(_drawn(found))
     )
     head = ("labels per class", "training rows", "seeds", *map(escape, _models(found)))
     lines = [("", [escape(cell) for cell in line]) for line in _lines(found)]
     said = "".join(f"<p>{escape(sentence[0].upper() + sentence[1:])}.</p>" for sentence in sentences)
     title = f"Learning curve: {escape(found.metric.replace('_', '-'))} on {found.test_rows:,} test rows"
     return (
-        f'<h1>{title}</h1>{said}<p class="legend">{legend}</p><div class="box">{picture(found)}</div>'
+        f'<h1>{title}</h1>{said}<p class="legend">{legend}</p><div class="box single">{picture(found)}</div>'
         f'<h2>Points</h2>{grid(head, lines)}<p class="note">{escape(_NOTE)}</p>'
     )
 
 
 def picture(found: LearningCurve) -> str:
-    """Returns the chart: the metric of each model over the training rows, with its intervals."""
+    """Returns the chart: the metric of the models that use labels over the training rows, with intervals."""
     lines, bars = {}, {}
-    for number, name in enumerate(_models(found)):
+    for number, name in enumerate(_drawn(found)):
         means = [(point.rows, curve.mean(point.metrics[name])) for point in found.points]
         lines[number] = [(rows, figure.value) for rows, figure in means]
         bars[number] = [(rows, figure.low, figure.high) for rows, figure in means]

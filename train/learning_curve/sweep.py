@@ -3,13 +3,12 @@
 import copy
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from data.labeled import Splits, fewer_labels
+from data.labeled import Splits, fewer_labels, fingerprint, rows_per_class
 from train.checkpoint.manager import saved_steps
 from train.console import say
 from train.distributed.processes import run_on_process_zero
@@ -20,11 +19,12 @@ from train.finetuning.rows import read_task
 from train.finetuning.run import finetune
 from train.learning_curve.curve import Point, helped, is_flat
 from train.run.record import config_changes, open_run
-from train.run.results import NAME
+from train.run.results import NAME, add_results
 from train.settings import from_config
 from train.tasks.task import Task, absolute_name, fields_without_effect
 
 Config = dict[str, Any]
+_TEST = "test_fingerprint"  # in results.json: of the rows that a point was scored on
 _LABELS = (8, 4)  # the first point, and the factor from one to the next
 
 
@@ -35,14 +35,12 @@ class LearningCurve:
     Attributes:
         metric: its name.
         points: ascending number of labels.
-        once: {model: its metric} of the models that use no labels.
         test_rows: number of rows that all points are scored on.
         stopped: the remaining points were skipped.
     """
 
     metric: str
     points: list[Point]
-    once: dict[str, Interval]
     test_rows: int
     stopped: bool
 
@@ -82,10 +80,10 @@ def learning_curve(config: Config, foundation: Path, workdir: Path, labels: Sequ
             "expected 0, and --labels for the points"
         )
     task, splits = read_task(from_config(config))
-    counts = label_counts(_largest_class(splits), labels)
+    counts = label_counts(max(rows_per_class(splits).values()), labels)
     if len(counts) == 1:
         raise UserError(f"{config['data']['path']}: {len(splits.train)} training rows are too few for two points")
-    configs = [_config(config, task, count, counts[0]) for count in counts]
+    configs = [_config(config, task, count) for count in counts]
     found: list[list[dict[str, Any]]] = []
     for number, one in enumerate(configs, 1):
         count = one["task"]["labels_per_class"]
@@ -106,12 +104,7 @@ def learning_curve(config: Config, foundation: Path, workdir: Path, labels: Sequ
     return _curve(found, counts)
 
 
-def _largest_class(splits: Splits) -> int:
-    counts = Counter(example.classes if len(example.classes) == 1 else () for example in splits.train)
-    return max(counts.values())
-
-
-def _config(config: Config, task: Task[Any], count: int, first: int) -> Config:
+def _config(config: Config, task: Task[Any], count: int) -> Config:
     """Returns the config of a point: without the model from random initialization, which is no baseline of labels."""
     one = copy.deepcopy(config)
     one["task"]["labels_per_class"] = count
@@ -132,23 +125,34 @@ def _without_foundation(section: Config, task: Task[Any]) -> Config:
 
 def _results(config: Config, foundation: Path, directory: Path, splits: Splits) -> dict[str, Any]:
     """Returns the `results.json` of a point, which is trained if it is not finished."""
-    fingerprint = fewer_labels(splits, config["task"]["labels_per_class"], config["seed"]).fingerprint
     config = config | {"task": config["task"] | {"name": absolute_name(config["task"]["name"])}}
+    train = fewer_labels(splits, config["task"]["labels_per_class"], config["seed"]).fingerprint
+    test = fingerprint(splits.test)
+    stored = run_on_process_zero(lambda: _finished(config, directory, train, test))
+    if stored:
+        return stored
+    results = finetune(config, foundation, directory, quiet=True)
+    run_on_process_zero(lambda: add_results(directory / NAME, lambda found: found.update({_TEST: test})))
+    return results
 
-    def finished() -> dict[str, Any] | None:
-        if config["num_steps"] not in saved_steps(directory) or not (directory / NAME).exists():
-            return None
-        record, results = open_run(directory).record, json.loads((directory / NAME).read_text())
-        same = record.data_fingerprint == fingerprint and not config_changes(record.config, config)
-        return results if same and "models" in results else None
 
-    return run_on_process_zero(finished) or finetune(config, foundation, directory, quiet=True)
+def _finished(config: Config, directory: Path, train: str, test: str) -> dict[str, Any] | None:
+    """Returns the results of a point; None: it is not finished, or has other rows or another config."""
+    if not (directory / NAME).exists() or not (directory / "run.json").exists():
+        return None
+    record, results = open_run(directory).record, json.loads((directory / NAME).read_text())
+    if (record.data_fingerprint, results.get(_TEST)) != (train, test) or config_changes(record.config, config):
+        return None
+    # A run whose length was changed has results of the old length until it ends.
+    step = results["training"]["held_out"].get("step")
+    ended = step == config["num_steps"] or config["evaluation"]["patience"]
+    return results if ended and step in saved_steps(directory) else None
 
 
 def _metric(results: dict[str, Any], model: str) -> Interval | None:
     """Returns the first metric of a model; None if it does not have it."""
     first = results["first_metric"]
-    figure = results["models"][model].get(first["name"])
+    figure = results["models"].get(model, {}).get(first["name"])
     return figure and Interval(figure["value"], figure["low"], figure["high"], first["better"])
 
 
@@ -159,16 +163,14 @@ def _tuned(results: Sequence[dict[str, Any]]) -> list[Interval]:
 
 def _curve(found: Sequence[list[dict[str, Any]]], counts: Sequence[int]) -> LearningCurve:
     first = found[0][0]
-    once = [name for name in first["models"] if name.startswith(FOUNDATION)]
     points = []
     for count, results in zip(counts, found, strict=False):
-        models: dict[str, list[Interval]] = {}
-        for one in results:
-            for name in one["models"]:
-                if name not in once and (figure := _metric(one, name)) is not None:
-                    models.setdefault(name, []).append(figure)
-        rows = sum(one["train_rows"] for one in results) / len(results)
-        points.append(Point(count, rows, models))
-    untrained = {name: figure for name in once if (figure := _metric(first, name)) is not None}
+        models = {}
+        for name in first["models"]:
+            # The untrained foundation, which uses no labels, is scored once.
+            figures = [_metric(first if name.startswith(FOUNDATION) else one, name) for one in results]
+            if None not in figures:
+                models[name] = [figure for figure in figures if figure is not None]
+        points.append(Point(count, sum(one["train_rows"] for one in results) / len(results), models))
     stopped = len(found) < len(counts)
-    return LearningCurve(first["first_metric"]["name"], points, untrained, first["held_out_rows"], stopped)
+    return LearningCurve(first["first_metric"]["name"], points, first["held_out_rows"], stopped)

@@ -7,6 +7,7 @@ import pytest
 from configs import default
 from configs.errors import UserError
 from data.labeled import SplitOptions, read_splits
+from tests.runs import rootstock
 from tests.train.finetuning.test_confidence import labeled, trained, write
 from train.finetuning.label_audit import audit_json, look_at_labels
 from train.finetuning.report.label_audit import audit_lines, leak_line
@@ -132,3 +133,12 @@ def test_suspicious_is_refused_where_a_row_has_no_single_class(tmp_path, monkeyp
     monkeypatch.setattr(test_confidence, "finetune", suspicious)
     with pytest.raises(UserError, match="--suspicious has no effect with config"):
         trained(tmp_path, kind)
+
+
+def test_the_flag_is_passed_on(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("train.finetuning.run.finetune", lambda *arguments: given.append(arguments))
+    arguments = ("finetune", "--config=configs/finetune/intent.py", "--init_from=x", f"--workdir={tmp_path}")
+    rootstock(*arguments)
+    rootstock(*arguments, "--suspicious")
+    assert [arguments[4] for arguments in given] == [False, True]

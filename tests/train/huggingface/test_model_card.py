@@ -34,7 +34,7 @@ def runs(tmp_path_factory, one_device):
     def run(kind):
         if kind not in made:
             folder = tmp_path_factory.mktemp(kind)
-            changes = {"task.template": "chatml", "sequence_length": 128} if kind == "generation" else {}
+            changes = {"task.template": "chatml", "sequence_length": 128} if kind == "generation" else {"num_steps": 12}
             made[kind] = trained(folder, kind, **changes)
             (folder / "README.md").write_text(DATA_CARD)
         return made[kind]
@@ -65,6 +65,7 @@ def test_the_front_matter_has_what_the_hub_indexes(runs, tmp_path, kind, pipelin
     (entry,) = front["model-index"]
     (result,) = entry["results"]
     assert entry["name"] == "mine" and result["dataset"]["type"] == "me/rows" and metric in front["metrics"]
+    assert results["models"]["fine-tuned"] != results["models"].get("majority-class baseline")
     tuned = {name: figure for name, figure in results["models"]["fine-tuned"].items() if name != "rows"}
     assert [m["value"] for m in result["metrics"]] == [figure["value"] for figure in tuned.values()]
     assert [m["args"]["low"] for m in result["metrics"]] == [figure["low"] for figure in tuned.values()]

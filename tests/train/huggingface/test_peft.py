@@ -357,8 +357,9 @@ def test_the_commands_import_generate_merge_and_export_an_adapter(base, tmp_path
     assert rootstock("generate", *prompted).stdout == text
     rootstock("export-hf", tmp_path / "run", "--adapter", f"--output={tmp_path / 'back'}")
     assert sorted(path.name for path in (tmp_path / "back").iterdir()) == [
-        "adapter_config.json", "adapter_model.safetensors"
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "results.json"
     ]  # fmt: skip
+    assert "AutoPeftModelForCausalLM.from_pretrained('back')" in (tmp_path / "back" / "README.md").read_text()
     done = rootstock("export-hf", run, "--adapter", f"--output={tmp_path / 'no'}", check=False)
     assert "has no LoRA adapter; expected a run with config.adapt.method='lora'" in error_lines(done)[0]
 

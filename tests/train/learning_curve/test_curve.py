@@ -23,6 +23,12 @@ def test_the_interval_of_a_mean_has_test_rows_and_seeds():
     assert spread.high - spread.value == pytest.approx((0.005**2 + (1.96 * 0.1) ** 2 / 3) ** 0.5)
 
 
+def test_the_interval_of_a_share_stays_between_0_and_1():
+    found = mean(seeds(0.2, 0.8))
+    assert (found.low, found.high) == (0.0, 1.0)
+    assert mean(seeds(1.2, 1.8)).high > 2
+
+
 def test_a_gain_pairs_the_seeds():
     """Seeds that are equally much better at both points say nothing against the gain."""
     found = gain(seeds(0.6, 0.7, 0.8), seeds(0.65, 0.75, 0.85))

@@ -83,9 +83,10 @@ def test_each_point_is_a_run_with_so_many_labels(curve):
     rows = [p["train_rows"] for p in found["points"]]
     assert rows[:2] == [12, 36] and 80 < rows[2] < 120 and found["test_rows"] == 30
     assert all(len(m["seeds"]) == 2 for p in found["points"] for m in p["models"].values())
-    models = ["majority-class baseline", "TF-IDF + linear SVM", "fine-tuned"]
+    models = ["majority-class baseline", "TF-IDF + linear SVM", "foundation, zero-shot", "fine-tuned"]
     assert all([*p["models"]] == models for p in found["points"])
-    assert [*found["without_labels"]] == ["foundation, zero-shot"] and not found["stopped_early"]
+    untrained = [p["models"]["foundation, zero-shot"] for p in found["points"]]
+    assert untrained == untrained[:1] * 3 and not found["stopped_early"]
     config = json.loads((folder / "curve" / "labels-12-seed-1" / "run.json").read_text())["config"]
     assert (config["task"]["labels_per_class"], config["seed"], config["task"]["baseline"]) == (12, 1, False)
 
@@ -94,7 +95,7 @@ def test_the_page_has_the_picture_the_table_and_the_sentences(curve):
     folder, found = curve
     page = (folder / "curve" / "learning_curve.html").read_text()
     assert page.count("<polyline") == 3 * (3 + 1) and "TF-IDF + linear SVM" in page
-    assert len(found["sentences"]) == 3 and all(s[1:] in page for s in found["sentences"])
+    assert len(found["sentences"]) == 4 and all(s[1:] in page for s in found["sentences"])
     assert json.loads((folder / "curve" / "learning_curve.json").read_text()) == found
 
 
@@ -119,6 +120,38 @@ def test_finished_points_are_kept_and_others_trained(curve):
     assert json.loads(again.stdout)["points"] == found["points"]
 
 
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ("nothing", []),
+        ("test rows", ["labels-4-seed-0"]),
+        ("no results of this length", ["labels-4-seed-0"]),
+    ],
+)
+def test_a_point_of_other_rows_or_another_length_is_not_kept(curve, tmp_path, changed, expected):
+    folder, _ = curve
+    shutil.copytree(folder / "curve" / "labels-4-seed-0", tmp_path / "curve" / "labels-4-seed-0")
+    given = arguments(folder, f"--workdir={tmp_path / 'curve'}", "--labels=4", "--seeds=1")
+    if changed == "test rows":
+        write(tmp_path / "test.jsonl", labeled(29, 2))
+        given += (f"--config.task.test_path={tmp_path / 'test.jsonl'}",)
+    path = tmp_path / "curve" / "labels-4-seed-0" / "results.json"
+    if changed == "no results of this length":
+        stored = json.loads(path.read_text())
+        stored["training"]["held_out"]["step"] = 2
+        path.write_text(json.dumps(stored))
+    trained = []
+
+    def made(config, _, directory, quiet):
+        trained.append(directory.name)
+        directory.mkdir(parents=True, exist_ok=True)
+        return results(0.5)
+
+    with mock.patch.object(sweep, "finetune", made):
+        rootstock(*given)
+    assert trained == [*expected, "labels-all-seed-0"]
+
+
 def results(value):
     figures = {"rows": 30, "accuracy": {"value": value, "low": value - 0.01, "high": value + 0.01}}
     first = {"name": "accuracy", "better": "higher"}
@@ -131,6 +164,7 @@ def test_it_stops_where_a_point_is_clear(tmp_path):
 
     def made(config, _, directory, quiet):
         trained.append(directory.name)
+        directory.mkdir(parents=True, exist_ok=True)
         return results(values[config["task"]["labels_per_class"]])
 
     rows = [{"text": f"{i} {name}", "label": name} for i in range(1000) for name in ("a", "b")]

@@ -5,7 +5,7 @@ from html import escape
 
 from data.pages import grid
 from train.console import visible
-from train.finetuning.label_audit import HELD_OUT, LabelAudit, Pair, SuspiciousLabel
+from train.finetuning.label_audit import HELD_OUT, AuditedRow, LabelAudit, Pair, SuspiciousLabel
 
 _TERMINAL_ROWS, _REPORT_ROWS = 5, 100
 _TERMINAL_CHARACTERS, _REPORT_CHARACTERS = 90, 400
@@ -77,15 +77,20 @@ def _title(title: str, count: int) -> str:
 def _pairs(title: str, pairs: Sequence[Pair], labels: bool) -> list[str]:
     if not pairs:
         return []
-    names = ("label", "other label") if labels else ()
-    head = ("rows", *names, "similarity", "text", "other text")
+    head = ("rows", *(("labels",) if labels else ()), "texts", "similarity")
     body = []
-    for p in pairs[:_REPORT_ROWS]:
-        places = "<br>".join(f"{escape(r.place)} ({r.part})" for r in (p.first, p.second))
-        classes = [escape(p.first.label), escape(p.second.label)] if labels else []
-        texts = [_text(p.first.text), _text(p.second.text)]
-        body.append(("", [places, *classes, f"{p.similarity:.2f}", *texts]))
+    for pair in pairs[:_REPORT_ROWS]:
+        rows = (pair.first, pair.second)
+        classes = ["<br>".join(escape(row.label) for row in rows)] if labels else []
+        texts = "".join(_text(row.text) for row in rows)
+        body.append(("", ["<br>".join(map(_place, rows)), *classes, texts, f"{pair.similarity:.2f}"]))
     return [_title(title, len(pairs)), grid(head, body)]
+
+
+def _place(row: AuditedRow) -> str:
+    """Returns where a row is, without the directory of its file."""
+    name = escape(row.place.rsplit("/", 1)[-1])
+    return f'<span class="place" title="{escape(row.place)}">{name} ({row.part})</span>'
 
 
 def _suspicious(found: Sequence[SuspiciousLabel]) -> list[str]:
@@ -97,7 +102,7 @@ def _suspicious(found: Sequence[SuspiciousLabel]) -> list[str]:
         (
             "",
             [
-                f"{escape(s.row.place)} ({s.row.part})",
+                _place(s.row),
                 *(escape(s.row.label), f"{s.label_probability:.1%}"),
                 *(escape(s.suggested), f"{s.suggested_probability:.1%}"),
                 _text(s.row.text),
