@@ -134,7 +134,7 @@ def data() -> ConfigDict:
     # labeled rows.
     d.path = ""
     # Instead of path, pre-training on several sources: ((NAME, PATH, WEIGHT), ...), each PATH as data.path. Each source
-    # gives the part of the rows that its weight is of the sum of weights (docs/data.md).
+    # gives the part of the rows that its weight is of the sum of weights (docs/mixtures.md).
     d.mixture = ()
     # New weights from a step on: ((STEP, {NAME: WEIGHT, ...}), ...) in rising order, each with all sources. When a run
     # resumes, the weights of steps that are not done may change, here and in mixture.
