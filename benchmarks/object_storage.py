@@ -23,7 +23,8 @@ from data.loader import BatchFunction, train_batches
 from data.packing import PackedRows
 from data.storage.files import copy_tree
 from data.storage.paths import at
-from data.store import SPLITS, open_store, store_from_documents, write_manifest, write_split
+from data.store import SPLITS, open_store, store_from_documents, write_manifest
+from data.store_writer import split_record, write_shard
 from model.config import model_config
 from model.heads import language_model, parameter_count
 from tests.buckets import emulator_behind_proxy, emulators
@@ -132,10 +133,9 @@ def _rows(scheme: str, source: Path, batches: int) -> None:
 def _make_store(directory: Path, megabytes: int) -> None:
     """Writes a token store of random documents of 1,000 tokens, 2 bytes each."""
     rng = np.random.default_rng(0)
-    documents = (
-        (number.to_bytes(8, "big"), [1, *rng.integers(3, 8000, 998).tolist(), 2]) for number in range(megabytes * 500)
-    )
-    splits = {SPLITS[0]: write_split(directory / SPLITS[0], documents, "uint16")}
+    documents = ([1, *rng.integers(3, 8000, 998).tolist(), 2] for _ in range(megabytes * 500))
+    shard = write_shard(directory / SPLITS[0], (0, 1), documents, "uint16")
+    splits = {SPLITS[0]: split_record(directory / SPLITS[0], [shard])}
     write_manifest(directory, {"tokenizer_sha256": "", "vocab_size": 8192, "dtype": "uint16", "splits": splits})
 
 

@@ -124,7 +124,8 @@ def scan_source(source: Path | HuggingFaceDataset, unit_bytes: int) -> Scan:
     """
     if isinstance(source, HuggingFaceDataset):
         rows = _RowCuts(unit_bytes)
-        return Scan(sources.hash_dataset(source, rows), _pieces(source, rows.parts(), unit_bytes))
+        entry, parts = sources.hash_dataset(source, rows), rows.parts()
+        return Scan(entry, _pieces(source, parts, unit_bytes * max(len(parts), 1)))
     # Taken before the content is read, so that a later write changes the time.
     status = sources.status_of(source)
     if _has_lines(source):

@@ -25,6 +25,7 @@ from data.storage.paths import at, check_url, is_url
 # Command NAME is the module train/commands/NAME.py, with "_" for "-".
 COMMANDS = {
     "prepare": "tokenize text into a token store",
+    "store": "list a token store and print its documents",
     "pretrain": "pre-train a language model on a token store or text",
     "finetune": "fine-tune on labeled rows and compare with baselines",
     "import-hf": "import a Hugging Face checkpoint, a GGUF file or a PEFT adapter as a run",
@@ -47,10 +48,10 @@ COMMANDS = {
 # Flags and config fields that hold a path, a glob, several with commas, or a name that is no path (hf:NAME, bpe:N).
 PATH_FLAGS = frozenset(
     {"run", "other", "workdir", "init_from", "input", "output", "data", "shots_data", "text", "prompts", "task_files",
-     "points", "source", "tokenizer", "base", "compilation_cache"}
+     "points", "source", "store", "tokenizer", "base", "compilation_cache"}
 )  # fmt: skip
 PATH_FIELDS = ("data.path", "data.cache", "task.test_path", "task.name", "tokenizer", "checkpoint.local_path")
-_WITHOUT_JAX = frozenset({"prepare", "config"})
+_WITHOUT_JAX = frozenset({"prepare", "store", "config"})
 _ROOT = Path(__file__).resolve().parent.parent
 # Copies of config files from buckets; closed when this process ends.
 _copies = contextlib.ExitStack()

@@ -20,7 +20,8 @@ from data.jinja import render_jinja
 from data.packing import PackedRows
 from data.prepare import StoreOptions, prepare
 from data.readers import read_documents, read_rows
-from data.store import open_store, verify_store
+from data.store import open_store
+from data.store_check import verify_store
 from data.tokenizer import load_tokenizer
 from data.tokenizer_training import train_tokenizer
 from model.config import model_config
@@ -37,8 +38,8 @@ from train.run.rollback import skipped_batches
 from train.settings import from_config
 
 NAMES = (
-    "JSONL", "CSV", "text", "compressed JSONL", "store manifest.json", "store train/tokens.bin",
-    "store train/offsets.npy", "checkpoint manifest", "safetensors", "safetensors index", "config.json",
+    "JSONL", "CSV", "text", "compressed JSONL", "store manifest.json", "store train/tokens-00000-of-00001.bin",
+    "store train/offsets-00000-of-00001.npy", "checkpoint manifest", "safetensors", "safetensors index", "config.json",
     "chat template", "tokenizer.json", "run.json", "skipped_batches.json", "metrics.jsonl", "config overrides",
 )  # fmt: skip
 _MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
@@ -73,6 +74,7 @@ def _documents(suffix: str) -> Callable[[Path, bytes], object]:
     return read
 
 
+_STORE_FILES = ("manifest.json", "train/tokens-00000-of-00001.bin", "train/offsets-00000-of-00001.npy")
 _STORE_TEXT = b"\n".join(json.dumps({"text": f"text {i}"}).encode() for i in range(20))
 
 
@@ -194,7 +196,7 @@ _TEMPLATE = (
 def targets(store: Path, run: Path) -> list[Target]:
     """Returns all targets, given a token store and a run with a checkpoint."""
     manifest = next((run / "checkpoints").glob("[0-9]*/manifest/metadata"))
-    inside = {name: (store / name).read_bytes() for name in ("manifest.json", "train/tokens.bin", "train/offsets.npy")}
+    inside = {name: (store / name).read_bytes() for name in _STORE_FILES}
     return [
         Target("JSONL", _STORE_TEXT, _documents(".jsonl")),
         Target("CSV", b'text,label\n"a ""b"" c",1\nd,2\n', _documents(".csv")),

@@ -280,12 +280,39 @@ _DATA = (
         "tests/data/test_labeled.py::test_training_rows_that_share_text_or_group_with_test_rows_are_dropped",
     ),
     Mutant(
-        "held-out documents are trained on", "data/prepare.py", "if place[number] >= bound", "if place[number] >= 0",
-        "tests/data/test_prepare.py::test_every_document_is_kept_once",
+        "held-out documents are trained on", "data/preparation/tokenizing.py", "unit.places() == place",
+        "unit.places() >= place", "tests/data/test_prepare.py::test_every_document_is_kept_once",
     ),
     Mutant(
-        "a damaged store passes", "data/store.py", "if _sha256(path / name) != digest", "if not digest",
+        "a damaged store passes", "data/store_check.py", "!= shard.sha256[kind]", "is None",
         "tests/data/test_store.py::test_verify_store_detects_corruption",
+    ),
+    Mutant(
+        "the last copy of a document stays", "data/preparation/splitting.py", "np.lexsort((digests",
+        "np.lexsort((-documents, digests",
+        "tests/data/preparation/test_any_division.py::test_units_and_shards_do_not_change_a_store[documents-20011-200000]",
+    ),
+    Mutant(
+        "a unit begins after its first line", "data/lines.py", "raw.seek(part.start)", "raw.seek(part.start + 1)",
+        "tests/data/preparation/test_units.py::test_a_part_begins_and_ends_with_a_line",
+    ),
+    Mutant(
+        "an error names the line in its unit", "data/lines.py", "(part.start, part.first) if", "(part.start, 1) if",
+        "tests/data/preparation/test_units.py::test_a_bad_row_is_named_by_its_line_in_the_whole_file[field]",
+    ),
+    Mutant(
+        "documents are in the order of units", "data/preparation/gathering.py",
+        "np.lexsort((keys[:, 1], keys[:, 0])).tolist()", "range(len(keys))",
+        "tests/data/preparation/test_any_division.py::test_units_and_shards_do_not_change_a_store[documents-20011-200000]",
+    ),
+    Mutant(
+        "a range within one shard only", "data/store.py", "while stop > firsts[shard + 1]:", "while False:",
+        "tests/data/test_store.py::test_shards_do_not_change_the_content[shards0]",
+    ),
+    Mutant(
+        "what was begun for other text is used", "data/preparation/workspace.py",
+        '.read_text(encoding="utf-8") == text', '.read_text(encoding="utf-8")',
+        "tests/data/preparation/test_any_division.py::test_what_was_begun_for_another_request_is_not_used[text]",
     ),
 )  # fmt: skip
 _TRAIN = (

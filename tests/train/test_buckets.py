@@ -312,7 +312,9 @@ def test_a_store_is_copied_once_if_asked(bucket, local, tmp_path):
     rootstock(*command, f"--workdir={tmp_path / 'run'}")
     assert losses(tmp_path / "run") == expected["losses"]
     (copy,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
-    assert (copy / "train" / "tokens.bin").read_bytes() == (root / "store" / "train" / "tokens.bin").read_bytes()
+    assert (copy / "train" / "tokens-00000-of-00001.bin").read_bytes() == (
+        root / "store" / "train" / "tokens-00000-of-00001.bin"
+    ).read_bytes()
     written = (copy / "manifest.json").stat().st_mtime_ns
     assert (
         cached_store(store, str(tmp_path / "cache")) == copy and (copy / "manifest.json").stat().st_mtime_ns == written
@@ -320,12 +322,12 @@ def test_a_store_is_copied_once_if_asked(bucket, local, tmp_path):
     # A damaged store is not copied.
     damaged = at(bucket) / "damaged"
     files.copy_tree(root / "store", damaged)
-    tokens = damaged / "train" / "tokens.bin"
+    tokens = damaged / "train" / "tokens-00000-of-00001.bin"
     tokens.write_bytes(tokens.read_bytes()[:-2] + b"\0\0")
     manifest = json.loads((damaged / "manifest.json").read_text())
     manifest["splits"]["train"]["documents_note"] = "another name in the cache"
     (damaged / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=rf"{bucket}/damaged is damaged: train/tokens\.bin differ"):
+    with pytest.raises(UserError, match=rf"{bucket}/damaged is damaged: train/tokens-00000-of-00001\.bin differ"):
         cached_store(damaged, str(tmp_path / "cache"))
 
 
@@ -378,6 +380,6 @@ def test_rows_are_read_in_place_in_the_order_of_the_local_store(bucket, local):
         for expected, found in batches:
             assert expected.keys() == found.keys()
             assert all(np.array_equal(expected[name], found[name]) for name in expected)
-    (store / "train" / "tokens.bin").unlink()
-    with pytest.raises(UserError, match=r"tokens\.bin is missing"):
+    (store / "train" / "tokens-00000-of-00001.bin").unlink()
+    with pytest.raises(UserError, match=r"tokens-00000-of-00001\.bin is missing"):
         there.source.rows(np.arange(3))

@@ -100,7 +100,7 @@ def test_an_outlier_document_has_the_highest_loss(foundation):
     assert documents[0].worst[0][1] >= documents[0].loss
     # And it is told where it stands.
     store, number = open_store(foundation / "store", "train"), documents[0].number
-    stored = store.tokens[store.offsets[number] : store.offsets[number + 1]].tolist()
+    stored = store.read(store.offsets[number : number + 1], store.offsets[number + 1 : number + 2])[0].tolist()
     assert load_tokenizer(foundation / "tokenizer").decode(stored) == ODD
     assert documents[0].source == f"document {number} of {foundation}/store/train"
 

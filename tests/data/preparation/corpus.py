@@ -6,8 +6,41 @@ import json
 import random
 
 WORDS = [f"{a}{b}{c}" for a in ("ka", "lo", "mi", "su", "é", "tra") for b in ("n", "r", "st", "ll") for c in "aeiouy"]
-# options -> the SHA-256 of tokens.bin and of offsets.npy of each split, made by the code that wrote one file per split.
-EXPECTED = {}
+OPTIONS = {
+    "documents": {"tokenizer": "bpe:500", "validation_fraction": 0.1, "seed": 3},
+    "tail": {"tokenizer": "bytes", "validation_fraction": 0.25, "validation_split": "tail"},
+    "whole": {"tokenizer": "chars", "seed": -1},
+}
+COLLECTED = {"read": 2537, "empty": 90, "duplicate": 146, "control characters": 111}
+# The SHA-256 of tokens.bin and of offsets.npy of each split in the stores that were written as one file per split.
+EXPECTED = {
+    "documents": {
+        "train": (
+            "fd0e724bdd41e029bd18f61b388ae2d20ecd0e16cb71c71ddc06f318bf3fe023",
+            "a6e36b08c959150938e290c3d3fa4bab04d48c9ac2dc0560f9ac57fcc9cf73b5",
+        ),
+        "validation": (
+            "8feea7045efe749815b7608d5ef0e81ed80231da7aed22c9dcd34ec6d65b1dee",
+            "474ad390f11caeaabdd2f88323027c40a91b9595472e461300b9b25503a26a6c",
+        ),
+    },
+    "tail": {
+        "train": (
+            "e1d68dd972f618e2d77fb25096a30d9d15e83957cef63f031678cc9d295e709c",
+            "f9bafee8cf42aa6226151451a815d549edbee77ac29afc8acb6e5f26b0a30118",
+        ),
+        "validation": (
+            "0774a54d86147cf7b77c7d881c07d9d3aca54233ad53c67c11bae81c9a0befb4",
+            "664f29700b8d9e699aaa889a10f0cf4226419b306c4987bb71edd89e0542b853",
+        ),
+    },
+    "whole": {
+        "train": (
+            "faefbb53810e252a3caeec35454f7af45a01a8e55ae49738f0dff53f6fe4fffe",
+            "1aa0f543b8a013ac99af7fbae7649c57178eeaa2d69816cd03d2c0f441155edf",
+        ),
+    },
+}
 
 
 def documents(count, seed, mean=60):
