@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data.prepare import StoreOptions, prepare
+from data.store import read_manifest
 from train import cli
 from train.settings import from_config
 
@@ -157,3 +159,40 @@ def test_the_slurm_script_joins_its_tasks(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "data 2" in done.stderr and "pretrain: done" in done.stderr
     assert "pretrain: done" not in (tmp_path / "task1.log").read_text()
+
+
+# A stand-in for sbatch: runs the tasks of an array at once, the last one first, and prints the number of the job.
+SBATCH = f"""#!{sys.executable}
+import os, re, subprocess, sys
+options = dict(argument.split("=", 1) for argument in sys.argv[1:] if argument.startswith("--") and "=" in argument)
+with open("calls.txt", "a") as file:
+    print(options["--array"], options.get("--dependency"), file=file)
+for task in reversed(range(int(options["--array"].removeprefix("0-")) + 1)):
+    subprocess.run(["bash", "-c", sys.argv[-1]], env=os.environ | {{"SLURM_ARRAY_TASK_ID": str(task)}}, check=True,
+                   stdout=sys.stderr)
+print(len(open("calls.txt").readlines()))
+"""
+
+
+@pytest.mark.slow
+def test_the_slurm_script_of_prepare_makes_a_store(tmp_path):
+    write_program(tmp_path / "bin" / "sbatch", SBATCH)
+    write_program(tmp_path / "rootstock", f'#!/bin/sh\nexec "{sys.executable}" -m train "$@"\n')
+    (tmp_path / "a b.jsonl").write_text("\n".join(json.dumps({"text": f"text {n} of a file"}) for n in range(3000)))
+    environment = os.environ | {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
+        "ROOTSTOCK": str(tmp_path / "rootstock"), "ARRAY": "2", "CPUS": "1", "SBATCH_ARGS": "--partition=cpu --mem=1G",
+    }  # fmt: skip
+    arguments = [f"--input={tmp_path}/a b.jsonl", f"--output={tmp_path}/store", "--tokenizer=bytes"]
+    sizes = ["--unit_megabytes=0.02", "--shard_megabytes=0.02", "--processes=1"]
+    done = subprocess.run(
+        ["bash", str(CLUSTERS / "prepare.sh"), *arguments, *sizes],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    expected = ["0-1 None", "0-1 afterok:1", "0-0 afterok:2", "0-1 afterok:3", "0-1 afterok:4", "0-0 afterok:5"]
+    assert (tmp_path / "calls.txt").read_text().splitlines() == expected
+    parts = read_manifest(tmp_path / "store")["splits"]["train"]
+    options = StoreOptions("bytes", validation_fraction=0.1)
+    whole = prepare(f"{tmp_path}/a b.jsonl", tmp_path / "whole", options)["splits"]["train"]
+    assert parts["sha256"] == whole["sha256"] and len(parts["shards"]) > len(whole["shards"]) == 1

@@ -294,7 +294,7 @@ _DATA = (
     ),
     Mutant(
         "a unit begins after its first line", "data/lines.py", "raw.seek(part.start)", "raw.seek(part.start + 1)",
-        "tests/data/preparation/test_units.py::test_a_part_begins_and_ends_with_a_line",
+        "tests/data/preparation/test_units.py::test_every_kind_of_source_is_cut_where_it_can_be",
     ),
     Mutant(
         "an error names the line in its unit", "data/lines.py", "(part.start, part.first) if", "(part.start, 1) if",
