@@ -80,7 +80,9 @@ def shingles(text: str) -> np.ndarray:
     ids = count_words(text).content_ids
     if not len(ids):
         return np.array([word_id(text)], np.uint64)
-    return np.unique(ngram_hashes(ids, min(_SHINGLE, len(ids))))
+    hashes = ngram_hashes(ids, min(_SHINGLE, len(ids)))
+    hashes.sort()
+    return hashes[np.concatenate([[True], hashes[1:] != hashes[:-1]])]
 
 
 def signature(text: str, bands: Bands) -> np.ndarray:
@@ -96,7 +98,7 @@ def signature(text: str, bands: Bands) -> np.ndarray:
     rows = lowest.reshape(bands.bands, bands.rows).astype(np.uint64)
     # Equal values in two bands mean nothing, so a band's number is part of its hash.
     numbered = np.concatenate([np.arange(bands.bands, dtype=np.uint64)[:, None], rows], axis=1)
-    return np.concatenate([ngram_hashes(row, len(row)) for row in numbered])
+    return ngram_hashes(numbered.ravel(), bands.rows + 1)[:: bands.rows + 1]
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 from configs.errors import UserError
 from data import sources
+from data.card.contents import licenses_of
 from data.card.write import write_card
 from data.engines import Engine
 from data.filters.chain import FilterOptions, Score
@@ -140,6 +141,7 @@ def prepare(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     found = match_sources(input)
     described = [_described(source) for source in found]
+    licenses_of([name for name, _, _ in described], execution.licenses)
     unit_bytes = execution.unit_bytes or usual_unit_bytes(sum(size for _, size, _ in described))
     pipeline = Pipeline(
         input=input,

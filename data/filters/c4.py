@@ -35,7 +35,7 @@ def c4(text: str, limits: C4) -> tuple[str, str | None]:
     kept, sentences = [], 0
     for line in text.splitlines():
         words = line.split()
-        if any(len(word) > limits.max_word_length for word in words):
+        if len(line) > limits.max_word_length and max(map(len, words), default=0) > limits.max_word_length:
             continue
         line = _CITATION.sub("", line.strip())
         if not line.endswith(_ENDS) or line.endswith("...") or len(words) < limits.min_line_words:

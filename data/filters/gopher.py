@@ -1,6 +1,7 @@
 """The quality and repetition rules of Gopher (Rae et al. 2021, https://arxiv.org/abs/2112.11446, appendix A)."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Sequence
 
@@ -82,10 +83,14 @@ def gopher_quality(document: Words, limits: GopherQuality) -> str | None:
         return reason
     if np.count_nonzero(document.has_letter) / total < limits.min_alphabetic:
         return "gopher: few words with letters"
-    stop_words = np.array([character_hash(word) for word in limits.stop_words], np.uint64)
-    if np.count_nonzero(np.isin(stop_words, document.hashes)) < limits.min_stop_words:
+    if sum((document.hashes == word).any() for word in _hashes_of(limits.stop_words)) < limits.min_stop_words:
         return "gopher: few stop words"
     return None
+
+
+@functools.cache
+def _hashes_of(words: tuple[str, ...]) -> list[np.uint64]:
+    return [np.uint64(character_hash(word)) for word in words]
 
 
 def _symbols(document: Words, limits: GopherQuality) -> str | None:
@@ -144,11 +149,15 @@ def _top_ngram_exceeds(document: Words, n: int, most: float) -> bool:
     if not len(hashes):
         return False
     ordered = np.sort(hashes)
-    starts = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, [len(ordered)]])
+    again = ordered[1:] == ordered[:-1]
+    sizes = document.ends[n:] - document.ends[:-n] + n - 1
+    longest = sizes.max()
+    if (np.count_nonzero(again) + 1) * longest / size <= most:
+        return False
+    starts = np.concatenate([[0], np.flatnonzero(~again) + 1, [len(ordered)]])
     counts = np.diff(starts)
     count = counts.max()
-    sizes = document.ends[n:] - document.ends[:-n] + n - 1
-    if count * sizes.max() / size <= most:
+    if count * longest / size <= most:
         return False
     frequent = ordered[starts[:-1][counts == count]]
     first = np.flatnonzero(np.isin(hashes, frequent))[0]
@@ -164,10 +173,13 @@ def _repeated_ngrams_exceed(document: Words, n: int, most: float) -> bool:
     hashes = document.joined_hashes(n)
     if len(hashes) < 2:
         return False
-    sizes = document.ends[n:] - document.ends[:-n]
     ordered = np.sort(hashes)
     again = ordered[1:] == ordered[:-1]
-    if np.count_nonzero(again) * sizes.max() / len(document.text) <= most:
+    count = np.count_nonzero(again)
+    if not count:
+        return False
+    sizes = document.ends[n:] - document.ends[:-n]
+    if count * sizes.max() / len(document.text) <= most:
         return False
     # Only n-grams that occur twice can be counted; between them, one word is skipped at a time.
     places = np.flatnonzero(np.isin(hashes, ordered[1:][again]))

@@ -6,9 +6,9 @@ without spaces (Chinese characters, kana); or any other single character that is
 
 import dataclasses
 import hashlib
-import itertools
 import re
-from functools import cached_property
+from array import array
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -46,6 +46,8 @@ PUNCTUATION = TERMINAL_MARKS | _characters(
 )
 
 _MAX_CHUNKS, _MAX_CHUNK = 1 << 20, 40
+# At most about 64 MB of words are kept.
+_SHORT_TEXT, _SHORT_TEXTS = 1 << 14, 512
 _BASE = 0x9E3779B97F4A7C15
 _INVERSE = pow(_BASE, -1, 1 << 64)
 _U64 = (1 << 64) - 1
@@ -74,15 +76,15 @@ class _WordTable(dict[str, int]):
         return row
 
 
-class _ChunkTable(dict[str, tuple[int, ...]]):
-    """Text between white space -> the rows of its words, so that most text is split by looking it up."""
+class _ChunkTable(dict[str, bytes]):
+    """Text between white space -> the rows of its words as int32, so that most text is split by looking it up."""
 
     def __init__(self) -> None:
         super().__init__()
         self.words = _WordTable()
 
-    def __missing__(self, chunk: str) -> tuple[int, ...]:
-        rows = tuple(map(self.words.__getitem__, split_words(chunk)))
+    def __missing__(self, chunk: str) -> bytes:
+        rows = array("i", map(self.words.__getitem__, split_words(chunk))).tobytes()
         if len(chunk) <= _MAX_CHUNK:
             self[chunk] = rows
         return rows
@@ -139,12 +141,16 @@ class Words:
         scaled = self.hashes * _powers(int(self.ends[-1]))[1][self.ends[1:]]
         return np.concatenate([np.zeros(1, np.uint64), np.cumsum(scaled, dtype=np.uint64)])
 
+    @cached_property
+    def _end_powers(self) -> np.ndarray:
+        return _powers(int(self.ends[-1]))[0][self.ends]
+
     def joined_hashes(self, n: int) -> np.ndarray:
         """Returns uint64: the hash of the characters of each n adjacent words, wherever a word ends."""
         if len(self.hashes) < n:
             return np.zeros(0, np.uint64)
         sums = self._prefix_hashes
-        return (sums[n:] - sums[:-n]) * _powers(int(self.ends[-1]))[0][self.ends[n:]]
+        return (sums[n:] - sums[:-n]) * self._end_powers[n:]
 
 
 _powers_cache = [np.ones(1, np.uint64), np.ones(1, np.uint64)]
@@ -177,11 +183,20 @@ def split_sentences(text: str) -> list[str]:
 
 def count_words(text: str) -> Words:
     """Returns the words of a text with their hashes, lengths and kinds."""
+    # Several rules and MinHash ask for the words of a document one after the other.
+    return _count_short(text) if len(text) < _SHORT_TEXT else _count(text)
+
+
+@lru_cache(_SHORT_TEXTS)
+def _count_short(text: str) -> Words:
+    return _count(text)
+
+
+def _count(text: str) -> Words:
     global _table
     if len(_table) > _MAX_CHUNKS or len(_table.words) > _MAX_CHUNKS:
         _table = _ChunkTable()
-    chunks = map(_table.__getitem__, text.split())
-    rows = np.array(list(itertools.chain.from_iterable(chunks)), np.intp)
+    rows = np.frombuffer(b"".join(map(_table.__getitem__, text.split())), np.int32)
     hashes, ids, lengths, flags = (column[rows] for column in _table.words.columns)
     return Words(text, hashes, ids, lengths, (flags & _SYMBOL) != 0, (flags & _LETTER) != 0)
 

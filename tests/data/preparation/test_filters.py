@@ -183,3 +183,17 @@ def test_nothing_left_is_an_error_that_counts(tmp_path):
     filters = FilterOptions(gopher_quality=GopherQuality())
     with pytest.raises(UserError, match=r"no documents remain .*1 gopher: few words"):
         prepare(str(tmp_path / "a.txt"), tmp_path / "store", StoreOptions("bytes", filters=filters))
+
+
+def test_licenses_are_checked_before_the_work_and_shown(source, tmp_path):
+    with pytest.raises(UserError, match=r"license='c.jsonl=MIT': no source is named 'c.jsonl'"):
+        prepare(source, tmp_path / "store", StoreOptions("bytes"), execution=Execution(licenses=("c.jsonl=MIT",)))
+    execution = Execution(command="rootstock prepare --x", licenses=("CC0", "a.jsonl=MIT"))
+    prepare(source, tmp_path / "store", StoreOptions("bytes"), execution=execution)
+    card = json.loads((tmp_path / "store" / "card.json").read_text())
+    assert [one["license"] for one in card["sources"]] == ["MIT", "CC0"]
+    assert sum(one["tokens"] for one in card["sources"]) == card["splits"]["train"]["tokens"]
+    assert sum(card["lengths"].values()) == card["splits"]["train"]["documents"]
+    assert card["command"] == "rootstock prepare --x" and card["funnel"][0]["documents"] == 98
+    page = (tmp_path / "store" / "card.html").read_text()
+    assert "rootstock prepare --x" in page and "<script" not in page and "http" not in page.split("</style>")[1]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data.engines import run_here
-from data.preparation.reading import SAMPLES, ReadOptions, read_unit
+from data.preparation.reading import SAMPLES, Outcome, ReadOptions, read_unit
 from data.preparation.splitting import SplitOptions, split_units, texts_of
 from data.preparation.unit_files import UnitFiles
 from data.sources import match_sources
@@ -26,12 +26,12 @@ class TooShort:
 
     words: int
 
-    def __call__(self, text):
-        return ("", ("too short",)) if len(text.split()) < self.words else (text, ())
+    def __call__(self, texts):
+        return [Outcome("", ("too short",)) if len(text.split()) < self.words else Outcome(text) for text in texts]
 
 
-def masked(text):
-    return (text.replace("kanu", "MASK"), ("masked",)) if "kanu" in text else (text, ())
+def masked(texts):
+    return [Outcome(text.replace("kanu", "MASK"), ("masked",) * ("kanu" in text)) for text in texts]
 
 
 def length(text):
