@@ -203,7 +203,7 @@ def test_a_source_that_cannot_be_read_is_named(folder, tmp_path):
     (tmp_path / "other.jsonl").write_text('{"name": "a"}\n')
     for path, cause in (
         (tmp_path / "missing.txt", "matches no readable file"),
-        (tmp_path / "broken.jsonl", "invalid JSON"),
+        (tmp_path / "broken.jsonl", "broken JSON"),
         (tmp_path / "other.jsonl", "field 'text' is missing"),
     ):
         found = with_dogs(path)
