@@ -392,8 +392,8 @@ _TRAIN = (
         f"{_STEP}test_muon_orthogonalizes_only_matrices_layer_by_layer",
     ),
     Mutant(
-        "the optimizer's state is not restored", "train/checkpoint/restore.py", 'items["opt_state"], {})',
-        'jax.tree.map(jnp.zeros_like, items["opt_state"]), {})',
+        "the optimizer's state is not restored", "train/checkpoint/restore.py", 'items["opt_state"], {},',
+        'jax.tree.map(jnp.zeros_like, items["opt_state"]), {},',
         f"{_RESTORE}test_restored_state_equals_the_saved_one",
     ),
     Mutant(
