@@ -147,7 +147,9 @@ def test_a_point_of_other_rows_or_another_length_is_not_kept(curve, tmp_path, ch
         directory.mkdir(parents=True, exist_ok=True)
         return results(0.5)
 
-    with mock.patch.object(sweep, "finetune", made):
+    # The results made here have no baselines to publish.
+    publish = mock.patch("train.learning_curve.report.publish", lambda *_: None)
+    with mock.patch.object(sweep, "finetune", made), publish:
         rootstock(*given)
     assert trained == [*expected, "labels-all-seed-0"]
 
