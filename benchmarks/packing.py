@@ -1,9 +1,10 @@
 """CPU milliseconds per batch of 64 random rows of 2,048 tokens, by the number of documents in the store.
 
-python benchmarks/packing.py --largest=9 --directory=/tmp
+python -m benchmarks.packing --largest=9 --directory=/tmp
 
-The files are sparse, because the offsets of 10^9 documents take 8 GB: a first pass over the batches computes the
-offsets that they read and writes them, and the second pass is timed on the memory map.
+A store has shards of 2^18 documents, 210 MB of tokens, as a prepared one. The files are sparse, because the offsets of
+10^9 documents take 8 GB: a first pass over the batches computes the offsets that they read and writes them, and the
+second pass is timed on the memory maps.
 """
 
 import argparse
@@ -11,20 +12,24 @@ import dataclasses
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from data.offsets import Offsets
 from data.packing import PackedRows
 
 ROWS, SEQUENCE_LENGTH, TOKENS_PER_DOCUMENT, BATCHES = 64, 2048, 400, 20
+DOCUMENTS_PER_SHARD = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True)
 class WrittenWhenRead:
     """An offsets array that computes an element when it is read and writes it to a sparse file."""
 
-    file: np.memmap
+    file: np.ndarray
 
     def __len__(self) -> int:
         return len(self.file)
@@ -35,13 +40,24 @@ class WrittenWhenRead:
         return self.file[index]
 
 
-@dataclasses.dataclass(frozen=True)
 class Store:
-    """What `PackedRows` reads."""
+    """What `PackedRows` reads, of documents of one length in shards."""
 
-    tokens: np.ndarray
-    offsets: np.ndarray
-    is_remote: bool = False
+    is_remote = False
+
+    def __init__(self, directory: Path, count: int) -> None:
+        self.documents = [min(DOCUMENTS_PER_SHARD, count - first) for first in range(0, count, DOCUMENTS_PER_SHARD)]
+        shape = (count * TOKENS_PER_DOCUMENT,)
+        self.tokens = np.memmap(directory / "tokens.bin", np.uint16, mode="w+", shape=shape)
+        # One file for all shards, so that no limit on open files matters; a store keeps 256 of them open.
+        shape = (len(self.documents), DOCUMENTS_PER_SHARD + 1)
+        self.files = np.memmap(directory / "offsets.bin", np.int64, mode="w+", shape=shape)
+
+    def offsets_from(self, read: Callable[[np.ndarray], Any]) -> None:
+        """Makes `offsets` of the shards' arrays, each passed through `read`."""
+        tokens = [count * TOKENS_PER_DOCUMENT for count in self.documents]
+        arrays = [read(self.files[shard, : count + 1]) for shard, count in enumerate(self.documents)]
+        self.offsets = Offsets(self.documents, tokens, arrays.__getitem__)
 
     def read(self, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
         """Returns the tokens from each start up to its stop."""
@@ -50,13 +66,13 @@ class Store:
 
 def milliseconds(directory: Path, count: int) -> tuple[float, float]:
     """Returns the median and the largest CPU time per batch from a store of `count` documents."""
-    tokens = np.memmap(directory / "tokens.bin", np.uint16, mode="w+", shape=(count * TOKENS_PER_DOCUMENT,))
-    offsets = np.memmap(directory / "offsets.bin", np.int64, mode="w+", shape=(count + 1,))
-    rows = PackedRows(Store(tokens, WrittenWhenRead(offsets)), SEQUENCE_LENGTH)  # type: ignore[arg-type]
+    store = Store(directory, count)
+    store.offsets_from(WrittenWhenRead)
+    rows = PackedRows(store, SEQUENCE_LENGTH)
     batches = [np.random.default_rng(seed).integers(0, len(rows), ROWS) for seed in range(BATCHES)]
     for indices in batches:
         rows.rows(indices)
-    rows = PackedRows(Store(tokens, offsets), SEQUENCE_LENGTH)
+    store.offsets_from(np.asarray)
     rows.rows(batches[0])
     seconds = []
     for indices in batches:

@@ -8,6 +8,7 @@ import pytest
 from conftest import random_documents
 
 from data.loader import BatchFunction, evaluation_batches, train_batches
+from data.offsets import Offsets
 from data.packing import PackedRows, pack_examples
 from data.store import store_from_documents
 
@@ -113,22 +114,34 @@ class GeneratedStore:
     """`count` documents of 5 tokens each, of which none is stored."""
 
     count: int
+    per_shard: int = 0  # documents; 0: one array of offsets
 
     def __post_init__(self):
-        self.offsets = Generated(self.count + 1, lambda i: i * 5)
+        if not self.per_shard:
+            self.arrays = [Generated(self.count + 1, lambda i: i * 5)]
+            self.offsets = self.arrays[0]
+            return
+        sizes = [min(self.per_shard, self.count - first) for first in range(0, self.count, self.per_shard)]
+        self.arrays = [Generated(size + 1, lambda i: i * 5) for size in sizes]
+        self.offsets = Offsets(sizes, [5 * size for size in sizes], self.arrays.__getitem__)
+
+    @property
+    def reads(self):
+        return sum(array.reads for array in self.arrays)
 
     def read(self, starts, stops):
         return [np.arange(start, stop) % 997 for start, stop in zip(starts, stops, strict=True)]
 
 
-def test_offsets_read_per_batch_do_not_grow_with_the_number_of_documents():
+@pytest.mark.parametrize("per_shard", [0, 250_000])
+def test_offsets_read_per_batch_do_not_grow_with_the_number_of_documents(per_shard):
     reads = {}
     for exponent in (4, 6, 9):
-        store = GeneratedStore(10**exponent)
+        store = GeneratedStore(10**exponent, per_shard)
         rows = PackedRows(store, 64)
         indices = np.linspace(0, len(rows) - 1, 8).astype(np.int64)
         batch = rows.rows(indices)
-        reads[exponent] = store.offsets.reads
+        reads[exponent] = store.reads
         pair = np.minimum(indices[:, None] * 64 + np.arange(64), rows.num_pairs - 1)
         np.testing.assert_array_equal(batch["tokens"], (pair + pair // 4) % 997)
         np.testing.assert_array_equal(batch["targets"], (pair + pair // 4 + 1) % 997)
