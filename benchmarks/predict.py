@@ -3,7 +3,8 @@
 python -m venv HF && HF/bin/pip install torch==2.13.0 transformers
 python -m benchmarks.predict --run=runs/classes --data=messages.jsonl --peer_python=HF/bin/python
 
-Exports the run, then alternates between both on the same cores, in float32. The pipeline is measured at several
+The run must be one that can be exported: a classifier that was fine-tuned with config.task.pooling=last.
+Exports it, then alternates between both on the same cores, in float32. The pipeline is measured at several
 batch sizes; the fastest one counts. Both tokenize, run the model and return the best class of each text; programs are
 compiled and weights are loaded before the clock starts. Prints rows per second, and how many predictions are equal.
 """
