@@ -21,14 +21,15 @@ EDITED = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.3)  # parts of the words that ar
 
 def planted(count: int) -> list[str]:
     """Returns random documents of 20 to 400 words; three of five have 1 to 3 edited copies."""
-    draw, texts = random.Random(0), []
+    draw = random.Random(0)
+    texts: dict[str, None] = {}
     while len(texts) < count:
         words = draw.choices(WORDS, k=draw.randrange(20, 400))
-        texts.append(" ".join(words))
+        texts[" ".join(words)] = None
         for _ in range(draw.randrange(1, 4) if draw.random() < 0.6 else 0):
             share = draw.choice(EDITED)
-            texts.append(" ".join(draw.choice(WORDS) if draw.random() < share else word for word in words))
-    return list(dict.fromkeys(texts))[:count]
+            texts[" ".join(draw.choice(WORDS) if draw.random() < share else word for word in words)] = None
+    return list(texts)[:count]
 
 
 def similar_pairs(texts: list[str]) -> dict[tuple[int, int], float]:

@@ -607,4 +607,30 @@ _EXPERTS = (
         "tests/train/commands/test_explain_sharding.py::test_the_rules_fit_every_architecture[gpt2]",
     ),
 )  # fmt: skip
-MUTANTS = (*_MODEL, *_DATA, *_TRAIN, *_EXPERTS)
+
+_FILTERS = (
+    Mutant(
+        "a candidate is removed without a look at its similarity", "data/near_duplicates.py",
+        "if similarity >= threshold:", "if rivals:",
+        "tests/data/test_near_duplicates.py::test_every_removed_document_has_a_similar_one_that_stays",
+    ),
+    Mutant(
+        "private IP addresses are masked", "data/filters/masks.py", "return found.is_global and", "return True or",
+        "tests/data/filters/test_masks.py::test_a_private_address_or_version_number_stays[10.0.0.1]",
+    ),
+    Mutant(
+        "12 words of an evaluation row are enough", "data/filters/contamination.py", "LONGEST, SHORTEST = 13, 8",
+        "LONGEST, SHORTEST = 12, 8", "tests/data/filters/test_contamination.py::test_fewer_words_are_not_enough",
+    ),
+    Mutant(
+        "a repeated n-gram counts twice", "data/filters/gopher.py", "            free = place + n",
+        "            free = place + 1",
+        "tests/data/filters/test_rules.py::test_every_decision_and_reason_is_datatrove_s[gopher_repetition]",
+    ),
+    Mutant(
+        "a card shows what the store masks", "data/preparation/filtering.py", "if reasons and self.options.mask",
+        "if reasons and not self.options.mask",
+        "tests/data/preparation/test_filters.py::test_what_is_masked_in_the_store_is_masked_in_its_card",
+    ),
+)  # fmt: skip
+MUTANTS = (*_MODEL, *_DATA, *_TRAIN, *_EXPERTS, *_FILTERS)
