@@ -3,7 +3,7 @@
 Command:  rootstock pretrain --config=configs/pretrain/mixture.py --workdir=runs/mixture
           in a directory with books/ and with runs/topics.txt of docs/quickstart.md; other sources with
           --config.data.mixture="(('NAME', 'PATH', WEIGHT), ...)"
-Mesh:     one CPU, a few minutes. Bytes per device: 16 MB of state.
+Mesh:     one CPU. Bytes per device: 16 MB of state.
 """
 
 from ml_collections import ConfigDict
