@@ -22,12 +22,8 @@ def metrics_of(**values):
 @pytest.mark.parametrize(("values", "mean"), [([0.5, 0.9, 0.7], 0.7), ([1.0, 1.0], 1.0), ([-2.0, 0.0, 1.0, 3.0], 0.5)])
 def test_a_metric_has_the_mean_and_the_range_of_its_values(values, mean):
     found = summarized([metrics_of(accuracy=value, loss=-value) for value in values])
-    assert found["accuracy"] == {
-        "mean": pytest.approx(mean),
-        "lowest": min(values),
-        "highest": max(values),
-        "values": values,
-    }
+    range_of = {"lowest": min(values), "highest": max(values), "values": values}
+    assert found["accuracy"] == {"mean": pytest.approx(mean), **range_of}
     assert found["loss"]["lowest"] == -max(values) and set(found) == {"accuracy", "loss"}
 
 
