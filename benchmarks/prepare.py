@@ -3,9 +3,10 @@
 python -m benchmarks.prepare --books=DIR --megabytes 40 200 --peer_python=PYTHON
 
 The text is the .txt files below DIR, cut into documents of 5 to 25 paragraphs and repeated with another first line
-until it has the size. All use one tokenizer, trained on 10 MB before anything is timed, and all but the tokenizer alone
-use all cores. The peers run at the first size; the other sizes show how memory grows. PYTHON has datatrove[io],
-tokenizers and orjson. Ratios compare CPU seconds, because other programs on the machine change wall times.
+until it has the size. All use one tokenizer, trained on 10 MB before anything is timed. `prepare` uses all cores; the
+tokenizer alone one thread; datatrove one process for each of its tasks in turn, because the CPU time of its pool cannot
+be read. So ratios compare CPU seconds, which other programs disturb less than wall times. The peers run at
+the first size; the other sizes show how memory grows. PYTHON has datatrove[io], tokenizers and orjson.
 """
 
 import argparse
@@ -44,7 +45,8 @@ if __name__ == "__main__":
     step = DocumentTokenizer(output_folder=output + "/tokens", local_working_dir=output + "/work",
                              tokenizer_name_or_path=tokenizer, eos_token="<|eos|>", shuffle_documents=True, seed=0)
     steps = [JsonlReader(source), step]
-    LocalPipelineExecutor(steps, tasks=workers, workers=workers, logging_dir=output + "/logs").run()
+    # One task after the other in this process: its pool's CPU time is not that of children.
+    LocalPipelineExecutor(steps, tasks=workers, workers=1, logging_dir=output + "/logs").run()
 """
 
 
