@@ -96,7 +96,7 @@ def behavior(kind, config, monkeypatch):
     calls = []
     stub_models(monkeypatch, calls)
     record = SimpleNamespace(model=MODEL)
-    parent = SimpleNamespace(is_language_model=True, load_merged=lambda *_: {}, directory="base")
+    parent = SimpleNamespace(model=MODEL, is_language_model=True, load_merged=lambda *_: {}, directory="base")
     parts = dict.fromkeys(("train", "validation", "test"), part)
     comparison.compare(FinetuneRun("work", record, settings, parent, TaskData(task, TOKENIZER, parts), MESH, parent))
     segments = [{k: v.tolist() for k, v in s.items()} for r in part.encoded for s in r.segments]
