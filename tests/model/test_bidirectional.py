@@ -13,6 +13,8 @@ from model.flops import visible_fraction
 from model.heads import classifier
 from model.task_heads import regressor, reward, span
 from model.transformer import forward, prefill_layers
+from tests.model.test_task_heads import answered, classified, compared
+from tests.model.test_task_heads import batch_of as labeled_rows
 
 HEADS = {
     "classes": lambda model: classifier(model, 3, "mean"),
@@ -74,18 +76,16 @@ def test_packed_texts_have_the_same_states_as_alone(windows):
         np.testing.assert_allclose(found[places], alone, atol=2e-5)
 
 
-def loss_batch():
-    batch = {name: jnp.tile(values, (8, 1)) for name, values in batch_of(7, 9, 5, total=32).items()}
-    last = np.zeros((8, 32), np.float32)
-    last[:, [6, 15, 20]] = 1.0
-    return batch | {"targets": jnp.asarray(last, jnp.int32), "weights": jnp.asarray(last)}
+TARGETS = {"classes": classified, "span": answered, "score": lambda rng: compared(rng, True)}
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("head", ["classes", "span", "score"])
+@pytest.mark.parametrize("head", TARGETS)
 def test_meshes_and_execution_options_do_not_change_the_gradient(head):
     model = tiny_model(sliding_window=(4, 0), causal=False)
-    batch, params = loss_batch(), init(HEADS[head](model))
+    _, rows = labeled_rows(TARGETS[head], 40, 0)
+    batch, params = {name: values[:8] for name, values in rows.items()}, init(HEADS[head](model))
+    assert len(batch["tokens"]) == 8
 
     def gradient(mesh, **execution):
         objective = HEADS[head](dataclasses.replace(model, **execution))
