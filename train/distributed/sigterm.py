@@ -19,7 +19,7 @@ from configs.errors import end
 
 # EX_TEMPFAIL of sysexits.h: not finished, worth another start.
 EXIT_CODE = 75
-PREEMPTIBLE_COMMANDS = ("pretrain", "finetune", "scaling")
+PREEMPTIBLE_COMMANDS = ("pretrain", "finetune", "learning-curve", "scaling")
 MESSAGE = "received SIGTERM while not training: nothing is lost; run the same command again to resume"
 
 

@@ -30,7 +30,7 @@ hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 def test_preemptible_commands_match_the_command_modules():
     names = [module.name for module in pkgutil.iter_modules(commands.__path__)]
     preemptible = {name for name in names if getattr(import_module(f"train.commands.{name}"), "PREEMPTIBLE", False)}
-    assert preemptible == set(sigterm.PREEMPTIBLE_COMMANDS)
+    assert {name.replace("_", "-") for name in preemptible} == set(sigterm.PREEMPTIBLE_COMMANDS)
 
 
 def test_sigterm_during_a_long_c_call_ends_the_process_at_once():
