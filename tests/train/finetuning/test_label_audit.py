@@ -137,8 +137,8 @@ def test_suspicious_is_refused_where_a_row_has_no_single_class(tmp_path, monkeyp
 
 def test_the_flag_is_passed_on(tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr("train.finetuning.run.finetune", lambda *arguments: given.append(arguments))
+    monkeypatch.setattr("train.finetuning.seeds.finetune_seeds", lambda *arguments: given.append(arguments))
     arguments = ("finetune", "--config=configs/finetune/intent.py", "--init_from=x", f"--workdir={tmp_path}")
     rootstock(*arguments)
     rootstock(*arguments, "--suspicious")
-    assert [arguments[4] for arguments in given] == [False, True]
+    assert [arguments[-1] for arguments in given] == [False, True]
