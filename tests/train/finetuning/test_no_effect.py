@@ -238,7 +238,8 @@ def test_every_condition_is_met_by_one_config_and_not_by_another():
         "optimizer.schedule": ("wsd", "constant"), "model.position": ("learned",), "model.qk_norm": (False,),
         "model.rope_scaling": ("llama3", "yarn", "longrope"), "model.rope_layers": (("local",),),
         "model.norm": ("layernorm",), "model.num_experts": (4,), "model.router_bias": (True,),
-        "checkpoint.local_path": ("here",), "task.multi_label": (True,),
+        "checkpoint.local_path": ("here",), "task.multi_label": (True,), "logging.tracker": ("wandb",),
+        "data.mixture": ((("a", "a.txt", 1.0),),),
     }  # fmt: skip
     configs = [defaults, *(changed(defaults, name, value) for name, some in values.items() for value in some)]
     known = {field.name for field in reference.fields()}

@@ -55,7 +55,7 @@ KINDS = {
     "several": {"task.multi_label": True},
     "tagging": {
         "task.name": "tagging",
-        "task.pooling": "last",
+        "task.pooling": "auto",
         "task.prompt": default.task().prompt,
         "task.zero_shot_rows": 500,
     },
