@@ -58,7 +58,7 @@ def finetune(
     Raises:
         UserError: an invalid config, row, foundation, mesh or checkpoint.
     """
-    config = _as_started(workdir, config)
+    config = as_started(workdir, config)
     settings = from_config(config)
     # A task file's path is stored absolute, so that the run can be read from any directory.
     config = config | {"task": config["task"] | {"name": absolute_name(settings.task.name)}}
@@ -85,6 +85,8 @@ def finetune(
         f"finetune: {counts} rows; {splits.duplicates:,} duplicates removed; of the training rows {train.truncated:,} "
         f"were truncated to {settings.sequence_length} tokens and {train.dropped:,} dropped"
     )
+    if getattr(run.data.task, "pooling", "") == "mean":
+        say("finetune: the head reads the mean of a text's tokens; to use export-hf, set config.task.pooling=last")
     audit = look_at_labels(run.data.task, splits, suspicious) if is_process_zero() else None
     if audit is not None and (leaks := leak_line(audit)):
         warn(f"finetune: {leaks}")
@@ -95,7 +97,7 @@ def finetune(
         return publish(run, compare(run), audit, quiet)
 
 
-def _as_started(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
+def as_started(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Returns the config with what the run in `workdir`, if there is one, was started with.
 
     These are its rules for rows, so that its splits stay the same, and what "auto" was when it started.

@@ -16,7 +16,7 @@ from train.evaluation.interval import Interval
 from train.finetuning.baselines import FOUNDATION
 from train.finetuning.comparison import FINE_TUNED
 from train.finetuning.rows import read_task
-from train.finetuning.run import finetune
+from train.finetuning.run import as_started, finetune
 from train.learning_curve.curve import Point, helped, is_flat
 from train.run.record import config_changes, open_run
 from train.run.results import NAME, add_results
@@ -141,7 +141,8 @@ def _finished(config: Config, directory: Path, train: str, test: str) -> dict[st
     if not (directory / NAME).exists() or not (directory / "run.json").exists():
         return None
     record, results = open_run(directory).record, json.loads((directory / NAME).read_text())
-    if (record.data_fingerprint, results.get(_TEST)) != (train, test) or config_changes(record.config, config):
+    changes = config_changes(record.config, as_started(directory, config))
+    if (record.data_fingerprint, results.get(_TEST)) != (train, test) or changes:
         return None
     # A run whose length was changed has results of the old length until it ends.
     step = results["training"]["held_out"].get("step")
