@@ -50,7 +50,7 @@ COMMANDS = {
 # Flags and config fields that hold a path, a glob, several with commas, or a name that is no path (hf:NAME, bpe:N).
 PATH_FLAGS = frozenset(
     {"run", "other", "workdir", "init_from", "input", "output", "data", "shots_data", "text", "prompts", "task_files",
-     "points", "source", "store", "tokenizer", "base", "compilation_cache"}
+     "points", "source", "store", "tokenizer", "base", "compilation_cache", "avoid", "contamination", "score_with"}
 )  # fmt: skip
 PATH_FIELDS = ("data.path", "data.cache", "task.test_path", "task.name", "tokenizer", "checkpoint.local_path")
 _WITHOUT_JAX = frozenset({"prepare", "store", "config"})
@@ -170,8 +170,15 @@ def _expand_paths(values: flags.FlagValues) -> None:
         UserError: a URL that is not of a bucket; a path made of it would be a local directory.
     """
     for name in sorted(PATH_FLAGS & set(values)):
-        if values[name].value:
-            values[name].value = expand(str(values[name].value))
+        given = values[name].value
+        if isinstance(given, list):
+            # Each is PATH or NAME=PATH.
+            parts = [part.rpartition("=") for part in given]
+            values[name].value = [f"{before}{equals}{expand(path)}" for before, equals, path in parts]
+            for _, _, path in parts:
+                _check_urls(f"--{name}=", path)
+        elif given:
+            values[name].value = expand(str(given))
             _check_urls(f"--{name}=", str(values[name].value))
     config = values["config"].value if "config" in values else None
     if config is None:

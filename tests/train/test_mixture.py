@@ -210,7 +210,8 @@ def test_a_source_that_cannot_be_read_is_named(folder, tmp_path):
         assert found.startswith("config.data.mixture: source 'dogs': ") and cause in found, found
     damaged = tmp_path / "damaged"
     shutil.copytree(folder / "cats", damaged)
-    (damaged / "train" / "tokens.bin").write_bytes(b"")
+    (tokens,) = (damaged / "train").glob("tokens*.bin")
+    tokens.write_bytes(b"")
     assert "source 'dogs': " in with_dogs(damaged) and "prepare the store again" in with_dogs(damaged)
     prepare(str(folder / "dogs.txt"), tmp_path / "whole", StoreOptions("bytes"))
     assert "source 'dogs': " in with_dogs(tmp_path / "whole") and "no 'validation' split" in with_dogs(

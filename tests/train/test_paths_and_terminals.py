@@ -40,10 +40,17 @@ TEXT_FLAGS = {
     "sizes",
     "lengths",
     "flops",
+    *("base_model", "dataset", "license", "language"),
+    *("labels", "languages", "mask", "score_class", "thresholds", "unit"),
 }
 LIST = "comma separated list of strings"
 # Flags without which a command's line does not parse.
-ACTION = {"checkpoint": ["--action=ls"], "plan": ["--topology=v5e-16"], "replay": ["--step=1"]}
+ACTION = {
+    "checkpoint": ["--action=ls"],
+    "store": ["--action=ls"],
+    "plan": ["--topology=v5e-16"],
+    "replay": ["--step=1"],
+}
 
 
 def command_of(name):
@@ -100,9 +107,16 @@ def test_every_string_flag_is_a_path_or_a_text():
 def test_home_is_expanded_in_every_path_flag(name, home):
     for flag in string_flags(name) & cli.PATH_FLAGS:
         values = parsed(name, f"--{flag}=~/a/*.txt,~/b[1]", *needed_by(name, flag))
-        assert values[flag].value == f"{home}/a/*.txt,{home}/b[1]", flag
+        found = values[flag].value
+        assert (",".join(found) if isinstance(found, list) else found) == f"{home}/a/*.txt,{home}/b[1]", flag
     for flag in string_flags(name) & TEXT_FLAGS:
         assert "~" in parsed(name, f"--{flag}=~", *needed_by(name, flag))[flag].value
+
+
+def test_home_is_expanded_behind_a_name(home):
+    given = ["--input=a", "--output=b", "--avoid=mine=~/rows.jsonl,arc_easy=~/x.jsonl,~/y.jsonl"]
+    expected = [f"mine={home}/rows.jsonl", f"arc_easy={home}/x.jsonl", f"{home}/y.jsonl"]
+    assert parsed("prepare", *given).avoid == expected
 
 
 @pytest.mark.parametrize("field", cli.PATH_FIELDS)
