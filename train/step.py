@@ -241,7 +241,7 @@ def averaged(average: Params, params: Params, ema: float, step: jax.Array) -> Pa
     are forgotten in a short run as well (TensorFlow's `ExponentialMovingAverage` with `num_updates`).
     """
     factor = jnp.minimum(ema, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda old, new: factor * old + (1.0 - factor) * new, average, params)
+    return optax.incremental_update(params, average, 1.0 - factor)
 
 
 def router_metrics(sums: RouterSums, microbatches: int) -> Metrics:

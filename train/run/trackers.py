@@ -85,9 +85,9 @@ def open_trackers(workdir: Path, local: Path, settings: Settings) -> Iterator[Tr
     """
     check_trackers(settings.logging)
     if settings.logging.tensorboard:
-        yield _TensorBoard(_import("tensorboardX", "", "").SummaryWriter(str(local / "tensorboard")))
+        yield _TensorBoard(importlib.import_module("tensorboardX").SummaryWriter(str(local / "tensorboard")))
     if settings.logging.tracker != "none":
-        identity = _identity(local)
+        identity = _identity(workdir)
         yield InBackground(settings.logging.tracker, lambda: _Service(workdir, local, settings, identity))
 
 

@@ -15,6 +15,7 @@ import types
 import pytest
 
 from configs.errors import UserError
+from data.storage.paths import at
 from tests.faults.tiny_run import settings_of, train
 from tests.runs import ROOT
 from train.run.history import open_writer, read_records
@@ -76,12 +77,12 @@ def test_a_service_gets_config_revision_and_every_number_of_metrics(name, servic
         assert any(name in values for values in expected)
 
 
-def test_a_resumed_run_is_the_same_run_of_the_service(service, tmp_path):
-    found = service()
+def test_a_resumed_run_is_the_same_run_of_the_service(service, folder):
+    found, workdir = service(), at(folder)
     for step in (0, 5):
-        with open_writer(tmp_path, step, settings_of(**TRACKED), writing=True) as write:
+        with open_writer(workdir, step, settings_of(**TRACKED), writing=True) as write:
             write({"step": step + 1, "phase": "train", "loss": 1.0, "load_max": [0.5, 0.25]})
-    publish_results(tmp_path, settings_of(**TRACKED), {})
+    publish_results(workdir, settings_of(**TRACKED), {})
     first, second, third = (call[1]["id"] for call in found.calls if call[0] == "init")
     assert first == second == third
     assert ("log", {"step": 6, "train/loss": 1.0, "train/load_max/0": 0.5, "train/load_max/1": 0.25}) in found.calls
