@@ -169,11 +169,11 @@ def _ray_map(count: int) -> Map:
         raise UserError("--engine=ray needs the ray package: pip install -e '.[ray]'") from None
     if not ray.is_initialized():
         # Connects to the cluster at RAY_ADDRESS, or starts one on this machine.
-        ray.init(include_dashboard=False, log_to_driver=False, **({"num_cpus": count} if count else {}))
+        ray.init(include_dashboard=False, log_to_driver=False)
 
     def run(function: Function, jobs: Sequence[Any], finished: Callable[[], None]) -> None:
         remote = ray.remote(_error_on_ray)
-        limit = _RAY_JOBS_PER_CORE * max(int(ray.cluster_resources().get("CPU", 1)), 1)
+        limit = count or _RAY_JOBS_PER_CORE * max(int(ray.cluster_resources().get("CPU", 1)), 1)
         todo = list(reversed(jobs))
         running: list[Any] = []
         while todo or running:

@@ -119,7 +119,7 @@ def find_near_duplicates(
 ) -> list[NearDuplicate]:
     """Returns the documents to remove, in order of their digests, each with the most similar document that stays.
 
-    Memory: 40 bytes per document, 24 bytes per band that a document shares, and the shingles of a part of them.
+    Memory: 56 bytes per document, 24 bytes per band that a document shares, and the shingles of a part of them.
 
     Args:
         digests: bytes[n] ("V16"), content digests, all different; of two documents the one with the lower digest stays.

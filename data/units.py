@@ -189,5 +189,5 @@ def plan_units(scans: Iterable[Scan], unit_bytes: int) -> list[Unit]:
 
 
 def usual_unit_bytes(input_bytes: int) -> int:
-    """Returns the size of a unit for an input: 16 MiB, and more above 64 GiB, so that there are at most 4,096 units."""
+    """Returns the size of a unit for an input: 16 MiB; above 64 GiB more, for about 4,096 units up to 2 TiB."""
     return min(max(input_bytes // _USUAL_UNITS, SMALLEST_UNIT_BYTES), LARGEST_UNIT_BYTES)

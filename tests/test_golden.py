@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from golden import recipes
 
+from configs import default
 from data.packing import PackedRows
 from data.store import open_store
 from data.tokenizer import load_tokenizer
@@ -138,6 +139,8 @@ def test_golden_run_resumes(stored, data):
     expected = recipes.losses(workdir)[2:]
     config = open_run(workdir).record.config
     config["data"]["path"] = str(data / "text.txt")
+    # What pre-training does not read has today's defaults, as the same command gives them.
+    config |= {name: default.get_config().to_dict()[name] for name in ("task", "adapt")}
     pretrain(config, workdir)
     found = recipes.losses(workdir)[2:]
     assert [step for step, _ in found] == [3, 4]

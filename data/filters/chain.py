@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,18 @@ from data.filters.masks import mask
 from data.filters.words import Words, count_words
 
 # Texts -> a number for each, higher is better.
-Score = Callable[[Sequence[str]], Sequence[float]]
+
+
+class Score(Protocol):
+    """A model that scores documents; picklable."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the model."""
+
+    def __call__(self, texts: Sequence[str]) -> Sequence[float]:
+        """Returns the score of each text; NaN: it has none."""
+
 
 AVOID_ACTIONS = ("drop", "count")
 

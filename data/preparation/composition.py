@@ -20,11 +20,10 @@ class Composition:
         self.sources: dict[str, Counter[str]] = {}
         self.lengths: Counter[int] = Counter()
 
-    def add(self, unit: UnitFiles, rows: Sequence[int], tokens: np.ndarray) -> None:
-        """Adds documents of a unit with their numbers of tokens."""
+    def add(self, unit: UnitFiles, rows: Sequence[int], sizes: np.ndarray, tokens: np.ndarray) -> None:
+        """Adds documents of a unit, or parts of them, with their bytes of text and their numbers of tokens."""
         names = unit.results()["sources"]
         pieces = unit.array("pieces")[list(rows)]
-        sizes = np.diff(unit.array("ends"))[list(rows)]
         for piece, name in enumerate(names):
             own = pieces == piece
             counts = (int(np.count_nonzero(own)), int(sizes[own].sum()), int(tokens[own].sum()))

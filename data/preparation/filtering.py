@@ -90,6 +90,9 @@ class Filters:
         if self.index is not None:
             # A file that was moved is the same set; a changed one is another.
             found["avoid"] = {"names": list(self.index.names), "sha256": self.index.fingerprint}
+        if self.score is not None:
+            # So is a run: one that was moved is the same, one that was trained again is another.
+            found["score_with"] = {"class": found.pop("score_class", ""), "sha256": self.score.fingerprint}
         filters = {"filters": found} if found else {}
         return filters | ({"near_duplicates": self.near_duplicates} if self.near_duplicates else {})
 

@@ -1,6 +1,7 @@
 """Stage 2, one pass over digests and numbers: which documents stay, and which split each is in.
 
-Memory is one byte per document, and 24 bytes for each document of a range of digests; ranges are processed one by one.
+Memory is 9 bytes per document, and about 50 for each document of a range of digests; ranges are processed one by one,
+and each reads the arrays of all units.
 """
 
 import dataclasses

@@ -66,18 +66,18 @@ def _tokenize(
     dtype = token_dtype(tokenizer.vocab_size)
     documents: list[np.ndarray] = []
     used: list[int] = []
-    total_bytes = 0
+    sizes: list[int] = []
     texts = (
         (row, text[int(len(text) * start) : int(len(text) * stop)])
         for row, text in zip(rows, unit.texts(rows), strict=True)
     )
     for batch in _batches((row, text) for row, text in texts if text):
-        total_bytes += sum(len(text.encode()) for _, text in batch)
+        sizes += [len(text.encode()) for _, text in batch]
         documents += tokenizer.encode_documents([text for _, text in batch], dtype)
         used += [row for row, _ in batch]
-    about.add(unit, used, np.array([len(ids) for ids in documents], np.int64))
-    keys = shuffle_keys(unit.array("digests")[used], options.seed)
     lengths = np.array([len(ids) for ids in documents], np.int64)
+    about.add(unit, used, np.array(sizes, np.int64), lengths)
+    keys = shuffle_keys(unit.array("digests")[used], options.seed)
     order = np.lexsort((keys[:, 1], keys[:, 0]))
     keys, lengths = keys[order], lengths[order]
     bounds = _prefix_bounds(keys[:, 0], options.prefix_bits)
@@ -86,7 +86,7 @@ def _tokenize(
     contents = {"tokens": tokens, "keys": np.column_stack([keys, lengths.astype(np.uint64)]), "table": table}
     for kind, content in contents.items():
         write_array(unit.folder / unit_file(split, unit.number, kind), content)
-    return {"documents": len(documents), "tokens": len(tokens), "bytes": total_bytes}
+    return {"documents": len(documents), "tokens": len(tokens), "bytes": sum(sizes)}
 
 
 def shuffle_keys(digests: np.ndarray, seed: int) -> np.ndarray:

@@ -18,6 +18,8 @@ from train.pretraining import pretrain
 from train.replay import replay
 from train.run.mixture_change import mixture_errors_on_resume
 from train.run.record import open_run
+from train.run.rollback import roll_back
+from train.run.training_stores import training_stores
 from train.scaling.sizes import scaled
 from train.settings import from_config, planned_model
 
@@ -130,26 +132,37 @@ def test_weights_of_later_steps_may_change(trained, started, folder):
     record = open_run(started).record
     assert [change["step"] for change in record.mixture_changes] == [4]
     # What run.json says now is what the next start compares with.
-    with pytest.raises(UserError, match="but 8 steps are done"):
+    with pytest.raises(UserError, match="but 8 batches are done"):
         pretrain(config_of(folder), started)
 
 
 @pytest.mark.parametrize(
     ("weights", "schedule", "error"),
     [
-        ((2.0, 1.0), (CHANGE,), "weights at step 0: {'cats': 3.0, 'dogs': 1.0} -> {'cats': 2.0, 'dogs': 1.0}"),
+        ((2.0, 1.0), (CHANGE,), "weights at batch 0: {'cats': 3.0, 'dogs': 1.0} -> {'cats': 2.0, 'dogs': 1.0}"),
         (
             (3.0, 1.0),
             ((3, {"cats": 1.0, "dogs": 1.0}),),
-            "weights at step 3: {'cats': 3.0, 'dogs': 1.0} -> {'cats': 1.0",
+            "weights at batch 3: {'cats': 3.0, 'dogs': 1.0} -> {'cats': 1.0",
         ),
-        ((1.0, 1.0), ((1, {"cats": 3.0, "dogs": 1.0}),), "but 4 steps are done; change those of later steps with"),
+        ((1.0, 1.0), ((1, {"cats": 3.0, "dogs": 1.0}),), "but 4 batches are done; change those of later ones with"),
     ],
 )
 def test_weights_of_the_past_do_not_change(weights, schedule, error, started, folder):
     with pytest.raises(UserError, match="run with a different config") as raised:
         pretrain(config_of(folder, weights, schedule), started)
     assert error in str(raised.value)
+
+
+def test_weights_of_batches_before_which_a_roll_back_passed_do_not_change(started, folder):
+    """After batches 2 and 3 were passed over, step 4 had batch 5."""
+    roll_back(started, 2, 4)
+    with pytest.raises(UserError, match=r"weights at batch 5: .* but 6 batches are done"):
+        pretrain(config_of(folder, schedule=((5, {"cats": 0.0, "dogs": 1.0}),)), started)
+
+
+def test_the_stores_of_a_mixture_are_searched_for_questions(trained, folder):
+    assert training_stores(open_run(trained), "auto") == [folder / "cats", trained / "stores" / "dogs"]
 
 
 def test_sources_do_not_change_on_resume(folder):

@@ -28,7 +28,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Directory of the curve; created if missing.", flag_values=values)
     text = "Labels per class of the points; all labels are the last point. Default: 8, 32, 128, 512 and so on."
     flags.DEFINE_list("labels", [], text, flag_values=values)
-    flags.DEFINE_integer("seeds", 3, "Runs per point.", lower_bound=1, flag_values=values)
+    text = "Runs per point; one alone could not tell a gain from chance."
+    flags.DEFINE_integer("seeds", 3, text, lower_bound=2, flag_values=values)
     flags.DEFINE_boolean("json", False, "Print one JSON object.", flag_values=values)
 
 

@@ -53,7 +53,7 @@ def finetune(
         workdir: the run directory.
         accept_changed_data: resume although the data changed.
         suspicious: also look for rows whose label is suspicious.
-        quiet: write the results, but print no table.
+        quiet: write the results, but print no table and do not look at the labels.
 
     Raises:
         UserError: an invalid config, row, foundation, mesh or checkpoint.
@@ -87,7 +87,7 @@ def finetune(
     )
     if getattr(run.data.task, "pooling", "") == "mean":
         say("finetune: the head reads the mean of a text's tokens; to use export-hf, set config.task.pooling=last")
-    audit = look_at_labels(run.data.task, splits, suspicious) if is_process_zero() else None
+    audit = look_at_labels(run.data.task, splits, suspicious) if is_process_zero() and not quiet else None
     if audit is not None and (leaks := leak_line(audit)):
         warn(f"finetune: {leaks}")
     with claim(workdir), jax.set_mesh(mesh):

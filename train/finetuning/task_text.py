@@ -17,12 +17,10 @@ from train.evaluation.scoring import held_out_loss
 from train.finetuning.finetune_run import FinetuneRun
 from train.loop import fit
 from train.pretraining import job_of
-from train.run.record import Run, RunRecord
+from train.run.record import TASK_TEXT_DIR, Run, RunRecord
 from train.run.record import start as start_run
 from train.settings import from_config
 from train.step import objective_of
-
-DIRECTORY = "task_text"
 
 
 def with_task_text(run: FinetuneRun, accept_changed_data: bool = False) -> FinetuneRun:
@@ -41,9 +39,14 @@ def with_task_text(run: FinetuneRun, accept_changed_data: bool = False) -> Finet
             f"config.adapt.task_text_steps={steps} needs a language model, but --init_from={foundation.directory} is a "
             f"{foundation.record.task['name']} model; expected 0, or a pre-trained run"
         )
-    directory = run.workdir / DIRECTORY
+    if run.data.task.needs_reference:
+        raise UserError(
+            f"config.adapt.task_text_steps={steps} is not supported with config.task.name={run.settings.task.name!r}, "
+            "which compares with the foundation itself; expected 0"
+        )
+    directory = run.workdir / TASK_TEXT_DIR
     directory.mkdir(parents=True, exist_ok=True)
-    fingerprint = hashlib.sha256(f"{DIRECTORY} {run.record.data_fingerprint}".encode()).hexdigest()
+    fingerprint = hashlib.sha256(f"{TASK_TEXT_DIR} {run.record.data_fingerprint}".encode()).hexdigest()
     record = RunRecord(
         "pretrain",
         foundation.model,
@@ -67,7 +70,8 @@ def train_on_task_text(run: FinetuneRun) -> None:
         return
     settings, rows = from_config(stage.record.config), task_text_rows(run, "train")
     held_out = task_text_rows(run, "validation")
-    held_out = dataclasses.replace(held_out, packed=held_out.packed[: settings.evaluation.batches or None])
+    most = settings.evaluation.batches * settings.batch_size
+    held_out = dataclasses.replace(held_out, packed=held_out.packed[: most or None])
     objective = objective_of(settings, stage.model)
 
     def evaluate(params: Params) -> dict[str, float]:

@@ -75,12 +75,18 @@ def task_name(run: Run) -> str:
     return Path(name).stem if is_file(name) else name
 
 
+def data_path(run: Run) -> str:
+    """Returns what a run reads, as `config.data.path`: of a mixture its sources, with commas."""
+    data = run.record.config["data"]
+    return data["path"] or ",".join(path for _, path, _ in data["mixture"])
+
+
 def data_name(run: Run) -> str:
     """Returns a name for the data that the run trained on."""
-    path = run.record.config["data"]["path"]
+    path = data_path(run)
     if not path:
         return "unknown"
-    ids = _dataset_ids(path)
+    ids = dataset_ids(path)
     if ids:
         return ids[0]
     first = at(path.split(",")[0])
@@ -89,7 +95,7 @@ def data_name(run: Run) -> str:
     return (first.parent.name if generic and first.parent.name else first.name) or "data"
 
 
-def _dataset_ids(path: str) -> tuple[str, ...]:
+def dataset_ids(path: str) -> tuple[str, ...]:
     """Returns the names on the Hub of a source `hf:NAME`; a local directory has none."""
     parts = [part.strip() for part in path.split(",")]
     sources = [source for part in parts if part.startswith("hf:") for source in match_sources(part)]
@@ -114,7 +120,7 @@ def metadata(run: Run, name: str, results: Mapping[str, Any], options: CardOptio
         options: what the user says.
     """
     base, datasets = options.base_model or base_model_of(run), options.datasets
-    datasets = datasets or _dataset_ids(run.record.config["data"]["path"])
+    datasets = datasets or dataset_ids(data_path(run))
     evaluated = _evaluated(run, results)
     found = {
         "language": list(options.languages),

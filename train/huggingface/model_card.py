@@ -10,7 +10,7 @@ from typing import Any
 
 from configs.errors import UserError
 from data.storage.paths import at
-from train.huggingface.card_metadata import CardOptions, data_name, metadata, pipeline_of, task_name
+from train.huggingface.card_metadata import CardOptions, data_name, data_path, metadata, pipeline_of, task_name
 from train.huggingface.sources import IMPORTED
 from train.run.language_model import chat_template_of
 from train.run.record import Run
@@ -218,7 +218,7 @@ def _limits(run: Run, results: Mapping[str, Any], options: CardOptions) -> str:
 
 def _data_card(run: Run) -> str:
     """Returns the README.md beside the training data, without its front matter and cut; "": there is none."""
-    path = run.record.config["data"]["path"].split(",")[0]
+    path = data_path(run).split(",")[0]
     if not path or path.startswith("hf:"):
         return ""
     source = at(path)

@@ -119,7 +119,6 @@ def _without_foundation(section: Config, task: Task[Any]) -> Config:
     """Returns the task's section without scoring the foundation."""
     if "task.zero_shot_rows" in fields_without_effect(type(task)):
         return section
-    # Fields that have no effect then must have their default.
     return {**section, "zero_shot_rows": 0}
 
 

@@ -2,11 +2,15 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
 from data.storage.paths import at
+from train.checkpoint.manager import saved_steps
 from train.prediction.task_model import PredictOptions, TaskModel, load
 from train.run.record import open_run
 from train.tasks.classification import Classification
@@ -21,10 +25,12 @@ class DocumentScorer:
     Attributes:
         run: directory of a fine-tuned run of a classification with one label per row, or of a regression.
         class_name: the class whose probability is the score; "" for a regression.
+        fingerprint: identifies the model in the directory, which may be trained again.
     """
 
     run: str
     class_name: str = ""
+    fingerprint: str = ""
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
         """Returns the score of each text; NaN where the model cannot read a text."""
@@ -67,4 +73,10 @@ def document_scorer(run: str, class_name: str) -> DocumentScorer:
     elif class_name not in task.classes:
         listed = ", ".join(task.classes[:20])
         raise UserError(f"--score_class={class_name!r} is not a class of {run}; expected one of {listed}")
-    return DocumentScorer(run, class_name)
+    return DocumentScorer(run, class_name, _fingerprint(at(run)))
+
+
+def _fingerprint(directory: Path) -> str:
+    """Returns a hash of what determines the parameters: config, data, lineage, and the step of the checkpoint."""
+    record = (directory / "run.json").read_bytes()
+    return hashlib.sha256(record + json.dumps(saved_steps(directory)[:1]).encode()).hexdigest()

@@ -17,7 +17,7 @@ def mixture_errors_on_resume(before: Mapping[str, Any], now: Mapping[str, Any], 
     Args:
         before: the run's config.
         now: the config that it resumes with.
-        done: steps that are done.
+        done: batches that are done or passed over; the schedule counts batches.
     """
     old, new = _weights(before), _weights(now)
     names = [", ".join(weights[0][1]) or "none" for weights in (old, new)]
@@ -50,6 +50,6 @@ def _weights(config: Mapping[str, Any]) -> list[tuple[int, dict[str, float]]]:
 def _difference(step: int, old: list[Any], new: list[Any], done: int) -> str:
     shown = [next(weights for start, weights in reversed(each) if start <= step) for each in (old, new)]
     return (
-        f"config.data.mixture: weights at step {step}: {shown[0]} -> {shown[1]}, but {done} steps are done; change "
-        f"those of later steps with config.data.mixture_schedule=(({done}, {{...}}),)"
+        f"config.data.mixture: weights at batch {step}: {shown[0]} -> {shown[1]}, but {done} batches are done; change "
+        f"those of later ones with config.data.mixture_schedule=(({done}, {{...}}),)"
     )

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from configs import default
 from configs.errors import UserError
 from configs.schema import build
+from data.loader import batch_number
 from data.sources import Inventory, differences
 from data.storage.files import write_atomically
 from data.storage.paths import at
@@ -30,6 +31,7 @@ from train.console import warn
 from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.run.length import LengthChange, length_change
 from train.run.mixture_change import mixture_errors_on_resume, mixture_of
+from train.run.rollback import skipped_batches
 from train.settings import RESUMABLE_FIELDS, LossSettings
 from train.tasks.task import load_task, task_from_record
 from train.trees import abstract_params
@@ -46,6 +48,10 @@ _RENAMED_FIELDS = {
 _BEFORE_ADDED = {("task", "row_rules"): 1, ("task", "attention"): "causal"}
 # Config fields that may change when a run resumes; any other change is refused.
 MAY_CHANGE = RESUMABLE_FIELDS
+# Sections of the config that a stage does not read, so that older runs resume when a default in them changes.
+UNREAD = {"pretrain": ("task.", "adapt.")}
+# The directory in a fine-tuned run of the stage that pre-trains on the task's texts.
+TASK_TEXT_DIR = "task_text"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,8 +243,10 @@ def _check_same_run(workdir: Path, record: RunRecord, tokenizer: Tokenizer, acce
     """Raises UserError if the run in `workdir` is another one; see `start`."""
     before = read_record(workdir)
     changed = [f"model {difference}" for difference in architecture_difference(before.model, record.model)]
-    changed += config_changes(before.config, record.config | {"num_steps": before.config["num_steps"]})
-    changed += mixture_errors_on_resume(before.config, record.config, next(iter(saved_steps(workdir)), 0))
+    now = record.config | {"num_steps": before.config["num_steps"]}
+    changed += config_changes(before.config, now, UNREAD.get(record.stage, ()))
+    done = batch_number(next(iter(saved_steps(workdir)), 0), skipped_batches(workdir))
+    changed += mixture_errors_on_resume(before.config, record.config, done)
     if before.data_fingerprint != record.data_fingerprint and not accept_changed_data:
         files = differences(before.data_files, record.data_files) if before.data_files else []
         files += [
@@ -303,16 +311,17 @@ def _write(workdir: Path, record: RunRecord) -> None:
     write_atomically(workdir / "run.json", text)
 
 
-def config_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def config_changes(before: dict[str, Any], now: dict[str, Any], unread: tuple[str, ...] = ()) -> list[str]:
     """Returns "field: before -> now" for each changed field that must not change on resume (see `MAY_CHANGE`).
 
-    A field that is missing from `before`, because it was added to the config later, counts as its default.
+    A field that is missing from `before`, because it was added to the config later, counts as its default. Fields that
+    begin with one of `unread` are left out.
     """
     old, new = _flatten(default.get_config().to_dict()) | _flatten(before), _flatten(now)
     return [
         f"config.{name}: {old.get(name)!r} -> {new[name]!r}"
         for name in sorted(new)
-        if old.get(name) != new[name] and name not in MAY_CHANGE
+        if old.get(name) != new[name] and name not in MAY_CHANGE and not name.startswith(unread)
     ]
 
 

@@ -4,19 +4,18 @@ A service is only used by a thread of its own, which takes records from a queue.
 printed and the run goes on without it; when it hangs, the run ends without waiting for it.
 """
 
-import contextlib
 import dataclasses
 import importlib
-import io
 import queue
 import subprocess
+import sys
 import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from configs.errors import UserError
 from data.storage.files import write_atomically
@@ -140,6 +139,9 @@ class InBackground:
         self.thread.start()
 
     def _work(self, opened: Callable[[], Tracker]) -> None:
+        # Not `redirect_stdout`, which is for all threads: while a service hangs, results must be printed.
+        muted = _WithoutThread(sys.stdout, threading.get_ident())
+        sys.stdout = muted
         try:
             tracker = opened()
             while (call := self.waiting.get()) is not None:
@@ -149,6 +151,9 @@ class InBackground:
         except (Exception, SystemExit) as error:
             text = " ".join(str(error).split())
             warn(f"{self.name} follows this run no longer: {type(error).__name__}: {text:.300}; training goes on")
+        finally:
+            if sys.stdout is muted:
+                sys.stdout = muted.inner
 
     def _put(self, call: Callable[[Tracker], None] | None) -> None:
         try:
@@ -211,8 +216,7 @@ class _Service:
                 "settings": self.module.Settings(console="off", silent=True),
             }  # fmt: skip
         project = settings.logging.project
-        with _quiet():
-            self.run = self.module.init(project=project, config=config, resume="allow", **options)
+        self.run = self.module.init(project=project, config=config, resume="allow", **options)
         if self.is_wandb:
             # Steps that are trained again after a kill come a second time, which its own counter refuses.
             self.run.define_metric("*", step_metric="step")
@@ -235,13 +239,20 @@ class _Service:
         pass
 
     def close(self) -> None:
-        with _quiet():
-            self.run.finish()
+        self.run.finish()
 
 
-def _quiet() -> contextlib.AbstractContextManager[object]:
-    """A context without what a service prints to standard output, where a command's results go."""
-    return contextlib.redirect_stdout(io.StringIO())
+class _WithoutThread:
+    """Standard output without what one thread prints; a command's results go there, from other threads."""
+
+    def __init__(self, inner: TextIO, thread: int) -> None:
+        self.inner, self.thread = inner, thread
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self.thread else self.inner.write(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
 
 
 def _flat(name: str, value: object) -> Iterator[tuple[str, float]]:

@@ -18,7 +18,7 @@ from train.corpus.opened import open_corpus, source_usage, with_stores
 from train.corpus.stores import token_stores
 from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.pretraining import pretrain
-from train.run.record import config_changes, open_run
+from train.run.record import UNREAD, config_changes, open_run
 from train.scaling.law import Analysis, Point
 from train.scaling.sizes import Config, overrides, scaled, size_for, sweep_configs
 from train.settings import from_config
@@ -66,7 +66,8 @@ def _is_finished(directory: Path, config: Config, fingerprint: str) -> bool:
         if config["num_steps"] not in saved_steps(directory):
             return False
         record = open_run(directory).record
-        return record.data_fingerprint == fingerprint and not config_changes(record.config, config)
+        changes = config_changes(record.config, config, UNREAD["pretrain"])
+        return record.data_fingerprint == fingerprint and not changes
 
     return run_on_process_zero(look)
 

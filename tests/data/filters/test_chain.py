@@ -1,5 +1,6 @@
 import random
 import sys
+from types import SimpleNamespace
 
 import pytest
 from filter_documents import documents, prose
@@ -11,6 +12,7 @@ from data.filters.chain import FilterOptions, check_options, filter_documents
 from data.filters.contamination import EvaluationSet, build_index
 from data.filters.fineweb import FineWeb
 from data.filters.gopher import GopherQuality, GopherRepetition
+from data.preparation.filtering import make_filters
 
 ALL = FilterOptions(GopherQuality(), GopherRepetition(), C4(), FineWeb(), mask=("emails", "ips", "keys"))
 TEXT = "\n".join(prose(random.Random(3), 14))
@@ -70,6 +72,14 @@ def test_evaluation_rows_are_dropped_or_counted(action, removed):
     found = one(f"{TEXT} {QUESTION}", options, index=index)
     assert (found.removed, found.rows.tolist()) == (removed, [2])
     assert (one(TEXT, options, index=index).removed, one(TEXT, options, index=index).rows.tolist()) == ("", [])
+
+
+def test_a_store_records_which_model_scored_it():
+    score = SimpleNamespace(fingerprint="abc")
+    recorded = make_filters(
+        FilterOptions(score_with="runs/q", score_class="good", min_score=0.5), 0.0, score
+    ).recorded()
+    assert recorded == {"filters": {"score_with": {"class": "good", "sha256": "abc"}, "min_score": 0.5}}
 
 
 def test_a_score_decides_about_what_the_rules_left():

@@ -197,3 +197,12 @@ def test_licenses_are_checked_before_the_work_and_shown(source, tmp_path):
     assert card["command"] == "rootstock prepare --x" and card["funnel"][0]["documents"] == 98
     page = (tmp_path / "store" / "card.html").read_text()
     assert "rootstock prepare --x" in page and "<script" not in page and "http" not in page.split("</style>")[1]
+
+
+@pytest.mark.parametrize("method", ["documents", "tail"])
+def test_the_text_of_the_sources_is_that_of_the_splits(method, source, tmp_path):
+    options = StoreOptions("bytes", validation_fraction=0.3, validation_split=method)
+    splits = prepare(source, tmp_path / "store", options)["splits"].values()
+    sources = json.loads((tmp_path / "store" / "card.json").read_text())["sources"]
+    for kind in ("documents", "bytes", "tokens"):
+        assert sum(one[kind] for one in sources) == sum(split[kind] for split in splits), kind

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,9 +13,10 @@ from configs.errors import UserError
 from tests.runs import records, write_rows
 from train.distributed.mesh import single_device_mesh
 from train.finetuning.run import finetune, prepare_run
-from train.finetuning.task_text import DIRECTORY, task_text_rows
+from train.finetuning.task_text import task_text_rows, with_task_text
 from train.prediction import load
-from train.run.record import open_run
+from train.run.record import TASK_TEXT_DIR, open_run
+from train.run.training_stores import training_stores
 from train.settings import from_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -74,19 +76,19 @@ def test_poisoned_held_out_rows_change_no_weight(run, foundation, tmp_path):
     poison = tmp_path / "test.jsonl"
     poison.write_text("".join(json.dumps({"text": "zz " * (i + 1), "label": "even"}) + "\n" for i in range(9)))
     finetune(config | {"task": config["task"] | {"test_path": str(poison)}}, foundation, tmp_path / "run")
-    assert_equal(trained / DIRECTORY, tmp_path / "run" / DIRECTORY)
+    assert_equal(trained / TASK_TEXT_DIR, tmp_path / "run" / TASK_TEXT_DIR)
     assert_equal(trained, tmp_path / "run")
 
 
 @pytest.mark.integration
 def test_the_stage_trains_and_is_what_the_task_starts_from(run, foundation):
     trained, _, _ = run
-    steps = [r["step"] for r in records(trained / DIRECTORY) if r["phase"] == "train"]
+    steps = [r["step"] for r in records(trained / TASK_TEXT_DIR) if r["phase"] == "train"]
     assert steps[-1] == 8
-    before, after = weights_of(foundation), weights_of(trained / DIRECTORY)
+    before, after = weights_of(foundation), weights_of(trained / TASK_TEXT_DIR)
     assert not jax.tree.all(jax.tree.map(np.array_equal, before, after))
     lineage = [entry["directory"] for entry in open_run(trained).record.lineage]
-    assert lineage == [str(foundation.absolute()), str((trained / DIRECTORY).absolute())]
+    assert lineage == [str(foundation.absolute()), str((trained / TASK_TEXT_DIR).absolute())]
 
 
 @pytest.mark.integration
@@ -96,9 +98,9 @@ def test_a_restart_in_the_middle_ends_with_the_same_weights(left, run, foundatio
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     if left == "stage":
-        shutil.rmtree(tmp_path / "run" / DIRECTORY / "checkpoints" / "8")
+        shutil.rmtree(tmp_path / "run" / TASK_TEXT_DIR / "checkpoints" / "8")
     finetune(config, foundation, tmp_path / "run")
-    assert_equal(trained / DIRECTORY, tmp_path / "run" / DIRECTORY)
+    assert_equal(trained / TASK_TEXT_DIR, tmp_path / "run" / TASK_TEXT_DIR)
     assert_equal(trained, tmp_path / "run")
 
 
@@ -111,11 +113,20 @@ def test_the_zero_shot_row_is_that_of_the_foundation(run, foundation, tmp_path):
     assert models[0][name]["macro_f1"] == models[1][name]["macro_f1"]
 
 
+def test_a_task_that_compares_with_the_foundation_is_refused(tmp_path):
+    settings = from_config(config_of(write_rows(tmp_path / "rows.jsonl", 4)))
+    data = SimpleNamespace(task=SimpleNamespace(needs_reference=True))
+    run = SimpleNamespace(settings=settings, foundation=SimpleNamespace(is_language_model=True), data=data)
+    with pytest.raises(UserError, match=r"task_text_steps=8 is not supported with config.task.name=.*; expected 0"):
+        with_task_text(run)
+
+
 @pytest.mark.integration
 def test_an_adapter_reads_the_stage_as_its_base(foundation, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", 120)
     finetune(config_of(rows, **{"adapt.method": "lora", "adapt.rank": 2}), foundation, tmp_path / "run")
-    assert open_run(tmp_path / "run").base().directory == tmp_path / "run" / DIRECTORY
+    assert open_run(tmp_path / "run").base().directory == tmp_path / "run" / TASK_TEXT_DIR
     assert len(load(tmp_path / "run")(["the cat", "saw dog"])) == 2
+    assert training_stores(open_run(tmp_path / "run"), "auto") == [foundation / "store"]
     with pytest.raises(UserError, match="task_text_steps=8 needs a language model"):
         finetune(config_of(rows), tmp_path / "run", tmp_path / "again")

@@ -5,12 +5,14 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from tests.runs import ROOT, error_lines, rootstock
 from tests.train.finetuning.test_confidence import trained
+from train.huggingface.card_metadata import data_name, data_path, dataset_ids
 from train.huggingface.importing import import_hf
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -151,3 +153,16 @@ def test_the_lines_load_the_model(runs, tmp_path, kind):
     assert len([line for line in code.splitlines() if line]) <= 3
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "[" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "ids"),
+    [
+        ({"path": "texts/mine.txt", "mixture": []}, "mine.txt", ()),
+        ({"path": "", "mixture": [["books", "hf:a/b", 0.5], ["code", "code.txt", 0.5]]}, "a/b", ("a/b",)),
+        ({"path": "", "mixture": [["books", "texts/books.txt", 0.5], ["code", "hf:c/d", 0.5]]}, "c/d", ("c/d",)),
+    ],
+)
+def test_the_data_of_a_mixture_is_named(data, name, ids):
+    run = SimpleNamespace(record=SimpleNamespace(config={"data": data}))
+    assert data_name(run) == name and dataset_ids(data_path(run)) == ids

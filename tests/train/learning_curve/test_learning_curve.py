@@ -131,7 +131,7 @@ def test_finished_points_are_kept_and_others_trained(curve):
 def test_a_point_of_other_rows_or_another_length_is_not_kept(curve, tmp_path, changed, expected):
     folder, _ = curve
     shutil.copytree(folder / "curve" / "labels-4-seed-0", tmp_path / "curve" / "labels-4-seed-0")
-    given = arguments(folder, f"--workdir={tmp_path / 'curve'}", "--labels=4", "--seeds=1")
+    given = arguments(folder, f"--workdir={tmp_path / 'curve'}", "--labels=4", "--seeds=2")
     if changed == "test rows":
         write(tmp_path / "test.jsonl", labeled(29, 2))
         given += (f"--config.task.test_path={tmp_path / 'test.jsonl'}",)
@@ -151,7 +151,13 @@ def test_a_point_of_other_rows_or_another_length_is_not_kept(curve, tmp_path, ch
     publish = mock.patch("train.learning_curve.report.publish", lambda *_: None)
     with mock.patch.object(sweep, "finetune", made), publish:
         rootstock(*given)
-    assert trained == [*expected, "labels-all-seed-0"]
+    others = ["labels-4-seed-1", "labels-all-seed-0", "labels-all-seed-1"]
+    assert trained == [*expected, *others]
+
+
+def test_one_seed_is_refused(tmp_path):
+    done = rootstock(*arguments(tmp_path, "--labels=4", "--seeds=1"), check=False)
+    assert done.returncode == 2 and "--seeds=1" in done.stderr
 
 
 def results(value):
@@ -200,7 +206,7 @@ def test_the_test_rows_choose_nothing(tmp_path, curve):
     wrong = [row | {"label": {"a": "b", "b": "oos", "oos": "a"}[row["label"]]} for row in labeled(30, 2)]
     write(tmp_path / "test.jsonl", wrong)
     with mock.patch.object(sweep, "is_flat", lambda _: False), mock.patch.object(sweep, "helped", lambda *_: False):
-        rootstock(*arguments(tmp_path, "--labels=4", "--seeds=1"))
+        rootstock(*arguments(tmp_path, "--labels=4", "--seeds=2"))
     runs = [base / "curve" / "labels-4-seed-0" for base in (folder, tmp_path)]
     records = [json.loads((run / "run.json").read_text()) for run in runs]
     assert records[0]["data_fingerprint"] == records[1]["data_fingerprint"]

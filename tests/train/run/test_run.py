@@ -40,6 +40,20 @@ def test_fields_added_to_the_config_later_get_their_defaults(tmp_path):
     assert config_changes(before, now) == ["config.adapt.method: 'full' -> 'lora'"]
 
 
+def test_a_stage_resumes_although_a_default_that_it_does_not_read_changed(tmp_path):
+    config, tokenizer = default.get_config().to_dict(), train_tokenizer("bytes", [])
+    changed = config | {"task": config["task"] | {"pooling": "last"}}
+    for stage, names in (("pretrain", []), ("finetune", ["config.task.pooling"])):
+        record = RunRecord(stage, tiny_model(), changed, {}, "0123456789abcdef", [])
+        start(tmp_path / stage, record, tokenizer)
+        now = dataclasses.replace(record, config=config)
+        if names:
+            with pytest.raises(UserError, match=r"\(config\.task\.pooling: 'last' -> 'auto'\)"):
+                start(tmp_path / stage, now, tokenizer)
+        else:
+            start(tmp_path / stage, now, tokenizer)
+
+
 def test_a_field_whose_name_begins_like_a_resumable_one_is_a_change():
     before, now = default.get_config().to_dict(), default.get_config().to_dict()
     now["model"]["attention"], now["model"]["attention_softcap"] = "xla", 50.0

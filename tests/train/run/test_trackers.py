@@ -18,6 +18,7 @@ from configs.errors import UserError
 from data.storage.paths import at
 from tests.faults.tiny_run import settings_of, train
 from tests.runs import ROOT
+from train.run import trackers
 from train.run.history import open_writer, read_records
 from train.run.trackers import InBackground, check_trackers, git_revision, numbers, publish_results
 
@@ -27,16 +28,18 @@ TRACKED = {"logging.tracker": "wandb", "logging.project": "p"}
 class Service(types.ModuleType):
     """Stands in for the package of a service; remembers what it is given."""
 
-    def __init__(self, fails_at=None, waits_at=None):
+    def __init__(self, fails_at=None, waits_at=None, prints=""):
         super().__init__("wandb")
         self.__file__ = "wandb.py"
-        self.calls, self.fails_at, self.waits_at = [], fails_at, waits_at
+        self.calls, self.fails_at, self.waits_at, self.prints = [], fails_at, waits_at, prints
         self.release = threading.Event()
         self.Settings = dict
         self.Html = lambda text: ("html", text)
         self.Table = lambda columns, data: ("table", columns, data)
 
     def called(self, name, *values):
+        if self.prints:
+            print(self.prints)
         if name == self.fails_at:
             raise SystemExit("no key was found") if name == "init" else RuntimeError("the service\nsays no")
         if name == self.waits_at:
@@ -122,6 +125,20 @@ def test_a_service_that_hangs_delays_no_step_and_not_the_end(call, service, caps
     assert "wandb did not take all records within 0.2 s; metrics.jsonl has them" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+@pytest.mark.parametrize("call", ["init", "finish"])
+def test_results_are_printed_while_a_service_hangs(name, call, service, tmp_path, capsys, monkeypatch):
+    found = service(waits_at=call, prints="* project created")
+    settings = settings_of(**TRACKED | {"logging.tracker": name})
+    monkeypatch.setattr(trackers.InBackground.__init__, "__defaults__", (0.3,))
+    with open_writer(tmp_path, 0, settings, writing=True) as write:
+        write({"step": 1, "phase": "train", "loss": 1.0})
+    publish_results(tmp_path, settings, {"models": {}})
+    print("the table")
+    assert capsys.readouterr().out == "the table\n"
+    found.release.set()
+
+
 class _Logged:
     def __init__(self, service):
         service.called("init")
@@ -155,6 +172,7 @@ _OFFLINE = """
 import sys
 from pathlib import Path
 from tests.faults.tiny_run import settings_of
+from train.run import trackers
 from train.run.history import open_writer
 from train.run.trackers import publish_results
 workdir, name = Path(sys.argv[1]), sys.argv[2]
