@@ -52,16 +52,23 @@ def is_process_zero() -> bool:
 def run_on_process_zero(action: Callable[[], T]) -> T:
     """Runs `action` on process 0 only and returns its result, which must be JSON, on every process.
 
-    An error in `action` ends all processes: see `run_together`.
+    All processes must call this in the same order. An error in `action` ends all processes: see `run_together`.
+
+    Raises:
+        RuntimeError: process 0 sent the result of another action: the processes took different branches.
     """
     client = _client()
     if client is None:
         return action()
-    key = f"rootstock/result/{next(_results)}"
+    number = next(_results)
+    key, name = f"rootstock/result/{number}", getattr(action, "__qualname__", repr(action))
     if not is_process_zero():
-        return json.loads(client.blocking_key_value_get(key, _WEEK_MS))
+        sent, result = json.loads(client.blocking_key_value_get(key, _WEEK_MS))
+        if sent != name:
+            raise RuntimeError(f"result {number} from process 0 is of {sent}; this process expected {name}")
+        return result
     result = action()
-    client.key_value_set(key, json.dumps(result))
+    client.key_value_set(key, json.dumps([name, result]))
     return result
 
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from configs import default
 from configs.errors import UserError
 from configs.schema import build
-from data.loader import batch_number
+from data.loader import Skipped, batch_number
 from data.sources import Inventory, differences
 from data.storage.files import write_atomically
 from data.storage.paths import at
@@ -233,19 +233,23 @@ def start(workdir: Path, record: RunRecord, tokenizer: Tokenizer, accept_changed
             `length_change`.
     """
     is_new = run_on_process_zero(lambda: _write_if_new(workdir, record, tokenizer))
+    # Every process asks, since process 0 answers all of them.
+    skipped = skipped_batches(workdir)
     if not (is_new and is_process_zero()):
-        _check_same_run(workdir, record, tokenizer, accept_changed_data)
+        _check_same_run(workdir, record, tokenizer, skipped, accept_changed_data)
     run_on_process_zero(lambda: _accept(workdir, record))
     return read_record(workdir)
 
 
-def _check_same_run(workdir: Path, record: RunRecord, tokenizer: Tokenizer, accept_changed_data: bool) -> None:
+def _check_same_run(
+    workdir: Path, record: RunRecord, tokenizer: Tokenizer, skipped: Skipped, accept_changed_data: bool
+) -> None:
     """Raises UserError if the run in `workdir` is another one; see `start`."""
     before = read_record(workdir)
     changed = [f"model {difference}" for difference in architecture_difference(before.model, record.model)]
     now = record.config | {"num_steps": before.config["num_steps"]}
     changed += config_changes(before.config, now, UNREAD.get(record.stage, ()))
-    done = batch_number(next(iter(saved_steps(workdir)), 0), skipped_batches(workdir))
+    done = batch_number(next(iter(saved_steps(workdir)), 0), skipped)
     changed += mixture_errors_on_resume(before.config, record.config, done)
     if before.data_fingerprint != record.data_fingerprint and not accept_changed_data:
         files = differences(before.data_files, record.data_files) if before.data_files else []
