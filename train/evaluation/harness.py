@@ -278,14 +278,14 @@ def _with_rows(config: Mapping[str, Any], data: Mapping[str, str], rules: RowRul
     if "test" not in data:
         columns = ", ".join(metadata["columns"])
         raise UserError(f"--data is missing: task {name!r} reads rows with the columns {columns}")
-    rows = {split: _read(path, metadata["columns"], rules) for split, path in data.items()}
+    rows = {split: rows_of(path, metadata["columns"], rules) for split, path in data.items()}
     filled = {**config, "custom_dataset": lambda **_: rows, "fewshot_split": "test"}
     if "train" in rows:
         filled |= {"training_split": "train", "fewshot_split": "train"}
     return filled | ({"process_results": _squad} if metadata.get("scorer") == "squad" else {})
 
 
-def _read(path: str, columns: Sequence[str], rules: RowRules) -> Dataset:
+def rows_of(path: str, columns: Sequence[str], rules: RowRules) -> Dataset:
     """Returns rows with the added columns that task files read: "choices", "answer" and "first_answer"."""
     rows: list[dict[str, Any]] = []
     for place, row in read_placed_rows(path):
