@@ -1,8 +1,8 @@
-"""Generation and scoring with a KV cache, pure and jitted: one `prefill`, then compiled steps of `advance`.
+"""Generation with a KV cache, pure and jitted: one `prefill`, then compiled steps of `advance`.
 
 Prompts are aligned at their ends, so one cache column serves the whole batch. A token's position is its column minus
 the padding of its row; negative positions are padding.
-B batch, P prompt length, M new tokens, C choices, V vocabulary.
+B batch, P prompt length, M new tokens, V vocabulary.
 """
 
 import dataclasses
@@ -149,38 +149,6 @@ def advance(
     carry = (jnp.asarray(0), tokens_BM, state)
     _, tokens_BM, state = jax.lax.while_loop(lambda c: (c[0] < steps) & ~c[2].done_B.all(), body, carry)
     return tokens_BM, state
-
-
-@partial(jax.jit, static_argnames=("config",))
-def score_choices(
-    config: ModelConfig, params: Params, prompts: Prompts, choices_CM: jax.Array, weights_CM: jax.Array
-) -> jax.Array:
-    """Returns scores_BC: the log-likelihood per token, in nats, of each choice as the continuation of each prompt.
-
-    Each prompt is read once, regardless of the number of choices.
-
-    Args:
-        config: the model.
-        params: `{"backbone", "head"}` of a language model.
-        prompts: the prompts.
-        choices_CM: continuations, each at the start of its row.
-        weights_CM: 1 for a choice's tokens, 0 for padding.
-    """
-    B, P = prompts.tokens_BP.shape
-    M = choices_CM.shape[1]
-    size = CacheSize(P + M, chunk=M)
-    x_BPD, cache = prefill_layers(config, params["backbone"], prompts.tokens_BP, P - prompts.lengths_B, size)
-
-    def score(choice: tuple[jax.Array, jax.Array]) -> jax.Array:
-        tokens_M, weights_M = choice
-        tokens_BM = jnp.broadcast_to(tokens_M, (B, M))
-        x_BMD, _ = decode_layers(config, params["backbone"], tokens_BM, cache)
-        # The prompt's last state predicts the first token, each token's state the next one.
-        x_BMD = jnp.concatenate([x_BPD[:, -1:], x_BMD[:, :-1]], axis=1)
-        nll_BM = losses.token_nll(x_BMD, unembedding(params), tokens_BM, softcap=config.logit_softcap)
-        return -(nll_BM * weights_M).sum(-1) / weights_M.sum()
-
-    return jax.lax.map(score, (choices_CM, weights_CM)).T
 
 
 def sample(logits_BV: jax.Array, seen_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:

@@ -12,7 +12,7 @@ from conftest import init, tiny_model
 from configs.errors import UserError
 from model import losses, sampling
 from model.heads import language_model, unembedding
-from model.sampling import Prompts, Sampling, advance, prefill, sample, score_choices
+from model.sampling import Prompts, Sampling, advance, prefill, sample
 from model.transformer import forward
 
 EOS = 2
@@ -146,23 +146,6 @@ def test_bfloat16_or_int8_cache_changes_logits_little(variant, cache_dtype, erro
     size = [sum(leaf.nbytes for leaf in jax.tree.leaves(state.cache.stacks)) for state in (large, small)]
     # Heads of 8 values have one float32 scale; with the usual 64 or 128 values, the scale matters less.
     assert size[1] / size[0] == {"bfloat16": 1 / 2, "int8": (8 + 4) / 32}[cache_dtype]
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize("variant", [{}, {"sliding_window": (3, 0)}, {"sliding_window": (2,)}])
-def test_choice_scores_equal_full_text_scores(variant):
-    model = tiny_model(**variant)
-    params = init(language_model(model))
-    prompts, choices = [[1, 5, 9, 30, 7], [1, 44]], [[6, 7, 8, 9], [11, 12]]
-    padded = np.array([prompts[0], [0, 0, 0, *prompts[1]]], np.int32)
-    rows = np.array([choices[0], [*choices[1], 0, 0]], np.int32)
-    weights = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], np.float32)
-    got = score_choices(model, params, Prompts(padded, np.array([5, 2], np.int32)), rows, weights)
-    for b, c in np.ndindex(2, 2):
-        z = uncached_logits(model, params, prompts[b] + choices[c])
-        first = len(prompts[b])
-        own = jax.nn.log_softmax(z[first - 1 : -1])[jnp.arange(len(choices[c])), jnp.asarray(choices[c])]
-        np.testing.assert_allclose(got[b, c], own.mean(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.integration

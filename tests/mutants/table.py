@@ -608,6 +608,19 @@ _EXPERTS = (
     ),
 )  # fmt: skip
 
+_CONTINUATIONS = (
+    Mutant(
+        "common tokens stand where the padding is", "model/continuations.py", "out_axes=1)(padding_B)",
+        "out_axes=1)(0 * padding_B)",
+        "tests/model/test_continuations.py::test_scores_equal_those_of_whole_texts[all-plain]",
+    ),
+    Mutant(
+        "padding is put between common and last tokens", "train/evaluation/continuations.py",
+        "return len(context) >= width", "return True",
+        "tests/train/evaluation/test_continuations.py::test_batches_hold_each_context_once_and_whole[few common tokens]",
+    ),
+)  # fmt: skip
+
 _FILTERS = (
     Mutant(
         "a candidate is removed without a look at its similarity", "data/near_duplicates.py",
@@ -633,4 +646,4 @@ _FILTERS = (
         "tests/data/preparation/test_filters.py::test_what_is_masked_in_the_store_is_masked_in_its_card",
     ),
 )  # fmt: skip
-MUTANTS = (*_MODEL, *_DATA, *_TRAIN, *_EXPERTS, *_FILTERS)
+MUTANTS = (*_MODEL, *_DATA, *_TRAIN, *_EXPERTS, *_CONTINUATIONS, *_FILTERS)

@@ -30,6 +30,7 @@ from data.seams import encode_endings
 from data.templates import render_text
 from model.sampling import Sampling
 from train.evaluation.contamination import LookUp, harness_figures
+from train.evaluation.continuations import continuation_likelihoods
 from train.evaluation.likelihood import likelihoods
 from train.evaluation.squad import exact_match, token_f1
 from train.generation.decode import generate_text
@@ -111,11 +112,29 @@ class Harness(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: Sequence[Pair], **_: Any) -> list[tuple[float, bool]]:  # noqa: ANN401
         """Returns (log-likelihood in nats, whether greedy decoding would generate it) of each continuation."""
-        found = self._scored([_continuation(context, more, self._context) for _, context, more in requests])
-        scores = [(nats, greedy) for nats, _, greedy in found]
-        for request, score in zip(requests, scores, strict=True):
-            self.cache_hook.add_partial("loglikelihood", request[0], score)
-        return scores
+        pairs = [(context, more) for _, context, more in requests]
+        room = self._context + 1  # the last token is not read
+        fitting = {n: pair for n, pair in enumerate(pairs) if pair[1] and len(pair[0]) + len(pair[1]) <= room}
+        others = [number for number in range(len(pairs)) if number not in fitting]
+        segments = [_continuation(*pairs[number], self._context) for number in others]
+        found = dict(zip(others, ((nats, greedy) for nats, _, greedy in self._scored(segments)), strict=True))
+        found |= self._after_shared_contexts(fitting)
+        for number, request in enumerate(requests):
+            self.cache_hook.add_partial("loglikelihood", request[0], found[number])
+        return [found[number] for number in range(len(requests))]
+
+    def _after_shared_contexts(self, pairs: Mapping[int, tuple[list[int], list[int]]]) -> dict[int, tuple[float, bool]]:
+        """Returns the score of each continuation; a context that several of them follow is read once."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for number, (context, _) in pairs.items():
+            groups.setdefault(tuple(context), []).append(number)
+        continuations = [[pairs[number][1] for number in numbers] for numbers in groups.values()]
+        found = continuation_likelihoods(self.language_model, list(map(list, groups)), continuations)
+        return {
+            number: (score.nats, score.greedy)
+            for numbers, scores in zip(groups.values(), found, strict=True)
+            for number, score in zip(numbers, scores, strict=True)
+        }
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """Returns the log-likelihood of each complete text, in nats."""
@@ -259,14 +278,14 @@ def _with_rows(config: Mapping[str, Any], data: Mapping[str, str], rules: RowRul
     if "test" not in data:
         columns = ", ".join(metadata["columns"])
         raise UserError(f"--data is missing: task {name!r} reads rows with the columns {columns}")
-    rows = {split: _read(path, metadata["columns"], rules) for split, path in data.items()}
+    rows = {split: rows_of(path, metadata["columns"], rules) for split, path in data.items()}
     filled = {**config, "custom_dataset": lambda **_: rows, "fewshot_split": "test"}
     if "train" in rows:
         filled |= {"training_split": "train", "fewshot_split": "train"}
     return filled | ({"process_results": _squad} if metadata.get("scorer") == "squad" else {})
 
 
-def _read(path: str, columns: Sequence[str], rules: RowRules) -> Dataset:
+def rows_of(path: str, columns: Sequence[str], rules: RowRules) -> Dataset:
     """Returns rows with the added columns that task files read: "choices", "answer" and "first_answer"."""
     rows: list[dict[str, Any]] = []
     for place, row in read_placed_rows(path):

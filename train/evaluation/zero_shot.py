@@ -7,11 +7,9 @@ import numpy as np
 from configs.errors import UserError
 from data.seams import encode_endings, split_spaces
 from data.tokenizer import Tokenizer
-from model.sampling import Prompts, score_choices
-from train.distributed.placement import replicate, to_host
-from train.generation.decode import generate_text, prompt_batches
+from train.evaluation.continuations import continuation_likelihoods
+from train.generation.decode import generate_text
 from train.generation.language_model import GenerationOptions, LanguageModel
-from train.trees import round_up
 
 # Separates an answered example from the next question.
 _SEPARATOR = "\n\n"
@@ -101,28 +99,11 @@ def rank_choices(
         prompts: tokens of each prompt.
         choices: tokens of the choices for each prompt: the same number for all.
     """
-    mesh, pad_id = language_model.mesh, language_model.tokenizer.pad_id
-    # Each device of the `context` axis takes an equal part of a row.
-    width = round_up(max(len(tokens) for answers in choices for tokens in answers), mesh.shape["context"])
-    scores = np.zeros((len(prompts), len(choices[0])), np.float32)
-    # Choices have the same tokens after most prompts; these prompts are scored together.
-    groups: dict[str, list[int]] = {}
-    for number, answers in enumerate(choices):
-        groups.setdefault(repr(answers), []).append(number)
-    for members in groups.values():
-        placed = replicate(_padded(choices[members[0]], width, pad_id), mesh)
-        for places, prompts_BP, lengths_B in prompt_batches([prompts[number] for number in members], pad_id, mesh):
-            asked = Prompts(*replicate((prompts_BP, lengths_B), mesh))
-            scores_BC = score_choices(language_model.model, language_model.params, asked, *placed)
-            scores[[members[place] for place in places]] = to_host(scores_BC, mesh)[: len(places)]
-    return scores
-
-
-def _padded(choices: Sequence[list[int]], width: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns choices_CM, each at the start of its row, and weights_CM: 1 for its tokens."""
-    choices_CM = np.full((len(choices), width), pad_id, np.int32)
-    weights_CM = np.zeros((len(choices), width), np.float32)
-    for row, tokens in enumerate(choices):
-        choices_CM[row, : len(tokens)] = tokens
-        weights_CM[row, : len(tokens)] = 1.0
-    return choices_CM, weights_CM
+    found = continuation_likelihoods(language_model, prompts, choices)
+    return np.array(
+        [
+            [score.nats / len(tokens) for score, tokens in zip(scores, answers, strict=True)]
+            for scores, answers in zip(found, choices, strict=True)
+        ],
+        np.float32,
+    )

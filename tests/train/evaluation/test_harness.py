@@ -109,13 +109,13 @@ def test_rows_of_task_files_are_cleaned_and_converted(tmp_path):
     answers = {"text": ["a\r\nb", "c"], "answer_start": [0, 4]}
     rows = [{"text": "one\r\ntwo", "label": 0, "answers": answers, "choices": ["a\x00", 1], "index": 1}] * 2
     path = rows_of(tmp_path, test=rows)["test"]
-    (row, _) = harness._read(path, list(rows[0]), RowRules())
+    (row, _) = harness.rows_of(path, list(rows[0]), RowRules())
     assert row["text"] == "one\ntwo" and row["label"] == "0" and row["choices"] == ["0"] and row["answer"] == 0
     assert row["answers"] == ["a\nb", "c"] and row["first_answer"] == "a\nb" and row["index"] == 1
     for name, value in (("text", None), ("label", None), ("text", {"a": 1}), ("answers", None), ("choices", [None])):
         path = rows_of(tmp_path, bad=[rows[0], rows[0] | {name: value}])["bad"]
         with pytest.raises(UserError, match=rf"bad.jsonl: row 2: '{name}' is (null|an object)"):
-            harness._read(path, list(rows[0]), RowRules())
+            harness.rows_of(path, list(rows[0]), RowRules())
 
 
 @pytest.mark.integration
