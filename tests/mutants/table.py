@@ -178,8 +178,8 @@ _MODEL = (
         f"{_SAMPLING}test_cached_logits_equal_uncached_logits[sliding window]",
     ),
     Mutant(
-        "a ring is read as if it were a line", "model/cache.py", "column_R = last - (last - jnp.arange(size)) % size",
-        "column_R = jnp.arange(size)", f"{_SAMPLING}test_cached_logits_equal_uncached_logits[sliding window]",
+        "a ring is read as if it were a line", "model/cache.py", "last - (last - jnp.arange(size)) % size",
+        "jnp.arange(size)", f"{_SAMPLING}test_cached_logits_equal_uncached_logits[sliding window]",
     ),
     Mutant(
         "a checkpoint is kept or deleted by its count alone", "train/checkpoint/manager.py",
