@@ -291,7 +291,7 @@ _DATA = (
     ),
     Mutant(
         "a stop string cannot be a special token", "train/generation/stopping.py",
-        'name = names[ids[end]] if end < len(ids) else ""', 'name = ""',
+        'self._spelled += self._names[token]', 'self._spelled += ""',
         "tests/train/generation/test_decode.py::test_stop_strings_may_contain_special_tokens[bytes-a special token]",
     ),
     Mutant(
