@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from model import losses
 from model.cache import Cache, CacheSize, KVCache
 from model.config import ModelConfig
 from model.heads import unembedding
-from model.sampling import Prompts
+from model.sampling import Prompts, Sampling
 from model.transformer import Params, decode_layers, prefill_layers
 
 _SHORTEST_PROMPT = 64
@@ -60,6 +61,19 @@ class Slots(NamedTuple):
     sampling: SlotSampling
 
 
+def slot_sampling(sampling: Sampling, seed: int) -> SlotSampling:
+    """Returns how the tokens of one text are drawn, for `insert`."""
+    values = (
+        np.float32(sampling.temperature),
+        np.int32(sampling.top_k),
+        np.float32(sampling.top_p),
+        np.float32(sampling.min_p),
+        np.float32(sampling.repetition_penalty),
+        np.uint32(seed % 2**32),
+    )
+    return SlotSampling(*map(jnp.asarray, values))
+
+
 def prompt_widths(columns: int) -> list[int]:
     """Returns the widths that prompts are padded to: powers of two, and the longest."""
     widths = [_SHORTEST_PROMPT]
@@ -86,14 +100,10 @@ def empty_slots(config: ModelConfig, params: Params, *, slots: int, columns: int
     zeros_S, ones_S = jnp.zeros(slots), jnp.ones(slots)
     integers_S = jnp.zeros(slots, jnp.int32)
     sampling = SlotSampling(zeros_S, integers_S, ones_S, zeros_S, ones_S, jnp.zeros(slots, jnp.uint32))
-    vocabulary = len(unembedding(params))
-    return Slots(
-        jnp.zeros((slots, vocabulary)),
-        Cache(stacks, integers_S, integers_S),
-        jnp.zeros((slots, vocabulary), bool),
-        integers_S,
-        sampling,
-    )
+    # Sharded as those of a text, so that no program is compiled for the empty slots alone.
+    logits_SV = losses.logits(jnp.zeros((slots, 1, config.embed_dim)), unembedding(params), config.logit_softcap)[:, 0]
+    seen_SV = jnp.zeros(logits_SV.shape, bool)
+    return Slots(logits_SV, Cache(stacks, integers_S, integers_S), seen_SV, integers_S, sampling)
 
 
 @partial(jax.jit, static_argnames=("config", "columns"), donate_argnames=("slots",))
@@ -126,7 +136,7 @@ def insert(
     seen_V = jnp.zeros(logits_RV.shape[1], bool).at[tokens_RP[0]].max(jnp.arange(P) >= padding_R[0])
     column_S = slots.cache.column.at[slot].set(lengths_R[0])
     return Slots(
-        slots.logits_SV.at[slot].set(logits_RV[0].astype(slots.logits_SV.dtype)),
+        slots.logits_SV.at[slot].set(logits_RV[0]),
         Cache(stacks, column_S, slots.cache.padding_B),
         slots.seen_SV.at[slot].set(seen_V),
         slots.count_S.at[slot].set(0),
@@ -142,7 +152,7 @@ def decode(config: ModelConfig, params: Params, slots: Slots, *, steps: int) -> 
     def step(s: Slots, _: None) -> tuple[Slots, jax.Array]:
         token_S = draw(s)
         x_S1D, cache = decode_layers(config, params["backbone"], token_S[:, None], s.cache)
-        logits_SV = losses.logits(x_S1D, unembedding(params), config.logit_softcap)[:, 0].astype(s.logits_SV.dtype)
+        logits_SV = losses.logits(x_S1D, unembedding(params), config.logit_softcap)[:, 0]
         seen_SV = s.seen_SV.at[rows_S, token_S].set(True)
         return Slots(logits_SV, cache, seen_SV, s.count_S + 1, s.sampling), token_S
 

@@ -8,24 +8,18 @@ from conftest import VOCAB, init, tiny_model
 
 from model.heads import language_model
 from model.sampling import Prompts, Sampling, sample
-from model.slots import Slots, SlotSampling, decode, draw, empty_slots, insert, prompt_widths
+from model.slots import Slots, SlotSampling, decode, draw, empty_slots, insert, prompt_widths, slot_sampling
 from tests.model.test_sampling import VARIANTS, greedy_without_cache
 
 COLUMNS = 16
-GREEDY = SlotSampling(0.0, 0, 1.0, 0.0, 1.0, 0)
-
-
-def scalars(sampling):
-    """A request's sampling as arrays of the dtypes of `empty_slots`."""
-    kinds = (jnp.float32, jnp.int32, jnp.float32, jnp.float32, jnp.float32, jnp.uint32)
-    return SlotSampling(*(jnp.asarray(value, kind) for value, kind in zip(sampling, kinds, strict=True)))
+GREEDY = Sampling()
 
 
 def put(model, params, slots, slot, prompt, sampling=GREEDY, width=8):
     padded = np.zeros((1, width), np.int32)
     padded[0, width - len(prompt) :] = prompt
     prompts = Prompts(padded, np.array([len(prompt)], np.int32))
-    return insert(model, params, slots, prompts, np.int32(slot), scalars(sampling), columns=COLUMNS)
+    return insert(model, params, slots, prompts, np.int32(slot), slot_sampling(sampling, 0), columns=COLUMNS)
 
 
 def take(model, params, slots, texts, count):

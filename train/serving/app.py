@@ -72,6 +72,8 @@ def build_app(endpoints: Completions | Predictions, access: Access) -> Starlette
         return JSONResponse(card)
 
     async def health(request: Request) -> Response:
+        if not worker.alive:
+            raise RequestError("the model has stopped; see the server's log", 500)
         running, waiting = worker.counts()
         return JSONResponse({"status": "ok", "model": endpoints.name, "running": running, "waiting": waiting})
 

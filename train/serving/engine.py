@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from model.sampling import Prompts
-from model.slots import Slots, SlotSampling, decode, empty_slots, insert, prompt_widths
+from model.slots import Slots, decode, empty_slots, insert, prompt_widths, slot_sampling
 from train.console import warn
 from train.distributed.placement import replicate, row_parts, to_host
 from train.generation.language_model import GenerationOptions, LanguageModel
@@ -136,7 +135,7 @@ class Engine:
         """
         with self._changed:
             free = self._slots_count - len(self._answers)
-            if len(self._waiting) >= self.limits.max_waiting + max(free, 0):
+            if len(self._waiting) >= self.limits.max_waiting + free:
                 raise overloaded(self.limits.max_waiting)
             if self._closed:
                 generation.listener(Part("", 0, "shutdown"))
@@ -151,6 +150,11 @@ class Engine:
             if generation in self._waiting:
                 self._waiting.remove(generation)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def counts(self) -> tuple[int, int]:
         """Returns the numbers of generations that are being answered and that wait."""
         return len(self._answers), len(self._waiting)
@@ -164,16 +168,26 @@ class Engine:
             self._thread.join()
 
     def _run(self) -> None:
-        with jax.set_mesh(self.language_model.mesh):
+        try:
             while self._has_work():
                 try:
                     self._step()
                 except Exception as error:
                     # Such as too little memory; the state was donated to the call that failed.
                     warn(f"serve: {type(error).__name__}: {error}; {len(self._answers)} answers end with an error")
-                    self._end_all("error")
+                    self._end(self._answers, "error")
                     self._slots = self._empty()
-        self._end_all("shutdown")
+        finally:
+            with self._changed:
+                self._closed = True
+                waiting = [_Answer(generation, self.language_model) for generation in self._waiting]
+                self._waiting.clear()
+            self._end(self._answers | dict(enumerate(waiting, self._slots_count)), "shutdown")
+
+    def _end(self, answers: dict[int, _Answer], finish: Finish) -> None:
+        for answer in answers.values():
+            answer.end(finish)
+        self._answers.clear()
 
     def _has_work(self) -> bool:
         """Waits for a generation, and returns whether there is one; False when the engine is closed."""
@@ -184,14 +198,8 @@ class Engine:
 
     def _step(self) -> None:
         """Fills the free slots, decodes a few tokens of each text, and reports them."""
-        now = time.monotonic()
-        for slot, answer in list(self._answers.items()):
-            if answer.generation.left:
-                del self._answers[slot]
-            elif now > answer.generation.deadline:
-                del self._answers[slot]
-                answer.end("timeout")
-        self._admit(now)
+        self._drop_late(time.monotonic())
+        self._admit()
         if not self._answers:
             return
         tokens_SM = self._decode()
@@ -199,28 +207,32 @@ class Engine:
             if answer.add(tokens_SM[slot].tolist()):
                 del self._answers[slot]
 
-    def _admit(self, now: float) -> None:
-        free = [slot for slot in range(self._slots_count) if slot not in self._answers]
-        while free:
+    def _drop_late(self, now: float) -> None:
+        """Ends what is too late, and frees the slots of clients that have gone."""
+        with self._changed:
+            late = [generation for generation in self._waiting if now > generation.deadline]
+            for generation in late:
+                self._waiting.remove(generation)
+        for generation in late:
+            _Answer(generation, self.language_model).end("timeout")
+        for slot, answer in list(self._answers.items()):
+            if answer.generation.left:
+                del self._answers[slot]
+            elif now > answer.generation.deadline:
+                del self._answers[slot]
+                answer.end("timeout")
+
+    def _admit(self) -> None:
+        """Reads the prompts of waiting generations into the free slots."""
+        for slot in range(self._slots_count):
+            if slot in self._answers:
+                continue
             with self._changed:
                 if not self._waiting:
                     return
                 generation = self._waiting.popleft()
-            answer = _Answer(generation, self.language_model)
-            if now > generation.deadline:
-                answer.end("timeout")
-                continue
-            slot = free.pop(0)
-            self._answers[slot] = answer
+            self._answers[slot] = _Answer(generation, self.language_model)
             self._insert(generation, slot)
-
-    def _end_all(self, finish: Finish) -> None:
-        with self._changed:
-            waiting = list(self._waiting) if finish == "shutdown" else []
-            self._waiting = collections.deque() if waiting else self._waiting
-        for answer in [*self._answers.values(), *(_Answer(each, self.language_model) for each in waiting)]:
-            answer.end(finish)
-        self._answers.clear()
 
     def _empty(self) -> Slots:
         model, params, mesh = self.language_model.model, self.language_model.params, self.language_model.mesh
@@ -234,20 +246,10 @@ class Engine:
         tokens_RP = np.full((self._parts, width), language_model.tokenizer.pad_id, np.int32)
         tokens_RP[:, width - length :] = generation.prompt
         prompts = Prompts(*replicate((tokens_RP, np.full(self._parts, length, np.int32)), language_model.mesh))
-        drawn = options.sampling
-        sampling = SlotSampling(
-            jnp.float32(drawn.temperature),
-            jnp.int32(drawn.top_k),
-            jnp.float32(drawn.top_p),
-            jnp.float32(drawn.min_p),
-            jnp.float32(drawn.repetition_penalty),
-            jnp.uint32(options.seed % 2**32),
-        )
+        sampling = slot_sampling(options.sampling, options.seed)
         model, params, mesh = language_model.model, language_model.params, language_model.mesh
         with jax.set_mesh(mesh):
-            self._slots = insert(
-                model, params, self._slots, prompts, jnp.int32(slot), sampling, columns=self.max_length
-            )
+            self._slots = insert(model, params, self._slots, prompts, np.int32(slot), sampling, columns=self.max_length)
 
     def _decode(self) -> np.ndarray:
         """Returns the next tokens_SM of all slots."""

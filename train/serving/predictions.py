@@ -54,6 +54,11 @@ class Batcher:
             self._changed.notify()
         return future
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def counts(self) -> tuple[int, int]:
         """Returns the numbers of requests that are being answered and that wait."""
         return self._running, len(self._waiting)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
+from starlette.applications import Starlette
 
 from configs.errors import UserError
 from train.console import say
@@ -86,21 +87,25 @@ def serve(directory: Path, address: Address, limits: Limits, options: ServeOptio
         endpoints = open_endpoints(run, limits, options)
         hosts = (*_LOOPBACK_NAMES, address.host) if address.is_loopback else ()
         app = build_app(endpoints, Access(options.api_key, hosts))
-        config = uvicorn.Config(
-            app,
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
-            # Connections cost little, but not nothing.
-            limit_concurrency=limits.slots + 4 * limits.max_waiting + 64,
-        )
         port = listener.getsockname()[1]
         shown = f"[{address.host}]" if ":" in address.host else address.host
         paths = "/v1/chat/completions and /v1/completions" if isinstance(endpoints, Completions) else "/predict"
         say(f"serve: http://{shown}:{port}/ is the page; {paths} for programs; Ctrl-C stops it")
-        _Server(config).run(sockets=[listener])
+        _Server(server_config(app, limits)).run(sockets=[listener])
     say("serve: stopped")
+
+
+def server_config(app: Starlette, limits: Limits) -> uvicorn.Config:
+    """Returns the config of a server for an application."""
+    return uvicorn.Config(
+        app,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+        # A connection without a request costs little, but not nothing.
+        limit_concurrency=limits.slots + 4 * limits.max_waiting + 64,
+    )
 
 
 def listen(address: Address) -> socket.socket:
