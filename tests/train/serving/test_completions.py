@@ -100,7 +100,9 @@ def test_the_same_seed_gives_the_same_answer_and_others_differ(client):
     assert answers(extra_body={"top_k": 1}) == answers(temperature=0)
 
 
-@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "sampled", [pytest.param(False, id="greedy"), pytest.param(True, id="sampled", marks=pytest.mark.integration)]
+)
 def test_64_clients_at_once_get_the_answers_that_they_get_alone(language_server, sampled):
     url = language_server[0]
 
