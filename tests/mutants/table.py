@@ -633,4 +633,29 @@ _FILTERS = (
         "tests/data/preparation/test_filters.py::test_what_is_masked_in_the_store_is_masked_in_its_card",
     ),
 )  # fmt: skip
-MUTANTS = (*_MODEL, *_DATA, *_TRAIN, *_EXPERTS, *_FILTERS)
+_SERVING = (
+    Mutant(
+        "a prompt in a slot does not start at column 0", "model/slots.py",
+        "jnp.roll(new[:, 0], -padding_R[0], axis=2)", "new[:, 0]",
+        "tests/model/test_slots.py::test_texts_that_come_and_go_equal_uncached_texts[grouped heads]",
+    ),
+    Mutant(
+        "a slot filters by top-p before top-k", "model/slots.py",
+        "ordered_V = jnp.where(ordered_V < kth, -jnp.inf, ordered_V)", "pass",
+        "tests/model/test_slots.py::test_each_slot_draws_as_a_batch_with_its_options_would",
+    ),
+    Mutant(
+        "a client that leaves keeps its slot", "train/serving/engine.py", "if answer.generation.left:", "if False:",
+        "tests/train/serving/test_completions.py::test_a_client_that_leaves_frees_its_slot[True]",
+    ),
+    Mutant(
+        "any key opens the server", "train/serving/app.py", "and hmac.compare_digest(given.strip(), self._key)", "",
+        "tests/train/serving/test_completions.py::test_requests_without_the_key_are_refused",
+    ),
+    Mutant(
+        "a stream shows the start of a stop string", "train/generation/stopping.py",
+        "len(text) - longest + 1", "len(text)",
+        "tests/train/serving/test_completions.py::test_a_stream_is_the_answer_in_parts[stop1-0]",
+    ),
+)  # fmt: skip
+MUTANTS = (*_MODEL, *_DATA, *_TRAIN, *_EXPERTS, *_FILTERS, *_SERVING)
