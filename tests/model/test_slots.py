@@ -80,6 +80,7 @@ OPTIONS = {
     "temperature": Sampling(0.7),
     "top_k": Sampling(1.0, top_k=5),
     "top_p": Sampling(1.3, top_p=0.6),
+    "top_k, then top_p": Sampling(1.5, top_k=4, top_p=0.5),
     "min_p": Sampling(0.9, min_p=0.2),
     "penalty": Sampling(0.0, repetition_penalty=1.4),
     "all": Sampling(0.8, 7, 0.9, 0.05, 1.2),

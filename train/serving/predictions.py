@@ -6,7 +6,6 @@ import concurrent.futures
 import dataclasses
 import json
 import threading
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -19,6 +18,7 @@ from train.serving import fields
 from train.serving.connection import body_of, while_connected
 from train.serving.errors import RequestError, overloaded, timed_out
 from train.serving.limits import Limits
+from train.tasks.classification import Classification
 from train.tasks.task import Answer
 
 _FIELDS = ("inputs", "model")
@@ -146,9 +146,9 @@ class Predictions:
             raise timed_out(self.limits.timeout) from None
         finally:
             future.cancel()
-        return JSONResponse(
-            {"model": self.name, "predictions": [_shown(answer) for answer in answers], "calibration": self.calibration}
-        )
+        if isinstance(self.model.task, Classification):
+            answers = [_with_classes(answer) for answer in answers]
+        return JSONResponse({"model": self.name, "predictions": answers, "calibration": self.calibration})
 
     def _rows(self, inputs: object) -> list[Row]:
         if not isinstance(inputs, list) or not inputs:
@@ -174,12 +174,14 @@ class Predictions:
             raise RequestError(f"{place}: {error}", param=place, code="invalid_value") from None
 
 
-def _shown(answer: Answer) -> dict[str, Any]:
+def _with_classes(answer: Answer) -> Answer:
     """Returns an answer with its classes, most likely first, as a list beside the columns of `rootstock predict`."""
-    ranks = [name.removeprefix("probability") for name in answer if name.startswith("probability")]
-    classes = [
-        {"label": answer[f"prediction{rank}"], "probability": answer[f"probability{rank}"]}
-        for rank in ranks
-        if answer.get(f"prediction{rank}") is not None
-    ]
-    return {**answer, "classes": classes} if classes else answer
+    if "probabilities" in answer:
+        # Several labels per row: the most likely classes, also those that are not predicted.
+        names = answer.get("top", answer["prediction"]) or []
+        pairs = list(zip(names, answer.get("top_probabilities", answer["probabilities"]) or [], strict=True))
+    else:
+        ranks = [name.removeprefix("probability") for name in answer if name.startswith("probability")]
+        pairs = [(answer[f"prediction{rank}"], answer[f"probability{rank}"]) for rank in ranks]
+    classes = [{"label": name, "probability": probability} for name, probability in pairs if name is not None]
+    return {**answer, "classes": classes}

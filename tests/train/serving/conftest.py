@@ -21,9 +21,9 @@ LIMITS = Limits(slots=4, max_length=48, max_tokens=40, max_waiting=80, max_body=
 
 
 @contextlib.contextmanager
-def served(run, limits=LIMITS, access=Access()) -> Iterator[tuple[str, object]]:  # noqa: B008 - frozen
+def served(run, limits=LIMITS, access=Access(), devices=1) -> Iterator[tuple[str, object]]:  # noqa: B008 - frozen
     """Yields (the address, the endpoints) of a server of a run."""
-    with visible_devices(1):
+    with visible_devices(devices):
         endpoints = open_endpoints(open_run(run), limits, ServeOptions())
     server = uvicorn.Server(server_config(build_app(endpoints, access), limits))
     listener = listen(Address(port=0))

@@ -9,7 +9,7 @@ import threading
 import httpx
 import pytest
 
-from tests.runs import WORDS
+from tests.runs import WORDS, visible_devices
 from tests.train.serving.conftest import LIMITS, served, until
 from train.generation.decode import continuations
 from train.generation.language_model import GenerationOptions
@@ -316,3 +316,12 @@ def test_requests_without_the_key_are_refused(foundation):
         assert httpx.get(f"{url}/health", headers={"Host": "evil.example"}).status_code == 400
         refused = httpx.post(f"{url}/v1/completions", json={}, headers={"Sec-Fetch-Site": "cross-site"})
         assert refused.status_code == 403
+
+
+@pytest.mark.integration
+def test_eight_devices_write_what_one_writes(foundation, language_server):
+    body = {"prompt": "the cat", "max_tokens": 20, "temperature": 0}
+    expected = post(language_server, "/v1/completions", body).json()["choices"]
+    with visible_devices(8), served(foundation, devices=8) as (url, endpoints):
+        assert endpoints.engine.language_model.mesh.size == 8
+        assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()["choices"] == expected

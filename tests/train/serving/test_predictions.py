@@ -1,6 +1,7 @@
 """/predict: the answers of `rootstock predict`, together for all that wait, with calibrated probabilities."""
 
 import concurrent.futures
+import dataclasses
 import json
 import threading
 
@@ -10,7 +11,7 @@ import pytest
 from configs.finetune import email_spam
 from tests.runs import visible_devices
 from tests.train.prediction.test_predict import run_of, unlabeled  # noqa: F401 - a fixture
-from tests.train.serving.conftest import served, until
+from tests.train.serving.conftest import LIMITS, served, until
 from train.finetuning.run import finetune
 from train.prediction import load
 from train.prediction.task_model import PredictOptions
@@ -162,6 +163,18 @@ def test_too_many_waiting_requests_are_refused(server, monkeypatch):
     assert refused.status_code == 503 and "Retry-After" in refused.headers
 
 
+def test_a_request_ends_when_its_time_is_over(server, monkeypatch):
+    url, endpoints = server
+    gate = threading.Event()
+    answer_rows = type(endpoints.model).answer_rows
+    monkeypatch.setattr(type(endpoints.model), "answer_rows", lambda self, r: (gate.wait(30), answer_rows(self, r))[1])
+    monkeypatch.setitem(endpoints.__dict__, "limits", dataclasses.replace(LIMITS, timeout=0.2))
+    got = predict(url, ["a"])
+    gate.set()
+    assert got.status_code == 504 and "longer than 0.2 s (--timeout)" in got.json()["error"]["message"]
+    assert predict(url, ["a"]).status_code == 200
+
+
 def test_a_language_model_s_endpoints_are_not_there(server):
     assert httpx.post(f"{server[0]}/v1/completions", json={"prompt": "x"}).status_code == 404
     assert httpx.get(f"{server[0]}/health").json()["model"] == "run"
@@ -173,7 +186,10 @@ def test_other_heads_answer_rows_of_their_columns(kind, run_of):  # noqa: F811
         row = unlabeled(kind, 1)
         assert set(endpoints.model.text_columns) <= set(row)
         (answer,) = predict(url, [row]).json()["predictions"]
-        assert answer["error"] is None and "prediction" in answer and "classes" not in answer
+        assert answer["error"] is None and "prediction" in answer
+        assert ("classes" in answer) == (kind == "multi_label")
+        if kind == "multi_label":
+            assert {each["label"] for each in answer["classes"]} == {"a", "b"}
 
 
 @pytest.mark.parametrize("kind", ["generation", "chat", "preference"])
