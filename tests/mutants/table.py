@@ -655,7 +655,7 @@ _SERVING = (
     Mutant(
         "a stream shows the start of a stop string", "train/generation/stopping.py",
         "len(text) - longest + 1", "len(text)",
-        "tests/train/serving/test_completions.py::test_a_stream_is_the_answer_in_parts[stop1-0]",
+        "tests/train/serving/test_completions.py::test_an_answer_ends_before_the_first_stop_string",
     ),
 )  # fmt: skip
 MUTANTS = (*_MODEL, *_DATA, *_TRAIN, *_EXPERTS, *_FILTERS, *_SERVING)
