@@ -17,7 +17,7 @@ from data.seams import split_spaces
 from train.serving import fields
 from train.serving.connection import EventStream, body_of, while_connected
 from train.serving.engine import Engine, Generation, Part
-from train.serving.errors import RequestError, timed_out
+from train.serving.errors import RequestError, stopping, timed_out
 
 Body = dict[str, Any]
 
@@ -216,7 +216,7 @@ def _error(part: Part, timeout: float) -> RequestError | None:
     if part.finish == "timeout":
         return timed_out(timeout)
     if part.finish == "shutdown":
-        return RequestError("the server is stopping", 503, code="shutdown")
+        return stopping()
     return RequestError("the answer failed; see the server's log", 500) if part.finish == "error" else None
 
 

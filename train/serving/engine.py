@@ -175,17 +175,19 @@ class Engine:
                 except Exception as error:
                     # Such as too little memory; the state was donated to the call that failed.
                     warn(f"serve: {type(error).__name__}: {error}; {len(self._answers)} answers end with an error")
-                    self._end(self._answers, "error")
+                    self._end_all("error")
                     self._slots = self._empty()
         finally:
             with self._changed:
                 self._closed = True
-                waiting = [_Answer(generation, self.language_model) for generation in self._waiting]
+                waiting = list(self._waiting)
                 self._waiting.clear()
-            self._end(self._answers | dict(enumerate(waiting, self._slots_count)), "shutdown")
+            for generation in waiting:
+                generation.listener(Part("", 0, "shutdown"))
+            self._end_all("shutdown")
 
-    def _end(self, answers: dict[int, _Answer], finish: Finish) -> None:
-        for answer in answers.values():
+    def _end_all(self, finish: Finish) -> None:
+        for answer in self._answers.values():
             answer.end(finish)
         self._answers.clear()
 
@@ -214,7 +216,7 @@ class Engine:
             for generation in late:
                 self._waiting.remove(generation)
         for generation in late:
-            _Answer(generation, self.language_model).end("timeout")
+            generation.listener(Part("", 0, "timeout"))
         for slot, answer in list(self._answers.items()):
             if answer.generation.left:
                 del self._answers[slot]

@@ -50,3 +50,8 @@ def overloaded(waiting: int) -> RequestError:
 def timed_out(seconds: float) -> RequestError:
     """Returns the error of a request that took too long."""
     return RequestError(f"the request took longer than {seconds:g} s (--timeout)", 504, code="timeout")
+
+
+def stopping() -> RequestError:
+    """Returns the error of a request that comes too late."""
+    return RequestError("the server is stopping", 503, code="shutdown")

@@ -16,7 +16,7 @@ from train.console import warn
 from train.prediction import TaskModel
 from train.serving import fields
 from train.serving.connection import body_of, while_connected
-from train.serving.errors import RequestError, overloaded, timed_out
+from train.serving.errors import RequestError, overloaded, stopping, timed_out
 from train.serving.limits import Limits
 from train.tasks.classification import Classification
 from train.tasks.task import Answer
@@ -43,10 +43,12 @@ class Batcher:
         """Returns the future answers of rows; a canceled future frees its place.
 
         Raises:
-            RequestError: too many others wait.
+            RequestError: too many others wait, or the server is stopping.
         """
         future: concurrent.futures.Future[list[Answer]] = concurrent.futures.Future()
         with self._changed:
+            if self._closed:
+                raise stopping()
             self._waiting = collections.deque(each for each in self._waiting if not each[1].cancelled())
             if len(self._waiting) >= self._max_waiting:
                 raise overloaded(self._max_waiting)
