@@ -1,7 +1,7 @@
 """The KV cache: updated in place; a ring buffer for sliding-window layers; optionally bfloat16 or int8.
 
-The rows of a batch share one column index, since prompts are aligned at their ends. A layer that keeps R columns
-stores column c at index c mod R.
+The rows of a batch share one column index, since prompts are aligned at their ends; only in `model.slots`, where texts
+start at different times, each row has its own. A layer that keeps R columns stores column c at index c mod R.
 L layers, B batch, T new tokens, R columns kept, K kv heads, H head dim.
 """
 
@@ -51,7 +51,7 @@ class Cache(NamedTuple):
 
     Attributes:
         stacks: for each layer of `config.period`, the caches of all layers that it repeats to, stacked.
-        column: the next column to be written.
+        column: the next column to be written, one for the batch, or column_B.
         padding_B: number of padding columns before each text.
     """
 
@@ -66,7 +66,7 @@ class LayerCache(NamedTuple):
     Attributes:
         stack: the layers' stacked caches.
         layer: index of this layer in the stack.
-        column: the next column to be written.
+        column: the next column to be written, one for the batch, or column_B.
         padding_B: number of padding columns before each text.
     """
 
@@ -93,6 +93,10 @@ def write(config: ModelConfig, cache: LayerCache, k_BTKH: jax.Array, v_BTKH: jax
     T, R = k_BTKH.shape[1], cache.stack.k.shape[3]
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        if cache.column.ndim:
+            rows_B1 = jnp.arange(len(cache.column))[:, None]
+            indices_BT = (cache.column[:, None] + jnp.arange(T)) % R
+            return old.at[cache.layer, rows_B1, :, indices_BT].set(jnp.moveaxis(new, 2, 1))
         if T > 1:
             indices_T = (cache.column + jnp.arange(T)) % R
             return old.at[cache.layer, :, :, indices_T].set(jnp.moveaxis(new, 2, 0))
@@ -118,11 +122,11 @@ def cached_positions(size: int, last: jax.Array, padding_B: jax.Array) -> jax.Ar
 
     Args:
         size: R.
-        last: the newest column that is written.
+        last: the newest column that is written, one for the batch, or last_B.
         padding_B: number of padding columns before each text.
     """
-    column_R = last - (last - jnp.arange(size)) % size
-    return column_R[None, :] - padding_B[:, None]
+    last = last[..., None]
+    return last - (last - jnp.arange(size)) % size - padding_B[:, None]
 
 
 def _encode(config: ModelConfig, k_BTKH: jax.Array, v_BTKH: jax.Array) -> KVCache:

@@ -262,7 +262,7 @@ def decode_layers(config: ModelConfig, params: Params, tokens_BT: jax.Array, cac
         cache: of the texts so far.
     """
     T = tokens_BT.shape[1]
-    context = _text_context(config, cache.column + jnp.arange(T) - cache.padding_B[:, None])
+    context = _text_context(config, cache.column[..., None] + jnp.arange(T) - cache.padding_B[:, None])
 
     def period(
         carry: tuple[jax.Array, tuple[KVCache, ...]], scanned: tuple[Params, jax.Array]

@@ -39,6 +39,7 @@ COMMANDS = {
     "predict": "predict rows without labels with a fine-tuned model",
     "generate": "generate text from prompts",
     "chat": "chat with a model",
+    "serve": "serve a model over HTTP: OpenAI's endpoints, predictions of task heads, and a page",
     "config": "print a resolved config and what differs from the defaults",
     "show-batch": "print a training batch: segments, masks and which tokens are in the loss",
     "certify": "check that a config gives the same losses on every mesh",

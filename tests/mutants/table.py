@@ -178,8 +178,8 @@ _MODEL = (
         f"{_SAMPLING}test_cached_logits_equal_uncached_logits[sliding window]",
     ),
     Mutant(
-        "a ring is read as if it were a line", "model/cache.py", "column_R = last - (last - jnp.arange(size)) % size",
-        "column_R = jnp.arange(size)", f"{_SAMPLING}test_cached_logits_equal_uncached_logits[sliding window]",
+        "a ring is read as if it were a line", "model/cache.py", "last - (last - jnp.arange(size)) % size",
+        "jnp.arange(size)", f"{_SAMPLING}test_cached_logits_equal_uncached_logits[sliding window]",
     ),
     Mutant(
         "a checkpoint is kept or deleted by its count alone", "train/checkpoint/manager.py",
@@ -291,7 +291,7 @@ _DATA = (
     ),
     Mutant(
         "a stop string cannot be a special token", "train/generation/stopping.py",
-        'name = names[ids[end]] if end < len(ids) else ""', 'name = ""',
+        'self._spelled += self._names[token]', 'self._spelled += ""',
         "tests/train/generation/test_decode.py::test_stop_strings_may_contain_special_tokens[bytes-a special token]",
     ),
     Mutant(
@@ -646,4 +646,29 @@ _FILTERS = (
         "tests/data/preparation/test_filters.py::test_what_is_masked_in_the_store_is_masked_in_its_card",
     ),
 )  # fmt: skip
-MUTANTS = (*_MODEL, *_DATA, *_TRAIN, *_EXPERTS, *_CONTINUATIONS, *_FILTERS)
+_SERVING = (
+    Mutant(
+        "a prompt in a slot does not start at column 0", "model/slots.py",
+        "jnp.roll(new[:, 0], -padding_R[0], axis=2)", "new[:, 0]",
+        "tests/model/test_slots.py::test_texts_that_come_and_go_equal_uncached_texts[grouped heads]",
+    ),
+    Mutant(
+        "a slot filters by top-p before top-k", "model/slots.py",
+        "ordered_V = jnp.where(ordered_V < kth, -jnp.inf, ordered_V)", "pass",
+        "tests/model/test_slots.py::test_each_slot_draws_as_a_batch_with_its_options_would",
+    ),
+    Mutant(
+        "a client that leaves keeps its slot", "train/serving/engine.py", "if answer.generation.left:", "if False:",
+        "tests/train/serving/test_completions.py::test_a_client_that_leaves_frees_its_slot[True]",
+    ),
+    Mutant(
+        "any key opens the server", "train/serving/app.py", "and hmac.compare_digest(given.strip(), self._key)", "",
+        "tests/train/serving/test_completions.py::test_requests_without_the_key_are_refused",
+    ),
+    Mutant(
+        "a stream shows the start of a stop string", "train/generation/stopping.py",
+        "len(text) - longest + 1", "len(text)",
+        "tests/train/serving/test_completions.py::test_an_answer_ends_before_the_first_stop_string",
+    ),
+)  # fmt: skip
+MUTANTS = (*_MODEL, *_DATA, *_TRAIN, *_EXPERTS, *_CONTINUATIONS, *_FILTERS, *_SERVING)

@@ -21,7 +21,6 @@ from train.files import check_output_file
 
 if TYPE_CHECKING:
     from train.prediction.files import Summary
-    from train.prediction.task_model import TaskModel
 
 REQUIRED = ("run", "data", "output")
 
@@ -48,7 +47,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
     from train.prediction.files import FileOptions, predict_file
-    from train.prediction.task_model import PredictOptions, load
+    from train.prediction.task_model import PredictOptions, calibration_line, load
 
     # Before the model is loaded, which takes longer.
     check_format(at(values.output))
@@ -62,19 +61,6 @@ def run(values: flags.FlagValues) -> None:
     _say(done, values.output)
     if done.broken and done.broken == done.rows:
         raise UserError(f"none of the {done.rows:,} rows of --data={values.data} could be predicted: {done.reason}")
-
-
-def calibration_line(model: "TaskModel") -> str:
-    """Returns whether the probabilities are calibrated, "" if the answers have none that could be."""
-    if not {"probability", "probabilities"} & set(model.columns) or not model.task.target_names:
-        return ""
-    found = model.calibration
-    if found is None:
-        return "the probabilities are not calibrated; running the same `rootstock finetune` again calibrates them"
-    rows = f"{found.rows:,} validation rows"
-    if found.temperature == 1.0:
-        return f"the probabilities are as the model gives them: no temperature is clearly better on {rows}"
-    return f"the probabilities are calibrated: temperature {found.temperature:.3f}, of {rows}"
 
 
 def _say(done: "Summary", output: str) -> None:

@@ -53,8 +53,16 @@ class LanguageModel:
         """
         if not self.template:
             return self.encode_text(messages[-1]["content"], max_new_tokens)
+        return self._checked(self.chat_tokens(messages), max_new_tokens)
+
+    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """Returns the prompt tokens of a conversation in the chat template, of any number.
+
+        Raises:
+            UserError: the template cannot render the messages.
+        """
         messages = [{**message, "content": self.cleaned(message["content"])} for message in messages]
-        return self._checked(render(messages, self.template, self.tokenizer, prompt=True).tokens, max_new_tokens)
+        return render(messages, self.template, self.tokenizer, prompt=True).tokens
 
     def encode_text(self, text: str, max_new_tokens: int, raw: bool = False) -> list[int]:
         """Returns the tokens of a prompt to continue; see `encode`.
@@ -64,8 +72,12 @@ class LanguageModel:
             max_new_tokens: number of tokens to generate.
             raw: names of special tokens in the text are these tokens.
         """
+        return self._checked(self.text_tokens(text, raw), max_new_tokens)
+
+    def text_tokens(self, text: str, raw: bool = False) -> list[int]:
+        """Returns the tokens of a prompt to continue, of any number; see `encode_text`."""
         encode = self.tokenizer.encode_raw_prompt if raw else self.tokenizer.encode_prompt
-        return self._checked(encode(self.cleaned(text)), max_new_tokens)
+        return encode(self.cleaned(text))
 
     def _checked(self, tokens: list[int], max_new_tokens: int) -> list[int]:
         max_prompt_len = self.model.context_length - max_new_tokens

@@ -61,17 +61,22 @@ class TaskModel:
         Raises:
             UserError: the run reads several columns.
         """
+        names = self.text_columns
+        if len(names) != 1:
+            raise UserError(f"the run reads the columns {', '.join(names)}; expected a dict of them for each input")
+        return {names[0]: text}
+
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns that the task reads."""
         if self.task.replies:
-            return {"prompt": text}
+            return ["prompt"]
         pattern = self.settings.task.input
         if "task.input" in self.task.unused_fields:
             pattern = "{tokens}"
         elif "task.context" not in self.task.unused_fields:
             pattern += self.settings.task.context
-        names = [name for name, is_column in parse_pattern(pattern) if is_column]
-        if len(names) != 1:
-            raise UserError(f"the run reads the columns {', '.join(names)}; expected a dict of them for each input")
-        return {names[0]: text}
+        return list(dict.fromkeys(name for name, is_column in parse_pattern(pattern) if is_column))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -170,3 +175,16 @@ def _set_threshold(run: Run, calibration: Calibration | None, coverage: float) -
             "same `rootstock finetune` again to write it"
         )
     return set_threshold(calibration.label_probabilities, coverage)
+
+
+def calibration_line(model: TaskModel) -> str:
+    """Returns whether the probabilities are calibrated, "" if the answers have none that could be."""
+    if not {"probability", "probabilities"} & set(model.columns) or not model.task.target_names:
+        return ""
+    found = model.calibration
+    if found is None:
+        return "the probabilities are not calibrated; running the same `rootstock finetune` again calibrates them"
+    rows = f"{found.rows:,} validation rows"
+    if found.temperature == 1.0:
+        return f"the probabilities are as the model gives them: no temperature is clearly better on {rows}"
+    return f"the probabilities are calibrated: temperature {found.temperature:.3f}, of {rows}"

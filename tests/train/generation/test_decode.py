@@ -14,6 +14,7 @@ from train.distributed.mesh import single_device_mesh
 from train.generation import decode
 from train.generation.decode import generate_text, stream_text
 from train.generation.language_model import GenerationOptions, LanguageModel
+from train.generation.stopping import GrowingText, text_until_stop
 
 BYTES = train_tokenizer("bytes", [])
 TEXT = "\n\nfirst\n\nsecond"
@@ -153,3 +154,15 @@ def test_a_raw_prompt_contains_special_tokens(name, prompt):
     )
     assert tokenizer.decode(tokens, specials=True).replace(" ", "") == prompt.replace(" ", "")
     assert tokens.count(tokenizer.special_tokens["<|im_end|>"]) == 1
+
+
+@pytest.mark.parametrize("stop", ["<|im_end|>", "mat<|im_end|>\n", "never"])
+@pytest.mark.parametrize("name", DESIGNS)
+def test_text_that_grows_token_by_token_is_the_text_of_all_tokens(name, stop):
+    tokenizer = design(name)
+    prompt = tokenizer.encode_raw_prompt("the cat")
+    ids = tokenizer.encode_with_specials("the cat sat on \u732b a mat<|im_end|>\n<|im_start|>user dog")[0]
+    options = GenerationOptions(99, stop=(stop,))
+    growing = GrowingText(tokenizer, prompt, options)
+    for count in range(1, len(ids) + 1):
+        assert growing.add(ids[count - 1 : count]) == text_until_stop(tokenizer, prompt, ids[:count], options)
