@@ -6,9 +6,9 @@
     python -m benchmarks.training --peer_python=HF/bin/python --size=135M --rows=16 --length=64 --lora=8
 
 Each program trains by AdamW with clipping at norm 1 on random tokens, in its own process, all of which are alive
-together; in each round, each of them has one turn. The first rounds warm up. A ratio is the median of the rounds' ratios, so
-that other programs on the machine disturb both sides of it. The initialization and the learning rate are each one's own.
-Needs Linux.
+together; in each round, each of them has one turn. The first rounds warm up. A ratio is the median of the rounds'
+ratios, so that other programs on the machine disturb both sides of it. The initialization and the learning rate are
+each one's own. Needs Linux.
 """
 
 import argparse
@@ -68,20 +68,28 @@ def main(argv: list[str] | None = None) -> None:
     if unknown := [name for name in names if name not in sides]:
         sys.exit(f"--only={unknown[0]!r} is none of {', '.join(sides)}; others need --peer_python and the like")
     with contextlib.ExitStack() as stack:
-        programs, rounds = [], []
+        programs: list[Program] = []
+        rounds: list[list[Turn]] = []
         for name in names:
             side, shape = sides[name], (arguments.size, arguments.rows, arguments.length, arguments.steps)
             work = Work(*shape, side.dtype, arguments.lora, side.options)
             environment = HUGE_PAGES if arguments.huge_pages else {}
             programs.append(stack.enter_context(running(name, side.command, work, side.root, environment)))
         for _ in range(arguments.warmup):
-            for program in programs:
-                program.turn()
+            one_round(programs)
         end = time.monotonic() + 60 * arguments.minutes
         while len(rounds) < arguments.rounds and (not rounds or time.monotonic() < end):
-            rounds.append([program.turn() for program in programs])
-            print(", ".join(f"{turn.seconds:.2f}" for turn in rounds[-1]), file=sys.stderr, flush=True)
+            rounds.append(one_round(programs))
         report(programs, rounds, work.tokens)
+
+
+def one_round(programs: list[Program]) -> list[Turn]:
+    """Returns each program's turn, and prints its seconds as it ends."""
+    turns = []
+    for program in programs:
+        turns.append(program.turn())
+        print(f"{program.name}: {turns[-1].seconds:.2f} s", file=sys.stderr, flush=True)
+    return turns
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
@@ -123,7 +131,7 @@ def report(programs: list[Program], rounds: list[list[Turn]], tokens: int) -> No
             f"| {program.name} | {tokens / seconds:,.0f} | {ratio} | {cpu:.2f} | {faults:,.0f} | "
             f"{program.peak_bytes() / 1e9:.2f} | {turns[-1].loss:.3f} | {program.about['parameters']:,} |"
         )
-    print(f"ratio: tokens per second of {programs[0].name} over those of the program")
+    print(f"ratio: tokens/s of {programs[0].name} over those of the program; CPU seconds and page faults per turn")
     print("; ".join(dict.fromkeys(program.about["version"] for program in programs)))
 
 
