@@ -10,11 +10,10 @@ V vocabulary or classes.
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import CustomVJPPrimal
 
 from model.experts import RouterSums
 from model.products import token_sum
@@ -224,52 +223,41 @@ def _objective(
     return (objective_BT * weights_BT).sum(), (nll_BT * weights_BT).sum()
 
 
-# The gradients of x_BTD and of table_VD, which is None if the table is not trained.
-_Gradients = tuple[jax.Array, jax.Array | None]
-
-
 @jax.named_scope("cross_entropy")
 def _objective_fwd(
-    x: CustomVJPPrimal, table: CustomVJPPrimal, targets: CustomVJPPrimal, weights: CustomVJPPrimal, options: LossOptions
-) -> tuple[tuple[jax.Array, jax.Array], _Gradients]:
+    x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, options: LossOptions
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     # The objective is a sum, so the backward pass contributes only a scalar factor to its gradient. Computing the
     # gradient here, chunk by chunk, takes three products with the table; recomputing the logits later would take four.
-    x_BTD, table_VD, targets_BT, weights_BT = x.value, table.value, targets.value, weights.value
     layout = _layout(x_BTD, table_VD, options.symbols)
-    cast_VD = constrain(table_VD.astype(x_BTD.dtype), layout.V, "activation")
+    table = constrain(table_VD.astype(x_BTD.dtype), layout.V, "activation")
 
-    def body(grad_PVD: jax.Array | None, chunk: tuple[jax.Array, ...]) -> tuple[Any, tuple[jax.Array, ...]]:
+    def body(grad_PVD: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         x_PRD, targets_PR, weights_PR = _gathered(layout, *chunk)
-        logits_PRV = logits(x_PRD, cast_VD, options.softcap)
+        logits_PRV = logits(x_PRD, table, options.softcap)
         terms = _token_terms(logits_PRV, targets_PR, options)
         g_PRV = _logit_gradient(logits_PRV, targets_PR, terms.log_z, options) * weights_PR[..., None]
         g_PRV = g_PRV.astype(x_PRD.dtype)
-        grad_PRD = constrain(jnp.einsum("PRV,VD->PRD", g_PRV, cast_VD), layout.P, layout.R, "activation")
-        if grad_PVD is not None:
-            grad_PVD += token_sum("PRV,PRD->PVD", g_PRV, x_PRD)
+        grad_PRD = constrain(jnp.einsum("PRV,VD->PRD", g_PRV, table), layout.P, layout.R, "activation")
+        grad_PVD += token_sum("PRV,PRD->PVD", g_PRV, x_PRD)
         return grad_PVD, (grad_PRD, terms.objective * weights_PR, terms.nll * weights_PR)
 
     chunks = tuple(_split(a, layout, options.chunk) for a in (x_BTD, targets_BT, weights_BT))
-    zeros_PVD = None
-    if table.perturbed:  # not if the table is frozen, as in LoRA: its gradient is a third of this function's products
-        # Each part accumulates its own gradient of the table: one sum over the devices instead of one per chunk.
-        zeros_PVD = jnp.zeros((shards(layout.P), *table_VD.shape), jnp.float32)
-        zeros_PVD = constrain(zeros_PVD, layout.P, layout.V, "activation")
+    # Each part accumulates its own gradient of the table: one sum over the devices instead of one per chunk.
+    zeros_PVD = jnp.zeros((shards(layout.P), *table_VD.shape), jnp.float32)
+    zeros_PVD = constrain(zeros_PVD, layout.P, layout.V, "activation")
     grad_PVD, (grad_nPRD, objective, nll) = jax.lax.scan(body, zeros_PVD, chunks)
-    grad_VD = None
-    if grad_PVD is not None:
-        grad_VD = constrain(grad_PVD.sum(0), options.symbols, "vocab_embed", rules=PARAMETER_RULES)
-        grad_VD = grad_VD.astype(table_VD.dtype)
+    grad_VD = constrain(grad_PVD.sum(0), options.symbols, "vocab_embed", rules=PARAMETER_RULES).astype(table_VD.dtype)
     # The barrier makes XLA sum and free the parts before the layers' backward pass, where memory is scarce.
     return (objective.sum(), nll.sum()), jax.lax.optimization_barrier((_join(grad_nPRD, layout, len(x_BTD)), grad_VD))
 
 
 def _objective_bwd(
-    options: LossOptions, residuals: _Gradients, cotangents: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array | None, None, None]:
+    options: LossOptions, residuals: tuple[jax.Array, jax.Array], cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array, None, None]:
     grad_BTD, grad_VD = residuals
     factor = cotangents[0]
-    return grad_BTD * factor.astype(grad_BTD.dtype), None if grad_VD is None else grad_VD * factor, None, None
+    return grad_BTD * factor.astype(grad_BTD.dtype), grad_VD * factor, None, None
 
 
-_objective.defvjp(_objective_fwd, _objective_bwd, symbolic_zeros=True)
+_objective.defvjp(_objective_fwd, _objective_bwd)

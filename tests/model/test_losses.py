@@ -113,19 +113,3 @@ def test_logits_exist_only_one_chunk_at_a_time(inputs):
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary(8) < temporary(0) / 3
-
-
-@pytest.mark.parametrize("chunk", [0, 4])
-def test_a_frozen_table_costs_no_product(inputs, chunk):
-    x, table, targets, weights = inputs
-
-    def loss(x, table):
-        return losses.cross_entropy(x, table, targets, weights, LossOptions(chunk=chunk)).objective
-
-    def products(arguments):
-        return jax.jit(jax.grad(loss, argnums=arguments)).lower(x, table).as_text().count("stablehlo.dot_general")
-
-    assert (products((0, 1)), products(0), products(1)) == (3, 2, 3)
-    of_both = jax.grad(loss, argnums=(0, 1))(x, table)
-    np.testing.assert_array_equal(jax.grad(loss)(x, table), of_both[0])
-    np.testing.assert_array_equal(jax.grad(loss, argnums=1)(x, table), of_both[1])
