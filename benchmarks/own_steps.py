@@ -8,21 +8,25 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from model.adapt import adapt
+from model.adaptation import Adaptation
 from model.heads import parameter_count
 from train.distributed.mesh import single_device_mesh
 from train.settings import complete_model, from_config
 from train.step import make_program, objective_of
 
 
-def own_steps(config: ConfigDict, steps: int) -> Iterator[Any]:
+def own_steps(config: ConfigDict, steps: int, adaptation: Adaptation | None = None) -> Iterator[Any]:
     """Yields {"jax", "parameters"}, then for each `next` (seconds, CPU seconds, last loss) of `steps` train steps.
 
-    The batch has `config.batch_size` rows of `config.sequence_length` tokens; the vocabulary is `config.model`'s.
+    The batch has `config.batch_size` rows of `config.sequence_length` tokens; the vocabulary is `config.model`'s. Only
+    the parameters that `adaptation` selects are trained.
     """
     settings = from_config(config.to_dict())
     rows, length, vocab_size = settings.batch_size, settings.sequence_length, config.model.vocab_size
     mesh = single_device_mesh()
-    program = make_program(objective_of(settings, complete_model(settings, vocab_size)), settings, mesh)
+    objective = objective_of(settings, complete_model(settings, vocab_size))
+    program = make_program(adapt(objective, adaptation) if adaptation else objective, settings, mesh)
     tokens = np.random.default_rng(0).integers(0, vocab_size, (rows, length + 1), np.int32)
     batch = {
         "tokens": tokens[:, :-1],
@@ -33,7 +37,7 @@ def own_steps(config: ConfigDict, steps: int) -> Iterator[Any]:
     }
     with jax.set_mesh(mesh):
         state = program.initialize(jax.random.key_data(jax.random.key(0)))
-        yield {"jax": jax.__version__, "parameters": parameter_count(program.state.params)}
+        yield {"jax": jax.__version__, "parameters": parameter_count(program.state.params | program.state.frozen)}
         while True:
             start, used = time.perf_counter(), time.process_time()
             for _ in range(steps):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from model.config import ModelConfig
+from model.products import weight_product
 from model.sharding import with_axes
 
 # The backward pass recomputes norms and activations from their inputs: results of products, which are saved anyway.
@@ -66,7 +67,7 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns einsum(x, kernel) + bias in the dtype of `x`."""
         kernel = self.param("kernel", with_axes(nn.initializers.normal(self.std), *self.names), self.shape)
-        y = jnp.einsum(self.equation, x, kernel.astype(x.dtype))
+        y = weight_product(self.equation, x, kernel.astype(x.dtype))
         if self.has_variable("params", "lora_a"):
             y = y + self._low_rank(x)
         if self.bias_axes:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from model.experts import RouterSums
+from model.products import token_sum
 from model.sharding import PARAMETER_RULES, constrain, shards
 
 
@@ -238,7 +239,7 @@ def _objective_fwd(
         g_PRV = _logit_gradient(logits_PRV, targets_PR, terms.log_z, options) * weights_PR[..., None]
         g_PRV = g_PRV.astype(x_PRD.dtype)
         grad_PRD = constrain(jnp.einsum("PRV,VD->PRD", g_PRV, table), layout.P, layout.R, "activation")
-        grad_PVD += jnp.einsum("PRV,PRD->PVD", g_PRV, x_PRD, preferred_element_type=jnp.float32)
+        grad_PVD += token_sum("PRV,PRD->PVD", g_PRV, x_PRD)
         return grad_PVD, (grad_PRD, terms.objective * weights_PR, terms.nll * weights_PR)
 
     chunks = tuple(_split(a, layout, options.chunk) for a in (x_BTD, targets_BT, weights_BT))

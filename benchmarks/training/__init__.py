@@ -1,0 +1,1 @@
+"""Training on a CPU beside transformers, MaxText and nanoGPT."""
