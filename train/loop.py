@@ -6,7 +6,7 @@ Its order: restore; then for each step: step, report, evaluate, save, preempt, s
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import orbax.checkpoint as ocp
@@ -25,6 +25,7 @@ from train.distributed.placement import local_places, put_batch
 from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.early_stopping import Selection, resume_selection
 from train.job import Job, first_state
+from train.profiling.window import Target, profiled
 from train.reporter import LENGTH_PHASE, Diverged, StepReporter, open_reporter
 from train.run import goodput
 from train.run.goodput import Goodput
@@ -133,12 +134,13 @@ def _train(session: Session, state: TrainState, times: Goodput) -> TrainState:
     with (
         open_reporter(session.job, settings, workdir, batches, start, times) as reporter,
         preemption.notices() as preempted_at,
+        contextlib.closing(_batches(session, batches, start, times, reporter)) as placed,
     ):
         schedule = CheckpointSchedule(settings)
         _report_lengths(session, reporter)
         reporter.write_wall_time(start)
         times.enter("step")
-        for step, batch in enumerate(_placed_batches(session, batches, start, times), start + 1):
+        for step, batch in enumerate(placed, start + 1):
             # Step
             state, metrics = program.step(state, batch)
             last = step == num_steps
@@ -186,12 +188,18 @@ def _report_lengths(session: Session, reporter: StepReporter) -> None:
         reporter.write_length(step, before, after)
 
 
-def _placed_batches(session: Session, batches: BatchFunction, start: int, times: Goodput) -> Iterator[Batch]:
-    """Yields the batches from step `start` on, placed on the mesh; waiting for them counts as "data"."""
+def _batches(
+    session: Session, batches: BatchFunction, start: int, times: Goodput, reporter: StepReporter
+) -> Generator[Batch]:
+    """Yields the batches from step `start` on, placed on the mesh; waiting for them counts as "data".
+
+    During the steps of `config.logging.profile_steps` the profiler runs.
+    """
     settings, mesh = session.settings, session.mesh
     local = dataclasses.replace(batches, row_indices=local_places(mesh, settings.batch_size))
     loaded = train_batches(local, start, settings.num_steps, settings.data.num_workers, settings.data.prefetch)
-    return times.timed("data", (put_batch(batch, mesh) for batch in loaded))
+    placed = times.timed("data", (put_batch(batch, mesh) for batch in loaded))
+    return profiled(placed, Target(session.job, settings, session.program, session.workdir), start, reporter)
 
 
 def _evaluate(session: Session, state: TrainState, step: int, reporter: StepReporter, selection: Selection) -> None:

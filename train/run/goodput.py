@@ -15,7 +15,7 @@ from jax import monitoring
 
 from train.run.history import Record
 
-PARTS = ("start", "compile", "data", "step", "checkpoint", "evaluation", "lost")
+PARTS = ("start", "compile", "data", "step", "checkpoint", "upload", "evaluation", "profile", "lost")
 PHASE = "goodput"
 _COMPILE_EVENTS = "/jax/core/compile/"
 T = TypeVar("T")
