@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from data.loader import Batch, BatchFunction, train_batches
+from data.storage.paths import is_remote
 from model.transformer import Params
 from train.checkpoint.local_tier import open_local_manager
 from train.checkpoint.manager import BEST_DIR, open_manager, wait
@@ -219,24 +220,30 @@ def _save(session: Session, state: TrainState, reporter: StepReporter, ends: boo
     """
     with reporter.outside_steps("checkpoint"):
         if ends or not reporter.consecutive_skips:
-            # Committed before the checkpoint: a run that resumes there expects the best evaluation up to it in `best/`.
-            if session.best is not None:
-                wait(session.best)
-            # So are the records: a run in a bucket that resumes there has every line up to it.
-            reporter.write.publish()
+            _commit(session, reporter)
             save(session.checkpoints, state, session.mesh)
         if ends:
-            wait(session.checkpoints)
+            with reporter.goodput.part("upload" if is_remote(session.workdir) else "checkpoint"):
+                wait(session.checkpoints)
 
 
 def _save_locally(local: ocp.CheckpointManager, session: Session, state: TrainState, reporter: StepReporter) -> None:
     """Starts saving a state to the local directory; not in a series of skipped steps (see `_save`)."""
     with reporter.outside_steps("checkpoint"):
         if not reporter.consecutive_skips:
-            if session.best is not None:
-                wait(session.best)
-            reporter.write.publish()
+            _commit(session, reporter)
             save(local, state, session.mesh)
+
+
+def _commit(session: Session, reporter: StepReporter) -> None:
+    """Waits for what must be saved before a checkpoint.
+
+    A run that resumes there expects the best evaluation up to it in `best/` and, in a bucket, every record.
+    """
+    with reporter.goodput.part("upload" if is_remote(session.workdir) else "checkpoint"):
+        if session.best is not None:
+            wait(session.best)
+        reporter.write.publish()
 
 
 class CheckpointSchedule:
