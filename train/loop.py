@@ -30,7 +30,7 @@ from train.profiling.window import Target, profiled
 from train.reporter import LENGTH_PHASE, Diverged, StepReporter, open_reporter
 from train.run import goodput
 from train.run.goodput import Goodput
-from train.run.history import read_records
+from train.run.history import read_accounts, read_records
 from train.run.rollback import roll_back, skipped_batches
 from train.settings import Settings
 from train.step import Program, TrainState, make_program
@@ -131,7 +131,7 @@ def _train(session: Session, state: TrainState, times: Goodput) -> TrainState:
         return state
     batches = BatchFunction(session.job.rows, settings.batch_size, settings.seed, None, skipped_batches(workdir))
     if is_process_zero():
-        times.carry(goodput.spent_before(read_records(workdir), start))
+        times.carry(goodput.spent_before(read_accounts(workdir), start))
     with (
         open_reporter(session.job, settings, workdir, batches, start, times) as reporter,
         preemption.notices() as preempted_at,
@@ -184,7 +184,7 @@ def _report_lengths(session: Session, reporter: StepReporter) -> None:
     if not earlier:
         return
     lengths = [*(length for _, length in earlier), session.settings.num_steps]
-    shown = sum(record["phase"] == LENGTH_PHASE for record in read_records(session.workdir))
+    shown = sum(record["phase"] == LENGTH_PHASE for record in read_records(session.workdir, LENGTH_PHASE))
     for (step, before), after in list(zip(earlier, lengths[1:], strict=True))[shown:]:
         reporter.write_length(step, before, after)
 
@@ -269,7 +269,7 @@ class CheckpointSchedule:
 
 def _say_end(session: Session, times: Goodput) -> None:
     """Prints where the time went and what was skipped."""
-    skipped = sum(record["phase"] == "skipped" for record in read_records(session.workdir))
+    skipped = sum(record["phase"] == "skipped" for record in read_records(session.workdir, "skipped"))
     rolled_back = len(skipped_batches(session.workdir))
     counts = f"{skipped} steps skipped, {rolled_back} roll-backs; " if skipped or rolled_back else ""
     session.say(f"{counts}{goodput.describe(times.seconds())}")
