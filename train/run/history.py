@@ -21,7 +21,7 @@ Record = dict[str, Any]
 _NAME = "metrics.jsonl"
 _ACCOUNTS = "goodput"
 # How this program begins a line; a line is parsed only if someone needs the rest of it.
-_START = re.compile(rb'\{"step": (\d+), "phase": "(\w+)", ')
+_START = re.compile(rb'\{"step": (\d+), "phase": "')
 
 
 class Writer(Protocol):
@@ -122,29 +122,27 @@ def read_records(workdir: Path, *phases: str) -> list[Record]:
 
     A run of weeks has millions of lines. Of other phases they are not parsed.
     """
-    return [record for line in _lines(workdir, phases) if (record := _parsed(line)) is not None]
+    found = [record for line in _lines(workdir, phases) if (record := _parsed(line)) is not None]
+    return [record for record in found if not phases or record.get("phase") in phases]
 
 
 def read_accounts(workdir: Path) -> list[Record]:
     """Returns the records of a run's wall time (phase "goodput"), and the last record that has a time."""
-    path = workdir / _NAME
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    accounts = [record for line in lines if _is_of(line, (_ACCOUNTS,)) and (record := _parsed(line)) is not None]
-    last = next((r for line in reversed(lines) if (r := _parsed(line)) is not None and "seconds" in r), None)
+    accounts = read_records(workdir, _ACCOUNTS)
+    lines = reversed(list(_lines(workdir, ())))
+    last = next((record for line in lines if (record := _parsed(line)) is not None and "seconds" in record), None)
     return accounts if last is None or (accounts and last == accounts[-1]) else [*accounts, last]
 
 
 def _lines(workdir: Path, phases: tuple[str, ...]) -> Iterator[bytes]:
+    """Yields the lines that may be of one of the phases, without parsing them; without phases, all."""
     path = workdir / _NAME
-    if path.exists():
-        lines = path.read_bytes().splitlines()
-        yield from (line for line in lines if not phases or _is_of(line, phases))
-
-
-def _is_of(line: bytes, phases: tuple[str, ...]) -> bool:
-    """Returns whether a line may be of one of the phases; a line that this program did not write always may."""
-    start = _START.match(line)
-    return start is None or start[2].decode() in phases
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines()
+    # Only a line that begins as this program begins it, with another phase, is certain to be of no interest.
+    other = re.compile(rb'\{"step": \d+, "phase": "(?!(?:%s)")' % "|".join(phases).encode())
+    yield from (line for line in lines if not phases or not other.match(line))
 
 
 def _parsed(line: bytes) -> Record | None:
