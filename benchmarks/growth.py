@@ -271,7 +271,7 @@ def _classifier() -> Path:
     if (folder / "classifier" / "results.json").exists():
         return folder / "classifier"
     folder.mkdir()
-    rows = [{"text": f"the cat {n % 7} sat", "label": "odd" if n % 2 else "even"} for n in range(100)]
+    rows = [{"text": f"the cat {n} sat", "label": "odd" if n % 2 else "even"} for n in range(100)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "text.txt").write_text("\n\n".join(f"the cat sat on mat {n}" for n in range(200)))
     config = default.get_config()
