@@ -418,15 +418,6 @@ _TRAIN = (
         "if a is None:", f"{_RESTORE}test_restore_into_another_model_names_the_leaf",
     ),
     Mutant(
-        "a resume lists every checkpoint twice", "train/checkpoint/restore.py", "if not steps:", "if False:",
-        f"{_RESTORE}test_old_checkpoints_are_listed_again_only_if_one_was_set_aside[0]",
-    ),
-    Mutant(
-        "a product of a CPU ends where it was started", "train/profiling/events.py",
-        "ends.get(number, start + duration)", "start + duration",
-        "tests/train/profiling/test_profile.py::test_a_product_of_a_cpu_ends_when_its_threads_are_done",
-    ),
-    Mutant(
         "records of repeated steps are kept", "train/run/history.py", "_step_of(line) <= step]",
         "_step_of(line) < math.inf]",
         "tests/train/run/test_history.py::test_lines_of_repeated_steps_are_dropped[local]",
