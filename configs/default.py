@@ -297,4 +297,7 @@ def logging() -> ConfigDict:
     g.tensorboard = False  # also write scalars for TensorBoard (extra: tensorboard)
     g.tracker = "none"  # also send metrics and results to "wandb" or "trackio" (extras of the same names)
     g.project = "rootstock"  # project of the tracker
+    # Profile the steps (FIRST, COUNT), counted from 1, for rootstock profile; leave out the first steps, which compile;
+    # (): none.
+    g.profile_steps = ()
     return g

@@ -33,6 +33,7 @@ COMMANDS = {
     "import-hf": "import a Hugging Face checkpoint, a GGUF file or a PEFT adapter as a run",
     "export-hf": "export a run as a Hugging Face checkpoint or a PEFT adapter",
     "checkpoint": "list, verify, compare and prune the checkpoints of a run",
+    "profile": "print where the time of a run and of its profiled steps went",
     "replay": "re-run one training step bit for bit and rank its documents by loss",
     "merge": "merge a LoRA adapter into its base model",
     "evaluate": "evaluate a model on text, on language-model tasks or on labeled rows",

@@ -47,7 +47,7 @@ class Selection:
 def resume_selection(settings: EvaluationSettings, workdir: Path, step: int) -> Selection:
     """Returns the selection of the run in `workdir` after `step` steps."""
     selection = Selection(settings)
-    for record in read_records(workdir) if step else []:
+    for record in read_records(workdir, "eval") if step else []:
         if record["phase"] == "eval" and record["step"] <= step:
             selection.take(record)
     return selection

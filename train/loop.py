@@ -6,13 +6,14 @@ Its order: restore; then for each step: step, report, evaluate, save, preempt, s
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from data.loader import Batch, BatchFunction, train_batches
+from data.storage.paths import is_remote
 from model.transformer import Params
 from train.checkpoint.local_tier import open_local_manager
 from train.checkpoint.manager import BEST_DIR, open_manager, wait
@@ -25,10 +26,11 @@ from train.distributed.placement import local_places, put_batch
 from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.early_stopping import Selection, resume_selection
 from train.job import Job, first_state
+from train.profiling.window import Target, profiled
 from train.reporter import LENGTH_PHASE, Diverged, StepReporter, open_reporter
 from train.run import goodput
 from train.run.goodput import Goodput
-from train.run.history import read_records
+from train.run.history import read_accounts, read_records
 from train.run.rollback import roll_back, skipped_batches
 from train.settings import Settings
 from train.step import Program, TrainState, make_program
@@ -129,16 +131,17 @@ def _train(session: Session, state: TrainState, times: Goodput) -> TrainState:
         return state
     batches = BatchFunction(session.job.rows, settings.batch_size, settings.seed, None, skipped_batches(workdir))
     if is_process_zero():
-        times.carry(goodput.spent_before(read_records(workdir), start))
+        times.carry(goodput.spent_before(read_accounts(workdir), start))
     with (
         open_reporter(session.job, settings, workdir, batches, start, times) as reporter,
         preemption.notices() as preempted_at,
+        contextlib.closing(_batches(session, batches, start, times, reporter)) as placed,
     ):
         schedule = CheckpointSchedule(settings)
         _report_lengths(session, reporter)
         reporter.write_wall_time(start)
         times.enter("step")
-        for step, batch in enumerate(_placed_batches(session, batches, start, times), start + 1):
+        for step, batch in enumerate(placed, start + 1):
             # Step
             state, metrics = program.step(state, batch)
             last = step == num_steps
@@ -181,17 +184,23 @@ def _report_lengths(session: Session, reporter: StepReporter) -> None:
     if not earlier:
         return
     lengths = [*(length for _, length in earlier), session.settings.num_steps]
-    shown = sum(record["phase"] == LENGTH_PHASE for record in read_records(session.workdir))
+    shown = sum(record["phase"] == LENGTH_PHASE for record in read_records(session.workdir, LENGTH_PHASE))
     for (step, before), after in list(zip(earlier, lengths[1:], strict=True))[shown:]:
         reporter.write_length(step, before, after)
 
 
-def _placed_batches(session: Session, batches: BatchFunction, start: int, times: Goodput) -> Iterator[Batch]:
-    """Yields the batches from step `start` on, placed on the mesh; waiting for them counts as "data"."""
+def _batches(
+    session: Session, batches: BatchFunction, start: int, times: Goodput, reporter: StepReporter
+) -> Generator[Batch]:
+    """Yields the batches from step `start` on, placed on the mesh; waiting for them counts as "data".
+
+    During the steps of `config.logging.profile_steps` the profiler runs.
+    """
     settings, mesh = session.settings, session.mesh
     local = dataclasses.replace(batches, row_indices=local_places(mesh, settings.batch_size))
     loaded = train_batches(local, start, settings.num_steps, settings.data.num_workers, settings.data.prefetch)
-    return times.timed("data", (put_batch(batch, mesh) for batch in loaded))
+    placed = times.timed("data", (put_batch(batch, mesh) for batch in loaded))
+    return profiled(placed, Target(session.job, settings, session.program, session.workdir), start, reporter)
 
 
 def _evaluate(session: Session, state: TrainState, step: int, reporter: StepReporter, selection: Selection) -> None:
@@ -211,24 +220,30 @@ def _save(session: Session, state: TrainState, reporter: StepReporter, ends: boo
     """
     with reporter.outside_steps("checkpoint"):
         if ends or not reporter.consecutive_skips:
-            # Committed before the checkpoint: a run that resumes there expects the best evaluation up to it in `best/`.
-            if session.best is not None:
-                wait(session.best)
-            # So are the records: a run in a bucket that resumes there has every line up to it.
-            reporter.write.publish()
+            _commit(session, reporter)
             save(session.checkpoints, state, session.mesh)
         if ends:
-            wait(session.checkpoints)
+            with reporter.goodput.part("upload" if is_remote(session.workdir) else "checkpoint"):
+                wait(session.checkpoints)
 
 
 def _save_locally(local: ocp.CheckpointManager, session: Session, state: TrainState, reporter: StepReporter) -> None:
     """Starts saving a state to the local directory; not in a series of skipped steps (see `_save`)."""
     with reporter.outside_steps("checkpoint"):
         if not reporter.consecutive_skips:
-            if session.best is not None:
-                wait(session.best)
-            reporter.write.publish()
+            _commit(session, reporter)
             save(local, state, session.mesh)
+
+
+def _commit(session: Session, reporter: StepReporter) -> None:
+    """Waits for what must be saved before a checkpoint.
+
+    A run that resumes there expects the best evaluation up to it in `best/` and, in a bucket, every record.
+    """
+    with reporter.goodput.part("upload" if is_remote(session.workdir) else "checkpoint"):
+        if session.best is not None:
+            wait(session.best)
+        reporter.write.publish()
 
 
 class CheckpointSchedule:
@@ -254,7 +269,7 @@ class CheckpointSchedule:
 
 def _say_end(session: Session, times: Goodput) -> None:
     """Prints where the time went and what was skipped."""
-    skipped = sum(record["phase"] == "skipped" for record in read_records(session.workdir))
+    skipped = sum(record["phase"] == "skipped" for record in read_records(session.workdir, "skipped"))
     rolled_back = len(skipped_batches(session.workdir))
     counts = f"{skipped} steps skipped, {rolled_back} roll-backs; " if skipped or rolled_back else ""
     session.say(f"{counts}{goodput.describe(times.seconds())}")

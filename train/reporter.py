@@ -87,7 +87,8 @@ class StepReporter:
     def write_wall_time(self, step: int) -> None:
         """Writes the seconds spent in each part of the run up to now, after `step` steps."""
         seconds = time.perf_counter() - self.started
-        self.write({"step": step, "phase": goodput.PHASE, "seconds": seconds, "parts": self.goodput.seconds()})
+        parts, timeline = self.goodput.seconds(), self.goodput.timeline()
+        self.write({"step": step, "phase": goodput.PHASE, "seconds": seconds, "parts": parts, "timeline": timeline})
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """Writes and prints the metrics of an evaluation after `step` steps."""
@@ -148,6 +149,7 @@ class StepReporter:
                 "learning_rate": values["learning_rate"],
                 "grad_norm": values["grad_norm"],
                 **{name: values[name] for name in ROUTER_METRICS if name in values},
+                "timeline": self.goodput.timeline(),
             }
         )
         text = f"loss {values['loss']:.3f} · {tokens_per_second:,.0f} tokens/s"

@@ -19,6 +19,8 @@ from model.adaptation import Adaptation
 from model.config import EXECUTION_FIELDS, ModelConfig, model_config
 
 _VOCABULARY_MULTIPLE = 64
+# XLA keeps a trace in memory until it is written, and drops what is beyond its limits.
+MOST_PROFILED_STEPS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +161,7 @@ class LoggingSettings:
     tensorboard: bool
     tracker: Annotated[Literal["none", "wandb", "trackio"], RESUMABLE]
     project: Annotated[str, RESUMABLE]
+    profile_steps: Annotated[tuple[int, ...], RESUMABLE]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,6 +297,12 @@ def _combination_errors(s: Settings) -> list[str]:
             "config.faults.on_divergence='roll_back' would roll back config.checkpoint.best as well; expected 'stop'"
         )
     errors += mixture_errors(s.data.mixture, s.data.mixture_schedule)
+    profile_steps = s.logging.profile_steps
+    if profile_steps and (len(profile_steps) != 2 or min(profile_steps) < 1 or profile_steps[1] > MOST_PROFILED_STEPS):
+        errors.append(
+            f"config.logging.profile_steps={profile_steps}; expected (FIRST, COUNT), FIRST at least 1 and COUNT "
+            f"between 1 and {MOST_PROFILED_STEPS}, or () for no profile"
+        )
     for name, path in (("data.cache", s.data.cache), ("checkpoint.local_path", s.checkpoint.local_path)):
         if is_url(path):
             errors.append(f"config.{name}={path!r} is in a bucket; expected a directory of this machine")

@@ -418,8 +418,8 @@ _TRAIN = (
         "if a is None:", f"{_RESTORE}test_restore_into_another_model_names_the_leaf",
     ),
     Mutant(
-        "records of repeated steps are kept", "train/run/history.py", "_step_of(line) <= resumed_step",
-        "_step_of(line) < math.inf",
+        "records of repeated steps are kept", "train/run/history.py", "_step_of(line) <= step]",
+        "_step_of(line) < math.inf]",
         "tests/train/run/test_history.py::test_lines_of_repeated_steps_are_dropped[local]",
     ),
     Mutant(
@@ -617,7 +617,7 @@ _CONTINUATIONS = (
     Mutant(
         "padding is put between common and last tokens", "train/evaluation/continuations.py",
         "return len(context) >= width", "return True",
-        "tests/train/evaluation/test_continuations.py::test_batches_hold_each_context_once_and_whole[few common tokens]",
+        "tests/train/evaluation/test_continuations.py::test_batches_hold_each_context_once_and_whole[little common]",
     ),
 )  # fmt: skip
 

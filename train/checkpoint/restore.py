@@ -122,6 +122,9 @@ def _read_state(
 
 def _set_aside(manager: ocp.CheckpointManager, steps: list[int]) -> None:
     """Moves damaged steps to the run's `damaged/`, so that the repeated steps can be saved under their numbers."""
+    if not steps:
+        # The manager would read the metadata of every checkpoint again, minutes in a bucket with a thousand.
+        return
     folder = folder_of(manager)
     aside = folder.parent / "damaged"
 

@@ -69,7 +69,7 @@ def _list(directory: Path) -> None:
     from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR
     from train.run.history import read_records
 
-    losses = {r["step"]: f"{r['loss']:.4f}" for r in read_records(directory) if r["phase"] == "eval"}
+    losses = {r["step"]: f"{r['loss']:.4f}" for r in read_records(directory, "eval") if r["phase"] == "eval"}
     table = _table("where", "step", "MB", "saved", "held-out loss")
     for path in [
         p

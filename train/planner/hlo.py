@@ -111,7 +111,7 @@ class Module:
             computation = self.computations[name]
             for instruction in computation.values():
                 if instruction.opcode not in _FREE and not instruction.opcode.endswith("-done"):
-                    total += runs * self._moved(computation, instruction)
+                    total += runs * self.moved(computation, instruction)
         return total
 
     def instructions(self) -> int:
@@ -181,7 +181,7 @@ class Module:
             return operands * (size - 1)
         return operands * share * (2 if kind == "all-reduce" else 1)
 
-    def _moved(self, computation: Computation, instruction: Instruction) -> float:
+    def moved(self, computation: Computation, instruction: Instruction) -> float:
         """Returns the bytes of main memory that one execution of an instruction reads and writes."""
         written = _size(instruction.shape, main_memory=True)
         if instruction.opcode == "dynamic-slice":

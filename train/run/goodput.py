@@ -1,8 +1,9 @@
 """Accounts for a run's wall time: every second belongs to one part, and totals survive restarts.
 
 Parts: "start" (initializing or restoring the state), "compile" (tracing and XLA, wherever they happen), "data" (waiting
-for batches), "step" (everything else in the loop: the devices train), "checkpoint" (waiting for a save), "evaluation",
-and "lost" (work undone by a kill or a roll-back). Time between two starts of a run is not counted.
+for batches), "step" (everything else in the loop: the devices train), "checkpoint" (waiting for a save), "upload"
+(waiting for a bucket), "evaluation", "profile" (starting and writing a profile), and "lost" (work undone by a kill or a
+roll-back). Time between two starts of a run is not counted.
 """
 
 import contextlib
@@ -15,8 +16,10 @@ from jax import monitoring
 
 from train.run.history import Record
 
-PARTS = ("start", "compile", "data", "step", "checkpoint", "evaluation", "lost")
+PARTS = ("start", "compile", "data", "step", "checkpoint", "upload", "evaluation", "profile", "lost")
 PHASE = "goodput"
+# Parts that alternate with every step: on a time line they are one stretch.
+_ALTERNATING = ("data", "step")
 _COMPILE_EVENTS = "/jax/core/compile/"
 T = TypeVar("T")
 
@@ -27,13 +30,34 @@ class Goodput:
     def __init__(self, since: float) -> None:
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self._part, self._since = "start", since
+        self._stretches: list[tuple[str, dict[str, float]]] = []
 
     def enter(self, part: str) -> str:
         """Starts counting time for `part`; returns the previous part."""
         now = time.perf_counter()
         self._seconds[self._part] += now - self._since
+        self._draw(self._part, now - self._since)
         before, self._part, self._since = self._part, part, now
         return before
+
+    def _draw(self, part: str, seconds: float) -> None:
+        """Adds seconds to the last stretch of the time line, or to a new one if the run does something else now."""
+        doing = "training" if part in _ALTERNATING else part
+        # Compilation interrupts something, and belongs to it.
+        if not self._stretches or (part != "compile" and doing != self._stretches[-1][0]):
+            self._stretches.append((doing, {}))
+        stretch = self._stretches[-1][1]
+        stretch[part] = stretch.get(part, 0.0) + seconds
+
+    def timeline(self) -> list[dict[str, float]]:
+        """Returns what was done since the last call, in order: the seconds per part of each stretch.
+
+        Waiting for batches and computing alternate with every step and make up one stretch; an evaluation is another.
+        """
+        self.enter(self._part)
+        stretches, self._stretches = self._stretches, []
+        shown = ({part: round(s, 6) for part, s in stretch.items() if s >= 1e-6} for _, stretch in stretches)
+        return [stretch for stretch in shown if stretch]
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -18,6 +19,9 @@ from train.settings import Settings
 
 Record = dict[str, Any]
 _NAME = "metrics.jsonl"
+_ACCOUNTS = "goodput"
+# How this program begins a line; a line is parsed only if someone needs the rest of it.
+_START = re.compile(rb'\{"step": (\d+), "phase": "')
 
 
 class Writer(Protocol):
@@ -78,13 +82,27 @@ def open_writer(workdir: Path, resumed_step: int, settings: Settings, writing: b
     with mirrored(workdir, _NAME) as mirror, contextlib.ExitStack() as stack:
         path = mirror.local / _NAME
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_step]
-            write_atomically(path, "".join(line + "\n" for line in kept))
+            _delete_after(path, resumed_step)
         trackers = tuple(open_trackers(workdir, mirror.local, settings))
         for tracker in trackers:
             stack.callback(tracker.close)
         with _disk_full_as_user_error(path), path.open("a", buffering=1) as file:
             yield _FileWriter(file, trackers, mirror)
+
+
+def _delete_after(path: Path, step: int) -> None:
+    """Deletes the lines of later steps, and a truncated last line; rewrites the file only if there are any."""
+    lines = path.read_bytes().splitlines()
+    # The last line alone may be truncated, inside a nested object as well.
+    kept = [line for line in lines[:-1] if _step_of(line) <= step]
+    kept += [line for line in lines[-1:] if (last := _parsed(line)) is not None and last["step"] <= step]
+    if len(kept) < len(lines) or not _ends_with_newline(path):
+        write_atomically(path, "".join(line.decode("utf-8", "replace") + "\n" for line in kept))
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.seek(0, 2) == 0 or (file.seek(-1, 2) >= 0 and file.read() == b"\n")
 
 
 @contextlib.contextmanager
@@ -99,17 +117,47 @@ def _disk_full_as_user_error(path: Path) -> Iterator[None]:
         ) from None
 
 
-def read_records(workdir: Path) -> list[Record]:
-    """Returns the records of a run's `metrics.jsonl` in order, without truncated lines."""
+def read_records(workdir: Path, *phases: str) -> list[Record]:
+    """Returns the records of a run's `metrics.jsonl` in order, of these phases or of all, without truncated lines.
+
+    A run of weeks has millions of lines. Of other phases they are not parsed.
+    """
+    found = [record for line in _lines(workdir, phases) if (record := _parsed(line)) is not None]
+    return [record for record in found if not phases or record.get("phase") in phases]
+
+
+def read_accounts(workdir: Path) -> list[Record]:
+    """Returns the records of a run's wall time (phase "goodput"), and the last record that has a time."""
+    accounts = read_records(workdir, _ACCOUNTS)
+    lines = reversed(list(_lines(workdir, ())))
+    last = next((record for line in lines if (record := _parsed(line)) is not None and "seconds" in record), None)
+    return accounts if last is None or (accounts and last == accounts[-1]) else [*accounts, last]
+
+
+def _lines(workdir: Path, phases: tuple[str, ...]) -> Iterator[bytes]:
+    """Yields the lines that may be of one of the phases, without parsing them; without phases, all."""
     path = workdir / _NAME
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if _step_of(line) < math.inf]
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines()
+    # Only a line that begins as this program begins it, with another phase, is certain to be of no interest.
+    other = re.compile(rb'\{"step": \d+, "phase": "(?!(?:%s)")' % "|".join(phases).encode())
+    yield from (line for line in lines if not phases or not other.match(line))
 
 
-def _step_of(line: str | bytes) -> float:
-    """Returns the step of a line, or infinity if the line is invalid: a kill can truncate the last line."""
+def _parsed(line: bytes) -> Record | None:
+    """Returns the record of a line, or None if the line is invalid: a kill can truncate the last line."""
     try:
-        step = json.loads(line)["step"]
+        record = json.loads(line)
+        return record if isinstance(record["step"], int) else None
     except (ValueError, KeyError, TypeError, RecursionError):
-        return math.inf
-    return step if isinstance(step, int) else math.inf
+        return None
+
+
+def _step_of(line: bytes) -> float:
+    """Returns the step of a line, or infinity if the line is invalid."""
+    start = _START.match(line)
+    if start is not None and line.endswith(b"}"):
+        return int(start[1])
+    record = _parsed(line)
+    return math.inf if record is None else record["step"]

@@ -44,9 +44,10 @@ def check_new_run(
 
     Raises:
         UserError: fields that would change nothing, or a schedule whose parts overlap; all in one message. Or the
-            package of a tracker is not installed.
+            package of a tracker is not installed, or steps to profile lie outside the run.
     """
     check_trackers(settings.logging)
+    _check_profile(settings)
     errors = inactive_fields(_with_experts_of(foundation, config), unused)
     errors += schedule_errors(settings.optimizer, settings.num_steps)
     errors += [
@@ -60,6 +61,19 @@ def check_new_run(
         raise UserError("; ".join(errors))
     for error in errors:
         warn(f"{workdir} was started with this config: {error}")
+
+
+def _check_profile(settings: Settings) -> None:
+    """Raises UserError if `config.logging.profile_steps` has steps that the run does not have."""
+    if not settings.logging.profile_steps:
+        return
+    first, count = settings.logging.profile_steps
+    last = first + count - 1
+    if last > settings.num_steps:
+        raise UserError(
+            f"config.logging.profile_steps=({first}, {count}) are steps {first} to {last}; expected steps from 1 to "
+            f"config.num_steps={settings.num_steps}"
+        )
 
 
 def _with_experts_of(foundation: Run | None, config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -55,7 +55,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def training_summary(workdir: Path) -> dict[str, Any]:
     """Returns "held_out" (the last evaluation), "skipped_steps" and "seconds" (wall time per part) of a run."""
-    records = read_records(workdir)
+    records = read_records(workdir, "eval", "skipped", goodput.PHASE)
     evaluated = [r for r in records if r["phase"] == "eval"]
     accounts = [r["parts"] for r in records if r["phase"] == goodput.PHASE]
     about = ("phase", "seconds")

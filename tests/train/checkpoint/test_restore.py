@@ -54,6 +54,19 @@ def assert_same(found, expected):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(expected))
 
 
+@pytest.mark.parametrize("damaged", [0, 1, 2])
+def test_old_checkpoints_are_listed_again_only_if_one_was_set_aside(tmp_path, monkeypatch, damaged):
+    """Orbax reads the metadata of every checkpoint to list them: with a thousand, that is most of a resume."""
+    mesh = mesh_of()
+    save(tmp_path, *(state_on(mesh, step) for step in (1, 2, 3, 4)), mesh=mesh)
+    for step in range(5 - damaged, 5):
+        flip_a_bit(tmp_path / "checkpoints" / str(step))
+    reloads = []
+    monkeypatch.setattr(ocp.CheckpointManager, "reload", lambda self: reloads.append(1))
+    assert int(restore(tmp_path, state_on(mesh), mesh).step) == 4 - damaged
+    assert len(reloads) == (1 if damaged else 0)
+
+
 @pytest.mark.integration
 def test_restored_state_equals_the_saved_one(tmp_path):
     mesh = mesh_of()

@@ -56,7 +56,17 @@ def copied(foundation, tmp_path):
 
 def test_pretraining_lowers_the_loss_and_logs_every_field(foundation):
     train = [r for r in records(foundation) if r["phase"] == "train"]
-    fields = {"step", "phase", "loss", "tokens", "seconds", "tokens_per_second", "learning_rate", "grad_norm"}
+    fields = {
+        "step",
+        "phase",
+        "loss",
+        "tokens",
+        "seconds",
+        "tokens_per_second",
+        "learning_rate",
+        "grad_norm",
+        "timeline",
+    }
     assert set(train[0]) - {"mfu"} == fields
     assert [r["step"] for r in train] == list(range(5, STEPS + 1, 5))
     assert train[-1]["loss"] < train[0]["loss"] - 0.5 and train[-1]["tokens"] == STEPS * 8 * 64

@@ -25,6 +25,8 @@ from tests.runs import ROOT, error_lines, last_loss, process_environment, record
 from tests.train.distributed.two_processes import FINETUNE, PRETRAIN, STEPS
 from train.distributed.placement import batch_places
 from train.distributed.processes import run_together
+from train.profiling.files import trace_files
+from train.profiling.summary import newest_profile, summarize
 
 SECONDS = 240  # after which a job is considered hung; each takes a tenth of it on two idle cores
 JOB = ROOT / "tests" / "train" / "distributed" / "two_processes.py"
@@ -121,7 +123,7 @@ def job(folder):
 def four(text, tmp_path_factory):
     """Returns a run of four processes with one device each, and the finished processes."""
     workdir = tmp_path_factory.mktemp("runs") / "four"
-    return workdir, pretrain(text, workdir, 4, 1, "--config.mesh.fsdp=2")
+    return workdir, pretrain(text, workdir, 4, 1, "--config.mesh.fsdp=2", "--config.logging.profile_steps=(2,2)")
 
 
 def hosts(mesh, count):
@@ -232,6 +234,18 @@ def test_an_error_of_one_process_ends_all_with_its_message(job, folder):
     assert f"rootstock: error: {error}" in second.stderr.splitlines()[-1]
     assert (first.returncode, second.returncode) == (1, 1)
     assert "Traceback" not in first.stderr + second.stderr
+
+
+@pytest.mark.slow
+def test_each_of_four_processes_writes_its_profile(four):
+    workdir, done = four
+    directory = newest_profile(workdir)
+    assert directory is not None and directory.name == "steps-2-3"
+    assert [path.name for path in trace_files(directory)] == [f"process-{i}.xplane.pb" for i in range(4)]
+    summary = summarize(directory)
+    assert (summary.devices, summary.steps, summary.window.devices) == (4, 2, 4)
+    assert summary.kinds()["collectives"] > 0 and summary.kinds()["products"] > 0
+    assert sum("are profiled" in process.stderr for process in done) == 1, "only process 0 prints"
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def check(found, contexts):
         texts(40, (1, 400), common=range(3, 67)),
         [[5]],
     ],
-    ids=["nothing common", "all", "two kinds", "the same", "few common tokens", "one"],
+    ids=["nothing common", "all", "two kinds", "the same", "little common", "one"],
 )
 def test_batches_hold_each_context_once_and_whole(contexts):
     check(batches(contexts), contexts)
