@@ -92,6 +92,7 @@ def make_optimizer(
             b1=settings.beta1,
             b2=settings.beta2,
             eps=settings.epsilon,
+            mu_dtype=settings.first_moment,
             weight_decay=settings.weight_decay,
             mask=matrices,
         )
@@ -102,6 +103,7 @@ def make_optimizer(
             # Almost-orthogonal scaling before the first iteration saves one of them (arXiv:2512.04632).
             preconditioning="aol",
             eps=settings.epsilon,
+            mu_dtype=jnp.dtype(settings.first_moment),
             weight_decay=settings.weight_decay,
             adam_b1=settings.beta1,
             adam_b2=settings.beta2,

@@ -101,6 +101,7 @@ class OptimizerSettings:
     final_fraction: Annotated[float, between(0, 1)]
     beta1: Annotated[float, between(0, 1)]
     beta2: Annotated[float, between(0, 1)]
+    first_moment: Literal["float32", "bfloat16"]
     epsilon: Annotated[float, at_least(0)]
     weight_decay: Annotated[float, at_least(0)]
     clip_norm: Annotated[float, at_least(0)]
