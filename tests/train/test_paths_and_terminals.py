@@ -29,6 +29,9 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "runs"
 # String flags that hold no path.
 TEXT_FLAGS = {
+    "api_key",
+    "host",
+    "name",
     "part",
     "prefix",
     "prompt",
