@@ -5,6 +5,7 @@ their errors are reported in one line.
 """
 
 import contextlib
+import ctypes
 import functools
 import json
 import re
@@ -97,15 +98,42 @@ def _compiled(source: str) -> Callable[..., str]:
         raise UserError(f"the tokenizer's chat_template is invalid: {where}{one_line(error)}") from None
 
 
+class _TooLongError(TimeoutError):
+    def __init__(self) -> None:
+        super().__init__(f"it ran for more than {_SECONDS} s")
+
+
+@contextlib.contextmanager
+def _time_limit_of_thread() -> Iterator[None]:
+    """Does what `_time_limit` does where signals are not received, as in a server."""
+    thread, lock, ended = threading.get_ident(), threading.Lock(), threading.Event()
+
+    def interrupt() -> None:
+        with lock:
+            if not ended.is_set():
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_TooLongError))
+
+    timer = threading.Timer(_SECONDS, interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            ended.set()
+        timer.cancel()
+
+
 @contextlib.contextmanager
 def _time_limit() -> Iterator[None]:
-    """Raises TimeoutError after `_SECONDS`; no effect outside the main thread, the only one that receives signals."""
+    """Raises TimeoutError after `_SECONDS`."""
     if threading.current_thread() is not threading.main_thread():
-        yield
+        with _time_limit_of_thread():
+            yield
         return
 
     def handle(*_: Any) -> None:  # noqa: ANN401 - the signal's number and frame
-        raise TimeoutError(f"it ran for more than {_SECONDS} s")
+        raise _TooLongError
 
     before = signal.signal(signal.SIGALRM, handle)
     signal.setitimer(signal.ITIMER_REAL, _SECONDS)

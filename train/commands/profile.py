@@ -1,6 +1,6 @@
 """Shows where the time of a run went: by part of the run and, of profiled steps, by module, kind and operation.
 
-rootstock pretrain ... --config.logging.profile_steps=(20,5)
+rootstock pretrain ... --config.logging.profile_steps='(20,5)'
 rootstock profile --run=runs/tiny
 
 A kind is products (of matrices), copies (what moves or converts values), collectives, other, or idle. The first time is
@@ -66,7 +66,7 @@ def run(values: flags.FlagValues) -> None:
         out.print(f"run: {whole:,.1f} s: " + " · ".join(f"{name} {value / whole:.1%}" for name, value in shares))
     if summary is None:
         out.print(
-            "no step was profiled; add --config.logging.profile_steps=(FIRST,COUNT) to the command that trains, with "
+            "no step was profiled; add --config.logging.profile_steps='(FIRST,COUNT)' to the command that trains, with "
             "steps that are not done"
         )
     else:

@@ -18,6 +18,7 @@ from train.generation.language_model import LanguageModel
 from train.trees import round_up
 
 _TOKENS_PER_BATCH = 4096
+_COLUMNS_PER_BATCH = 8192  # of the KV cache, in which each context has its own copy of the common tokens
 _COMMON_MULTIPLE = 64
 _SHORTEST_WIDTH = 32
 # Fewer contexts with common tokens, or of a width, are not worth the programs that would be compiled for them.
@@ -81,8 +82,9 @@ def _batches(
     for numbers in kinds.values():
         for common, members in _that_begin_alike(contexts, numbers, multiple):
             for width, same in _of_one_width(contexts, members, common, multiple):
-                count = -(-len(same) // max(_TOKENS_PER_BATCH // width, 1))
-                size = -(-len(same) // count)
+                rows = max(min(_TOKENS_PER_BATCH // width, _COLUMNS_PER_BATCH // (common + width)), 1)
+                # Batches of equal size, so that one program is compiled and no row is surplus.
+                size = -(-len(same) // -(-len(same) // rows))
                 yield from (Batch(same[start : start + size], common, width) for start in range(0, len(same), size))
 
 

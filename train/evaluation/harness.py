@@ -114,7 +114,7 @@ class Harness(TemplateLM):
         """Returns (log-likelihood in nats, whether greedy decoding would generate it) of each continuation."""
         pairs = [(context, more) for _, context, more in requests]
         room = self._context + 1  # the last token is not read
-        fitting = {n: pair for n, pair in enumerate(pairs) if pair[1] and len(pair[0]) + len(pair[1]) <= room}
+        fitting = {n: pair for n, pair in enumerate(pairs) if all(pair) and len(pair[0]) + len(pair[1]) <= room}
         others = [number for number in range(len(pairs)) if number not in fitting]
         segments = [_continuation(*pairs[number], self._context) for number in others]
         found = dict(zip(others, ((nats, greedy) for nats, _, greedy in self._scored(segments)), strict=True))

@@ -12,13 +12,16 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 class GrowingText:
     """The text that tokens add to a prompt, as they come; a few tokens are decoded again, not the whole text.
 
-    Special tokens are not part of the text, but end it if a stop string contains their names.
+    Special tokens are not part of the text, but end it if a stop string contains their names. A stop string is not
+    looked for in the first `drop_spaces` spaces, which the caller drops because the prompt ends with them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], options: GenerationOptions) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Sequence[int], options: GenerationOptions, drop_spaces: int = 0
+    ) -> None:
         self._tokenizer = tokenizer
         self._names = {index: name for name, index in tokenizer.special_tokens.items()}
-        self._options = options
+        self._options, self._drop_spaces = options, drop_spaces
         self._context = list(prompt)
         # Tokens whose text may still change: the bytes of one character can be several tokens.
         self._open: list[int] = []
@@ -53,7 +56,9 @@ class GrowingText:
 
     def _until_stop(self, rest: str) -> tuple[str, bool]:
         text, spelled = self._text + rest, self._spelled + rest
-        first = 0 if self._options.stop_at_start else len(spelled) - len(spelled.lstrip())
+        first = len(spelled) - len(spelled.lstrip())
+        if self._options.stop_at_start:
+            first = min(len(spelled) - len(spelled.lstrip(" ")), self._drop_spaces)
         ends = [index for stop in self._options.stop if stop and (index := spelled.find(stop, first)) >= 0]
         if not ends:
             return text, False

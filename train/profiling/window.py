@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import jaxlib
 
-from configs.errors import UserError
+from configs.errors import UserError, one_line
 from data.loader import Batch
 from data.storage.files import copy_file, delete_tree
 from train.console import say, warn
@@ -102,18 +102,22 @@ def _profiler(target: Target, first: int, last: int) -> Iterator[list[int]]:
         try:
             yield done
         finally:
-            jax.profiler.stop_trace()
-            if done:
-                _write(target, directory, Path(scratch), done)
+            _stop_and_write(target, directory, Path(scratch), done)
 
 
-def _write(target: Target, directory: Path, scratch: Path, done: list[int]) -> None:
-    """Writes the trace of this process and, on process 0, what it needs to be read; a failure is only a warning."""
+def _stop_and_write(target: Target, directory: Path, scratch: Path, done: list[int]) -> None:
+    """Stops the profiler and writes the trace of this process and, on process 0, what is needed to read it.
+
+    A failure is only a warning.
+    """
     traces = {
         trace_file(directory, jax.process_index()): "*.xplane.pb",
         perfetto_file(directory, jax.process_index()): "*.trace.json.gz",
     }
     try:
+        jax.profiler.stop_trace()
+        if not done:
+            return
         for path, pattern in traces.items():
             for found in scratch.rglob(pattern):
                 copy_file(found, path)
@@ -124,8 +128,8 @@ def _write(target: Target, directory: Path, scratch: Path, done: list[int]) -> N
             steps = f"steps {done[0]} to {done[-1]} are profiled"
             say(f"{target.job.title}: {steps}; rootstock profile --run={target.workdir} shows where their time goes")
     # Training does not depend on its profile.
-    except OSError as error:
-        warn(f"{target.job.title}: the profile of steps {done[0]} to {done[-1]} cannot be written: {error}")
+    except (OSError, RuntimeError) as error:
+        warn(f"{target.job.title}: the profile cannot be written: {one_line(error)}")
 
 
 def _window(target: Target, done: list[int]) -> Window:

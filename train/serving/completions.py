@@ -41,7 +41,7 @@ class Completions:
     async def chat(self, request: Request) -> Response:
         """Answers a POST to /v1/chat/completions."""
         body = await self._body(request, fields.CHAT_FIELDS)
-        asked = fields.read_options(body, self.defaults, chat=True)
+        asked = fields.read_options(body, self.defaults)
         messages = fields.read_messages(body)
         prompt = await self._tokens(lambda: self.engine.language_model.chat_tokens(messages), "messages")
         # The space before an answer can be a part of its first token.
@@ -50,7 +50,7 @@ class Completions:
     async def completions(self, request: Request) -> Response:
         """Answers a POST to /v1/completions."""
         body = await self._body(request, fields.COMPLETION_FIELDS)
-        asked = fields.read_options(body, self.defaults, chat=False)
+        asked = fields.read_options(body, self.defaults)
         text = body.get("prompt")
         if isinstance(text, list) and len(text) == 1:
             text = text[0]
@@ -90,7 +90,7 @@ class Completions:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(parts.put_nowait, part)
 
-        options = asked.options(self._max_new_tokens(asked, len(prompt)))
+        options = asked.options(self._max_new_tokens(form, asked, len(prompt)))
         deadline = time.monotonic() + engine.limits.timeout
         generation = Generation(prompt, options, listen, drop_spaces, deadline)
         engine.submit(generation)
@@ -105,7 +105,7 @@ class Completions:
             raise error
         return JSONResponse(form.answer(text, last.finish) | {"usage": _usage(len(prompt), last.tokens)})
 
-    def _max_new_tokens(self, asked: fields.Asked, prompt: int) -> int:
+    def _max_new_tokens(self, form: "_Form", asked: fields.Asked, prompt: int) -> int:
         """Returns the most tokens of an answer.
 
         Raises:
@@ -121,15 +121,17 @@ class Completions:
                 f"the prompt has {prompt} tokens, and {wanted} are asked for; expected at most {longest} together "
                 "(--max_length and the model's context)"
             )
-            raise RequestError(message, param="messages", code="context_length_exceeded")
-        return asked.max_tokens or min(most, longest - prompt)
+            raise RequestError(message, param=form.asks, code="context_length_exceeded")
+        return asked.max_tokens or min(form.usual_tokens or most, most, longest - prompt)
 
 
 class _Form:
     """The form of the answers of /v1/completions."""
 
-    prefix = "cmpl"
+    prefix, asks = "cmpl", "prompt"
     kind = chunk_kind = "text_completion"
+    # Of an answer, where max_tokens is not given: OpenAI's default; 0: as many as there may be.
+    usual_tokens = 16
 
     def __init__(self, model: str) -> None:
         self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
@@ -166,7 +168,9 @@ class _Form:
 class _Chat(_Form):
     """The form of the answers of /v1/chat/completions."""
 
-    prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    prefix, asks = "chatcmpl", "messages"
+    kind, chunk_kind = "chat.completion", "chat.completion.chunk"
+    usual_tokens = 0
 
     def first(self) -> Iterator[Body]:
         yield self._frame(self.chunk_kind, {"delta": {"role": "assistant", "content": ""}}, None)

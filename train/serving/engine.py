@@ -70,7 +70,9 @@ class _Answer:
     def __init__(self, generation: Generation, language_model: LanguageModel) -> None:
         self.generation = generation
         self._end_ids = language_model.end_ids
-        self._growing = GrowingText(language_model.tokenizer, generation.prompt, generation.options)
+        self._growing = GrowingText(
+            language_model.tokenizer, generation.prompt, generation.options, generation.drop_spaces
+        )
         self._tokens, self._shown = 0, 0
 
     def add(self, tokens: Sequence[int]) -> bool:

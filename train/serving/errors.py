@@ -6,6 +6,7 @@ from starlette.responses import JSONResponse
 
 # Seconds after which a refused client may try again.
 RETRY_AFTER = 2
+_LONGEST = 500  # characters of a message or a name
 _TYPES = {401: "authentication_error", 503: "overloaded_error", 504: "timeout_error", 500: "server_error"}
 
 
@@ -21,7 +22,9 @@ class RequestError(Exception):
 
     def __init__(self, message: str, status: int = 400, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
-        self.message, self.status, self.param, self.code = " ".join(message.split()), status, param, code
+        self.message, self.status, self.param, self.code = _shown(" ".join(message.split())), status, param, code
+        if param is not None:
+            self.param = _shown(param)
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """Returns the body of the answer, which is also an event of a stream."""
@@ -39,6 +42,11 @@ class RequestError(Exception):
             # What is left of the body is not read.
             headers = {"Connection": "close"}
         return JSONResponse(self.body(), self.status, headers)
+
+
+def _shown(text: str) -> str:
+    """Returns a text that can be sent: names of fields may be long, or have halves of characters, as JSON can."""
+    return text[:_LONGEST].encode("utf-8", "backslashreplace").decode()
 
 
 def overloaded(waiting: int) -> RequestError:

@@ -35,7 +35,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
 }  # fmt: skip
 _MOST_STOPS = 4
-_COMPLETION_TOKENS = 16  # OpenAI's default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,13 +100,12 @@ def check_model(body: Body, name: str) -> None:
         raise RequestError(message, 404, "model", "model_not_found")
 
 
-def read_options(body: Body, defaults: Mapping[str, Any], chat: bool) -> Asked:
+def read_options(body: Body, defaults: Mapping[str, Any]) -> Asked:
     """Returns what a request asks for.
 
     Args:
         body: of the request.
         defaults: of the model, by names of `Sampling`.
-        chat: a chat, not a completion.
 
     Raises:
         RequestError: a value is of the wrong type or out of range.
@@ -124,7 +122,7 @@ def read_options(body: Body, defaults: Mapping[str, Any], chat: bool) -> Asked:
         ),
     )
     name = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
-    most = number(body, name, 0 if chat else _COMPLETION_TOKENS, 1, 2**31 - 1, whole=True)
+    most = number(body, name, 0, 1, 2**31 - 1, whole=True)
     stream_options = body.get("stream_options", {})
     if not isinstance(stream_options, dict) or not set(stream_options) <= {"include_usage", "include_obfuscation"}:
         raise RequestError(

@@ -94,7 +94,8 @@ class Batcher:
             self._answer([waiting])
         except Exception as error:
             warn(f"serve: {type(error).__name__}: {error}; a request ends with an error")
-            waiting[1].set_exception(RequestError("the prediction failed; see the server's log", 500))
+            if not waiting[1].done():
+                waiting[1].set_exception(RequestError("the prediction failed; see the server's log", 500))
 
     def _take(self) -> list[_Waiting] | None:
         """Waits for requests and returns as many as are answered together; None when the batcher is closed."""

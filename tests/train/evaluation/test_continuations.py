@@ -84,3 +84,11 @@ def test_scores_do_not_depend_on_what_is_scored_together(common):
         (alone,) = continuation_likelihoods(model, [contexts[number]], [several[number]])
         assert [score.nats for score in scores] == pytest.approx([score.nats for score in alone], abs=1e-4)
         assert [score.greedy for score in scores] == [score.greedy for score in alone]
+
+
+def test_a_batch_of_contexts_that_share_much_is_not_larger_than_its_cache():
+    contexts = [[*range(3, 2003), number] for number in range(100)]
+    found = batches(contexts)
+    assert {batch.common for batch in found} == {1984}
+    assert all(len(batch.numbers) * (batch.common + batch.width) <= 8192 for batch in found)
+    check(found, contexts)

@@ -166,3 +166,11 @@ def test_text_that_grows_token_by_token_is_the_text_of_all_tokens(name, stop):
     growing = GrowingText(tokenizer, prompt, options)
     for count in range(1, len(ids) + 1):
         assert growing.add(ids[count - 1 : count]) == text_until_stop(tokenizer, prompt, ids[:count], options)
+
+
+@pytest.mark.parametrize(("drop", "expected"), [(0, ("", True)), (1, (" a", True)), (2, (" a", True))])
+def test_a_stop_string_is_not_looked_for_in_spaces_that_are_dropped(drop, expected):
+    tokenizer = design("bytes")
+    options = GenerationOptions(99, stop=(" ",), stop_at_start=True)
+    growing = GrowingText(tokenizer, tokenizer.encode_prompt("the"), options, drop)
+    assert growing.add(tokenizer.encode(" a cat")) == expected

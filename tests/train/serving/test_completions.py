@@ -148,6 +148,8 @@ REFUSED = {
     "a role": ({"messages": [{"role": "tool", "content": "x"}]}, 'messages[0].role is "tool"; expected'),
     "a call": ({"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "messages[0].tool_calls is not"),
     "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content is"),
+    "half a character in a name": ({"\ud800": 1}, "is not supported; supported: model"),
+    "a long name": ({"x" * 9_000: 1}, "xxx"),
     "half a character": ({"messages": [{"role": "user", "content": "\ud800"}]}, "contains half of a character"),
     "an answer last": ({"messages": [{"role": "assistant", "content": "x"}]}, "last message of a prompt"),
 }
@@ -166,7 +168,8 @@ def test_what_is_not_supported_is_refused_by_name(language_server, case):
     assert message in error["message"] and "\n" not in error["message"], error["message"]
     assert set(error) == {"message", "type", "param", "code"}
     if case != "an answer last":
-        assert error["param"].partition("[")[0] == next(iter(change)) or case == "more than the context"
+        field = next(iter(change)).encode("utf-8", "backslashreplace").decode()[:500]
+        assert error["param"].partition("[")[0] == field or case == "more than the context"
 
 
 @pytest.mark.parametrize("prompt", [["a", "b"], [1, 2], None, {"text": "x"}, 5])
@@ -181,6 +184,18 @@ def test_null_and_neutral_values_are_as_if_left_out(language_server):
     first, second = (post(language_server, "/v1/completions", body).json() for body in (asked, asked | neutral))
     assert first["choices"] == second["choices"]
     assert first["usage"]["completion_tokens"] == 16
+
+
+@pytest.mark.parametrize("most", [8, 40])
+def test_an_answer_without_max_tokens_has_as_many_as_there_may_be(language_server, monkeypatch, most):
+    monkeypatch.setattr(language_server[1].engine, "limits", dataclasses.replace(LIMITS, max_tokens=most))
+    for length in (1, 37):
+        asked = {"prompt": "x" * length, "temperature": 0}
+        got = post(language_server, "/v1/completions", asked).json()
+        prompt = got["usage"]["prompt_tokens"]
+        assert got["usage"]["completion_tokens"] == min(16, most, LIMITS.max_length - prompt)
+    too_long = post(language_server, "/v1/completions", {"prompt": "x" * 60}).json()["error"]
+    assert (too_long["param"], too_long["code"]) == ("prompt", "context_length_exceeded")
 
 
 BAD_BODIES = {
@@ -244,7 +259,7 @@ def test_a_client_that_leaves_frees_its_slot(gated, stream):
             until(lambda: endpoints.engine.counts() == (1, 0))
     else:
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/v1/completions", json={"prompt": "the", "max_tokens": 40}, timeout=0.5)
+            httpx.post(f"{url}/v1/completions", json={"prompt": "the", "max_tokens": 40}, timeout=3)
         assert endpoints.engine.counts() == (1, 0)
     (answer,) = endpoints.engine._answers.values()
     until(lambda: answer.generation.left)
