@@ -4,10 +4,12 @@ import math
 import os
 from pathlib import Path
 
+from train.compilation_cache import folder_name
+
 _ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache" / "xla"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache" / folder_name()))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
 # Compiling takes half the time, and the programs of tests are too small to gain from optimized loops.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

@@ -55,9 +55,13 @@ def use(folder: str) -> None:
 
 
 def _default_folder() -> Path:
-    """Returns a folder of its own for each type of processor: a home directory can be shared, a program cannot."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(home) / "rootstock" / f"xla-{hashlib.sha256(_processor().encode()).hexdigest()[:12]}"
+    return Path(home) / "rootstock" / folder_name()
+
+
+def folder_name() -> str:
+    """Returns a name of its own for each type of processor: a folder can be shared or moved, a program cannot."""
+    return f"xla-{hashlib.sha256(_processor().encode()).hexdigest()[:12]}"
 
 
 def _processor() -> str:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.mutants.table import MUTANTS, Mutant
+from train.compilation_cache import folder_name
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "testing.md"
@@ -39,7 +40,7 @@ def plant(mutant: Mutant, copy: Path) -> None:
 def run_tests(copy: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
     """Runs tests of a copy in a new process."""
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu"}
-    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / folder_name()))
     options = ["-n", "0", "-x", "--tb=line", "-p", "no:cacheprovider", "-m", ""]
     command = [sys.executable, "-m", "pytest", *options, *tests]
     return subprocess.run(
