@@ -6,7 +6,7 @@ python -m benchmarks.growth --only batch resume --output=growth.json
 Each line is the cost at one size: CPU seconds, or of saves and restores seconds. After the last size comes the exponent
 e of the fit cost = a * size^e over the larger half of the sizes, beside the largest that is right: 0 for a cost that
 must not grow, 1 for one that is linear; noise adds up to 0.2.
---size=tiny measures every cost at its smallest sizes in under a minute, to see that the benchmark works.
+--size=tiny measures every cost at its smallest sizes, to see that the benchmark works.
 """
 
 import argparse

@@ -1,5 +1,7 @@
 """Continuations with a KV cache, after common tokens or not, have the likelihoods of whole texts without one."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,17 +27,20 @@ VARIANTS = {
 }
 
 
+@partial(jax.jit, static_argnums=0)
+def log_probabilities(model, params, tokens):
+    """(16, V) log-probabilities of the token after each of a row's, without a cache."""
+    batch = {"tokens": tokens, "positions": jnp.arange(16), "segment_ids": (tokens > 0).astype(jnp.int32)}
+    x = forward(model, params["backbone"], {name: array[None] for name, array in batch.items()})
+    return jax.nn.log_softmax(logits(x, unembedding(params), model.logit_softcap))[0]
+
+
 def whole_text_score(model, params, context, continuation):
-    """Returns (nats, greedy) of a continuation, from one row without a cache."""
+    """Returns (nats, greedy) of a continuation."""
     tokens = np.zeros(16, np.int32)
     tokens[: len(context) + len(continuation)] = [*context, *continuation]
-    positions = np.arange(16, dtype=np.int32)
-    batch = {"tokens": tokens, "positions": positions, "segment_ids": (tokens > 0).astype(np.int32)}
-    x = forward(model, params["backbone"], {name: array[None] for name, array in batch.items()})
-    z = jax.nn.log_softmax(logits(x, unembedding(params), model.logit_softcap))[0]
-    own = z[len(context) - 1 : len(context) + len(continuation) - 1]
-    nats = own[jnp.arange(len(continuation)), jnp.array(continuation)].sum()
-    return float(nats), own.argmax(-1).tolist() == continuation
+    own = np.asarray(log_probabilities(model, params, tokens))[len(context) - 1 : len(context) + len(continuation) - 1]
+    return float(own[range(len(continuation)), continuation].sum()), own.argmax(-1).tolist() == continuation
 
 
 def scores(model, params, common, width, chunk=0):
