@@ -224,7 +224,7 @@ def optimizer() -> ConfigDict:
     o.final_fraction = 0.1  # final learning rate, as a fraction of the peak
     o.beta1 = 0.9  # AdamW: decay rate of the first moment
     o.beta2 = 0.95  # AdamW: decay rate of the second moment
-    # Dtype of the first moment: "float32", or "bfloat16", which saves 2 of 16 bytes per trained parameter.
+    # Dtype of the first moment: "float32", or "bfloat16", which saves 2 bytes per trained parameter.
     o.first_moment = "float32"
     o.epsilon = 1e-8  # added to the denominator of the update
     o.weight_decay = 0.1  # applied to the layers' matrices only, not to norms, biases and embeddings

@@ -56,7 +56,7 @@ def continuation_scores(
         params: `{"backbone", "head"}` of a language model.
         contexts: what the continuations follow.
         continuations: of each context.
-        chunk: positions of a continuation whose logits exist at a time; a divisor of M; 0: all.
+        chunk: positions of a continuation whose logits exist at a time on a device; divides its part of M; 0: all.
     """
     x_BSD, cache = _read(config, params["backbone"], contexts, continuations.tokens_BCM.shape[2] - 1)
 

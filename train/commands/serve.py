@@ -46,7 +46,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "max_rows", 256, "The most rows of one request to /predict.", lower_bound=1, flag_values=values
     )
-    text = "Seconds after which a request ends with status 504, waiting included."
+    text = "Seconds, with waiting, after which a request that has been read ends with status 504."
     flags.DEFINE_float("timeout", 120.0, text, lower_bound=0.001, flag_values=values)
 
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from model.continuations import Contexts, Continuations, continuation_scores
 from train.distributed.placement import replicate, row_parts, to_host
 from train.distributed.watchdog import tick
+from train.evaluation.likelihood import chunk_size
 from train.generation.language_model import LanguageModel
 from train.trees import round_up
 
@@ -173,6 +174,7 @@ def _scored(
         language_model.params,
         Contexts(*replicate((common_P, last_BS, lengths_B), mesh)),
         Continuations(*replicate(given, mesh)),
+        chunk_size(len(rows), given[0].shape[2] // mesh.shape["context"]),
     )
     nats, greedy = to_host(nats_BC, mesh).tolist(), to_host(greedy_BC, mesh).tolist()
     return [

@@ -55,7 +55,7 @@ def likelihoods(language_model: LanguageModel, segments: Sequence[Segment]) -> L
         numbers = np.flatnonzero(widths == width).tolist()
         rows = pack([(segments[number],) for number in numbers], width, language_model.tokenizer.pad_id, seed=0)
         batch = round_up(min(max(_TOKENS_PER_BATCH // width, 1), len(rows)), mesh.size)
-        chunk = _chunk_size(batch, width)
+        chunk = chunk_size(batch, width)
         objective = lm_objective(model)._replace(predict=_scorer(model, chunk))
         for example, (scores,) in head_outputs(objective, language_model.params, rows, batch, mesh):
             number = numbers[example]
@@ -72,7 +72,7 @@ def _row_width(length: int, context_length: int, mesh: Mesh) -> int:
     return round_up(min(width, max(context_length, length)), mesh.shape["context"])
 
 
-def _chunk_size(batch: int, width: int) -> int:
+def chunk_size(batch: int, width: int) -> int:
     """Returns the largest divisor of `width` for which a batch has at most `_LOGITS_PER_CHUNK` positions per chunk."""
     return width // next(n for n in range(1, width + 1) if width % n == 0 and batch * width <= n * _LOGITS_PER_CHUNK)
 

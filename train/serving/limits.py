@@ -14,7 +14,7 @@ class Limits:
         max_waiting: requests that wait for a slot or a batch; further ones are refused.
         max_body: the most bytes of a request.
         max_rows: the most rows of one prediction request.
-        timeout: seconds after which a request ends, waiting included.
+        timeout: seconds from when a request has been read until it ends, with waiting.
     """
 
     slots: int = 8

@@ -104,7 +104,8 @@ class Batcher:
                 self._changed.wait()
             if self._closed:
                 for _, future in self._waiting:
-                    future.cancel()
+                    if future.set_running_or_notify_cancel():
+                        future.set_exception(stopping())
                 return None
             taken: list[_Waiting] = []
             count = 0

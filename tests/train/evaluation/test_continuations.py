@@ -7,8 +7,9 @@ from conftest import init, tiny_model
 from data.tokenizer_training import train_tokenizer
 from model.heads import language_model
 from train.distributed.mesh import single_device_mesh
-from train.evaluation import continuations
+from train.evaluation import continuations, likelihood
 from train.evaluation.continuations import continuation_likelihoods
+from train.evaluation.likelihood import chunk_size
 from train.generation.language_model import LanguageModel
 
 BYTES = train_tokenizer("bytes", [])
@@ -92,3 +93,18 @@ def test_a_batch_of_contexts_that_share_much_is_not_larger_than_its_cache():
     assert {batch.common for batch in found} == {1984}
     assert all(len(batch.numbers) * (batch.common + batch.width) <= 8192 for batch in found)
     check(found, contexts)
+
+
+@pytest.mark.integration
+def test_logits_of_few_positions_exist_at_a_time(monkeypatch):
+    params = init(language_model(MODEL))
+    model = LanguageModel(MODEL, params, BYTES, "", BYTES.eos_id, MESH)
+    contexts, several = texts(6, (5, 9)), [texts(2, (1, 6), seed=number) for number in range(6)]
+    whole = continuation_likelihoods(model, contexts, several)
+    asked = []
+    monkeypatch.setattr(likelihood, "_LOGITS_PER_CHUNK", 6)
+    monkeypatch.setattr(continuations, "chunk_size", lambda *sizes: asked.append(chunk_size(*sizes)) or asked[-1])
+    cut = continuation_likelihoods(model, contexts, several)
+    assert max(asked) <= 3  # of up to 5 tokens
+    for before, after in zip(whole, cut, strict=True):
+        assert [score.nats for score in after] == pytest.approx([score.nats for score in before], abs=1e-5)
