@@ -168,6 +168,8 @@ def task() -> ConfigDict:
     # Training rows of each class to use, drawn by config.seed, and as many validation rows in proportion; 0: all. Rows
     # that do not have one class each count as one class together.
     t.labels_per_class = 0
+    # Train for so many passes over the training rows where that takes more steps than num_steps; 0: num_steps.
+    t.min_epochs = 0.0
     t.missing = "error"  # null or NaN where text is expected: an "error" (see data.strict), or an "empty" text
     # Rules by which rows are cleaned, grouped and split: 2, or 1 for those before classes were kept in every split and
     # conversations grouped by their content. A run that resumes keeps its own.

@@ -68,6 +68,7 @@ class TaskSettings:
     test_rows: Annotated[int, at_least(0)]
     validation_fraction: Annotated[float, between(0, 1)]
     labels_per_class: Annotated[int, at_least(0)]
+    min_epochs: Annotated[float, at_least(0)]
     missing: Literal["error", "empty"]
     row_rules: Annotated[int, between(1, 2)]
     attention: Literal["auto", "causal", "bidirectional"]

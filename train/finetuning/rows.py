@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -90,6 +91,16 @@ def encode_rows(task: Task[Any], examples: Sequence[Example], tokenizer: Tokeniz
         )
     rows = pack([encoded.segments for _, encoded in kept], length, tokenizer.pad_id, seed)
     return TaskRows([e for e, _ in kept], [r for _, r in kept], rows, len(pairs) - len(kept))
+
+
+def steps_of(settings: Settings, rows: int) -> int:
+    """Returns the number of training steps: `config.num_steps`, or more to pass over the rows often enough.
+
+    Args:
+        settings: the config.
+        rows: number of packed rows to train on.
+    """
+    return max(settings.num_steps, math.ceil(settings.task.min_epochs * rows / settings.batch_size))
 
 
 def first_rows(part: TaskRows, count: int) -> TaskRows:

@@ -19,7 +19,7 @@ from train.finetuning.finetune_run import FinetuneRun
 from train.finetuning.label_audit import look_at_labels
 from train.finetuning.report.before_after import publish
 from train.finetuning.report.label_audit import leak_line
-from train.finetuning.rows import TaskData, abbreviated, encode_rows, read_task, say_unseen
+from train.finetuning.rows import TaskData, abbreviated, encode_rows, read_task, say_unseen, steps_of
 from train.finetuning.task_text import with_task_text
 from train.run.lock import claim
 from train.run.new_run import FINETUNE_UNUSED, check_new_run
@@ -77,14 +77,8 @@ def finetune(
     mesh = make_mesh(settings.mesh)
     check_batch(settings, mesh)
     run, splits = prepare_run(config, settings, parent, workdir, mesh)
-    say_skipped("finetune", splits.skipped)
+    _say_rows(run, splits)
     _say_classes(run, splits)
-    counts = " · ".join(f"{len(part.examples):,} {name}" for name, part in run.data.parts.items())
-    train = run.data.parts["train"]
-    say(
-        f"finetune: {counts} rows; {splits.duplicates:,} duplicates removed; of the training rows {train.truncated:,} "
-        f"were truncated to {settings.sequence_length} tokens and {train.dropped:,} dropped"
-    )
     if getattr(run.data.task, "pooling", "") == "mean":
         say("finetune: the head reads the mean of a text's tokens; to use export-hf, set config.task.pooling=last")
     audit = look_at_labels(run.data.task, splits, suspicious) if is_process_zero() and not quiet else None
@@ -100,16 +94,36 @@ def finetune(
 def as_started(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Returns the config with what the run in `workdir`, if there is one, was started with.
 
-    These are its rules for rows, so that its splits stay the same, and what "auto" was when it started.
+    These are its rules for rows, so that its splits stay the same, what "auto" was when it started, and the steps that
+    its passes over the rows are.
     """
     if not (workdir / "run.json").is_file():
         return config
-    started, task = open_run(workdir).record.config["task"], dict(config["task"])
+    record = open_run(workdir).record.config
+    started, task, steps = record["task"], dict(config["task"]), config["num_steps"]
     rules = started["row_rules"]
     if rules != task["row_rules"]:
         say(f"finetune: {workdir} was started with config.task.row_rules={rules} and keeps these rules and splits")
     kept = {name: started[name] for name in ("attention", "pooling") if task[name] == "auto"}
-    return config | {"task": task | {"row_rules": rules} | kept}
+    if task["min_epochs"] and task["min_epochs"] == started["min_epochs"]:
+        steps = max(steps, record["num_steps"])
+    return config | {"num_steps": steps, "task": task | {"row_rules": rules} | kept}
+
+
+def _say_rows(run: FinetuneRun, splits: Splits) -> None:
+    """Says how many rows there are of each part, and how often the steps pass over the training rows."""
+    say_skipped("finetune", splits.skipped)
+    settings, train = run.settings, run.data.parts["train"]
+    counts = " · ".join(f"{len(part.examples):,} {name}" for name, part in run.data.parts.items())
+    say(
+        f"finetune: {counts} rows; {splits.duplicates:,} duplicates removed; of the training rows {train.truncated:,} "
+        f"were truncated to {settings.sequence_length} tokens and {train.dropped:,} dropped"
+    )
+    passes = settings.num_steps * settings.batch_size / len(train.rows)
+    say(
+        f"finetune: {settings.num_steps:,} steps of {settings.batch_size} x {settings.sequence_length} tokens, "
+        f"{passes:.2g} passes over the training rows"
+    )
 
 
 def _say_classes(run: FinetuneRun, splits: Splits) -> None:
@@ -135,7 +149,7 @@ def prepare_run(
 ) -> tuple[FinetuneRun, Splits]:
     """Returns (the run with its rows encoded, the rows as read).
 
-    Its config has `config.task.attention` decided.
+    Its config has `config.task.attention` decided, and the steps that `config.task.min_epochs` asks for.
 
     Args:
         config: the config, complete.
@@ -166,6 +180,8 @@ def prepare_run(
         name: encode_rows(task, examples, tokenizer, settings.sequence_length, settings.seed)
         for name, examples in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
     }
+    config = config | {"num_steps": steps_of(settings, len(parts["train"].rows))}
+    settings = from_config(config)
     lineage = parent.lineage_entry()
     stored = task_to_record(settings.task.name, task)
     record = RunRecord(

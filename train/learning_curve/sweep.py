@@ -145,7 +145,7 @@ def _finished(config: Config, directory: Path, train: str, test: str) -> dict[st
         return None
     # A run whose length was changed has results of the old length until it ends.
     step = results["training"]["held_out"].get("step")
-    ended = step == config["num_steps"] or config["evaluation"]["patience"]
+    ended = step == record.config["num_steps"] or config["evaluation"]["patience"]
     return results if ended and step in saved_steps(directory) else None
 
 

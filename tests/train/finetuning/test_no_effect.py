@@ -66,7 +66,7 @@ CHANGES = {
 }  # fmt: skip
 # These act where rows are read and split, which has tests of its own (`tests/data`), and choose the task itself.
 SPLITS = {"task.test_path", "task.test_fraction", "task.test_rows", "task.validation_fraction", "task.name"}
-SPLITS |= {"task.missing", "task.row_rules", "task.labels_per_class"}
+SPLITS |= {"task.missing", "task.row_rules", "task.labels_per_class", "task.min_epochs"}
 
 
 def config_of(kind, **changes):
