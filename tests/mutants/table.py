@@ -515,6 +515,21 @@ _TRAIN = (
         "tests/train/finetuning/test_confidence.py::test_test_rows_are_never_used_for_a_choice[labels]",
     ),
     Mutant(
+        "the weights of questions with and without an answer are exchanged", "train/tasks/span.py",
+        "self.weights[0 if place else 1]", "self.weights[1 if place else 0]",
+        "tests/train/tasks/test_tasks.py::test_balanced_questions_with_and_without_an_answer_have_the_same_total_weight",
+    ),
+    Mutant(
+        "unanswerable questions count among the answerable ones", "train/evaluation/metrics.py",
+        "mean_interval(f1[answerable])", "mean_interval(f1)",
+        "tests/train/evaluation/test_metrics.py::test_squad_metrics_follow_the_official_script",
+    ),
+    Mutant(
+        "passes over the rows shorten a run", "train/finetuning/rows.py",
+        "return max(settings.num_steps, math.ceil(", "return max(1, math.ceil(",
+        "tests/train/finetuning/test_length.py::test_the_passes_lengthen_a_run_and_never_shorten_it",
+    ),
+    Mutant(
         "a row is judged by a model that has seen its label", "train/evaluation/linear_svm.py",
         "features[~held_out], labels[~held_out])", "features, labels)",
         "tests/train/evaluation/test_label_errors.py::test_planted_labels_are_found_with_the_right_class[True]",

@@ -196,15 +196,20 @@ def _corpus_interval(counts_of_rows: Sequence[Sequence[int]], score: Callable[[l
 
 
 def squad(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, Interval]:
-    """Returns exact match and F1 against the best reference, and the accuracy on questions without an answer.
+    """Returns exact match and F1 against the best reference; with both kinds of questions, also for each kind.
 
-    A question without references has no answer; only "" is correct for it (SQuAD 2.0).
+    A question without references has no answer; only "" is correct for it (SQuAD 2.0). The figures of questions with an
+    answer are "answerable_exact_match" and "answerable_f1", that of the others "no_answer_accuracy".
     """
     # A reference of only articles and punctuation counts as no answer.
     best = [[reference for reference in right if normalize(reference)] or [""] for right in references]
-    found = {
-        "exact_match": mean_interval([max(exact_match(r, t) for r in b) for b, t in zip(best, texts, strict=True)]),
-        "f1": mean_interval([max(token_f1(r, t) for r in b) for b, t in zip(best, texts, strict=True)]),
-    }
-    none = [exact_match("", text) for right, text in zip(references, texts, strict=True) if not right]
-    return found | {"no_answer_accuracy": mean_interval(none)} if none else found
+    exact = np.array([max(exact_match(r, t) for r in b) for b, t in zip(best, texts, strict=True)])
+    f1 = np.array([max(token_f1(r, t) for r in b) for b, t in zip(best, texts, strict=True)])
+    found = {"exact_match": mean_interval(exact), "f1": mean_interval(f1)}
+    answerable = np.array([bool(right) for right in references])
+    if answerable.any() and not answerable.all():
+        found["answerable_exact_match"] = mean_interval(exact[answerable])
+        found["answerable_f1"] = mean_interval(f1[answerable])
+    if not answerable.all():
+        found["no_answer_accuracy"] = mean_interval(exact[~answerable])
+    return found

@@ -1,6 +1,7 @@
 """Extractive question answering: the part of a text that answers a question, or that there is none (SQuAD 2.0)."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -19,8 +20,10 @@ from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.evaluation.squad import NO_ANSWER
 from train.settings import LossSettings, TaskSettings
+from train.tasks.classification import class_weights
 from train.tasks.task import Answer, AnswerOptions, Attention, Task, group_of, router_losses, row_rules
 
+_ANSWERABLE, _UNANSWERABLE = "with an answer", "without an answer"
 _MAX_ANSWER_TOKENS = 30
 _MAX_QUESTION_FRACTION = 1 / 3  # of the row
 # Names of the sums of CANDIDATE, START and END.
@@ -33,16 +36,17 @@ class Span(Task[str]):
 
     Attributes:
         prompt: the question for zero-shot scoring, with {input} and {context}.
+        weights: of questions with and without an answer in the loss (`config.task.class_weights`).
     """
 
     prompt: str
+    weights: tuple[float, float] = (1.0, 1.0)
 
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
     default_attention: ClassVar[Attention] = "bidirectional"
     baseline_name: ClassVar[str] = "always no answer"
     unused_fields: ClassVar[tuple[str, ...]] = (
-        *("task.pooling", "task.multi_label", "task.class_weights", "task.out_of_scope"),
-        *("task.template", "task.metrics", "task.beta"),
+        *("task.pooling", "task.multi_label", "task.out_of_scope", "task.template", "task.metrics", "task.beta"),
         *("task.center", "loss.z_loss", "loss.label_smoothing", "loss.chunk"),
     )
 
@@ -74,8 +78,11 @@ class Span(Task[str]):
 
     @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
-        """Returns the task with its zero-shot prompt."""
-        return cls(settings.prompt)
+        """Returns the task with its zero-shot prompt and the weights of both kinds of questions."""
+        counts = Counter(_ANSWERABLE if example.fields["answers"] else _UNANSWERABLE for example in examples)
+        kinds = [kind for kind in (_ANSWERABLE, _UNANSWERABLE) if counts[kind]]
+        weights = dict(zip(kinds, class_weights(counts, kinds, settings.class_weights), strict=True))
+        return cls(settings.prompt, (weights.get(_ANSWERABLE, 1.0), weights.get(_UNANSWERABLE, 1.0)))
 
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered:
         """Returns `bos question eos context eos`; the last token, which attends to all others, stands for "no answer".
@@ -89,9 +96,11 @@ class Span(Task[str]):
         tokens = [tokenizer.bos_id, *question, tokenizer.eos_id, *ids[:max_context], tokenizer.eos_id]
         first, last = len(question) + 2, len(tokens) - 1
         flags = dict.fromkeys(range(first, last + 1), CANDIDATE)
-        start, end = _answer_tokens(fields["answers"], offsets[:max_context]) or (last - first, last - first)
-        weights = {first + start: 0.5}
-        weights[first + end] = weights.get(first + end, 0.0) + 0.5
+        place = _answer_tokens(fields["answers"], offsets[:max_context])
+        start, end = place or (last - first, last - first)
+        half = self.weights[0 if place else 1] / 2
+        weights = {first + start: half}
+        weights[first + end] = weights.get(first + end, 0.0) + half
         flags[first + start] |= START
         flags[first + end] |= END
         return Rendered((labeled_segment(tokens, dict(flags), weights, np.int32),), len(ids) > max_context)
@@ -120,7 +129,7 @@ class Span(Task[str]):
         return {"prediction": example.fields["context"][place], "start": place.start, "end": place.stop}
 
     def metrics(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, Interval]:
-        """Returns exact match, F1 and, if some questions have no answer, the accuracy on these."""
+        """Returns exact match and F1; if some questions have no answer, also for both kinds apart."""
         return scores.squad([[answer["text"] for answer in e.fields["answers"]] for e in examples], predictions)
 
     def expected(self, example: Example) -> str:

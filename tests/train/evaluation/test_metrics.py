@@ -133,7 +133,12 @@ def test_squad_metrics_follow_the_official_script():
     assert token_f1("", "") == 1.0 and token_f1("", "x") == 0.0
     found = metrics.squad([["a cat", "Tom"], [], []], ["tom", "", "x"])
     assert found["exact_match"].value == pytest.approx(2 / 3) and found["no_answer_accuracy"].value == 0.5
-    assert "no_answer_accuracy" not in metrics.squad([["a b"]], ["a b"])
+    assert set(metrics.squad([["a b"]], ["a b"])) == {"exact_match", "f1"}
+    assert set(metrics.squad([[]], ["a b"])) == {"exact_match", "f1", "no_answer_accuracy"}
+    # Questions with an answer are scored apart: here the mean of "tom" (1) and "black cat" (F1 2/3).
+    found = metrics.squad([["a cat", "Tom"], ["cat"], [], []], ["tom", "black cat", "", ""])
+    assert found["answerable_exact_match"].value == 0.5 and found["answerable_f1"].value == pytest.approx(5 / 6)
+    assert found["f1"].value == pytest.approx((5 / 3 + 2) / 4) and found["no_answer_accuracy"].value == 1.0
     # An article alone counts as no answer, predicted or expected.
     found = metrics.squad([["the", "owl"], []], ["the", "the"])
     assert found["exact_match"].value == 0.5 and found["no_answer_accuracy"].value == 1.0

@@ -86,7 +86,7 @@ def written(folder, kind):
     return path
 
 
-SQUAD_FIGURES = {"exact_match", "f1", "no_answer_accuracy"}
+SQUAD_FIGURES = {"exact_match", "f1", "answerable_exact_match", "answerable_f1", "no_answer_accuracy"}
 TASKS = {
     "classification": (intent.get_config, "labels", {"task.baseline": True}, {"accuracy", "macro_f1"}),
     "by contract": (contract_clause.get_config, "labels", {"task.class_weights": "balanced"}, {"accuracy"}),

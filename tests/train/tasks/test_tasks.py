@@ -149,6 +149,18 @@ def test_span_targets_mark_the_answer_and_decode_to_it():
             assert start[0] == end[0] == len(flags) - 1
 
 
+def test_balanced_questions_with_and_without_an_answer_have_the_same_total_weight():
+    rows = [SQUAD[0] | {"question": f"Where {i}?"} for i in range(3)] + [SQUAD[1], SQUAD[2]]
+    for balanced, expected in (("none", [1.0] * 5), ("balanced", [5 / 8] * 3 + [5 / 2, 5 / 2])):
+        _, made = encoded("span", rows, input="{question}", target="answers", class_weights=balanced)
+        weights = [r.segments[0]["weights"].sum() for _, r in made]
+        # The answer of the last row is cut off, so that the row is one without an answer.
+        assert weights == pytest.approx(expected) and made[-1][1].cut
+    # One kind alone is not weighted.
+    task, _ = encoded("span", SQUAD[:1], input="{question}", target="answers", class_weights="balanced")
+    assert task.weights == (1.0, 1.0)
+
+
 def test_best_span_is_ordered_short_enough_and_beats_no_answer():
     start, end = np.array([0.0, 5, 0, 0, 1]), np.array([6.0, 0, 0, 4, 1])
     assert best_span(start, end, 30) == (1, 3)  # not (1, 0), which would be higher, but ends before it starts
@@ -307,8 +319,9 @@ def test_run_json_of_the_first_version_is_still_read(record):
     task = task_from_record(record)
     stored = [tuple(value) if isinstance(value, list) else value for key, value in record.items() if key != "name"]
     found = list(dataclasses.asdict(task).values())
-    # Fields that were added since are empty.
-    assert found[: len(stored)] == stored and not any(found[len(stored) :])
+    # Fields that were added since have their defaults.
+    added = [field.default for field in dataclasses.fields(task)][len(stored) :]
+    assert found[: len(stored)] == stored and found[len(stored) :] == added
 
 
 HEADER = "from train.tasks.classification import Classification\nfrom train.tasks.task import Task\n"
