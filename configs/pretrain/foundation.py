@@ -1,4 +1,4 @@
-"""A 2.6-million-parameter foundation model for tasks of today, an hour on two slow cores: prose, people's words, manuals.
+"""A 2.6-million-parameter foundation model for tasks of today, an hour on two slow cores: old and new texts, manuals.
 
 Command:  python -m benchmarks.foundation_texts --data=DATA --output=texts
           rootstock pretrain --config=configs/pretrain/foundation.py --workdir=runs/foundation
