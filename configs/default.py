@@ -226,8 +226,12 @@ def optimizer() -> ConfigDict:
     o.final_fraction = 0.1  # final learning rate, as a fraction of the peak
     o.beta1 = 0.9  # AdamW: decay rate of the first moment
     o.beta2 = 0.95  # AdamW: decay rate of the second moment
-    # Dtype of the first moment: "float32", or "bfloat16", which saves 2 bytes per trained parameter.
+    # How moments are stored between steps (docs/planning.md); a step computes with them in float32. First moment:
+    # "float32", "bfloat16" (2 bytes less per trained parameter) or "int8" (3 bytes less).
     o.first_moment = "float32"
+    # Second moment of AdamW: "float32", "factored" (two vectors per matrix, as Adafactor: 4 bytes less per parameter)
+    # or "int8" (3 bytes less).
+    o.second_moment = "float32"
     o.epsilon = 1e-8  # added to the denominator of the update
     o.weight_decay = 0.1  # applied to the layers' matrices only, not to norms, biases and embeddings
     o.clip_norm = 1.0  # clip the gradient to this global norm; 0: off

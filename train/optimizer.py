@@ -12,6 +12,7 @@ from flax import linen as nn
 from configs.errors import UserError
 from model.sharding import is_partitioned
 from model.transformer import Params
+from train.moments import store_moments
 from train.schedule import decay_steps
 from train.settings import OptimizerSettings
 
@@ -86,13 +87,14 @@ def make_optimizer(
     """
     matrices = jax.tree.map(is_matrix, boxed, is_leaf=is_partitioned)
     schedule = make_schedule(settings, settings.learning_rate, num_steps, earlier)
+    first = jnp.dtype("bfloat16" if settings.first_moment == "bfloat16" else "float32")
     if settings.name == "adamw":
         main = optax.adamw(
             schedule,
             b1=settings.beta1,
             b2=settings.beta2,
             eps=settings.epsilon,
-            mu_dtype=settings.first_moment,
+            mu_dtype=first,
             weight_decay=settings.weight_decay,
             mask=matrices,
         )
@@ -103,7 +105,7 @@ def make_optimizer(
             # Almost-orthogonal scaling before the first iteration saves one of them (arXiv:2512.04632).
             preconditioning="aol",
             eps=settings.epsilon,
-            mu_dtype=jnp.dtype(settings.first_moment),
+            mu_dtype=first,
             weight_decay=settings.weight_decay,
             adam_b1=settings.beta1,
             adam_b2=settings.beta2,
@@ -112,7 +114,8 @@ def make_optimizer(
         )
     parts = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
     parts += [main] if settings.layer_decay == 1.0 else [main, _scale_by_layer(boxed, settings.layer_decay)]
-    return optax.chain(*parts) if len(parts) > 1 else main
+    optimizer = optax.chain(*parts) if len(parts) > 1 else main
+    return store_moments(optimizer, boxed, settings.first_moment, settings.second_moment)
 
 
 def _scale_by_layer(boxed: Params, decay: float) -> optax.GradientTransformation:

@@ -17,9 +17,10 @@ from model.config import ModelConfig
 from model.experts import RouterSums, balanced
 from model.heads import Objective, RouterLosses, language_model
 from model.losses import LossSums
-from model.sharding import AnyMesh, parameter_shardings
+from model.sharding import PARAMETER_RULES, AnyMesh, parameter_shardings, spec
 from model.transformer import Batch, Params
 from train.distributed.placement import batch_sharding, replicated
+from train.moments import axes_of, by_path
 from train.optimizer import make_optimizer, make_schedule
 from train.settings import Settings
 from train.trees import boxed_params
@@ -93,14 +94,14 @@ def state_shardings(
     shardings = parameter_shardings(boxed, mesh)
     params = {group: shardings[group] for group in objective.trained}
     frozen = {group: shardings[group] for group in boxed if group not in params}
-    by_path = dict(jax.tree_util.tree_leaves_with_path(params))
-
-    # optax.tree.map_params fails on contrib.muon's partition, but a moment's path ends with its parameter's path.
-    def moment(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        tails = (path[i:] for i in range(len(path)))
-        return next((by_path[tail] for tail in tails if leaf.ndim and tail in by_path), replicated(mesh))
-
     trained = {group: boxed[group] for group in objective.trained}
+    boxes = by_path(trained)
+
+    # optax.tree.map_params fails on contrib.muon's partition, but a moment's path contains its parameter's path.
+    def moment(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        axes = axes_of(path, boxes) if leaf.ndim else None
+        return replicated(mesh) if axes is None else NamedSharding(mesh, spec(axes, PARAMETER_RULES))
+
     opt_state = jax.eval_shape(optimizer.init, nn.meta.unbox(trained))
     moments: Any = jax.tree_util.tree_map_with_path(moment, opt_state)
     step: Any = replicated(mesh)
