@@ -20,6 +20,7 @@ from train.console import results_console, step_progress
 from train.settings import from_config
 
 if TYPE_CHECKING:
+    from train.planner.fit import Tried
     from train.planner.pricing import Plan
     from train.planner.search import Candidate
     from train.planner.topology import Topology
@@ -37,6 +38,13 @@ def define_flags(values: flags.FlagValues) -> None:
     text = "Chips to plan for: v5e-16, v5p:4x4x4, 2xv5e-256 (two slices), h100-8, a100-64, v100."
     flags.DEFINE_string("topology", None, text, flag_values=values)
     flags.DEFINE_bool("search", False, "Rank all valid meshes, remat policies and batch sizes.", flag_values=values)
+    flags.DEFINE_bool(
+        "fit",
+        False,
+        "Find the cheapest remat, loss chunk, microbatches, mesh and, last, smaller moments that fit in memory; compiles "
+        "each that it names.",
+        flag_values=values,
+    )
     flags.DEFINE_float("tokens", 0.0, "Tokens to train on; 0: the config's steps.", flag_values=values)
     flags.DEFINE_float("price", 0.0, "US dollars per chip-hour.", flag_values=values)
     flags.DEFINE_float(
@@ -52,10 +60,13 @@ def run(values: flags.FlagValues) -> None:
     """Runs the command."""
     import jax
 
+    from train.planner.fit import fit
     from train.planner.pricing import Budget, advice, make_plan, priced
     from train.planner.search import search
     from train.planner.topology import compiler_devices, parse_topology
 
+    if values.fit and values.search:
+        raise UserError("--fit and --search are two searches; expected one of them")
     topology = parse_topology(values.topology)
     budget = Budget(values.tokens, values.price, values.tflops)
     for name, value in dataclasses.asdict(budget).items():
@@ -65,6 +76,11 @@ def run(values: flags.FlagValues) -> None:
     # Planning must not initialize this machine's accelerators.
     jax.config.update("jax_platforms", "cpu")
     devices, note = compiler_devices(topology)
+    if values.fit:
+        with step_progress() as progress:
+            tried = fit(settings, topology, devices, note, progress)
+        publish_fit(tried, topology, values.json)
+        return
     found: list[Candidate] = []
     if values.search:
         with step_progress() as progress:
@@ -148,6 +164,49 @@ def _print_plan(plan: "Plan", topology: "Topology") -> None:
     if plan.bound_by != "--tflops":
         out.print(
             "Times are a roofline: no real run is faster. --tflops=ACHIEVED_PER_CHIP uses a measured rate instead."
+        )
+
+
+def publish_fit(tried: "list[Tried]", topology: "Topology", as_json: bool) -> None:
+    """Prints what `--fit` compiled, and the flags of the last one if it fits.
+
+    Raises:
+        UserError: none fits; names the nearest.
+    """
+    from train.planner.fit import nearest
+    from train.planner.pricing import usable_bytes
+
+    room, last = usable_bytes(topology), tried[-1]
+    rows = [
+        {
+            "flags": " ".join(choice.flags),
+            "changes_training": list(choice.lossy),
+            "peak_bytes_per_chip": plan.peak_bytes_per_chip,
+            "tokens_per_second": plan.tokens_per_second,
+            "fits": plan.fits,
+        }
+        for choice, plan in tried
+    ]
+    if as_json:
+        print(json.dumps({"flags": rows[-1]["flags"] if last.plan.fits else None, "tried": rows}))
+    else:
+        out = results_console()
+        table = Table(Column("GB", justify="right"), Column("tokens/s", justify="right"), "", "flags", box=None, pad_edge=False)
+        for choice, plan in tried:
+            figures = f"{plan.peak_bytes_per_chip / 1e9:.2f}", f"{plan.tokens_per_second:,.0f}"
+            flags_of = " ".join(choice.flags) or "the config as it is"
+            table.add_row(*figures, "fits" if plan.fits else "too large", flags_of)
+        out.print(table)
+        if last.plan.fits and last.choice.flags:
+            out.print(Text.assemble("\n", ("flags of the cheapest that fits:", "bold"), f"\n{rows[-1]['flags']}"))
+        if last.plan.fits and last.choice.lossy:
+            out.print(f"These change what is trained: {' '.join(last.choice.lossy)} (docs/planning.md)")
+    if not last.plan.fits:
+        best = nearest(tried)
+        raise UserError(
+            f"nothing that was compiled fits in the usable {room / 1e9:.1f} GB per chip of {topology.name}; the nearest "
+            f"needs {best.plan.peak_bytes_per_chip / 1e9:.1f} GB: {' '.join(best.choice.flags) or 'the config as it is'}; "
+            "use more chips, or a smaller batch or model"
         )
 
 
