@@ -22,12 +22,12 @@ FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 # docs/architecture.md shows the same order.
 FLOORS = (
     "configs", "model", "data", "train.settings", "train.schedule", "train.console", "train.compilation_cache",
-    "train.files", "train.trees", "train.hardware", "train.distributed", "train.corpus", "train.optimizer",
-    "train.step", "train.generation", "train.checkpoint", "train.job", "train.evaluation", "train.tasks",
-    "train.planner", "train.run", "train.huggingface", "train.reporter", "train.early_stopping", "train.profiling",
-    "train.loop", "train.pretraining", "train.finetuning", "train.learning_curve", "train.prediction",
-    "train.serving", "train.scaling", "train.replay", "train.show_batch", "train.commands", "train.cli",
-    "train.__main__",
+    "train.files", "train.trees", "train.hardware", "train.distributed", "train.corpus", "train.moments",
+    "train.optimizer", "train.step", "train.generation", "train.checkpoint", "train.job", "train.evaluation",
+    "train.tasks", "train.planner", "train.run", "train.huggingface", "train.reporter", "train.early_stopping",
+    "train.profiling", "train.loop", "train.pretraining", "train.finetuning", "train.learning_curve",
+    "train.prediction", "train.serving", "train.scaling", "train.replay", "train.show_batch", "train.commands",
+    "train.cli", "train.__main__",
 )  # fmt: skip
 
 

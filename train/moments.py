@@ -79,7 +79,7 @@ def store_moments(
         updates, new = optimizer.update(grads, each(state, _expanded), params)
         return updates, each(new, _stored)
 
-    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+    return optax.GradientTransformation(init, update)
 
 
 def by_path(boxed: Params) -> dict[Path, nn.Partitioned]:

@@ -35,6 +35,8 @@ _SAMPLING = "tests/model/test_sampling.py::"
 _PACKING = "tests/data/test_packing.py::"
 _MIXTURE = "tests/data/test_mixture.py::"
 _STEP = "tests/train/test_step.py::"
+_MOMENTS = "tests/train/test_moments.py::"
+_FIT = "tests/train/planner/test_fit.py::"
 _ADAPTATION = "tests/train/finetuning/test_adaptation.py::"
 _RESTORE = "tests/train/checkpoint/test_restore.py::"
 _RUN = "tests/train/run/test_run.py::"
@@ -373,6 +375,36 @@ _TRAIN = (
     Mutant(
         "weight decay applies to norms", "train/optimizer.py", "mask=matrices,", "",
         f"{_STEP}test_weight_decay_applies_only_to_matrices",
+    ),
+    Mutant(
+        "a small second moment is stored as zero", "train/moments.py", "jnp.maximum(codes, 1.0)", "codes",
+        f"{_MOMENTS}test_a_small_gradient_beside_a_large_one_does_not_make_a_step_explode",
+    ),
+    Mutant(
+        "8-bit second moments have equally spaced codes", "train/moments.py",
+        "jnp.round(255 * jnp.sqrt(jnp.sqrt(part)))", "jnp.round(255 * part)",
+        f"{_MOMENTS}test_a_small_gradient_beside_a_large_one_does_not_make_a_step_explode",
+    ),
+    Mutant(
+        "an 8-bit first moment loses its sign", "train/moments.py", "codes * jnp.abs(codes)", "codes * codes",
+        f"{_MOMENTS}test_8_bits_keep_signs_and_numbers_that_are_three_powers_of_ten_apart",
+    ),
+    Mutant(
+        "layers share one factored moment", "train/moments.py", '_STACKED_AXES = frozenset({"layers", "experts"})',
+        '_STACKED_AXES = frozenset({"experts"})', f"{_MOMENTS}test_factors_are_the_moving_means_of_adafactor",
+    ),
+    Mutant(
+        "the scale of a row has the wrong axes", "train/moments.py", '"scale": (last,)', '"scale": (0,)',
+        f"{_MOMENTS}test_every_part_of_a_moment_is_sharded_like_its_parameter[sharded]",
+    ),
+    Mutant(
+        "--fit stops at the first choice that fits", "train/planner/fit.py",
+        "while index and fits(candidates[index - 1]):", "while False:",
+        f"{_FIT}test_the_next_cheaper_choice_was_tried_and_does_not_fit",
+    ),
+    Mutant(
+        "--fit starts with smaller moments", "train/planner/fit.py", "    yield {}", "    yield from ()",
+        f"{_FIT}test_lossless_choices_come_first_and_lossy_ones_only_when_needed",
     ),
     Mutant(
         "gradients are not clipped", "train/optimizer.py", "] if settings.clip_norm else []", "][:0]",

@@ -150,6 +150,8 @@ def test_a_small_gradient_beside_a_large_one_does_not_make_a_step_explode():
 def test_8_bits_keep_signs_and_numbers_that_are_three_powers_of_ten_apart():
     gradient = np.array([[3.0, -1e-3, 0.0, 0.5], [-2e-9, 1e-9, 0.0, -1e-9]], np.float32)
     _, state = train("int8", "int8", [gradient])
+    # Without a new gradient, a step goes where the stored moment points.
+    assert (np.sign(train("int8", "int8", [gradient, 0 * gradient])[0][1]) == np.sign(gradient)).all()
     mu, nu = state.mu["w"], state.nu["w"]
     decoded = np.sign(mu.codes) * (np.asarray(mu.codes, np.float32) / 127) ** 2 * np.asarray(mu.scale)[:, None]
     np.testing.assert_allclose(decoded, 0.1 * gradient, rtol=0.3)

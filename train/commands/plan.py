@@ -41,8 +41,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "fit",
         False,
-        "Find the cheapest remat, loss chunk, microbatches, mesh and, last, smaller moments that fit in memory; compiles "
-        "each that it names.",
+        "Find the cheapest remat, loss chunk, microbatches, mesh and, last, smaller moments that fit in memory, and "
+        "compile them.",
         flag_values=values,
     )
     flags.DEFINE_float("tokens", 0.0, "Tokens to train on; 0: the config's steps.", flag_values=values)
@@ -191,7 +191,9 @@ def publish_fit(tried: "list[Tried]", topology: "Topology", as_json: bool) -> No
         print(json.dumps({"flags": rows[-1]["flags"] if last.plan.fits else None, "tried": rows}))
     else:
         out = results_console()
-        table = Table(Column("GB", justify="right"), Column("tokens/s", justify="right"), "", "flags", box=None, pad_edge=False)
+        table = Table(
+            Column("GB", justify="right"), Column("tokens/s", justify="right"), "", "flags", box=None, pad_edge=False
+        )
         for choice, plan in tried:
             figures = f"{plan.peak_bytes_per_chip / 1e9:.2f}", f"{plan.tokens_per_second:,.0f}"
             flags_of = " ".join(choice.flags) or "the config as it is"
@@ -204,8 +206,9 @@ def publish_fit(tried: "list[Tried]", topology: "Topology", as_json: bool) -> No
     if not last.plan.fits:
         best = nearest(tried)
         raise UserError(
-            f"nothing that was compiled fits in the usable {room / 1e9:.1f} GB per chip of {topology.name}; the nearest "
-            f"needs {best.plan.peak_bytes_per_chip / 1e9:.1f} GB: {' '.join(best.choice.flags) or 'the config as it is'}; "
+            f"nothing that was compiled fits in the usable {room / 1e9:.1f} GB per chip of {topology.name}; the "
+            f"nearest needs {best.plan.peak_bytes_per_chip / 1e9:.1f} GB: "
+            f"{' '.join(best.choice.flags) or 'the config as it is'}; "
             "use more chips, or a smaller batch or model"
         )
 

@@ -86,14 +86,13 @@ def layout_name(layout: MeshSettings) -> str:
 def shrink(settings: Settings) -> Settings:
     """Returns the config at sizes that train in seconds on a CPU, with almost all options unchanged.
 
-    Moments in 8 bits become float32: a rounding error that no tolerance would notice moves a code to the next one, which
-    is a percent away. Lengths in tokens scale with the rows; heads keep their ratio to kv heads; scans over chunks, layers or microbatches
-    remain scans; dense layers and layers with experts keep their pattern. Computation is float32 with XLA attention,
-    which is available on every platform.
+    Moments in 8 bits become float32: a rounding error far below any tolerance can move a code to the next one, which is
+    a percent away. Lengths in tokens scale with the rows; heads keep their ratio to kv heads; scans over chunks, layers
+    or microbatches remain scans; dense layers and layers with experts keep their pattern. Computation is float32 with
+    XLA attention, which is available on every platform.
     """
     model, batch = settings.model, min(settings.microbatches, 2) * _MOST_DEVICES
-    moments = ("first_moment", "second_moment")
-    coded = [name for name in moments if getattr(settings.optimizer, name) == "int8"]
+    first, second = settings.optimizer.first_moment, settings.optimizer.second_moment
     scale = _LENGTH / max(model["context_length"], settings.sequence_length)
     head_dim = model["head_dim"] or model["embed_dim"] // model["num_heads"]
     # Half of a head that is rotated in part, so that pairs of columns remain.
@@ -133,7 +132,8 @@ def shrink(settings: Settings) -> Settings:
             learning_rate=_LEARNING_RATE,
             muon_learning_rate=_LEARNING_RATE,
             epsilon=_EPSILON,
-            **dict.fromkeys(coded, "float32"),
+            first_moment="float32" if first == "int8" else first,
+            second_moment="float32" if second == "int8" else second,
             warmup_steps=min(settings.optimizer.warmup_steps, 1),
         ),
     )

@@ -138,7 +138,7 @@ def _ways_to_store(settings: Settings) -> Iterator[dict[str, str]]:
     """Yields changes of `config.optimizer`: none, and then those that make the moments smaller."""
     yield {}
     given = settings.optimizer
-    seen = {(given.first_moment, given.second_moment)}
+    seen: set[tuple[str, str]] = {(given.first_moment, given.second_moment)}
     for first, second in _MOMENTS:
         pair = (first, given.second_moment if given.name == "muon" else second)
         if pair not in seen and (given.first_moment, given.second_moment) == ("float32", "float32"):
