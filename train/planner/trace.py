@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from model.adapt import adapt
 from model.attention import SCOPE
 from model.config import ModelConfig
 from model.flops import expert_forward_flops, visible_fraction
@@ -46,14 +47,15 @@ def trace(settings: Settings, model: ModelConfig, split_experts: bool = False) -
     # Kernels have no jaxpr to traverse.
     dtype = "bfloat16" if model.compute_dtype == "auto" else model.compute_dtype
     model = dataclasses.replace(model, attention="xla", compute_dtype=dtype)
-    objective = objective_of(settings, model)
+    objective = adapt(objective_of(settings, model), settings.adapt)
     params = nn.meta.unbox(boxed_params(objective))
+    trained = {group: params.pop(group) for group in objective.trained}
     T, rows = settings.sequence_length, 2 if split_experts else 1
 
     def traced(rows: int) -> Jaxpr:
         with _mesh_of_experts(rows) if model.num_experts else contextlib.nullcontext():
-            gradient = jax.make_jaxpr(lambda p, b: summed_gradients(objective, p, b, 1))
-            return gradient(params, abstract_batch(rows, T)).jaxpr
+            gradient = jax.make_jaxpr(lambda p, b, frozen: summed_gradients(objective, p, b, 1, frozen))
+            return gradient(trained, abstract_batch(rows, T), params).jaxpr
 
     jaxpr = traced(1)
     share = visible_fraction(model, T)

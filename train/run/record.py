@@ -146,7 +146,7 @@ class Run:
         return build(Adaptation, self.record.config["adapt"], "config.adapt")
 
     def objective(self, adapted: bool = True) -> Objective:
-        """Returns the `Objective` to load and evaluate the run with; `adapted=False`: with all parameters trainable."""
+        """Returns the `Objective` to train and evaluate the run with; `adapted=False`: with all parameters trainable."""
         if self.record.stage == "pretrain":
             return language_model(self.model, chunk=self.record.config["loss"]["chunk"])
         loss = build(LossSettings, self.record.config["loss"], "config.loss")
@@ -161,7 +161,8 @@ class Run:
         Raises:
             UserError: see `restore_params`; or the base model is missing or was replaced.
         """
-        objective = self.objective()
+        # The base's run is not quantized, and `mesh` need not divide the blocks of one that is.
+        objective = self._not_quantized().objective()
         abstract = abstract_params(objective, mesh)
         groups = tuple(abstract) if groups is None else groups
         own = tuple(group for group in groups if group in objective.trained)
@@ -169,6 +170,13 @@ class Run:
         stored = (self.checkpoint_dir, self.checkpoint_item)
         params = restore_params(self.directory, abstract, mesh, own, *stored) if own else {}
         return params | self.base().load_merged(mesh, other) if other else params
+
+    def _not_quantized(self) -> "Run":
+        """Returns this run with LoRA on a base that is not quantized; the trained groups are the same."""
+        if self.record.stage == "pretrain":
+            return self
+        config = self.record.config | {"adapt": self.record.config["adapt"] | {"base_quantization": "none"}}
+        return dataclasses.replace(self, record=dataclasses.replace(self.record, config=config))
 
     def load_merged(self, mesh: Mesh, groups: tuple[str, ...]) -> Params:
         """Returns groups of parameters on `mesh`; a LoRA adapter is added to the backbone.
