@@ -47,7 +47,7 @@ def adapt(objective: Objective, adaptation: Adaptation) -> Objective:
     def init(rng: jax.Array) -> Params:
         params = objective.init(rng)
         adapter = make_adapter(params["backbone"], adaptation, jax.random.fold_in(rng, 2))
-        return _quantized(params, adaptation) | {"adapter": adapter}
+        return quantized(params, adaptation) | {"adapter": adapter}
 
     jax.eval_shape(init, jax.random.key(0))
 
@@ -61,7 +61,7 @@ def adapt(objective: Objective, adaptation: Adaptation) -> Objective:
 
     return Objective(
         init=init,
-        cast=lambda params: objective.cast(_quantized(params, adaptation)),
+        cast=lambda params: objective.cast(quantized(params, adaptation)),
         loss=lambda params, batch: objective.loss(applied(params), batch),
         predict=lambda params, batch: objective.predict(applied(params), batch),
         trained=("adapter", "head"),
@@ -75,7 +75,7 @@ def merge(params: Params, adaptation: Adaptation) -> Params:
     """
     if "adapter" not in params:
         return params
-    backbone = _quantized(params, adaptation)["backbone"]
+    backbone = quantized(params, adaptation)["backbone"]
     backbone = backbone | {"layers": dequantize_layers(backbone["layers"])}
 
     def added(base: Any, adapter: Any) -> Any:  # noqa: ANN401 - a tree or a leaf
@@ -90,7 +90,7 @@ def merge(params: Params, adaptation: Adaptation) -> Params:
     return {"backbone": added(backbone, params["adapter"]), "head": params["head"]}
 
 
-def _quantized(params: Params, adaptation: Adaptation) -> Params:
+def quantized(params: Params, adaptation: Adaptation) -> Params:
     """Returns the groups with the backbone's kernels as `adaptation` keeps them."""
     how = adaptation.base_quantization
     if adaptation.method != "lora" or how == "none" or "backbone" not in params:

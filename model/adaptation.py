@@ -5,6 +5,9 @@ from typing import Annotated, Literal
 
 from configs.schema import at_least
 
+# How the kernels of a frozen base are kept; "none": in the compute dtype.
+Quantization = Literal["none", "int8", "nf4"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Adaptation:
@@ -25,5 +28,5 @@ class Adaptation:
     rank: int
     alpha: float
     targets: tuple[str, ...]
-    base_quantization: Literal["none", "int8", "nf4"] = "none"
+    base_quantization: Quantization = "none"
     task_text_steps: Annotated[int, at_least(0)] = 0

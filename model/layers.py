@@ -67,7 +67,7 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns einsum(x, kernel) + bias in the dtype of `x`."""
-        kernel = self.get_variable("params", "kernel")
+        kernel: Any = self.get_variable("params", "kernel")
         if is_quantized(kernel):
             y = quantized_product(self.equation, x, kernel)
         else:

@@ -7,22 +7,24 @@ A quantized kernel is a dict in the kernel's place. L layers (absent inside a la
            "block_scales" bfloat16 (L, blocks, O)
 
 NF4 (QLoRA, arXiv:2305.14314, section 3) has 16 levels: quantiles of a normal distribution, scaled to [-1, 1], one of
-them 0. The inputs of an output are divided into blocks of 64 in their order; a byte holds weight i of a block in its low
-four bits and weight i + 32 in its high ones. That is 4.25 bits per weight. The scales themselves are not quantized.
+them 0. The inputs of an output are divided into blocks of 64 in their order; a byte holds weight i of a block in its
+low four bits and weight i + 32 in its high ones. That is 4.25 bits per weight. The scales themselves are not quantized
+(the paper's "double quantization").
 """
 
+import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from configs.errors import UserError
+from model.adaptation import Quantization
 from model.products import weight_product
 from model.sharding import BLOCK_SCALES, is_partitioned
 
-Quantization = Literal["int8", "nf4"]
 Kernel = dict[str, Any]
 
 BLOCK = 64
@@ -91,15 +93,15 @@ def quantize(kernel: jax.Array, how: Quantization, inputs: int, name: str = "ker
     flat = kernel.reshape(-1, *shape[inputs:])
     if len(flat) % BLOCK or shape[inputs - 1] % 2:
         raise UserError(
-            f"config.adapt.base_quantization='nf4' needs a multiple of {BLOCK} inputs in every matrix, but {name!r} has "
-            f"{len(flat)}; use 'int8'"
+            f"config.adapt.base_quantization='nf4' needs a multiple of {BLOCK} inputs in every matrix, but {name!r} "
+            f"has {len(flat)}; use 'int8'"
         )
     blocks = flat.reshape(-1, BLOCK, *shape[inputs:])
     scales = jnp.abs(blocks).max(1).astype(jnp.bfloat16)
     unit = blocks / _nonzero(scales.astype(jnp.float32))[:, None]
-    middles = [(low + high) / 2 for low, high in zip(NF4_LEVELS[:-1], NF4_LEVELS[1:], strict=True)]
-    codes = sum((unit > middle).astype(jnp.uint8) for middle in middles)
-    low, high = jnp.split(jnp.asarray(codes), 2, axis=1)
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(NF4_LEVELS)]
+    codes = sum(((unit > middle).astype(jnp.uint8) for middle in middles), jnp.zeros(unit.shape, jnp.uint8))
+    low, high = jnp.split(codes, 2, axis=1)
     return {_CODES: (low | high << 4).reshape(_halved(shape, inputs)), BLOCK_SCALES: scales}
 
 

@@ -166,7 +166,7 @@ def _division_errors(size: int, axis: str, mesh: AnyMesh, in_blocks: bool = Fals
     product = " x ".join(f"config.mesh.{name}" for name in split)
     if in_blocks:
         return [
-            f"{product}={parts} must divide the {size} blocks of the {axis} axis that config.adapt.base_quantization='nf4' "
-            "needs; use another mesh, or 'int8'"
+            f"{product}={parts} must divide the {size} blocks of the {axis} axis that "
+            "config.adapt.base_quantization='nf4' needs; use another mesh, or 'int8'"
         ]
     return [f"{product}={parts} must divide the {axis} axis of {size}; {near}"]

@@ -138,7 +138,9 @@ def test_bytes_of_the_frozen_kernels(how, ratio):
 def test_backward_pass_keeps_no_dequantized_kernel():
     objective = adapt(classifier(MODEL, 3, "mean"), qlora("nf4"))
     trained, frozen = split(objective, nn.meta.unbox(jax.eval_shape(objective.init, jax.random.key(0))))
-    gradient = jax.make_jaxpr(lambda t, f, b: summed_gradients(objective, t, b, 1, f)[0])(trained, frozen, batch_of(1, 16))
+    gradient = jax.make_jaxpr(lambda t, f, b: summed_gradients(objective, t, b, 1, f)[0])(
+        trained, frozen, batch_of(1, 16)
+    )
     forward = next(eqn for eqn in gradient.jaxpr.eqns if eqn.primitive.name == "scan")
     saved = [v.aval for v in forward.outvars]
     # Two layers of the smallest matrix have 2 x 128 x 64 elements; two layers of activations 2 x 16 x 128.
@@ -167,8 +169,8 @@ def test_mesh_does_not_change_the_quantized_loss_and_gradient(how):
 def test_mesh_that_splits_a_block_is_refused():
     objective = adapt(classifier(MODEL, 3, "mean"), qlora("nf4"))
     message = (
-        "config.mesh.fsdp=4 must divide the 2 blocks of the embed axis that config.adapt.base_quantization='nf4' needs; "
-        "use another mesh, or 'int8'"
+        "config.mesh.fsdp=4 must divide the 2 blocks of the embed axis that config.adapt.base_quantization='nf4' "
+        "needs; use another mesh, or 'int8'"
     )
     with pytest.raises(UserError, match=message) as caught:
         abstract_params(objective, mesh_of(fsdp=4))

@@ -31,6 +31,7 @@ _LOSSES = "tests/model/test_losses.py::"
 _HEADS = "tests/model/test_heads.py::"
 _TASK_HEADS = "tests/model/test_task_heads.py::"
 _ADAPT = "tests/model/test_adapt.py::"
+_QUANTIZATION = "tests/model/test_quantization.py::"
 _SAMPLING = "tests/model/test_sampling.py::"
 _PACKING = "tests/data/test_packing.py::"
 _MIXTURE = "tests/data/test_mixture.py::"
@@ -153,6 +154,30 @@ _MODEL = (
     Mutant(
         "LoRA is scaled by alpha alone", "model/adapt.py", "x * (adaptation.alpha / adaptation.rank)",
         "x * adaptation.alpha", f"{_ADAPT}test_merged_equals_applied[lora-changes0]",
+    ),
+    Mutant(
+        "the scales of int8 are those of the inputs", "model/quantization.py",
+        "scales = jnp.abs(kernel).max(tuple(range(inputs)))", "scales = jnp.abs(kernel).max(tuple(range(1)))",
+        f"{_QUANTIZATION}test_int8_is_within_half_a_step_of_its_output_channel[shape1-2]",
+    ),
+    Mutant(
+        "the nibbles of NF4 are exchanged", "model/quantization.py", "[packed & 15, packed >> 4]",
+        "[packed >> 4, packed & 15]", f"{_QUANTIZATION}test_nf4_equals_a_numpy_reference[shape0-1]",
+    ),
+    Mutant(
+        "the backward pass keeps every dequantized kernel", "model/quantization.py",
+        "@partial(jax.checkpoint, static_argnums=0)", "@partial(jax.jit, static_argnums=0)",
+        f"{_QUANTIZATION}test_backward_pass_keeps_no_dequantized_kernel",
+    ),
+    Mutant(
+        "the original base is merged instead of the quantized one", "model/adapt.py",
+        'backbone = quantized(params, adaptation)["backbone"]', 'backbone = params["backbone"]',
+        f"{_QUANTIZATION}test_merged_model_is_the_one_that_was_trained[nf4]",
+    ),
+    Mutant(
+        "the base of QLoRA is trained as well", "model/adapt.py", 'trained=("adapter", "head"),',
+        'trained=("adapter", "head", "backbone"),',
+        f"{_QUANTIZATION}test_loss_and_gradients_equal_lora_on_the_dequantized_base[nf4-changes0]",
     ),
     Mutant(
         "top-p keeps one token too few", "model/sampling.py", ", axis=-1) - jax.nn.softmax(ordered_BV)", ", axis=-1)",
