@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from model.adapt import adapt
@@ -55,7 +56,9 @@ def trace(settings: Settings, model: ModelConfig, split_experts: bool = False) -
     def traced(rows: int) -> Jaxpr:
         with _mesh_of_experts(rows) if model.num_experts else contextlib.nullcontext():
             gradient = jax.make_jaxpr(lambda p, b, frozen: summed_gradients(objective, p, b, 1, frozen))
-            return gradient(trained, abstract_batch(rows, T), params).jaxpr
+            found = gradient(trained, abstract_batch(rows, T), params).jaxpr
+            # The backward rule of a product also has the gradient of its weight, which nothing reads if that is frozen.
+            return dce_jaxpr(found, [True] * len(found.outvars))[0] if params else found
 
     jaxpr = traced(1)
     share = visible_fraction(model, T)
