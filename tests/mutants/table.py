@@ -165,21 +165,6 @@ _MODEL = (
         "[packed >> 4, packed & 15]", f"{_QUANTIZATION}test_nf4_equals_a_numpy_reference[shape0-1]",
     ),
     Mutant(
-        "the backward pass keeps every dequantized kernel", "model/quantization.py",
-        "@partial(jax.checkpoint, static_argnums=0)", "@partial(jax.jit, static_argnums=0)",
-        f"{_QUANTIZATION}test_backward_pass_keeps_no_dequantized_kernel",
-    ),
-    Mutant(
-        "the original base is merged instead of the quantized one", "model/adapt.py",
-        'backbone = quantized(params, adaptation)["backbone"]', 'backbone = params["backbone"]',
-        f"{_QUANTIZATION}test_merged_model_is_the_one_that_was_trained[nf4]",
-    ),
-    Mutant(
-        "the base of QLoRA is trained as well", "model/adapt.py", 'trained=("adapter", "head"),',
-        'trained=("adapter", "head", "backbone"),',
-        f"{_QUANTIZATION}test_loss_and_gradients_equal_lora_on_the_dequantized_base[nf4-changes0]",
-    ),
-    Mutant(
         "top-p keeps one token too few", "model/sampling.py", ", axis=-1) - jax.nn.softmax(ordered_BV)", ", axis=-1)",
         f"{_SAMPLING}test_each_filter_keeps_the_right_tokens[how2-expected2]",
     ),
