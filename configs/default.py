@@ -207,6 +207,7 @@ def adapt() -> ConfigDict:
     a.alpha = 16.0  # lora: the product of the factors is multiplied by alpha / rank
     # lora: matrices that get factors, of "query", "key", "value", "output" (attention), "gate", "up", "down" (MLP).
     a.targets = ("query", "value")
+    a.base_quantization = "none"  # lora: the frozen matrices in "int8" or 4 bits ("nf4": QLoRA); "none": not quantized
     # First continue pre-training for this many steps on the texts of the training rows, without held-out rows; 0: off.
     a.task_text_steps = 0
     return a

@@ -66,7 +66,7 @@ CONDITIONS = (
     Condition(("task.out_of_scope",), lambda c: not c["task"]["multi_label"], "config.task.multi_label=False"),
     Condition(("adapt.last_layers",), lambda c: c["adapt"]["method"] == "last", "config.adapt.method='last'"),
     Condition(
-        ("adapt.rank", "adapt.alpha", "adapt.targets"),
+        ("adapt.rank", "adapt.alpha", "adapt.targets", "adapt.base_quantization"),
         lambda c: c["adapt"]["method"] == "lora",
         "config.adapt.method='lora'",
     ),

@@ -1,7 +1,9 @@
 """Parameter-efficient fine-tuning: train all parameters, the head, the last layers, or low-rank factors (LoRA).
 
 The parameters that a method adds form their own group, "adapter", with the same paths as the backbone. A frozen group
-has no gradient and no optimizer state, and is not saved in the run's checkpoints.
+has no gradient and no optimizer state, and is not saved in the run's checkpoints. LoRA can keep the kernels of the
+frozen backbone quantized (QLoRA, arXiv:2305.14314): `init` and `cast` return them so, and `merge` adds the adapter to
+the values that they stand for, which are those that it was trained with.
 r rank, L layers, I inputs and O outputs of a projection.
 """
 
@@ -16,6 +18,7 @@ from flax import linen as nn
 from configs.errors import UserError
 from model.adaptation import Adaptation
 from model.heads import Objective
+from model.quantization import dequantize_layers, quantize_layers
 from model.sharding import is_partitioned
 from model.transformer import Params
 
@@ -40,11 +43,13 @@ def adapt(objective: Objective, adaptation: Adaptation) -> Objective:
             )
         return objective._replace(trained=("head",))
     make_adapter = _last_layers if method == "last" else _factors
-    jax.eval_shape(lambda: make_adapter(boxed["backbone"], adaptation, jax.random.key(0)))
 
     def init(rng: jax.Array) -> Params:
         params = objective.init(rng)
-        return params | {"adapter": make_adapter(params["backbone"], adaptation, jax.random.fold_in(rng, 2))}
+        adapter = make_adapter(params["backbone"], adaptation, jax.random.fold_in(rng, 2))
+        return quantized(params, adaptation) | {"adapter": adapter}
+
+    jax.eval_shape(init, jax.random.key(0))
 
     def applied(params: Params) -> Params:
         if method == "last":
@@ -56,7 +61,7 @@ def adapt(objective: Objective, adaptation: Adaptation) -> Objective:
 
     return Objective(
         init=init,
-        cast=objective.cast,
+        cast=lambda params: objective.cast(quantized(params, adaptation)),
         loss=lambda params, batch: objective.loss(applied(params), batch),
         predict=lambda params, batch: objective.predict(applied(params), batch),
         trained=("adapter", "head"),
@@ -64,9 +69,14 @@ def adapt(objective: Objective, adaptation: Adaptation) -> Objective:
 
 
 def merge(params: Params, adaptation: Adaptation) -> Params:
-    """Returns `{"backbone", "head"}` with the adapter added into the backbone; its predictions are the same."""
+    """Returns `{"backbone", "head"}` with the adapter added into the backbone; its predictions are the same.
+
+    The backbone may be quantized, or as its own run saved it; the result is not quantized.
+    """
     if "adapter" not in params:
         return params
+    backbone = quantized(params, adaptation)["backbone"]
+    backbone = backbone | {"layers": dequantize_layers(backbone["layers"])}
 
     def added(base: Any, adapter: Any) -> Any:  # noqa: ANN401 - a tree or a leaf
         if not isinstance(adapter, dict):
@@ -77,7 +87,16 @@ def merge(params: Params, adaptation: Adaptation) -> Params:
             return base | {"kernel": base["kernel"] + adaptation.alpha / adaptation.rank * product}
         return base | {name: added(base[name], adapter[name]) for name in adapter}
 
-    return {"backbone": added(params["backbone"], params["adapter"]), "head": params["head"]}
+    return {"backbone": added(backbone, params["adapter"]), "head": params["head"]}
+
+
+def quantized(params: Params, adaptation: Adaptation) -> Params:
+    """Returns the groups with the backbone's kernels as `adaptation` keeps them."""
+    how = adaptation.base_quantization
+    if adaptation.method != "lora" or how == "none" or "backbone" not in params:
+        return params
+    backbone = params["backbone"]
+    return params | {"backbone": backbone | {"layers": quantize_layers(backbone["layers"], how)}}
 
 
 def _flat(factors: dict[str, jax.Array]) -> dict[str, tuple[int, int, int]]:

@@ -5,6 +5,9 @@ from typing import Annotated, Literal
 
 from configs.schema import at_least
 
+# How the kernels of a frozen base are kept; "none": in the compute dtype.
+Quantization = Literal["none", "int8", "nf4"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Adaptation:
@@ -16,6 +19,7 @@ class Adaptation:
         rank: r of "lora".
         alpha: "lora" multiplies the product of its factors by alpha / r.
         targets: names of the projections that "lora" adds factors to.
+        base_quantization: how "lora" keeps the frozen kernels: "none" (in the compute dtype), "int8" or "nf4" (QLoRA).
         task_text_steps: steps of pre-training on the texts of the training rows, before the task is trained; 0: none.
     """
 
@@ -24,4 +28,5 @@ class Adaptation:
     rank: int
     alpha: float
     targets: tuple[str, ...]
+    base_quantization: Quantization = "none"
     task_text_steps: Annotated[int, at_least(0)] = 0

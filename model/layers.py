@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from model.config import ModelConfig
 from model.products import weight_product
+from model.quantization import is_quantized, quantized_product
 from model.sharding import with_axes
 
 # The backward pass recomputes norms and activations from their inputs: results of products, which are saved anyway.
@@ -66,8 +67,12 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns einsum(x, kernel) + bias in the dtype of `x`."""
-        kernel = self.param("kernel", with_axes(nn.initializers.normal(self.std), *self.names), self.shape)
-        y = weight_product(self.equation, x, kernel.astype(x.dtype))
+        kernel: Any = self.get_variable("params", "kernel")
+        if is_quantized(kernel):
+            y = quantized_product(self.equation, x, kernel)
+        else:
+            kernel = self.param("kernel", with_axes(nn.initializers.normal(self.std), *self.names), self.shape)
+            y = weight_product(self.equation, x, kernel.astype(x.dtype))
         if self.has_variable("params", "lora_a"):
             y = y + self._low_rank(x)
         if self.bias_axes:

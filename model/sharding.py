@@ -69,6 +69,8 @@ ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
     "group": ("expert", "fsdp"),
     "vocab_of_group": ("tensor", "expert", "fsdp"),
 }
+# The name of the scales of quantized kernels' blocks (`model/quantization.py`): blocks are not split over devices.
+BLOCK_SCALES = "block_scales"
 BATCH_SPEC = PartitionSpec(ACTIVATION_RULES["batch"], ACTIVATION_RULES["length"])
 
 
@@ -132,20 +134,21 @@ def parameter_shardings(boxed: Any, mesh: AnyMesh) -> Any:  # noqa: ANN401 - a p
     """
     errors: dict[str, None] = {}
 
-    def leaf(box: nn.Partitioned) -> NamedSharding:
+    def leaf(path: tuple[Any, ...], box: nn.Partitioned) -> NamedSharding:
         names = [str(name) for name in box.names]
-        for size, axis in zip(box.value.shape, names, strict=True):
-            errors.update(dict.fromkeys(_division_errors(size, axis, mesh)))
+        in_blocks = path[-1].key == BLOCK_SCALES
+        for index, (size, axis) in enumerate(zip(box.value.shape, names, strict=True)):
+            errors.update(dict.fromkeys(_division_errors(size, axis, mesh, in_blocks and index == 1)))
         return NamedSharding(mesh, spec(names, PARAMETER_RULES))
 
-    shardings = jax.tree.map(leaf, boxed, is_leaf=is_partitioned)
+    shardings = jax.tree_util.tree_map_with_path(leaf, boxed, is_leaf=is_partitioned)
     if errors:
         raise UserError("; ".join(errors))
     return shardings
 
 
-def _division_errors(size: int, axis: str, mesh: AnyMesh) -> list[str]:
-    """Returns a line if the mesh does not divide a parameter's dimension; [] if it does."""
+def _division_errors(size: int, axis: str, mesh: AnyMesh, in_blocks: bool = False) -> list[str]:
+    """Returns a line if the mesh does not divide a parameter's dimension, or its number of blocks; [] if it does."""
     split = [name for name in PARAMETER_RULES[axis] if mesh.shape[name] > 1]
     parts = math.prod(mesh.shape[name] for name in split)
     if size % parts == 0:
@@ -161,4 +164,9 @@ def _division_errors(size: int, axis: str, mesh: AnyMesh) -> list[str]:
             f"{fitting}; {near}"
         ]
     product = " x ".join(f"config.mesh.{name}" for name in split)
+    if in_blocks:
+        return [
+            f"{product}={parts} must divide the {size} blocks of the {axis} axis that "
+            "config.adapt.base_quantization='nf4' needs; use another mesh, or 'int8'"
+        ]
     return [f"{product}={parts} must divide the {axis} axis of {size}; {near}"]

@@ -71,7 +71,9 @@ def _load_into(state: TrainState, job: Job, program: Program) -> TrainState:
     new = [
         f"{group} ({len(jax.tree.leaves(tree))} leaves)" for group, tree in state.params.items() if group not in loaded
     ]
-    trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.params, state.frozen))
+    # Of the loaded arrays where there are any: quantized ones have fewer elements than weights.
+    held = {group: loaded.get(group, tree) for group, tree in state.frozen.items()}
+    trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.params, held))
     say(
         f"{job.title}: loaded {len(jax.tree.leaves(loaded))} leaves; new: {', '.join(new) or 'none'}; "
         f"{trained:,} of {trained + frozen:,} parameters are trained ({trained / (trained + frozen):.2%})"

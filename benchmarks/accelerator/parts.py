@@ -41,7 +41,9 @@ def parts_of(size: Size) -> list[Part]:
     found += [Part(f"peer-decode-{rows}", "decode", decode | {"rows": rows}, 90, peer=True) for rows in size.peer_rows]
     found.append(_train(size.main, main, 0, attention="xla"))
     found.append(Part("checkpoint", "disk.measure", {"model": size.saved}, 120))
-    found.append(Part("lora", "training.adapter", dataclasses.asdict(models[size.saved]) | {"steps": size.steps}, 90))
+    adapted = dataclasses.asdict(models[size.saved]) | {"steps": size.steps}
+    for name, how in (("lora", "none"), ("qlora-int8", "int8"), ("qlora-nf4", "nf4")):
+        found.append(Part(name, "training.adapter", adapted | {"quantization": how}, 90))
     found.append(Part("equal-runs", "runs.equal", {"steps": size.repeat_steps, "embed_dim": size.repeat_width}, 240))
     found.append(Part("fine-tune", "runs.finetune", {"scale": size.demo_scale}, 300))
     found += [_train(name, models[name], 1) for name in size.train_order]

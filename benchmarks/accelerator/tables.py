@@ -106,12 +106,22 @@ def _checkpoint(results: Results) -> Iterator[str]:
 
 
 def _adapter(results: Results) -> Iterator[str]:
-    one = results.get("lora", {})
-    if "trained" in one:
+    found = [one for name in ("lora", "qlora-int8", "qlora-nf4") if "trained" in (one := results.get(name, {}))]
+    if not found:
+        return
+    one = found[0]
+    yield (
+        f"### LoRA of rank 8 on query and value of {one['model']}, {one['rows']} x {one['length']:,}: "
+        f"{one['trained']:,} trained parameters"
+    )
+    yield ""
+    yield "| frozen matrices | tokens/s | frozen GB | peak GB |"
+    yield "|---|---|---|---|"
+    for one in found:
+        kept = "bfloat16" if one["quantization"] == "none" else one["quantization"]
         yield (
-            f"LoRA of rank 8 on query and value of {one['model']}, {one['rows']} x {one['length']:,}: "
-            f"{one['tokens_per_second']:,.0f} tokens/s, {one['trained']:,} trained parameters, peak "
-            f"{_scaled(one['peak_bytes'], 1e9)} GB."
+            f"| {kept} | {one['tokens_per_second']:,.0f} | {_scaled(one['frozen_bytes'], 1e9)} | "
+            f"{_scaled(one['peak_bytes'], 1e9)} |"
         )
 
 

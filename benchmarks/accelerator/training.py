@@ -12,18 +12,19 @@ from jax.sharding import Mesh
 from benchmarks.accelerator.chip import attached_topology
 from benchmarks.accelerator.sizes import config_of
 from model.adapt import adapt
-from model.adaptation import Adaptation
+from model.adaptation import Adaptation, Quantization
 from model.attend import attention_backend
 from model.flops import training_flops_per_token
 from model.heads import Objective, parameter_count
 from train.distributed.mesh import make_mesh
 from train.hardware import peak_flops
-from train.planner.estimate import Work, estimate
+from train.planner.estimate import Work, estimate, tree_bytes
 from train.planner.pricing import roofline, usable_bytes
 from train.planner.topology import parse_topology
 from train.planner.trace import trace
 from train.settings import Settings, from_config, planned_model
 from train.step import Program, make_program, objective_of
+from train.trees import boxed_params
 
 _CHUNKS = (0, 512)
 _REMATS = ("none", "dots", "full")
@@ -75,17 +76,33 @@ def measure(model: str, rows: int, length: int, steps: int, rank: int, attention
     return {"model": model, "rows": rows, "length": length} | chosen | _timed(program, settings, mesh, steps, flops)
 
 
-def adapter(model: str, rows: int, length: int, steps: int) -> dict[str, Any]:
-    """Returns the figures of a LoRA train step: rank 8 on query and value, the other weights frozen in bfloat16."""
+def adapter(model: str, rows: int, length: int, steps: int, quantization: Quantization) -> dict[str, Any]:
+    """Returns the figures of a LoRA train step: rank 8 on query and value, the other weights frozen.
+
+    Args:
+        model: key of `SHAPES`.
+        rows: rows per device.
+        length: tokens per row.
+        steps: timed steps.
+        quantization: of the frozen matrices; "none": bfloat16.
+    """
     config = config_of(model, rows * jax.device_count(), length)
     config.loss.chunk = _CHUNKS[-1] if length % _CHUNKS[-1] == 0 else 0
+    # Each device has the whole model: not every number of devices divides the blocks of NF4.
+    config.mesh.data, config.mesh.fsdp = -1, 1
     settings = from_config(config.to_dict())
     mesh = make_mesh(settings.mesh)
     objective: Objective = objective_of(settings, planned_model(settings))
-    program = make_program(adapt(objective, Adaptation("lora", 0, 8, 16.0, ("query", "value"))), settings, mesh)
-    trained = parameter_count(program.state.params)
+    how = Adaptation("lora", 0, 8, 16.0, ("query", "value"), quantization)
+    program = make_program(adapt(objective, how), settings, mesh)
+    counts = {
+        "trained": parameter_count(program.state.params),
+        # Arrays of codes have fewer elements than weights.
+        "parameters": parameter_count(boxed_params(objective)),
+        "frozen_bytes": int(tree_bytes(program.state.frozen)),
+    }
     found = _timed(program, settings, mesh, steps, 0.0)
-    return {"model": model, "rows": rows, "length": length, "trained": trained} | found
+    return {"model": model, "rows": rows, "length": length, "quantization": quantization} | found | counts
 
 
 def _timed(program: Program, settings: Settings, mesh: Mesh, steps: int, flops_per_token: float) -> dict[str, Any]:

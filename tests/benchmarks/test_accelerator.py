@@ -24,16 +24,18 @@ def results() -> dict:
 
 @pytest.mark.integration
 def test_every_part_measures_something_positive(results):
-    assert {"device", "checkpoint", "lora"} < set(results)
+    assert {"device", "checkpoint", "lora", "qlora-int8", "qlora-nf4"} < set(results)
     assert results["device"]["bfloat16_flops"] > 0 and results["device"]["copy_bandwidth"] > 0
     for name, one in results.items():
-        if name.startswith(("train-", "lora")):
+        if name.startswith(("train-", "lora", "qlora-")):
             least, median, most = one["step_seconds"]
             assert 0 < least <= median <= most and one["tokens_per_second"] > 0 and one["compiled_bytes"] > 0
         if name.startswith("decode-"):
             assert one["tokens_per_second"] == pytest.approx(
                 one["rows"] * TINY.new_tokens / (one["seconds_per_token"] * TINY.new_tokens)
             )
+    frozen = [results[name]["frozen_bytes"] for name in ("lora", "qlora-int8", "qlora-nf4")]
+    assert frozen[0] > frozen[1] > frozen[2]
     saved = results["checkpoint"]
     # Float32 parameters and two moments, and counters.
     assert 12 * results["train-tiny-1"]["parameters"] < saved["bytes"] < 12.1 * results["train-tiny-1"]["parameters"]
@@ -42,7 +44,7 @@ def test_every_part_measures_something_positive(results):
 
 @pytest.mark.integration
 def test_training_reduces_the_loss_of_a_repeated_batch(results):
-    for name in ("train-tiny-1", "train-tiny-2", "lora"):
+    for name in ("train-tiny-1", "train-tiny-2", "lora", "qlora-int8", "qlora-nf4"):
         first, last = results[name]["losses"]
         assert last < first
 

@@ -1,38 +1,19 @@
 """LoRA and last-layer adapters: merged equals applied, meshes agree, invalid settings are errors."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
+from adapters import adaptation, batch_of
 from conftest import init, mesh_of, tiny_model
 from flax import linen as nn
 
 from configs import default, models
 from configs.errors import UserError
-from configs.schema import build
 from model.adapt import adapt, merge
-from model.adaptation import Adaptation
 from model.config import model_config
 from model.heads import classifier, language_model, parameter_count
 from model.sharding import parameter_shardings
 from train.distributed.placement import put_batch
-
-
-def adaptation(method, **changes):
-    return dataclasses.replace(build(Adaptation, default.adapt(), "config.adapt"), method=method, **changes)
-
-
-def batch_of(rows=8, length=32, seed=0):
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(3, 60, (rows, length)).astype(np.int32)
-    return {
-        "tokens": tokens,
-        "targets": rng.integers(0, 3, (rows, length)).astype(np.int32),
-        "segment_ids": np.ones((rows, length), np.int32),
-        "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
-        "weights": (np.arange(length) == length - 1).astype(np.float32) * np.ones((rows, 1), np.float32),
-    }
 
 
 @pytest.mark.integration

@@ -31,6 +31,7 @@ _LOSSES = "tests/model/test_losses.py::"
 _HEADS = "tests/model/test_heads.py::"
 _TASK_HEADS = "tests/model/test_task_heads.py::"
 _ADAPT = "tests/model/test_adapt.py::"
+_QUANTIZATION = "tests/model/test_quantization.py::"
 _SAMPLING = "tests/model/test_sampling.py::"
 _PACKING = "tests/data/test_packing.py::"
 _MIXTURE = "tests/data/test_mixture.py::"
@@ -155,6 +156,15 @@ _MODEL = (
     Mutant(
         "LoRA is scaled by alpha alone", "model/adapt.py", "x * (adaptation.alpha / adaptation.rank)",
         "x * adaptation.alpha", f"{_ADAPT}test_merged_equals_applied[lora-changes0]",
+    ),
+    Mutant(
+        "the scales of int8 are those of the inputs", "model/quantization.py",
+        "scales = jnp.abs(kernel).max(tuple(range(inputs)))", "scales = jnp.abs(kernel).max(tuple(range(1)))",
+        f"{_QUANTIZATION}test_int8_is_within_half_a_step_of_its_output_channel[shape1-2]",
+    ),
+    Mutant(
+        "the nibbles of NF4 are exchanged", "model/quantization.py", "[packed & 15, packed >> 4]",
+        "[packed >> 4, packed & 15]", f"{_QUANTIZATION}test_nf4_equals_a_numpy_reference[shape0-1]",
     ),
     Mutant(
         "top-p keeps one token too few", "model/sampling.py", ", axis=-1) - jax.nn.softmax(ordered_BV)", ", axis=-1)",

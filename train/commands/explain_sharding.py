@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 REQUIRED = ("config",)
 CONFIG_FIELDS = (
     *("batch_size", "sequence_length", "num_steps", "microbatches", "tokenizer", "xla_flags"),
-    *("model", "mesh", "data.path", "data.mixture", "optimizer", "loss"),
+    *("model", "mesh", "data.path", "data.mixture", "adapt", "optimizer", "loss"),
 )
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 REQUIRED = ("config", "topology")
 CONFIG_FIELDS = (
     *("batch_size", "sequence_length", "num_steps", "microbatches", "tokenizer", "xla_flags"),
-    *("model", "mesh", "data.path", "data.mixture", "optimizer", "loss", "task.attention"),
+    *("model", "mesh", "data.path", "data.mixture", "adapt", "optimizer", "loss", "task.attention"),
 )
 _SHOWN = 16  # rows of a search
 

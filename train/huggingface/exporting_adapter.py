@@ -10,7 +10,7 @@ from configs.errors import UserError
 from data.storage.new_directory import check_new, new_directory
 from model.huggingface.config_file import architecture_of
 from model.huggingface.families import FAMILIES, table
-from train.console import say
+from train.console import say, warn
 from train.distributed.mesh import single_device_mesh
 from train.huggingface.adapter_tensors import PREFIX, Adapter, modules_of, write_adapter
 from train.huggingface.card_metadata import DEFAULT_OPTIONS, CardOptions
@@ -75,6 +75,11 @@ def export_adapter(directory: Path, output: Path, dtype: str = "float32", card: 
         text = json.dumps(config_file(config, targets, fan_in_fan_out=not transposed), indent=2)
         (partial / CONFIG).write_text(text)
         write_card(run, partial, output.name, card)
+    if adaptation.base_quantization != "none":
+        warn(
+            f"export-hf: the adapter was trained on a base in {adaptation.base_quantization}; on the original base its "
+            "logits differ slightly. Without --adapter, the export has the base that it was trained on"
+        )
     say(f"export-hf: the adapter of {directory} in {output}, for PeftModel.from_pretrained(base, {str(output)!r})")
     say(f"export-hf: its base model is the run {run.base().directory}, which export-hf writes too")
 

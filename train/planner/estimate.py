@@ -117,7 +117,7 @@ def _ways(mesh: dict[str, int]) -> int:
 
 def _expert_bytes(state: TrainState) -> float:
     """Returns the bytes per device of the matrices of all experts."""
-    experts = state.params["backbone"]["layers"].get("experts", {})
+    experts = state.all_params["backbone"]["layers"].get("experts", {})
     return tree_bytes([experts[name] for name in ("gate", "up", "down") if name in experts])
 
 
@@ -125,19 +125,22 @@ def _buffers(
     settings: Settings, model: ModelConfig, state: TrainState, mesh: dict[str, int], shape: _Shape
 ) -> dict[str, float]:
     params = tree_bytes(state.params)
-    tables = params - tree_bytes(state.params["backbone"]["layers"])
-    gradients = tables + (params - tables) * shape.itemsize / 4
+    layers = tree_bytes(state.params["backbone"]["layers"]) if "backbone" in state.params else 0.0
+    gradients = params - layers + layers * shape.itemsize / 4
     if settings.microbatches > 1:
         gradients += params
     chunk = (settings.loss.chunk or settings.sequence_length) / settings.sequence_length
     logits = shape.tokens * chunk * model.vocab_size / mesh["tensor"] * (4 + shape.itemsize)
     experts = _expert_bytes(state)
-    layer = (tree_bytes(state.params["backbone"]["layers"]) - experts) / model.num_layers * _ways(mesh)
-    layer += experts / max(model.expert_layers, 1) * mesh["fsdp"]
+    layer = (layers - experts) / model.num_layers * _ways(mesh) + experts / max(model.expert_layers, 1) * mesh["fsdp"]
     gathered = layer * shape.itemsize / 4 if _ways(mesh) > 1 else 0.0
+    if "backbone" in state.frozen:
+        # Quantized or not, a layer's matrices are whole, in the compute dtype, while it is computed.
+        gathered = sum(_matrix_bytes(model, mesh, shape.itemsize)) / model.num_layers
     inside = shape.tokens * shape.working * shape.itemsize + 2 * gathered
     return {
         "parameters": params,
+        **({"frozen parameters": tree_bytes(state.frozen)} if state.frozen else {}),
         "optimizer state": tree_bytes(state.opt_state),
         **({"averaged parameters": tree_bytes(state.average)} if state.average else {}),
         "gradients": gradients,
@@ -226,7 +229,10 @@ def _traffic(
     """Returns a lower bound: state read and written, weights once per pass, activations written and read."""
     updated = 2 * (buffers["parameters"] + buffers["optimizer state"]) + 2 * buffers["gradients"]
     experts = _expert_bytes(state)
-    weights = ((buffers["parameters"] - experts) * _ways(mesh) + experts * mesh["fsdp"]) * shape.itemsize / 4
+    if state.frozen:
+        weights = tree_bytes(state.all_params) * _ways(mesh)
+    else:
+        weights = ((buffers["parameters"] - experts) * _ways(mesh) + experts * mesh["fsdp"]) * shape.itemsize / 4
     parts = settings.microbatches
     passes = _passes(model) * parts
     layers = model.num_layers * shape.tokens * shape.working * shape.itemsize

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from configs.errors import UserError
+from model.adapt import adapt
 from model.config import ModelConfig
 from model.flops import active_parameters
 from model.heads import parameter_count
@@ -20,7 +21,9 @@ from train.planner.topology import Topology
 from train.planner.trace import splits_experts, trace
 from train.settings import Settings, planned_model
 from train.step import Program, make_program, objective_of
+from train.trees import boxed_params
 
+_STATE = ("parameters", "frozen parameters", "optimizer state")
 _USABLE = 0.94  # fraction of a GPU's memory; the runtime uses the rest
 
 
@@ -32,11 +35,11 @@ class Plan:
         topology: name of the topology.
         chips: number of chips.
         mesh: devices per axis.
-        parameters: number of parameters.
+        parameters: number of parameters, without those of an adapter.
         active_parameters: those that a token uses; fewer only in a model with experts.
         tokens_per_step: tokens in the global batch.
         buffers: {name: bytes}: state, gradients, activations.
-        state_bytes_per_chip: parameters and optimizer.
+        state_bytes_per_chip: parameters, frozen or not, and optimizer.
         peak_bytes_per_chip: reported by XLA, or estimated.
         hbm_bytes_per_chip: memory of the chip.
         fits: whether the step fits in the chip's memory.
@@ -121,7 +124,9 @@ def make_plan(settings: Settings, topology: Topology, devices: list[jax.Device],
     plain = trace(settings, dataclasses.replace(model, remat="none"))
     model_flops, chip = tokens_per_step * plain.flops, topology.chip
     bound_by = max(demand.seconds, key=lambda name: demand.seconds[name])
-    step_seconds, parameters = demand.seconds[bound_by], parameter_count(program.state.params)
+    # Counted without the adaptation: a quantized array has fewer elements than the weights that it stands for.
+    parameters = parameter_count(boxed_params(objective_of(settings, model)))
+    step_seconds = demand.seconds[bound_by]
     return Plan(
         topology=topology.name,
         chips=topology.chips,
@@ -130,7 +135,7 @@ def make_plan(settings: Settings, topology: Topology, devices: list[jax.Device],
         active_parameters=active_parameters(model, parameters),
         tokens_per_step=tokens_per_step,
         buffers=demand.buffers,
-        state_bytes_per_chip=demand.buffers["parameters"] + demand.buffers["optimizer state"],
+        state_bytes_per_chip=sum(demand.buffers.get(name, 0.0) for name in _STATE),
         peak_bytes_per_chip=demand.peak,
         hbm_bytes_per_chip=chip.hbm_bytes,
         fits=demand.fits,
@@ -230,7 +235,7 @@ def _program(settings: Settings, model: ModelConfig, mesh: AnyMesh) -> Program:
     except UserError as error:
         errors.append(str(error))
     try:
-        program = make_program(objective_of(settings, model), settings, mesh)
+        program = make_program(adapt(objective_of(settings, model), settings.adapt), settings, mesh)
     except UserError as error:
         errors.append(str(error))
     if program is None or errors:
@@ -258,7 +263,7 @@ def _demand(topology: Topology, work: Work, compiled: Compiled | None, flops: fl
         traffic = compiled.traffic if topology.torus else work.traffic
         seconds = roofline(topology, flops, traffic, *_sent(compiled.collectives, topology))
         # State and gradients follow from shapes; the rest of the compiler's peak is activations and temporaries.
-        known = {name: buffers[name] for name in ("parameters", "optimizer state", "gradients")}
+        known = {name: buffers[name] for name in (*_STATE, "gradients") if name in buffers}
         buffers = known | {"activations and temporaries": max(peak - sum(known.values()), 0.0)}
         return _Demand(buffers, peak, peak <= room, seconds, by_kind(compiled.collectives))
     seconds = roofline(topology, flops, work.traffic, work.link_bytes, work.network_bytes)
@@ -289,7 +294,7 @@ def advice(plan: Plan, settings: Settings, topology: Topology) -> str:
     largest = sorted(plan.buffers.items(), key=lambda item: -item[1])[:3]
     shown = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in largest)
     change = []
-    if largest[0][0] in ("parameters", "optimizer state", "gradients") or plan.state_bytes_per_chip > room:
+    if largest[0][0] in (*_STATE, "gradients") or plan.state_bytes_per_chip > room:
         need = math.ceil(plan.state_bytes_per_chip / (0.7 * room))
         axes = f"config.mesh.{'expert, ' if settings.model['num_experts'] else ''}fsdp or tensor"
         change.append(f"split the state over {need} times as many chips ({axes})")

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from configs.errors import UserError
+from model.adapt import adapt
 from model.transformer import REMAT_POLICIES
 from train.distributed.mesh import check_batch, layouts
 from train.planner.estimate import estimate
@@ -114,7 +115,8 @@ def _candidates(settings: Settings, topology: Topology, progress: Progress) -> I
         sizes = abstract_mesh(laid_out, topology.devices)
         try:
             check_batch(laid_out, sizes)
-            state = make_program(objective_of(laid_out, models["none"]), laid_out, sizes).state
+            objective = adapt(objective_of(laid_out, models["none"]), laid_out.adapt)
+            state = make_program(objective, laid_out, sizes).state
         except UserError:
             continue
         for remat, rows in itertools.product(remats, _ROWS):

@@ -57,9 +57,9 @@ def explain(settings: Settings, model: ModelConfig, mesh: AbstractMesh) -> dict[
     Raises:
         UserError: mesh axes that do not divide a parameter.
     """
-    objective = objective_of(settings, model)
+    objective = adapt(objective_of(settings, model), settings.adapt)
     state = make_program(objective, settings, mesh).state
-    leaves = leaf_paths(state.params)
+    leaves = leaf_paths(state.all_params)
     rows = []
     for path, box in _boxes(objective):
         leaf = leaves[path]
@@ -74,9 +74,9 @@ def explain(settings: Settings, model: ModelConfig, mesh: AbstractMesh) -> dict[
             }
         )
     totals = {
-        "parameters": parameter_count(state.params),
-        "parameter_bytes": int(tree_bytes(state.params)),
-        "state_bytes": int(tree_bytes((state.params, state.opt_state, state.average))),
+        "parameters": parameter_count(boxed_params(objective_of(settings, model))),
+        "parameter_bytes": int(tree_bytes(state.all_params)),
+        "state_bytes": int(tree_bytes((state.all_params, state.opt_state, state.average))),
     }
     return {"mesh": dict(mesh.shape), "parameters": rows, "totals": totals}
 

@@ -9,8 +9,10 @@ from typing import Any
 import jax
 from flax import linen as nn
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from model.adapt import adapt
 from model.attention import SCOPE
 from model.config import ModelConfig
 from model.flops import expert_forward_flops, visible_fraction
@@ -46,14 +48,17 @@ def trace(settings: Settings, model: ModelConfig, split_experts: bool = False) -
     # Kernels have no jaxpr to traverse.
     dtype = "bfloat16" if model.compute_dtype == "auto" else model.compute_dtype
     model = dataclasses.replace(model, attention="xla", compute_dtype=dtype)
-    objective = objective_of(settings, model)
+    objective = adapt(objective_of(settings, model), settings.adapt)
     params = nn.meta.unbox(boxed_params(objective))
+    trained = {group: params.pop(group) for group in objective.trained}
     T, rows = settings.sequence_length, 2 if split_experts else 1
 
     def traced(rows: int) -> Jaxpr:
         with _mesh_of_experts(rows) if model.num_experts else contextlib.nullcontext():
-            gradient = jax.make_jaxpr(lambda p, b: summed_gradients(objective, p, b, 1))
-            return gradient(params, abstract_batch(rows, T)).jaxpr
+            gradient = jax.make_jaxpr(lambda p, b, frozen: summed_gradients(objective, p, b, 1, frozen))
+            found = gradient(trained, abstract_batch(rows, T), params).jaxpr
+            # The backward rule of a product also has the gradient of its weight, which nothing reads if that is frozen.
+            return dce_jaxpr(found, [True] * len(found.outvars))[0] if params else found
 
     jaxpr = traced(1)
     share = visible_fraction(model, T)

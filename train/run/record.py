@@ -19,7 +19,7 @@ from data.sources import Inventory, differences
 from data.storage.files import write_atomically
 from data.storage.paths import at
 from data.tokenizer import Tokenizer, load_tokenizer
-from model.adapt import adapt, merge
+from model.adapt import adapt, merge, quantized
 from model.adaptation import Adaptation
 from model.config import EXECUTION_FIELDS, ModelConfig, architecture_difference
 from model.heads import Objective, language_model
@@ -156,19 +156,27 @@ class Run:
     def load(self, mesh: Mesh, groups: tuple[str, ...] | None = None) -> Params:
         """Returns groups of parameters (None: all) on `mesh`, from the best checkpoint if kept, else from the newest.
 
-        Groups that the run does not train are read from its base model.
+        Groups that the run does not train are read from its base model, and quantized if the run trained on them so.
 
         Raises:
             UserError: see `restore_params`; or the base model is missing or was replaced.
         """
-        objective = self.objective()
+        # `mesh` need not divide the blocks of a quantized base, which a checkpoint does not contain.
+        objective = self._not_quantized().objective()
         abstract = abstract_params(objective, mesh)
         groups = tuple(abstract) if groups is None else groups
         own = tuple(group for group in groups if group in objective.trained)
         other = tuple(group for group in groups if group not in own)
         stored = (self.checkpoint_dir, self.checkpoint_item)
         params = restore_params(self.directory, abstract, mesh, own, *stored) if own else {}
-        return params | self.base().load_merged(mesh, other) if other else params
+        return params | quantized(self.base().load_merged(mesh, other), self.adaptation()) if other else params
+
+    def _not_quantized(self) -> "Run":
+        """Returns this run with LoRA on a base that is not quantized; the trained groups are the same."""
+        if self.record.stage == "pretrain":
+            return self
+        config = self.record.config | {"adapt": self.record.config["adapt"] | {"base_quantization": "none"}}
+        return dataclasses.replace(self, record=dataclasses.replace(self.record, config=config))
 
     def load_merged(self, mesh: Mesh, groups: tuple[str, ...]) -> Params:
         """Returns groups of parameters on `mesh`; a LoRA adapter is added to the backbone.

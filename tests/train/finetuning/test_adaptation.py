@@ -24,8 +24,10 @@ from train.optimizer import make_optimizer
 from train.settings import from_config
 from train.step import make_program, split, summed_gradients
 
-MODEL = tiny_model()
+# Every matrix has a multiple of 64 inputs, as a base in NF4 needs.
+MODEL = tiny_model(embed_dim=64, head_dim=16, mlp_dim=64)
 METHODS = ("head", "last", "lora")
+QLORA = {"adapt.method": "lora", "adapt.base_quantization": "nf4"}
 
 
 def settings_of(**changes):
@@ -103,6 +105,22 @@ def test_state_holds_only_trained_parameters_and_frozen_ones_do_not_change(metho
 
 
 @pytest.mark.integration
+def test_a_quantized_base_does_not_change_and_is_not_saved(tmp_path):
+    settings, mesh = settings_of(**QLORA), mesh_of()
+    job = job_of(settings)
+    with jax.set_mesh(mesh):
+        params = fit(job, settings, mesh, tmp_path)
+    expected = job.objective.cast({"backbone": FOUNDATION["backbone"]})["backbone"]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(expected["layers"])} >= {"uint8", "bfloat16"}
+    for a, b in zip(jax.tree.leaves(params["backbone"]), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+    leaves = json.loads(next((tmp_path / "checkpoints").glob("12/manifest/*")).read_text())["leaves"]
+    assert leaves and not any("codes" in path or "scales" in path for path in leaves)
+    trained = losses(tmp_path)
+    assert trained[12] < trained[1]
+
+
+@pytest.mark.integration
 def test_frozen_kernels_have_no_gradient_computation():
     settings = settings_of(**{"adapt.method": "lora"})
     objective = objective_of(settings)
@@ -112,8 +130,8 @@ def test_frozen_kernels_have_no_gradient_computation():
     full = dataclasses.replace(settings, adapt=dataclasses.replace(settings.adapt, method="full"))
     plain = objective_of(full)
     whole = str(jax.make_jaxpr(lambda t, b: summed_gradients(plain, t, b, 1)[0])(init(plain), batch))
-    # The gradient of an MLP kernel (32, 48) is a product of that shape.
-    assert whole.count("f32[32,48] = dot_general") > 0 == text.count("f32[32,48] = dot_general")
+    # The gradient of the kernel of a query (64, 4, 16) is a product of that shape.
+    assert whole.count("f32[64,4,16] = dot_general") > 0 == text.count("f32[64,4,16] = dot_general")
 
 
 @pytest.mark.parametrize(
@@ -132,9 +150,9 @@ def test_mesh_and_single_device_losses_agree(method, tmp_path):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("method", METHODS)
-def test_interrupted_run_ends_bitwise_equal(method, tmp_path):
-    settings = settings_of(**{"adapt.method": method})
+@pytest.mark.parametrize("changes", [*({"adapt.method": method} for method in METHODS), QLORA])
+def test_interrupted_run_ends_bitwise_equal(changes, tmp_path):
+    settings = settings_of(**changes)
     mesh, whole, broken = mesh_of(), tmp_path / "whole", tmp_path / "broken"
     with jax.set_mesh(mesh):
         expected = fit(job_of(settings), settings, mesh, whole)

@@ -152,20 +152,30 @@ def adapters(foundation, tmp_path_factory):
     return folder, path
 
 
+def logits_of(directory):
+    """What a run predicts for one row."""
+    mesh, run = single_device_mesh(), open_run(directory)
+    tokens = np.arange(3, 35, dtype=np.int32)[None]
+    with jax.set_mesh(mesh):
+        batch = {"tokens": tokens, "segment_ids": tokens * 0 + 1, "positions": tokens - 3}
+        return run.objective().predict(run.load(mesh), batch)
+
+
+@pytest.mark.integration
+def test_merged_run_predicts_like_its_quantized_base_and_adapter(adapters, foundation, tmp_path):
+    _, path = adapters
+    config = small(intent.get_config(), path, **LORA, **{"adapt.base_quantization": "int8"})
+    finetune(config, foundation, tmp_path / "qlora")
+    merge(tmp_path / "qlora", tmp_path / "merged")
+    applied, merged = map(logits_of, (tmp_path / "qlora", tmp_path / "merged"))
+    np.testing.assert_allclose(applied, merged, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.integration
 def test_merged_run_predicts_like_its_adapter_and_can_be_finetuned(adapters, foundation, tmp_path):
     folder, path = adapters
     merge(folder / "lora0", tmp_path / "merged")
-    mesh = single_device_mesh()
-    outputs = []
-    with jax.set_mesh(mesh):
-        for directory in (folder / "lora0", tmp_path / "merged"):
-            run = open_run(directory)
-            params = run.load(mesh)
-            tokens = np.arange(3, 35, dtype=np.int32)[None]
-            batch = {"tokens": tokens, "segment_ids": tokens * 0 + 1, "positions": tokens - 3}
-            outputs.append(run.objective().predict(params, batch))
-    np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(*map(logits_of, (folder / "lora0", tmp_path / "merged")), rtol=1e-5, atol=1e-5)
     with pytest.raises(UserError, match="nothing to merge"):
         merge(tmp_path / "merged", tmp_path / "again")
     with pytest.raises(UserError, match="is not empty"):

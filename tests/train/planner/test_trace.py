@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs.pretrain import llm
+from configs.pretrain import llm, tiny
 from model.flops import training_flops_per_token
 from train.planner.trace import jaxpr_flops, trace
 from train.settings import from_config, planned_model
@@ -50,3 +50,13 @@ def test_scan_flops_are_multiplied_by_its_length():
     shapes = (jnp.zeros((8, 8)), jnp.zeros((4, 8)))
     counts = [jaxpr_flops(jax.make_jaxpr(f)(*shapes).jaxpr) for f in (looped, unrolled)]
     assert counts == [7 * 2 * 4 * 8 * 8] * 2
+
+
+def test_a_frozen_base_has_no_flops_of_weight_gradients():
+    config = tiny.get_config()
+    config.tokenizer, config.adapt.method, config.adapt.base_quantization = "bytes", "lora", "nf4"
+    lora = from_config(config.to_dict())
+    full = dataclasses.replace(lora, adapt=dataclasses.replace(lora.adapt, method="full"))
+    model = planned_model(full)
+    # Two of three products, and the table of the embedding, which is the output table too and is frozen as well.
+    assert 0.6 < trace(lora, model).flops / trace(full, model).flops < 0.75
