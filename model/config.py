@@ -92,6 +92,7 @@ class ModelConfig:
     compute_dtype: Annotated[Literal["auto", "float32", "bfloat16"], RESUMABLE]
     cache_dtype: Annotated[Literal["auto", "bfloat16", "int8"], RESUMABLE]
     attention: Annotated[Literal["auto", "xla", "cudnn", "splash"], RESUMABLE]
+    context_attention: Annotated[Literal["auto", "ring", "all_gather"], RESUMABLE]
     scan_layers: Annotated[bool, RESUMABLE]
     remat: Annotated[Literal["none", "dots", "full", "offload"], RESUMABLE]
     causal: bool = True
