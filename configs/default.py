@@ -86,17 +86,21 @@ def model() -> ConfigDict:
     m.sliding_window = (0,)  # attention window of each layer in tokens, repeated over the layers; 0: full attention
     model_experts(m)
     m.output_init = "zero"  # initialize projections into the residual stream to "zero", or "scaled" by depth
+    model_execution(m)
+    return m
 
-    # The fields below change how the model runs, not what it computes.
 
+def model_execution(m: ConfigDict) -> None:
+    """Adds the fields that change how the model runs, not what it computes."""
     m.compute_dtype = "auto"  # "float32" or "bfloat16"; "auto": bfloat16 on accelerators. Parameters stay float32.
     m.cache_dtype = "auto"  # KV cache: "bfloat16" or "int8"; "auto": compute_dtype
     m.attention = "auto"  # "xla", "cudnn" (GPU) or "splash" (TPU, Pallas); "auto": the fastest that can run here
+    # Over mesh.context, keys and values pass from device to device ("ring"), or each device gathers all ("all_gather").
+    m.context_attention = "auto"  # "auto": the ring for more than 1 GiB of keys and values per layer and device
     m.scan_layers = True  # compile one layer and loop over it; False: unroll (slower to compile, faster on CPU and GPU)
     # Activations recomputed in the backward pass: "none", "dots" (all but matrix products), "full" (all but the layers'
     # inputs), or "offload" (as "full", with the layers' inputs kept in host memory).
     m.remat = "none"
-    return m
 
 
 def model_experts(m: ConfigDict) -> None:

@@ -1,7 +1,8 @@
 """Attention, softmax(q k^T) v, by one of three backends: XLA, cuDNN's flash attention (GPU) or Splash (Pallas, TPU).
 
 All three support segments, sliding windows, grouped heads, and causal attention or attention in both directions. They
-split the batch, the heads and the queries over the mesh; keys and values are gathered over the `context` axis.
+split the batch and the heads over the mesh. Over its `context` axis, `ring.py` does the same with XLA or Splash; cuDNN,
+and texts that are too short to be split evenly, split the queries and gather the keys and values.
 B batch, T queries, S keys, N heads, K kv heads, G heads per kv head, H head dim.
 """
 
@@ -10,16 +11,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from configs.errors import UserError
 from model.config import ModelConfig
 from model.context import Context, attention_mask
 from model.dtypes import compute_dtype, platform
+from model.ring import attend_over_context, uses_ring
 from model.sharding import ACTIVATION_RULES, shards, spec
+from model.splash_pairs import LANES, block_sizes
+from model.tiles import Scores
 
-_LANES = 128  # width of a TPU vector register; Splash's block sizes are multiples of it
-_LARGEST_BLOCK = 512
 _QUERIES = spec(("batch", "length", "heads", "activation"), ACTIVATION_RULES)
 _KEYS = spec(("batch", "activation", "heads", "activation"), ACTIVATION_RULES)
 
@@ -39,14 +41,26 @@ def attend(
         q_BTNH: queries.
         k_BSKH: keys.
         v_BSKH: values.
-        context: positions and segments, which define the mask.
+        context: positions and segments, which define the mask; `context.balanced` is the order of the tokens.
         window: sliding window of this layer in tokens; 0: no limit. It reaches back, and without `config.causal` also
             ahead.
 
     Raises:
         UserError: the backend does not support this model or this length.
     """
-    backend = attention_backend(config, q_BTNH.shape[1])
+    B, T = q_BTNH.shape[:2]
+    backend = attention_backend(config, T, context.balanced)
+    if context.balanced and backend == "cudnn" and uses_ring(config, B, T):
+        if config.attention == "cudnn":
+            raise UserError(
+                "config.model.attention='cudnn' cannot compute a ring over config.mesh.context; use "
+                "config.model.context_attention='all_gather' or attention='auto'"
+            )
+        backend = "xla"
+    if context.balanced and backend != "cudnn":
+        scores = Scores(_scale(config), config.attention_softcap, window, config.causal)
+        ring, splash = uses_ring(config, B, T), backend == "splash"
+        return attend_over_context(scores, q_BTNH, k_BSKH, v_BSKH, context.segments_BT, ring=ring, splash=splash)
     if backend == "splash":
         return _splash(config, q_BTNH, k_BSKH, v_BSKH, context, window)
     mask_BTS = attention_mask(context, window, config.causal)
@@ -59,37 +73,40 @@ def _scale(config: ModelConfig) -> float:
     return config.query_scale or config.head_dim**-0.5
 
 
-def attention_backend(config: ModelConfig, length: int) -> str:
+def attention_backend(config: ModelConfig, length: int, balanced: bool = True) -> str:
     """Returns "xla", "cudnn" or "splash": `config.attention`, or for "auto" the platform's fastest that fits the model.
+
+    Args:
+        config: the model.
+        length: tokens per row.
+        balanced: whether a `context` axis splits rows in zigzag order, as in training.
 
     Raises:
         UserError: `config.attention` names a backend that does not support this model or this length.
     """
-    unsupported: dict[str, Callable[[ModelConfig, int], str]]
+    unsupported: dict[str, Callable[[ModelConfig, int, bool], str]]
     unsupported = {"xla": lambda *_: "", "cudnn": _cudnn_unsupported, "splash": _splash_unsupported}
     if config.attention == "auto":
         fastest = {"gpu": "cudnn", "tpu": "splash"}.get(platform(), "xla")
-        return "xla" if unsupported[fastest](config, length) else fastest
-    if reason := unsupported[config.attention](config, length):
+        return "xla" if unsupported[fastest](config, length, balanced) else fastest
+    if reason := unsupported[config.attention](config, length, balanced):
         raise UserError(f"config.model.attention={config.attention!r} needs {reason}; use 'xla' or 'auto'")
     return config.attention
 
 
-def _splash_unsupported(config: ModelConfig, length: int) -> str:
+def _splash_unsupported(_: ModelConfig, length: int, balanced: bool) -> str:
     """Returns what Splash needs and does not find, or ""."""
     if platform() == "gpu":
         return "a TPU"
-    multiple = _LANES * shards("length")
-    if length % multiple:
-        return f"rows of a multiple of {_LANES} x config.mesh.context = {multiple} tokens, got {length}"
-    everything = any(window == 0 or window >= length for window in config.windows)
-    if not config.causal and shards("length") > 1 and everything:
-        # JAX fails to split a mask that covers every block (`splash_attention_mask_info`, JAX 0.10).
-        return "config.mesh.context=1 for attention in both directions without a window"
+    if shards("length") == 1:
+        return f"rows of a multiple of {LANES} tokens, got {length}" if length % LANES else ""
+    multiple = 2 * LANES * shards("length")
+    if length % multiple or not balanced:
+        return f"rows of a multiple of {2 * LANES} x config.mesh.context = {multiple} tokens, got {length}"
     return ""
 
 
-def _cudnn_unsupported(config: ModelConfig, length: int) -> str:
+def _cudnn_unsupported(config: ModelConfig, length: int, _: bool) -> str:
     """Returns what cuDNN needs and does not find, or "" (limits of `jax.nn.dot_product_attention` and cuDNN)."""
     capability = cuda_capability() if platform() == "gpu" else None
     if capability is None:
@@ -185,18 +202,16 @@ def _splash(
     # Imported here because only TPUs need it and the import takes about 0.1 s.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    T, N, pieces = q_BTNH.shape[1], q_BTNH.shape[2], shards("length")
+    T, N = q_BTNH.shape[1:3]
     size, ahead = (T, T), 0 if config.causal else window - 1
-    whole = splash.CausalMask(size, shard_count=pieces) if config.causal else splash.FullMask(size)
-    mask = splash.LocalMask(size, (window - 1, ahead), 0, pieces) if window else whole
-    block = next(block for block in (_LARGEST_BLOCK, 256, _LANES) if T // pieces % block == 0)
-    sizes = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
+    whole = splash.CausalMask(size) if config.causal else splash.FullMask(size)
+    mask = splash.LocalMask(size, (window - 1, ahead), 0) if window else whole
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([mask] * (N // shards("heads"))),
-        block_sizes=splash.BlockSizes(**dict.fromkeys(sizes, block)),  # type: ignore[arg-type]
+        block_sizes=block_sizes(T),
         attn_logits_soft_cap=config.attention_softcap or None,
         head_shards=1,
-        q_seq_shards=pieces,
+        q_seq_shards=1,
         interpret=platform() != "tpu",  # tests run the kernel on a CPU
     )
 
@@ -205,11 +220,9 @@ def _splash(
         o_BNTH = jax.vmap(kernel)(*heads_first, splash.SegmentIds(*segments))
         return jnp.moveaxis(o_BNTH, 1, 2)
 
-    mesh = jax.sharding.get_abstract_mesh()
     blocks = None
-    if not mesh.empty:
-        # The kernel's block tables are split like the queries.
-        blocks = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, _QUERIES[1])))
+    if not jax.sharding.get_abstract_mesh().empty:
+        blocks = jax.tree.map(lambda _: PartitionSpec(), kernel)
     segments, key_segments = PartitionSpec(*_QUERIES[:2]), PartitionSpec(*_KEYS[:2])
     inputs = (blocks, _QUERIES, _KEYS, _KEYS, segments, key_segments)
     q_BTNH = q_BTNH * _scale(config)

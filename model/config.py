@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from configs.errors import UserError
 from configs.schema import RESUMABLE, at_least, between, build, find_errors, resumable_fields
-from model.rotary_kind import Rotary, Scaling, default_attention_factor
+from model.rotary_kind import FLOAT32_POSITIONS, Rotary, Scaling, default_attention_factor
 
 ROTARY_KINDS = ("rope", "local", "none")
 
@@ -92,6 +92,7 @@ class ModelConfig:
     compute_dtype: Annotated[Literal["auto", "float32", "bfloat16"], RESUMABLE]
     cache_dtype: Annotated[Literal["auto", "bfloat16", "int8"], RESUMABLE]
     attention: Annotated[Literal["auto", "xla", "cudnn", "splash"], RESUMABLE]
+    context_attention: Annotated[Literal["auto", "ring", "all_gather"], RESUMABLE]
     scan_layers: Annotated[bool, RESUMABLE]
     remat: Annotated[Literal["none", "dots", "full", "offload"], RESUMABLE]
     causal: bool = True
@@ -197,14 +198,14 @@ def _expert_errors(c: ModelConfig) -> list[str]:
 
 def _rotary(c: ModelConfig, name: str) -> Rotary | None:
     """Returns the rotary kind that `rope_layers` calls `name`; fields that its scaling does not read are not set."""
-    scaling = c.rope_scaling
+    scaling, exact = c.rope_scaling, c.context_length > FLOAT32_POSITIONS
     if name == "none":
         return None
     if name == "local":
-        return Rotary(c.rotary_width, c.rope_local_theta)
+        return Rotary(c.rotary_width, c.rope_local_theta, exact=exact)
     if scaling == "none":
-        return Rotary(c.rotary_width, c.rope_theta)
-    fields: dict[str, Any] = {"scaling": scaling}
+        return Rotary(c.rotary_width, c.rope_theta, exact=exact)
+    fields: dict[str, Any] = {"scaling": scaling, "exact": exact}
     if scaling != "longrope":
         fields["factor"] = c.rope_scaling_factor
     if scaling != "linear":

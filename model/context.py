@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from model.config import ModelConfig
 from model.rotary import rotation
+from model.zigzag import to_zigzag
 
 
 class Context(NamedTuple):
@@ -21,6 +22,7 @@ class Context(NamedTuple):
         key_positions_BS: each key's position; equal to `positions_BT` unless the keys come from a cache.
         key_segments_BS: each key's segment; equal to `segments_BT` unless the keys come from a cache.
         lengths_BT: number of tokens of each query's segment.
+        balanced: whether the tokens are in zigzag order over the `context` axis (`zigzag.py`).
         rotations: (sin_BTH, cos_BTH) of each of the model's rotary kinds, in the order of `config.rotaries`.
     """
 
@@ -29,14 +31,26 @@ class Context(NamedTuple):
     key_positions_BS: jax.Array
     key_segments_BS: jax.Array
     lengths_BT: jax.Array
+    balanced: bool
     rotations: tuple[tuple[jax.Array, jax.Array], ...]
 
 
-def make_context(config: ModelConfig, positions_BT: jax.Array, segments_BT: jax.Array) -> Context:
-    """Returns the `Context` of tokens that attend to each other; for a cache, each layer replaces the key fields."""
+def make_context(
+    config: ModelConfig, positions_BT: jax.Array, segments_BT: jax.Array, balanced: bool = False
+) -> Context:
+    """Returns the `Context` of tokens that attend to each other; for a cache, each layer replaces the key fields.
+
+    Args:
+        config: the model.
+        positions_BT: each token's position within its segment, in the order of the text.
+        segments_BT: each token's segment.
+        balanced: whether the `Context` is that of the same tokens in zigzag order.
+    """
     lengths_BT = segment_lengths(positions_BT, segments_BT)
+    if balanced:
+        positions_BT, segments_BT, lengths_BT = map(to_zigzag, (positions_BT, segments_BT, lengths_BT))
     rotations = tuple(rotation(rotary, positions_BT, lengths_BT) for rotary in config.rotaries)
-    return Context(positions_BT, segments_BT, positions_BT, segments_BT, lengths_BT, rotations)
+    return Context(positions_BT, segments_BT, positions_BT, segments_BT, lengths_BT, balanced, rotations)
 
 
 def segment_lengths(positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:

@@ -4,6 +4,10 @@ import dataclasses
 import math
 from typing import Literal
 
+# Contexts up to this many tokens multiply positions by frequencies in float32: the last angle is off by up to 0.008
+# radians, as much as bfloat16 rounds rotated queries and keys.
+FLOAT32_POSITIONS = 2**16
+
 Scaling = Literal["none", "linear", "dynamic", "llama3", "yarn", "longrope"]
 
 
@@ -25,6 +29,7 @@ class Rotary:
         attention_factor: factor of the rotated queries and keys.
         short_factors: longrope: the divisor of each frequency in texts up to the original context.
         long_factors: longrope: the divisor of each frequency in longer texts.
+        exact: angles are exact to float32 at any position; otherwise their error grows with it.
     """
 
     width: int
@@ -40,6 +45,7 @@ class Rotary:
     attention_factor: float = 1.0
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
+    exact: bool = False
 
     @property
     def needs_length(self) -> bool:

@@ -48,6 +48,7 @@ from model.dtypes import compute_dtype
 from model.experts import ROUTER_CHOICES, Experts, RouterSums
 from model.layers import MLP, Norm, scaled
 from model.sharding import constrain, is_partitioned, with_axes
+from model.zigzag import from_zigzag, is_balanced, to_zigzag
 
 Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]
@@ -194,7 +195,9 @@ def forward_with_routers(config: ModelConfig, params: Params, batch: Batch) -> t
         params: `{"embedding", "layers", "final_norm"}`, unboxed.
         batch: tokens_BT, segment_ids_BT (0 is padding) and positions_BT, as "tokens", "segment_ids", "positions".
     """
-    context = make_context(config, batch["positions"], batch["segment_ids"])
+    tokens_BT = batch["tokens"]
+    balanced = is_balanced(*tokens_BT.shape)
+    context = make_context(config, batch["positions"], batch["segment_ids"], balanced)
 
     def block(kind: LayerKind, x_BTD: jax.Array, layer_params: Params) -> tuple[jax.Array, RouterSums | None]:
         x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
@@ -213,8 +216,10 @@ def forward_with_routers(config: ModelConfig, params: Params, batch: Batch) -> t
             found += [sums] if kind.experts else []
         return x_BTD, jax.tree.map(lambda *sums: jnp.stack(sums), *found) if found else None
 
-    x_BTD = _embed(config, params, batch["tokens"], context)
+    x_BTD = _embed(config, params, to_zigzag(tokens_BT) if balanced else tokens_BT, context)
     x_BTD, routers = _run_periods(config, params, period, x_BTD, unroll=not config.scan_layers)
+    # Heads and losses read the order of the text; putting one residual stream back costs little beside the layers.
+    x_BTD = from_zigzag(x_BTD) if balanced else x_BTD
     return _final_norm(config, params, x_BTD), jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), routers)
 
 

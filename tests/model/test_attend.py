@@ -15,6 +15,7 @@ from configs.errors import UserError
 from model import attend
 from model.context import make_context
 from model.heads import language_model
+from model.zigzag import from_zigzag, is_balanced, to_zigzag
 
 CASES = {
     "grouped heads": {},
@@ -31,6 +32,9 @@ CASES = {
 MESHES = {
     "one device": {},
     "context 4": {"context": 4},
+    "context 2": {"context": 2},
+    "context 8": {"context": 8},
+    "fsdp 2 x context 4": {"fsdp": 2, "context": 4},
     "fsdp 2 x tensor 2 x context 2": {"fsdp": 2, "tensor": 2, "context": 2},
 }
 
@@ -58,9 +62,10 @@ def value_and_gradients(model, length, mesh):
     real = (segments > 0)[..., None, None]
 
     def projected(q, k, v):
-        o = attend.attend(
-            model, q, k, v, make_context(model, jnp.asarray(positions), jnp.asarray(segments)), model.windows[0]
-        )
+        balanced = is_balanced(2, length)
+        order, back = (to_zigzag, from_zigzag) if balanced else (lambda x: x, lambda x: x)
+        context = make_context(model, jnp.asarray(positions), jnp.asarray(segments), balanced)
+        o = back(attend.attend(model, *map(order, (q, k, v)), context, model.windows[0]))
         return (jnp.where(real, o, 0) * direction).sum(), jnp.where(real, o, 0)
 
     with jax.set_mesh(mesh):
@@ -125,15 +130,35 @@ def test_splash_equals_xla(name):
 @pytest.mark.parametrize(
     ("mesh", "name"),
     [
-        ("context 4", "all at once"),
+        ("context 2", "all at once"),
         ("fsdp 2 x tensor 2 x context 2", "grouped heads"),
-        ("context 4", "both directions, window of a block"),
+        ("context 2", "both directions, window of a block"),
+        ("context 2", "both directions"),
+    ],
+)
+@pytest.mark.parametrize("how", ["ring", "all_gather"])
+def test_splash_equals_xla_on_meshes(mesh, name, how):
+    model = tiny_model(**CASES[name], attention="splash", context_attention=how)
+    assert_close(value_and_gradients(model, 512, mesh_of(**MESHES[mesh])), reference(name, 512))
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("mesh", "name"),
+    [
+        ("context 2", "grouped heads"),
+        ("context 4", "all at once"),
+        ("context 8", "one kv head"),
+        ("fsdp 2 x context 4", "softcap and scale"),
+        ("fsdp 2 x tensor 2 x context 2", "window"),
+        ("context 4", "both directions"),
         ("fsdp 2 x tensor 2 x context 2", "both directions, window"),
     ],
 )
-def test_splash_equals_xla_on_meshes(mesh, name):
-    model = tiny_model(**CASES[name], attention="splash")
-    assert_close(value_and_gradients(model, 512, mesh_of(**MESHES[mesh])), reference(name, 512))
+@pytest.mark.parametrize("how", ["ring", "all_gather"])
+def test_context_axis_equals_one_device(mesh, name, how):
+    model = tiny_model(**CASES[name], attention="xla", context_attention=how)
+    assert_close(value_and_gradients(model, 384, mesh_of(**MESHES[mesh])), reference(name, 384))
 
 
 @pytest.mark.integration
@@ -215,7 +240,7 @@ def test_cudnn_lowers_to_its_fused_kernels_on_each_device(sizes, causal, hopper,
 
 UNSUPPORTED = {
     "gpu, splash": ("gpu", "8.0", "splash", {}, 128, "a TPU"),
-    "odd length, splash": ("tpu", None, "splash", {}, 192, r"128 x config.mesh.context = 128 tokens, got 192"),
+    "odd length, splash": ("tpu", None, "splash", {}, 192, r"a multiple of 128 tokens, got 192"),
     "cpu, cudnn": ("cpu", None, "cudnn", {}, 128, "an NVIDIA GPU in this machine"),
     "AMD, cudnn": ("gpu", None, "cudnn", {}, 128, "an NVIDIA GPU in this machine"),
     "softcap, cudnn": ("gpu", "9.0", "cudnn", {"attention_softcap": 50.0}, 128, "attention_softcap=0, got 50.0"),
@@ -240,18 +265,21 @@ def test_unsupported_backend_is_a_one_line_error_and_auto_uses_xla(case, monkeyp
         assert attend.attention_backend(tiny_model(**changes, attention="auto"), length) == "xla"
 
 
-@pytest.mark.parametrize(
-    ("windows", "refused"), [((0,), True), ((512,), True), ((30, 0), True), ((30,), False), ((511, 9), False)]
-)
-def test_splash_splits_attention_in_both_directions_only_with_windows(windows, refused, monkeypatch):
+@pytest.mark.parametrize(("length", "refused"), [(1024, False), (512, True), (1152, True)])
+def test_splash_over_a_context_axis_needs_halves_of_whole_blocks(length, refused, monkeypatch):
     monkeypatch.setattr(attend, "platform", lambda: "tpu")
-    changes = {"sliding_window": windows, "causal": False}
-    for sizes, fails in (({"context": 4}, refused), ({}, False)):
-        with jax.set_mesh(mesh_of(**sizes)):
-            assert attend.attention_backend(tiny_model(**changes), 512) == ("xla" if fails else "splash")
-            error = pytest.raises(UserError, match=r"needs config\.mesh\.context=1")
-            with error if fails else contextlib.nullcontext():
-                attend.attention_backend(tiny_model(**changes, attention="splash"), 512)
+    with jax.set_mesh(mesh_of(context=4)):
+        assert attend.attention_backend(tiny_model(), length) == ("xla" if refused else "splash")
+        assert attend.attention_backend(tiny_model(), length, balanced=False) == "xla"
+        error = pytest.raises(UserError, match=r"256 x config\.mesh\.context = 1024 tokens")
+        with error if refused else contextlib.nullcontext():
+            attend.attention_backend(tiny_model(attention="splash"), length)
+
+
+def test_cudnn_refuses_a_ring(hopper):
+    model = tiny_model(attention="cudnn", compute_dtype="bfloat16", context_attention="ring")
+    with pytest.raises(UserError, match=r"'cudnn' cannot compute a ring .* use .*context_attention='all_gather'"):
+        value_and_gradients(model, 64, mesh_of(context=2))
 
 
 @pytest.mark.parametrize(("platform", "fastest"), [("cpu", "xla"), ("gpu", "cudnn"), ("tpu", "splash")])

@@ -48,6 +48,8 @@ _AXIS = "tests/model/test_expert_axis.py::test_dispatch_over_the_axis_equals_a_d
 _BALANCE = "tests/train/test_balance.py::"
 _UNKNOWN = "residual_multiplier=0.2: unknown, so it may change what llama"
 _EXPORT = "tests/train/huggingface/test_export_tasks.py::"
+_RING = "tests/model/test_ring.py::"
+_LONG = "tests/model/test_long_rows.py::"
 
 _MODEL = (
     Mutant(
@@ -728,4 +730,42 @@ _SERVING = (
         "tests/train/serving/test_completions.py::test_an_answer_ends_before_the_first_stop_string",
     ),
 )  # fmt: skip
-MUTANTS = (*_MODEL, *_DATA, *_TRAIN, *_EXPERTS, *_CONTINUATIONS, *_FILTERS, *_SERVING)
+_CONTEXT = (
+    Mutant(
+        "each device has two neighboring halves", "model/zigzag.py", "min(half, 2 * n - 1 - half)", "half // 2",
+        f"{_RING}test_zigzag_gives_each_device_a_front_and_a_back_half[2]",
+    ),
+    Mutant(
+        "positions stay in the order of the text", "model/context.py",
+        "positions_BT, segments_BT, lengths_BT = map(", "_, segments_BT, lengths_BT = map(",
+        f"{_RING}test_positions_and_lengths_travel_with_the_tokens",
+    ),
+    Mutant(
+        "a chunk's sum is not rescaled to a larger maximum", "model/tiles.py",
+        "state.o_BKGCH * rescale[..., None] + o_BKGCH", "state.o_BKGCH + o_BKGCH",
+        f"{_LONG}test_attention_at_the_end_of_a_row_of_a_million_tokens[0]",
+    ),
+    Mutant(
+        "attention to two sets of keys is added up", "model/ring.py", "o * jnp.exp(lse - total)[..., None]", "o",
+        f"{_RING}test_parts_over_different_keys_merge_into_one_softmax[0.0]",
+    ),
+    Mutant(
+        "a pair on the diagonal is skipped", "model/tiles.py", "visible &= keys.start <= q_last",
+        "visible &= keys.start < queries.start",
+        f"{_RING}test_is_visible_is_true_for_every_pair_that_the_mask_shows[0-True]",
+    ),
+    Mutant(
+        "no pair is skipped", "model/tiles.py", "visible &= keys.start <= q_last", "pass",
+        f"{_RING}test_every_device_does_the_same_work[2-ring]",
+    ),
+    Mutant(
+        "gradients of keys stop one device before home", "model/ring.py", "return dq, _passed_on(gradients)",
+        "return dq, gradients", f"{_ATTEND}test_context_axis_equals_one_device[ring-context 2-grouped heads]",
+    ),
+    Mutant(
+        "the last bits of long angles are lost", "model/rotary.py",
+        "for part in (first, second)", "for part in (first,)",
+        f"{_LONG}test_rotary_positions_at_a_million_tokens_equal_float64[llama 3]",
+    ),
+)  # fmt: skip
+MUTANTS = (*_MODEL, *_CONTEXT, *_DATA, *_TRAIN, *_EXPERTS, *_CONTINUATIONS, *_FILTERS, *_SERVING)

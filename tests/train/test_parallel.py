@@ -60,10 +60,20 @@ def one_device(params):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("attention", ["xla", "splash"])
-@pytest.mark.parametrize("sizes", [{"context": 2, "tensor": 2}, {"context": 4, "fsdp": 2}], ids=str)
-def test_context_parallelism_changes_no_loss_and_no_gradient(sizes, attention, params, one_device):
-    objective = language_model(model_of(attention=attention), z_loss=1e-4, chunk=64)
+@pytest.mark.parametrize(
+    ("sizes", "attention", "how"),
+    [
+        ({"context": 2, "tensor": 2}, "splash", "ring"),
+        ({"context": 2, "fsdp": 2}, "splash", "all_gather"),
+        ({"context": 2, "tensor": 2}, "xla", "all_gather"),
+        ({"context": 4, "fsdp": 2}, "xla", "ring"),
+        ({"context": 8}, "xla", "ring"),
+        ({"context": 8}, "xla", "all_gather"),
+    ],
+    ids=str,
+)
+def test_context_parallelism_changes_no_loss_and_no_gradient(sizes, attention, how, params, one_device):
+    objective = language_model(model_of(attention=attention, context_attention=how), z_loss=1e-4, chunk=64)
     mesh = mesh_of(**sizes)
     program = make_program(objective, from_config(default.get_config().to_dict()), mesh)
     with jax.set_mesh(mesh):
@@ -90,11 +100,11 @@ def test_packed_documents_in_a_long_row_equal_single_documents(params, one_devic
             start += len(tokens)
 
 
-def collectives(sizes, capfd, vocabulary=VOCABULARY):
+def collectives(sizes, capfd, vocabulary=VOCABULARY, **changes):
     """(kind, shapes, JAX operation) of each collective of a compiled train step, on rows of 64 tokens."""
     config = default.get_config()
     config.batch_size, config.sequence_length = 8, 64
-    model = tiny_model(context_length=64, vocab_size=vocabulary, embed_dim=WIDTH, head_dim=8, mlp_dim=56)
+    model = tiny_model(context_length=64, vocab_size=vocabulary, embed_dim=WIDTH, head_dim=8, mlp_dim=56, **changes)
     mesh = mesh_of(**sizes)
     program = make_program(language_model(model, 1e-4, 8), from_config(config.to_dict()), mesh)
     with without_cache(), jax.set_mesh(mesh):
@@ -110,15 +120,22 @@ def collectives(sizes, capfd, vocabulary=VOCABULARY):
 
 
 @pytest.mark.integration
-def test_context_parallelism_gathers_only_keys_and_values(capfd):
-    found, _ = collectives({"data": 2, "context": 4}, capfd)
-    gathered = {shape for kind, shapes, _ in found if kind != "all-reduce" for shape in shapes}
-    # Four rows per device: keys and values (B, S, K, H), segments and positions (B, S). No queries, no (B, T, D).
-    assert gathered == {(4, 64, 2, 8), (4, 64)}
+@pytest.mark.parametrize("how", ["ring", "all_gather"])
+def test_context_parallelism_moves_only_keys_values_and_halves(how, capfd):
+    found, _ = collectives({"data": 2, "context": 4}, capfd, context_attention=how)
+    moved = {(kind, shape) for kind, shapes, _ in found if kind != "all-reduce" for shape in shapes}
+    # Four rows of 16 tokens per device: ids and the residual stream go into zigzag order and back by halves of 8.
+    halves = {("collective-permute", (4, 8)), ("collective-permute", (4, 8, WIDTH))}
+    # Keys, values and segments (B, S, K, H), (B, S) of one device, or of four. No queries, no (B, T, D).
+    if how == "ring":
+        own = {("collective-permute", (4, 16, 2, 8)), ("collective-permute", (4, 16))}
+    else:
+        own = {("all-gather", (4, 4, 16, 2, 8)), ("all-gather", (4, 4, 16)), ("reduce-scatter", (4, 16, 2, 8))}
+    assert {(kind, tuple(size for size in shape if size > 1)) for kind, shape in moved} == halves | own
     # The loop over chunks of the loss communicates nothing: each device has its own part of every chunk.
     loss = [(shapes, op) for _, shapes, op in found if "cross_entropy" in op]
     assert not [op for _, op in loss if "while" in op]
-    assert [shapes[0] for shapes, _ in loss] == [(VOCABULARY, WIDTH)]
+    assert (VOCABULARY, WIDTH) in [shapes[0] for shapes, _ in loss]
 
 
 @pytest.mark.integration
@@ -152,6 +169,13 @@ def test_loss_chunk_must_divide_the_tokens_per_device():
         check_batch(from_config(config.to_dict()), mesh_of(context=2))
     config.loss.chunk = 24
     check_batch(from_config(config.to_dict()), mesh_of(context=2))
+
+
+def test_rows_must_divide_into_front_and_back_halves():
+    config = default.get_config()
+    config.sequence_length, config.loss.chunk = 36, 0
+    with pytest.raises(UserError, match=r"sequence_length=36 must be divisible by 2 x config.mesh.context = 8.* 32 or"):
+        check_batch(from_config(config.to_dict()), mesh_of(context=4))
 
 
 def test_offload_without_host_memory_is_a_one_line_error():

@@ -3,8 +3,8 @@
 Runs a small version of the config through the training code under every layout of the devices, and prints the largest
 relative difference of the loss, the gradient norm, the updated parameters and the gradients. Fails above 1e-5 (1e-4 for
 gradients) and names the layout and the leaf. A model with experts also takes steps on batches that load its experts
-unevenly, or not at all, and has more layouts. Needs no accelerator and no data; about two minutes on two cores without
-experts, less with fewer devices.
+unevenly, or not at all, and has more layouts. A layout with a context axis trains by a ring and by an all-gather. Needs
+no accelerator and no data; some minutes on two cores, less with fewer devices.
 
   rootstock certify --config=configs/pretrain/tiny.py
 """

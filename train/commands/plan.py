@@ -124,7 +124,7 @@ def _print_plan(plan: "Plan", topology: "Topology") -> None:
     source = f"compiled in {plan.compile_seconds:.0f} s" if plan.compiled else f"estimated: {plan.note}"
     if plan.refused:
         source = "XLA ran out of memory while compiling; estimated"
-    out.print(f"{plan.tokens_per_step:,} tokens per step; {source}\n")
+    out.print(f"{plan.tokens_per_step:,} tokens per step; {source}{_over_context(plan)}\n")
     memory = Table("memory per chip", "GB", box=None, pad_edge=False)
     memory.columns[1].justify = "right"
     for name, size in plan.buffers.items():
@@ -211,6 +211,19 @@ def publish_fit(tried: "list[Tried]", topology: "Topology", as_json: bool) -> No
             f"{' '.join(best.choice.flags) or 'the config as it is'}; "
             "use more chips, or a smaller batch or model"
         )
+
+
+def _over_context(plan: "Plan") -> str:
+    """Returns a line about the keys and values of a mesh with a `context` axis."""
+    from model.ring import LARGEST_GATHER
+
+    if not plan.context_attention:
+        return ""
+    return (
+        f"\nattention over context: {plan.context_attention}; an all-gather takes "
+        f"{plan.gathered_key_bytes / 1e9:.3f} GB of keys and values per layer and device, "
+        f"and 'auto' is a ring above {LARGEST_GATHER / 1e9:.3f} GB"
+    )
 
 
 def _print_search(found: "list[Candidate]") -> None:

@@ -106,6 +106,14 @@ def check_batch(settings: Settings, mesh: AnyMesh) -> None:
             ("config.sequence_length", settings.sequence_length, ACTIVATION_RULES["length"]),
         )
     ]
+    halves = 2 * mesh.shape["context"]
+    if mesh.shape["context"] > 1 and not errors[-1] and settings.sequence_length % halves:
+        low, high = settings.sequence_length // halves * halves, -(-settings.sequence_length // halves) * halves
+        near = f"{low} or {high}" if low else f"{high}"
+        errors.append(
+            f"config.sequence_length={settings.sequence_length} must be divisible by 2 x config.mesh.context = "
+            f"{halves}, because each device has a front and a back part of a row; use {near}"
+        )
     tokens, chunk = settings.sequence_length // mesh.shape["context"], settings.loss.chunk
     if 0 < chunk < tokens and tokens % chunk:
         errors.append(

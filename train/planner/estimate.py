@@ -11,6 +11,7 @@ import jax
 
 from model.config import ModelConfig
 from model.dispatch import ROUND
+from model.ring import is_ring, key_bytes
 from model.sharding import ACTIVATION_RULES, PARAMETER_RULES
 from train.hardware import Chip
 from train.planner.trace import Trace
@@ -89,7 +90,7 @@ def _shape(settings: Settings, model: ModelConfig, traced: Trace, mesh: dict[str
         # The attention weights of every head, in float32 and in the compute dtype.
         working += 3 * model.num_heads / tensor * settings.sequence_length
     rows = settings.batch_size / settings.microbatches / math.prod(mesh[axis] for axis in ACTIVATION_RULES["batch"])
-    itemsize = 4 if model.compute_dtype == "float32" else 2
+    itemsize = _itemsize(model)
     saved = traced.saved + traced.saved_split / tensor
     return _Shape(rows * settings.sequence_length / mesh["context"], itemsize, saved, working)
 
@@ -137,7 +138,7 @@ def _buffers(
     if "backbone" in state.frozen:
         # Quantized or not, a layer's matrices are whole, in the compute dtype, while it is computed.
         gathered = sum(_matrix_bytes(model, mesh, shape.itemsize)) / model.num_layers
-    inside = shape.tokens * shape.working * shape.itemsize + 2 * gathered
+    inside = shape.tokens * shape.working * shape.itemsize + 2 * gathered + _keys_of_others(model, mesh, shape)
     return {
         "parameters": params,
         **({"frozen parameters": tree_bytes(state.frozen)} if state.frozen else {}),
@@ -151,6 +152,26 @@ def _buffers(
     }
 
 
+def layer_keys(settings: Settings, model: ModelConfig, mesh: dict[str, int]) -> float:
+    """Returns the bytes of a layer's keys and values that a device would gather over the `context` axis."""
+    rows = settings.batch_size / settings.microbatches / math.prod(mesh[axis] for axis in ACTIVATION_RULES["batch"])
+    return key_bytes(model, rows * settings.sequence_length, mesh["tensor"], _itemsize(model))
+
+
+def _itemsize(model: ModelConfig) -> int:
+    return 4 if model.compute_dtype == "float32" else 2
+
+
+def _keys_of_others(model: ModelConfig, mesh: dict[str, int], shape: _Shape) -> float:
+    """Returns the bytes of other devices' keys and values in a layer's backward pass, with float32 gradients."""
+    if mesh["context"] == 1:
+        return 0.0
+    own = key_bytes(model, shape.tokens, mesh["tensor"], shape.itemsize)
+    # A ring has the block that it computes and the one that arrives.
+    blocks = 2 if is_ring(model, own * mesh["context"]) else mesh["context"]
+    return blocks * own * (1 + 4 / shape.itemsize)
+
+
 def _passes(model: ModelConfig) -> int:
     """Returns the number of passes: forward, backward, and forward again if it is recomputed."""
     return 3 if model.remat in ("full", "offload") else 2
@@ -160,11 +181,11 @@ def _collectives(
     settings: Settings, model: ModelConfig, mesh: dict[str, int], shape: _Shape
 ) -> list[tuple[str, str, float, float]]:
     """Returns (mesh axis, kind, count, bytes sent) of the parameters' and the activations' collectives."""
-    D, KH, L, parts = model.embed_dim, model.num_kv_heads * model.head_dim, model.num_layers, settings.microbatches
+    D, L, parts = model.embed_dim, model.num_layers, settings.microbatches
     matrices, experts = _matrix_bytes(model, mesh, shape.itemsize)
     tensors, own, sparse = (7, 3, model.expert_layers * parts) if model.gated else (6, 2, model.expert_layers * parts)
     passes, layers, ways = _passes(model), L * parts, _ways(mesh)
-    stream, keys = shape.tokens * D * shape.itemsize, 2 * shape.tokens * KH / mesh["tensor"] * shape.itemsize
+    stream, keys = shape.tokens * D * shape.itemsize, key_bytes(model, shape.tokens, mesh["tensor"], shape.itemsize)
     share = {axis: (size - 1) / size for axis, size in mesh.items()}
     found: list[tuple[str, str, float, float]] = []
     # Dense matrices are gathered over both axes, those of experts over fsdp.
@@ -188,9 +209,15 @@ def _collectives(
         sums = 2 * passes * layers
         found.append(("tensor", "all-reduce", sums, 2 * sums * stream * share["tensor"]))
     if mesh["context"] > 1:
-        count = passes * 2 * layers
-        found.append(("context", "all-gather", count, passes * layers * keys * (mesh["context"] - 1)))
-        found.append(("context", "reduce-scatter", 2 * layers, layers * keys * (mesh["context"] - 1)))
+        others, wide = mesh["context"] - 1, 4 / shape.itemsize
+        if is_ring(model, keys * mesh["context"]):
+            # Gradients follow their block in float32, and return home in one more step.
+            count = (2 * passes * others + 2 * mesh["context"]) * layers
+            sent = layers * keys * (passes * others + mesh["context"] * wide)
+            found.append(("context", "collective-permute", count, sent))
+        else:
+            found.append(("context", "all-gather", 2 * passes * layers, passes * layers * keys * others))
+            found.append(("context", "reduce-scatter", 2 * layers, layers * keys * others * wide))
         found.append(("context", "all-reduce", tensors, 2 * gradients * share["context"]))
     return found
 

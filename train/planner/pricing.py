@@ -12,10 +12,11 @@ from model.adapt import adapt
 from model.config import ModelConfig
 from model.flops import active_parameters
 from model.heads import parameter_count
+from model.ring import is_ring
 from model.sharding import ACTIVATION_RULES, MESH_AXES, AnyMesh
 from train.distributed.mesh import check_batch, make_mesh, mesh_sizes
 from train.planner.compiled import Compiled, compile_step
-from train.planner.estimate import Work, estimate
+from train.planner.estimate import Work, estimate, layer_keys
 from train.planner.hlo import Collective, by_kind
 from train.planner.topology import Topology
 from train.planner.trace import splits_experts, trace
@@ -38,6 +39,8 @@ class Plan:
         parameters: number of parameters, without those of an adapter.
         active_parameters: those that a token uses; fewer only in a model with experts.
         tokens_per_step: tokens in the global batch.
+        context_attention: "ring" or "all_gather" over the `context` axis; "" without that axis.
+        gathered_key_bytes: keys and values of a layer that an all-gather over that axis takes per device.
         buffers: {name: bytes}: state, gradients, activations.
         state_bytes_per_chip: parameters, frozen or not, and optimizer.
         peak_bytes_per_chip: reported by XLA, or estimated.
@@ -67,6 +70,8 @@ class Plan:
     parameters: int
     active_parameters: int
     tokens_per_step: int
+    context_attention: str
+    gathered_key_bytes: float
     buffers: dict[str, float]
     state_bytes_per_chip: float
     peak_bytes_per_chip: float
@@ -126,6 +131,7 @@ def make_plan(settings: Settings, topology: Topology, devices: list[jax.Device],
     bound_by = max(demand.seconds, key=lambda name: demand.seconds[name])
     # Counted without the adaptation: a quantized array has fewer elements than the weights that it stands for.
     parameters = parameter_count(boxed_params(objective_of(settings, model)))
+    gathered = layer_keys(settings, model, dict(mesh.shape))
     step_seconds = demand.seconds[bound_by]
     return Plan(
         topology=topology.name,
@@ -134,6 +140,8 @@ def make_plan(settings: Settings, topology: Topology, devices: list[jax.Device],
         parameters=parameters,
         active_parameters=active_parameters(model, parameters),
         tokens_per_step=tokens_per_step,
+        context_attention=_context_attention(model, gathered) if mesh.shape["context"] > 1 else "",
+        gathered_key_bytes=gathered if mesh.shape["context"] > 1 else 0.0,
         buffers=demand.buffers,
         state_bytes_per_chip=sum(demand.buffers.get(name, 0.0) for name in _STATE),
         peak_bytes_per_chip=demand.peak,
@@ -156,6 +164,10 @@ def make_plan(settings: Settings, topology: Topology, devices: list[jax.Device],
         chip_hours=settings.num_steps * step_seconds * topology.chips / 3600,
         usd=None,
     )
+
+
+def _context_attention(model: ModelConfig, gathered: float) -> str:
+    return "ring" if is_ring(model, gathered) else "all_gather"
 
 
 def priced(plan: Plan, topology: Topology, budget: Budget) -> Plan:

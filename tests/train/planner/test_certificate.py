@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from configs.errors import UserError
 from configs.pretrain import llm, tiny
-from model import dispatch
+from model import dispatch, ring
 from train import step
 from train.commands import certify
 from train.distributed.mesh import layouts
@@ -117,6 +117,21 @@ def test_certificate_catches_scaled_gradient(optimizer, monkeypatch):
     assert "a parameter" in found.mismatch and found.leaf == leaf
     with pytest.raises(UserError, match=rf"1 of 1 layouts differ .* first: fsdp 2: .* worst leaf: {leaf}"):
         certify.publish([found], as_json=False)
+
+
+@pytest.mark.parametrize("way", ["ring", "all_gather"])
+def test_certificate_trains_a_context_axis_both_ways(way, monkeypatch):
+    """A gradient of the keys that is halved on its way back, in one of the two ways."""
+    name = {"ring": "_around_backward", "all_gather": "_gathered_backward"}[way]
+    original = getattr(ring, name)
+
+    def halved(*arguments):
+        dq, gradients = original(*arguments)
+        return dq, jax.tree.map(lambda x: x / 2, gradients)
+
+    monkeypatch.setattr(ring, name, halved)
+    (found,) = verdict(config_of(), "context 2")
+    assert "gradient" in found.mismatch
 
 
 def mixture(**changes):
