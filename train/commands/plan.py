@@ -21,7 +21,7 @@ from train.settings import from_config
 
 if TYPE_CHECKING:
     from train.planner.fit import Tried
-    from train.planner.pricing import Plan
+    from train.planner.pricing import Budget, Plan
     from train.planner.search import Candidate
     from train.planner.topology import Topology
 
@@ -61,17 +61,11 @@ def run(values: flags.FlagValues) -> None:
     import jax
 
     from train.planner.fit import fit
-    from train.planner.pricing import Budget, advice, make_plan, priced
+    from train.planner.pricing import advice, make_plan, priced
     from train.planner.search import search
     from train.planner.topology import compiler_devices, parse_topology
 
-    if values.fit and values.search:
-        raise UserError("--fit and --search are two searches; expected one of them")
-    topology = parse_topology(values.topology)
-    budget = Budget(values.tokens, values.price, values.tflops)
-    for name, value in dataclasses.asdict(budget).items():
-        if not 0 <= value < math.inf:
-            raise UserError(f"--{name}={value}; expected a finite number of at least 0")
+    topology, budget = parse_topology(values.topology), _budget(values)
     settings = from_config(values.config.to_dict())
     # Planning must not initialize this machine's accelerators.
     jax.config.update("jax_platforms", "cpu")
@@ -98,6 +92,25 @@ def run(values: flags.FlagValues) -> None:
         _print_plan(plan, topology)
     if not plan.fits:
         raise UserError(advice(plan, settings, topology))
+
+
+def _budget(values: flags.FlagValues) -> "Budget":
+    """Returns what the flags say of tokens and prices.
+
+    Raises:
+        UserError: an invalid number, or one that `--fit` does not read; or two searches.
+    """
+    from train.planner.pricing import Budget
+
+    if values.fit and values.search:
+        raise UserError("--fit and --search are two searches; expected one of them")
+    budget = Budget(values.tokens, values.price, values.tflops)
+    for name, value in dataclasses.asdict(budget).items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"--{name}={value}; expected a finite number of at least 0")
+        if values.fit and value:
+            raise UserError(f"--{name}={value} has no effect with --fit; expected it with the flags that --fit prints")
+    return budget
 
 
 def _as_json(plan: "Plan", found: "list[Candidate]") -> dict[str, Any]:

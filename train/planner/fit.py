@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 
 from configs.errors import UserError
+from model.adapt import adapt
 from model.transformer import REMAT_POLICIES
 from train.distributed.mesh import check_batch, layouts, mesh_sizes
 from train.planner.estimate import estimate
@@ -161,7 +162,8 @@ def _choices(
         laid_out = dataclasses.replace(settings, mesh=mesh, microbatches=1)
         sizes = abstract_mesh(laid_out, topology.devices)
         try:
-            state = make_program(objective_of(laid_out, models["none"]), laid_out, sizes).state
+            objective = adapt(objective_of(laid_out, models["none"]), laid_out.adapt)
+            state = make_program(objective, laid_out, sizes).state
         except UserError:
             continue
         for remat, chunk, parts in itertools.product(remats, _chunks(settings), _microbatches(settings)):

@@ -53,6 +53,8 @@ def test_an_invalid_flag_is_a_one_line_error():
         ((tiny, "--topology=v100-7"), "must be divisible by config.mesh.data = 7"),
         ((tiny, "--topology=v100", "--price=-1"), "--price=-1.0; expected a finite number of at least 0"),
         ((tiny, "--topology=v100", "--tokens=nan"), "--tokens=nan; expected a finite number"),
+        ((tiny, "--topology=v100", "--fit", "--search"), "--fit and --search are two searches; expected one of them"),
+        ((tiny, "--topology=v100", "--fit", "--price=2"), "--price=2.0 has no effect with --fit; expected it with the"),
         ((tiny, "--topology=v100", "--config.tokenizer=chars"), "set config.model.vocab_size"),
         ((tiny,), "--topology is missing"),
         (

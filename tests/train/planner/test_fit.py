@@ -132,6 +132,14 @@ def test_the_choices_are_configs_that_their_flags_give(capsys):
     assert found["flags"] == " ".join(choices[0].flags) and found["tried"][0]["changes_training"] == [*choices[0].lossy]
 
 
+def test_a_frozen_base_needs_less_memory_than_one_that_trains():
+    def smallest(**changes):
+        found = module._choices(settings_of(**changes), chips(1000, 1), {}, {}, QUIET)
+        return min(choice.estimated_bytes for choice in found)
+
+    assert smallest(**{"adapt.method": "lora"}) < 0.8 * smallest()
+
+
 def test_muon_has_no_second_moment_to_make_smaller():
     muon = settings_of(**{"optimizer.name": "muon"})
     assert [way.get("first_moment") for way in module._ways_to_store(muon)] == [None, "bfloat16", "int8"]
