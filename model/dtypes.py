@@ -2,13 +2,20 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 
 from model.config import ModelConfig
+from model.sharding import AnyMesh
 
 
 def platform() -> str:
     """Returns "cpu", "gpu" or "tpu": the platform of the current mesh, whose devices need not be attached."""
-    mesh = jax.sharding.get_abstract_mesh()
+    return platform_of(jax.sharding.get_abstract_mesh())
+
+
+def platform_of(mesh: AnyMesh) -> str:
+    """Returns "cpu", "gpu" or "tpu": the platform of the mesh's devices, or JAX's own for an empty mesh."""
+    mesh = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
     name = jax.default_backend() if mesh.empty else mesh.abstract_device.platform
     return "gpu" if name == "cuda" else name
 

@@ -19,6 +19,7 @@ from model.heads import Objective, RouterLosses, language_model
 from model.losses import LossSums
 from model.sharding import PARAMETER_RULES, AnyMesh, parameter_shardings, spec
 from model.transformer import Batch, Params
+from train.distributed.mesh import compiler_options
 from train.distributed.placement import batch_sharding, replicated
 from train.moments import axes_of, by_path
 from train.optimizer import make_optimizer, make_schedule
@@ -158,6 +159,7 @@ def make_program(
             in_shardings=(shardings, batch_sharding(mesh)),
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
+            compiler_options=compiler_options(mesh),
         ),
         batch=abstract_batch(settings.batch_size, settings.sequence_length, batch_sharding(mesh)),
     )

@@ -11,6 +11,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from configs.errors import UserError
+from model.dtypes import platform_of
 from model.sharding import ACTIVATION_RULES, MESH_AXES, AnyMesh, parameter_shardings
 from model.transformer import Params
 from train.settings import MeshSettings, Settings
@@ -94,6 +95,15 @@ def layouts(num_devices: int, experts: bool = False) -> list[MeshSettings]:
 def apply_xla_flags(settings: Settings) -> None:
     """Adds `config.xla_flags` to XLA_FLAGS; must run before JAX touches a device."""
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {settings.xla_flags}".strip()
+
+
+def compiler_options(mesh: AnyMesh) -> dict[str, str]:
+    """Returns XLA's options for a train step on `mesh`.
+
+    On a CPU, XLA orders operations so that many of them can run at once. A train step's products use all cores anyway,
+    and the other order needs less memory and time (docs/benchmarks.md).
+    """
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if platform_of(mesh) == "cpu" else {}
 
 
 def check_batch(settings: Settings, mesh: AnyMesh) -> None:
