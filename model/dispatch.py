@@ -23,11 +23,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from model.config import ModelConfig
-from model.grouped import Groups, block_size, grouped, make_groups
+from model.grouped import Groups, Kernels, block_size, make_groups, through_groups
 from model.layers import activated
 from model.sharding import ACTIVATION_RULES, PARAMETER_RULES, shards, spec
-
-Kernels = dict[str, jax.Array]
 
 _EXPERT_AXES, _WIDTH_AXES = PARAMETER_RULES["experts"], PARAMETER_RULES["mlp"]
 # Assignments per round over a device's share if the load is even: it then takes one round unless it has more than this.
@@ -159,17 +157,14 @@ def _part(work: _Work, number: jax.Array | int) -> _Part:
 
 def _rows(config: ModelConfig, groups: Groups, x_RD: jax.Array, gates_R: jax.Array, kernels: Kernels) -> jax.Array:
     """Returns y_RD in float32: each row through its expert's MLP, times its gate; 0 where a row has no assignment."""
-    real_R1 = groups.real_R[:, None]
+    y_RD = through_groups(partial(_mlp, config), x_RD, kernels, groups).astype(jnp.float32)
+    return jnp.where(groups.real_R[:, None], y_RD * gates_R[:, None], 0)
 
-    def product(x: jax.Array, name: str) -> jax.Array:
-        return grouped(x, kernels[name].astype(x.dtype), groups.sizes_E, groups.block)
 
-    x_RD = jnp.where(real_R1, x_RD, 0)
+def _mlp(config: ModelConfig, x_RD: jax.Array, product: Callable[[jax.Array, str], jax.Array]) -> jax.Array:
     h_RF = product(x_RD, "up")
     h_RF = activated(config.mlp, product(x_RD, "gate"), h_RF) if config.gated else activated(config.mlp, h_RF)
-    # Beyond the groups, `ragged_dot` leaves memory uninitialized on some platforms.
-    y_RD = product(jnp.where(real_R1, h_RF, 0), "down").astype(jnp.float32)
-    return jnp.where(real_R1, y_RD * gates_R[:, None], 0)
+    return product(h_RF, "down")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -643,6 +643,11 @@ _EXPERTS = (
         "jax.tree.map(lambda a, b: a + 2 * b, total, dkernels)", f"{_AXIS}[expert 2-usual]",
     ),
     Mutant(
+        "an expert learns from its last block alone", "model/grouped.py", "sum_E.at[e].add(dkernels[name])",
+        "sum_E.at[e].set(dkernels[name])",
+        "tests/model/test_experts.py::test_scan_remat_and_microbatches_equal_the_dense_reference[softmax]",
+    ),
+    Mutant(
         "what does not fit in a round is dropped", "model/dispatch.py", "return -(-work.load_E.sum() // work.size)",
         "return jnp.minimum(-(-work.load_E.sum() // work.size), 1)", f"{_AXIS}[expert 8-all_to_two]",
     ),
