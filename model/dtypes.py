@@ -14,9 +14,9 @@ def platform() -> str:
 
 
 def platform_of(mesh: AnyMesh) -> str:
-    """Returns "cpu", "gpu" or "tpu": the platform of the mesh's devices, or JAX's own for an empty mesh."""
-    mesh = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
-    name = jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+    """Returns "cpu", "gpu" or "tpu": the platform of the mesh's devices, or JAX's own for a mesh that has none."""
+    device = (mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh).abstract_device
+    name = jax.default_backend() if device is None else device.platform
     return "gpu" if name == "cuda" else name
 
 
