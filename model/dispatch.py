@@ -158,7 +158,8 @@ def _part(work: _Work, number: jax.Array | int) -> _Part:
 def _rows(config: ModelConfig, groups: Groups, x_RD: jax.Array, gates_R: jax.Array, kernels: Kernels) -> jax.Array:
     """Returns y_RD in float32: each row through its expert's MLP, times its gate; 0 where a row has no assignment."""
     y_RD = through_groups(partial(_mlp, config), x_RD, kernels, groups).astype(jnp.float32)
-    return jnp.where(groups.real_R[:, None], y_RD * gates_R[:, None], 0)
+    # Before the gates, whose gradient would otherwise have a product with what is no row's result.
+    return jnp.where(groups.real_R[:, None], y_RD, 0) * gates_R[:, None]
 
 
 def _mlp(config: ModelConfig, x_RD: jax.Array, product: Callable[[jax.Array, str], jax.Array]) -> jax.Array:

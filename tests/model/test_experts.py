@@ -186,3 +186,27 @@ def test_layers_are_initialized_where_ragged_dot_is_native(monkeypatch):
     assert experts["up"]["kernel"].names == ("layers", "experts", "expert_embed", "mlp")
     assert experts["down"]["kernel"].value.shape == (2, 8, 24, 32)
     assert set(experts) == {"router", "gate", "up", "down"}
+
+
+def test_memory_beyond_the_groups_reaches_no_output_and_no_gradient(monkeypatch):
+    product = jax.lax.ragged_dot
+
+    def uninitialized(x, w, sizes):
+        y = product(x, w, sizes)
+        return jnp.where(jnp.arange(len(y))[:, None] < sizes.sum(), y, jnp.nan)
+
+    monkeypatch.setattr("model.grouped.platform", lambda: "tpu")
+    monkeypatch.setattr("jax.lax.ragged_dot", uninitialized)
+    model = tiny_model(**MIXTURE)
+    rng = np.random.default_rng(0)
+    x, gates = rng.normal(size=(6, 32)).astype(np.float32), rng.uniform(size=(6, 2)).astype(np.float32)
+    kernels = {name: rng.normal(size=(8, 32, 24)).astype(np.float32) for name in ("gate", "up")}
+    kernels["down"] = kernels["up"].swapaxes(1, 2)
+    experts = np.full((1, 6, 2), 8)
+    experts[0, :4] = rng.integers(0, 8, (4, 2))
+
+    def total(x, gates, kernels):
+        return dispatch(model, x[None], jnp.asarray(experts), gates[None], kernels)[0].sum()
+
+    value, gradients = jax.value_and_grad(total, (0, 1, 2))(x, gates, kernels)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, gradients)))
