@@ -33,8 +33,8 @@ flags.FLAGS(["tests"])
 
 # These files start first, so that both workers end at about the same time.
 _LONGEST_FIRST = (
-    "train/distributed/test_multihost.py", "train/finetuning/test_finetune.py", "train/commands/test_commands.py",
-    "model/test_attend.py", "train/scaling/test_scaling.py", "train/test_replay.py",
+    "train/distributed/test_multihost.py", "train/test_step.py", "train/finetuning/test_finetune.py",
+    "model/test_attend.py", "train/test_parallel.py", "train/test_balance.py", "train/test_moments.py",
 )  # fmt: skip
 
 

@@ -11,7 +11,9 @@ IN_PROCESS = [name for name in growth.GROWTHS if name not in ("collectives", "pr
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", IN_PROCESS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "batch" else name for name in IN_PROCESS]
+)
 def test_every_cost_is_measured(name, one_device, tmp_path, capsys):
     one = growth.GROWTHS[name]
     found = growth.measure(one, one.tiny, tmp_path)

@@ -130,9 +130,9 @@ def test_splash_equals_xla(name):
 @pytest.mark.parametrize(
     ("mesh", "name"),
     [
-        ("context 2", "all at once"),
+        pytest.param("context 2", "all at once", marks=pytest.mark.slow),
         ("fsdp 2 x tensor 2 x context 2", "grouped heads"),
-        ("context 2", "both directions, window of a block"),
+        pytest.param("context 2", "both directions, window of a block", marks=pytest.mark.slow),
         ("context 2", "both directions"),
     ],
 )

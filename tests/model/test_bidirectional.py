@@ -80,7 +80,9 @@ TARGETS = {"classes": classified, "span": answered, "score": lambda rng: compare
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("head", TARGETS)
+@pytest.mark.parametrize(
+    "head", ["classes", *(pytest.param(head, marks=pytest.mark.slow) for head in ("span", "score"))]
+)
 def test_meshes_and_execution_options_do_not_change_the_gradient(head):
     model = tiny_model(sliding_window=(4, 0), causal=False)
     _, rows = labeled_rows(TARGETS[head], 40, 0)

@@ -129,6 +129,7 @@ def test_parts_over_different_keys_merge_into_one_softmax(softcap):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.integration
 def test_keys_of_a_ring_do_not_grow_with_the_axis():
     """With the tokens per device fixed, the memory that XLA allocates for a ring is the same, and a gather's grows."""
 

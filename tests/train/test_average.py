@@ -80,6 +80,7 @@ def test_the_average_is_that_of_the_steps_that_were_not_skipped(name, ema):
             np.testing.assert_allclose(value, expected[path], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.integration
 def test_the_average_changes_no_step_and_is_sharded_as_the_parameters():
     mesh = mesh_of(fsdp=2, tensor=2)
     averaged, program = trained(settings_of(), language_model(MODEL), mesh, 3)

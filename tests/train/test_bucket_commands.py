@@ -81,7 +81,8 @@ def on_disk(tmp_path_factory):
         return root, used(str(root), patch)
 
 
-@pytest.mark.parametrize("scheme", ["gs", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
 def test_commands_do_in_a_bucket_what_they_do_on_the_disk(scheme, on_disk, storage_environment, tmp_path, monkeypatch):
     root, expected = on_disk
     bucket = new_folder(scheme)

@@ -65,7 +65,7 @@ def dtypes(state, part):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_the_losses_of_every_form_stay_close_on_one_device_and_sharded(name):
     """On a mesh, microbatches too: the gradient that the moments are updated with is a sum over both."""
     expected, _ = losses_and_state(settings_of(name), mesh_of())
@@ -187,7 +187,7 @@ def test_adapters_have_small_moments_too():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [FORMS[0], *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[1:])])
 def test_a_restart_continues_bit_for_bit(tmp_path, form):
     mesh = mesh_of(fsdp=2)
     job = Job("test", language_model(MODEL), rows(), lambda params: {"loss": 1.0}, None, ("backbone", "head"), 1.0)

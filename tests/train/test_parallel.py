@@ -63,12 +63,12 @@ def one_device(params):
 @pytest.mark.parametrize(
     ("sizes", "attention", "how"),
     [
-        ({"context": 2, "tensor": 2}, "splash", "ring"),
-        ({"context": 2, "fsdp": 2}, "splash", "all_gather"),
+        pytest.param({"context": 2, "tensor": 2}, "splash", "ring", marks=pytest.mark.slow),
+        pytest.param({"context": 2, "fsdp": 2}, "splash", "all_gather", marks=pytest.mark.slow),
         ({"context": 2, "tensor": 2}, "xla", "all_gather"),
-        ({"context": 4, "fsdp": 2}, "xla", "ring"),
+        pytest.param({"context": 4, "fsdp": 2}, "xla", "ring", marks=pytest.mark.slow),
         ({"context": 8}, "xla", "ring"),
-        ({"context": 8}, "xla", "all_gather"),
+        pytest.param({"context": 8}, "xla", "all_gather", marks=pytest.mark.slow),
     ],
     ids=str,
 )

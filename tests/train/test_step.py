@@ -64,7 +64,7 @@ def batches():
     return [BatchFunction(rows, 8, 0)(t) for t in range(10)]
 
 
-@pytest.fixture(scope="module", params=["adamw", "muon"])
+@pytest.fixture(scope="module", params=["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def one_device(request, batches):
     return request.param, train(mesh_of(), batches, request.param)
 
@@ -128,7 +128,7 @@ def test_batch_without_targets_gives_zero_gradients(batches):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(("name", "microbatches"), [("adamw", 1), ("muon", 2)])
+@pytest.mark.parametrize(("name", "microbatches"), [("adamw", 1), pytest.param("muon", 2, marks=pytest.mark.slow)])
 def test_skipped_step_changes_only_the_step_number(name, microbatches, batches):
     settings, objective, mesh = settings_of(name=name), language_model(tiny_model()), mesh_of(data=2, fsdp=2)
     with_nan = {k: v.copy() for k, v in batches[1].items()}

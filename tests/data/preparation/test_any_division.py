@@ -211,6 +211,7 @@ def test_two_commands_for_one_store(tmp_path, source):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.integration
 def test_buckets_do_not_change_a_store(tmp_path, source, bucket):
     """Input, stages and store in a bucket; the first command ends in the middle."""
     for file in files_below(Path(source)):

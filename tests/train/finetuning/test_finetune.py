@@ -107,8 +107,8 @@ TASKS = {
 }
 
 
-# One of each kind of head; `make slow` runs the rest.
-OFTEN = ("classification", "span", "chat", "preference")
+# `make slow` runs the rest.
+OFTEN = ("classification", "span")
 
 
 @pytest.mark.integration
@@ -161,7 +161,7 @@ def logits_of(directory):
         return run.objective().predict(run.load(mesh), batch)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_merged_run_predicts_like_its_quantized_base_and_adapter(adapters, foundation, tmp_path):
     _, path = adapters
     config = small(intent.get_config(), path, **LORA, **{"adapt.base_quantization": "int8"})

@@ -261,7 +261,10 @@ def test_a_resumed_run_keeps_the_order_of_its_classes(trained, tmp_path):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(("architecture", "window"), [("llama3", None), ("gpt2", None), ("gemma2", 5)])
+@pytest.mark.parametrize(
+    ("architecture", "window"),
+    [("llama3", None), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("gpt2", None), ("gemma2", 5)))],
+)
 def test_attention_in_both_directions_is_a_field_of_config_json(architecture, window, trained, tmp_path):
     """A window of transformers reaches that far in each direction; ours contains the query."""
     run, _ = trained(architecture, "full", f"tags{BOTH}")

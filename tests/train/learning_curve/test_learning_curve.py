@@ -77,6 +77,7 @@ def curve(tmp_path_factory, one_device):
     return folder, json.loads(done.stdout)
 
 
+@pytest.mark.integration
 def test_each_point_is_a_run_with_so_many_labels(curve):
     folder, found = curve
     assert [p["labels_per_class"] for p in found["points"]] == [4, 12, None]
@@ -91,6 +92,7 @@ def test_each_point_is_a_run_with_so_many_labels(curve):
     assert (config["task"]["labels_per_class"], config["seed"], config["task"]["baseline"]) == (12, 1, False)
 
 
+@pytest.mark.integration
 def test_the_page_has_the_picture_the_table_and_the_sentences(curve):
     folder, found = curve
     page = (folder / "curve" / "learning_curve.html").read_text()
@@ -99,6 +101,7 @@ def test_the_page_has_the_picture_the_table_and_the_sentences(curve):
     assert json.loads((folder / "curve" / "learning_curve.json").read_text()) == found
 
 
+@pytest.mark.integration
 def test_finished_points_are_kept_and_others_trained(curve):
     folder, found = curve
     shutil.rmtree(folder / "curve" / "labels-12-seed-0")
@@ -199,6 +202,7 @@ def test_an_invalid_curve_is_one_line(tmp_path, flags, expected):
     assert done.returncode == 1 and len(error_lines(done)) == 1 and expected in done.stderr
 
 
+@pytest.mark.integration
 def test_the_test_rows_choose_nothing(tmp_path, curve):
     """With wrong labels of the test rows every point is trained on the same rows, to the same parameters."""
     folder, _ = curve

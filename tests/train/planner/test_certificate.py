@@ -37,6 +37,7 @@ def test_layouts_contains_every_factorization():
     assert set(TWO) == {"slice 2", "data 2", "expert 2", "fsdp 2", "tensor 2", "context 2"}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "name",
     [
@@ -119,7 +120,8 @@ def test_certificate_catches_scaled_gradient(optimizer, monkeypatch):
         certify.publish([found], as_json=False)
 
 
-@pytest.mark.parametrize("way", ["ring", "all_gather"])
+@pytest.mark.integration
+@pytest.mark.parametrize("way", ["ring", pytest.param("all_gather", marks=pytest.mark.slow)])
 def test_certificate_trains_a_context_axis_both_ways(way, monkeypatch):
     """A gradient of the keys that is halved on its way back, in one of the two ways."""
     name = {"ring": "_around_backward", "all_gather": "_gathered_backward"}[way]

@@ -98,6 +98,7 @@ def test_steps_on_both_sides_of_the_join_replay_bit_for_bit(extended, step):
     assert replay(workdir, step)["equal"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("schedule", [pytest.param("constant", marks=pytest.mark.slow), "wsd"])
 def test_a_run_before_its_decay_becomes_the_longer_run_bit_for_bit(schedule, text, tmp_path):
     pretrain(config_of(text, 16, schedule), tmp_path / "whole")
