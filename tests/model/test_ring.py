@@ -84,6 +84,7 @@ def test_every_device_does_the_same_work(devices, how, monkeypatch):
     assert sum(counts) == chunks * (chunks + 1) // 2
 
 
+@pytest.mark.integration
 def test_masked_pairs_are_skipped(monkeypatch):
     """Windows and segments: only the pairs of chunks on the diagonal and beside it are multiplied."""
     ones = np.ones((1, 128), np.int32)

@@ -65,7 +65,13 @@ def trained(settings, objective, mesh, steps):
         return [*states, jax.device_get(state)], program
 
 
-@pytest.mark.parametrize(("name", "ema"), [("adamw", 0.6), ("adamw", 0.15), ("muon", 0.6)])
+@pytest.mark.parametrize(
+    ("name", "ema"),
+    [
+        ("adamw", 0.6),
+        *(pytest.param(*case, marks=pytest.mark.integration) for case in (("adamw", 0.15), ("muon", 0.6))),
+    ],
+)
 def test_the_average_is_that_of_the_steps_that_were_not_skipped(name, ema):
     settings = settings_of(**{"optimizer.name": name, "optimizer.ema": ema})
     states, _ = trained(settings, language_model(MODEL), mesh_of(), 6)

@@ -135,7 +135,12 @@ def test_frozen_kernels_have_no_gradient_computation():
 
 
 @pytest.mark.parametrize(
-    "method", ["full", "lora", *(pytest.param(m, marks=pytest.mark.slow) for m in ("head", "last"))]
+    "method",
+    [
+        "lora",
+        pytest.param("full", marks=pytest.mark.integration),
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("head", "last")),
+    ],
 )
 def test_mesh_and_single_device_losses_agree(method, tmp_path):
     settings = settings_of(**{"adapt.method": method, "num_steps": 6})

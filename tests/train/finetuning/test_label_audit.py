@@ -113,6 +113,7 @@ def test_suspicious_rows_are_those_of_the_file(tmp_path):
     assert sum("perhaps" in line for line in audit_lines(found)) == 3
 
 
+@pytest.mark.integration
 def test_the_report_and_results_list_the_rows(tmp_path):
     rows = list(labeled(30, 2))
     rows[0] = rows[0] | {"label": "<b>"}

@@ -123,6 +123,7 @@ def test_finished_points_are_kept_and_others_trained(curve):
     assert json.loads(again.stdout)["points"] == found["points"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
