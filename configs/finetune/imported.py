@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     """Returns the config: that of the intent task, with adapters and without a second run from random weights."""
     config = intent.get_config()
     config.batch_size = 8
-    config.num_steps = 100
+    config.num_steps = 100  # the least; min_epochs takes more where there are more rows
     config.adapt.method = "lora"
     config.adapt.rank = 16
     config.adapt.alpha = 32.0

@@ -15,6 +15,7 @@ from configs.finetune import (
     assistant,
     contract_clause,
     dialogue_summary,
+    imported,
     intent,
     preference,
     question_answering,
@@ -89,6 +90,7 @@ def written(folder, kind):
 SQUAD_FIGURES = {"exact_match", "f1", "answerable_exact_match", "answerable_f1", "no_answer_accuracy"}
 TASKS = {
     "classification": (intent.get_config, "labels", {"task.baseline": True}, {"accuracy", "macro_f1"}),
+    "imported": (imported.get_config, "labels", {}, {"accuracy", "macro_f1"}),
     "by contract": (contract_clause.get_config, "labels", {"task.class_weights": "balanced"}, {"accuracy"}),
     "several": (sentiment.get_config, "several", {"task.multi_label": True}, {"micro_f1", "macro_f1", "exact_match"}),
     "regression": (intent.get_config, "values", {"task.name": "regression"}, {"r2", "mean_absolute_error", "spearman"}),
@@ -107,7 +109,7 @@ TASKS = {
 }
 
 
-# `make slow` runs the rest.
+# A head that pools and one that reads every token; `make slow` runs the rest.
 OFTEN = ("classification", "span")
 
 
