@@ -91,8 +91,8 @@ class Projection(nn.Module):
         factors: Any = [self.get_variable("params", name) for name in ("lora_a", "lora_b")]
         a, b = (factor.astype(x.dtype) for factor in factors)
         batch_axes = "".join(axis for axis in x_axes if axis not in kernel_axes)
-        low = jnp.einsum(f"{x_axes},{a_axes}r->{batch_axes}r", x, a)
-        return jnp.einsum(f"{batch_axes}r,r{b_axes}->{y_axes}", low, b)
+        low = weight_product(f"{x_axes},{a_axes}r->{batch_axes}r", x, a)
+        return weight_product(f"{batch_axes}r,r{b_axes}->{y_axes}", low, b)
 
 
 def scaled(x: jax.Array, factor: float) -> jax.Array:

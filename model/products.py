@@ -1,11 +1,17 @@
-"""Products with a weight, whose gradient takes the form that is fast in bfloat16 on a CPU.
+"""Products with a weight, in the form whose gradient is fast on one CPU.
 
-The gradient of a weight is x^T g, a sum over tokens. XLA folds the transpose into the product. Its bfloat16 kernels for
-CPUs (JAX 0.12) take plain products only, so it then leaves this one to a library that is 2 to 5 times slower. Here x^T
-is a copy, which costs about a hundredth of the product. Accelerators, float32 and programs of several devices are
-compiled as if this file were not there.
+The gradient of a weight is x^T g, a sum over tokens. Where tokens have two axes, batch and length, XLA reorders the
+axes of g for that sum, and computes g anew, slowly, into this copy. In float32 a product is therefore one of two
+matrices.
+
+XLA also folds the transpose of x into that sum. Its bfloat16 kernels for CPUs (JAX 0.12) take plain products only, so
+it then leaves this one to a library that is 2 to 5 times slower. In bfloat16 x^T is therefore a copy, which costs about
+a hundredth of the product.
+
+Accelerators and programs of several devices are compiled as if this file were not there.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -15,8 +21,16 @@ from model.dtypes import platform
 
 
 def weight_product(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
-    """Returns einsum(x, weight) in their dtype; the axes of `x` are the tokens', then those of the weight's input."""
-    return _with_copied_transpose(equation, x, weight) if _copies(x) else jnp.einsum(equation, x, weight)
+    """Returns einsum(x, weight) in their dtype.
+
+    Args:
+        equation: e.g. "BTD,DNH->BTNH".
+        x: its axes are the tokens', then the weight's inputs.
+        weight: its axes are the inputs, then the outputs.
+    """
+    if _copies(x):
+        return _with_copied_transpose(equation, x, weight)
+    return _of_matrices(equation, x, weight) if _on_one_cpu() else jnp.einsum(equation, x, weight)
 
 
 def token_sum(equation: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype | type = jnp.float32) -> jax.Array:
@@ -26,10 +40,23 @@ def token_sum(equation: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype | type
     return jnp.einsum(equation, x, y, preferred_element_type=dtype)
 
 
+def _on_one_cpu() -> bool:
+    """Returns whether the program runs on one CPU: over several, these forms could change what they exchange."""
+    return jax.sharding.get_abstract_mesh().size <= 1 and platform() == "cpu"
+
+
+def _of_matrices(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Returns einsum(x, weight) as a product of two matrices; R rows, I inputs, O outputs."""
+    x_axes, weight_axes = equation.split("->")[0].split(",")
+    inputs = sum(axis in x_axes for axis in weight_axes)
+    w_IO = weight.reshape(math.prod(weight.shape[:inputs]), -1)
+    y_RO = x.reshape(-1, len(w_IO)) @ w_IO
+    return y_RO.reshape(*x.shape[: x.ndim - inputs], *weight.shape[inputs:])
+
+
 def _copies(x: jax.Array) -> bool:
-    """Returns whether transposes are copied; over several devices, that could change what they exchange."""
-    one_device = jax.sharding.get_abstract_mesh().size <= 1
-    return one_device and x.dtype == jnp.bfloat16 and platform() == "cpu"
+    """Returns whether transposes of `x` are copied."""
+    return x.dtype == jnp.bfloat16 and _on_one_cpu()
 
 
 def _summed_axes_last(equation: str, x: jax.Array) -> tuple[str, jax.Array]:
