@@ -94,9 +94,7 @@ def _local(
     x_SD, experts_SK, gates_SK = (x.reshape(-1, x.shape[-1]) for x in (x_BTD, experts_BTK, gates_BTK))
     if len(kernels["up"]) == config.num_experts:
         work = _sorted(experts_SK, config.num_experts, 0, experts_SK.size)
-        part = _part(work, 0)
-        y_RD = _rows(config, part.groups, x_SD[part.token_R], gates_SK.reshape(-1)[part.assignment_R], kernels)
-        y_SD = jnp.zeros(x_SD.shape, jnp.float32).at[part.token_R].add(y_RD).astype(x_SD.dtype)
+        y_SD = _sum(config, _part(work, 0), x_SD, gates_SK.reshape(-1), kernels).astype(x_SD.dtype)
         rounds = jnp.ones((), jnp.float32)
     else:
         y_SD, rounds = _in_rounds(config, GATHER, x_SD, experts_SK, gates_SK, kernels)
@@ -155,11 +153,10 @@ def _part(work: _Work, number: jax.Array | int) -> _Part:
     return _Part(groups, assignment_R, assignment_R // work.per_token)
 
 
-def _rows(config: ModelConfig, groups: Groups, x_RD: jax.Array, gates_R: jax.Array, kernels: Kernels) -> jax.Array:
-    """Returns y_RD in float32: each row through its expert's MLP, times its gate; 0 where a row has no assignment."""
-    y_RD = through_groups(partial(_mlp, config), x_RD, kernels, groups).astype(jnp.float32)
-    # Before the gates, whose gradient would otherwise have a product with what is no row's result.
-    return jnp.where(groups.real_R[:, None], y_RD, 0) * gates_R[:, None]
+def _sum(config: ModelConfig, part: _Part, x_SD: jax.Array, gates_A: jax.Array, kernels: Kernels) -> jax.Array:
+    """Returns y_SD in float32: for each token the sum over a round's assignments of gate times the expert's MLP."""
+    gates_R = gates_A[part.assignment_R]
+    return through_groups(partial(_mlp, config), x_SD, part.token_R, gates_R, kernels, part.groups)
 
 
 def _mlp(config: ModelConfig, x_RD: jax.Array, product: Callable[[jax.Array, str], jax.Array]) -> jax.Array:
@@ -185,9 +182,7 @@ def _in_rounds(
     work = _own_work(experts_QK, kernels)
 
     def body(number: jax.Array, y_QD: jax.Array) -> jax.Array:
-        part = _part(work, number)
-        y_RD = _rows(config, part.groups, x_QD[part.token_R], gates_QK.reshape(-1)[part.assignment_R], kernels)
-        return y_QD.at[part.token_R].add(y_RD)
+        return y_QD + _sum(config, _part(work, number), x_QD, gates_QK.reshape(-1), kernels)
 
     y_QD = jax.lax.fori_loop(0, _rounds(work), body, jnp.zeros(x_QD.shape, jnp.float32))
     return transport.bring_back(y_QD.astype(x_SD.dtype)), _rounds(work).astype(jnp.float32)
@@ -222,14 +217,11 @@ def _in_rounds_bwd(
     x_QD, experts_QK, gates_QK, dy_QD = (transport.send(x) for x in (x_SD, experts_SK, gates_SK, cotangents[0]))
     work, gates_A = _own_work(experts_QK, kernels), gates_QK.reshape(-1)
 
-    def body(number: jax.Array, grads: tuple[jax.Array, jax.Array, Kernels]) -> tuple[jax.Array, jax.Array, Kernels]:
-        part = _part(work, number)
-        rows = (x_QD[part.token_R], gates_A[part.assignment_R], kernels)
-        _, pull = jax.vjp(partial(_rows, config, part.groups), *rows)
-        dx_RD, dgates_R, dkernels = pull(dy_QD[part.token_R].astype(jnp.float32))
-        dx_QD, dgates_A, total = grads
-        dx_QD = dx_QD.at[part.token_R].add(dx_RD)
-        return dx_QD, dgates_A.at[part.assignment_R].add(dgates_R), jax.tree.map(jnp.add, total, dkernels)
+    def body(number: jax.Array, total: tuple[jax.Array, jax.Array, Kernels]) -> tuple[jax.Array, jax.Array, Kernels]:
+        _, pull = jax.vjp(partial(_sum, config, _part(work, number)), x_QD, gates_A, kernels)
+        grads = pull(dy_QD.astype(jnp.float32))
+        summed: tuple[jax.Array, jax.Array, Kernels] = jax.tree.map(jnp.add, total, grads)
+        return summed
 
     zeros = jax.tree.map(jnp.zeros_like, (x_QD, gates_A, kernels))
     dx_QD, dgates_A, dkernels = jax.lax.fori_loop(0, _rounds(work), body, zeros)

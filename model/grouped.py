@@ -1,9 +1,9 @@
 """Groups of rows, each through its own MLP: by `ragged_dot`, or on a CPU by a loop over blocks of rows.
 
-A group is padded to whole blocks on a CPU, where a loop over blocks is as fast as dense products; XLA's `ragged_dot`
-multiplies each row by every matrix there.
+A group is padded to whole blocks on a CPU, where XLA's `ragged_dot` multiplies each row by every matrix. A few blocks
+are computed at once: as one product of a stack of matrices, XLA shares them among the cores.
 
-D width, E groups, R rows of all groups, n blocks of b rows.
+D width, E groups, R rows of all groups, S tokens, m blocks at once of b rows.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,9 @@ Kernels = dict[str, jax.Array]
 Mlp = Callable[[jax.Array, Callable[[jax.Array, str], jax.Array]], jax.Array]
 
 _LARGEST_BLOCK = 128
+_MOST_BLOCKS = 4
+# Elements of the matrices that are copied for the blocks computed at once: 2 MB in float32, which stay in the cache.
+_MOST_COPIED = 1 << 19
 
 
 class Groups(NamedTuple):
@@ -57,75 +60,118 @@ def make_groups(load_E: jax.Array, block: int, most: int) -> Groups:
     return Groups(sizes_E.astype(jnp.int32), source_R, real_R, block)
 
 
-def through_groups(mlp: Mlp, x_RD: jax.Array, kernels: Kernels, groups: Groups) -> jax.Array:
-    """Returns each row through its group's MLP; what it returns for rows without an assignment means nothing.
+def through_groups(
+    mlp: Mlp, x_SD: jax.Array, token_R: jax.Array, gates_R: jax.Array, kernels: Kernels, groups: Groups
+) -> jax.Array:
+    """Returns y_SD in float32: for each token the sum over its rows of gate times the MLP of the row's group.
 
     Args:
         mlp: maps rows and `product(rows, name)`, the rows times the matrix of that name, to rows of the same width.
-        x_RD: the rows.
+        x_SD: the tokens.
+        token_R: token of each row.
+        gates_R: weight of each row.
         kernels: by name, one matrix per group.
-        groups: the groups.
+        groups: the groups; rows without an assignment count nowhere.
     """
-    real_R1 = groups.real_R[:, None]
-    kernels = {name: kernel.astype(x_RD.dtype) for name, kernel in kernels.items()}
+    kernels = {name: kernel.astype(x_SD.dtype) for name, kernel in kernels.items()}
     if platform() == "cpu":
-        blocks = jnp.where(real_R1, x_RD, 0).reshape(-1, groups.block, x_RD.shape[1])
-        y_nbD: jax.Array = _blocks(mlp, blocks, kernels, groups.sizes_E // groups.block)
-        return y_nbD.reshape(x_RD.shape)
+        blocks = _make_blocks(token_R, groups, _blocks_at_once(kernels, len(token_R) // groups.block))
+        gates_R = jnp.pad(jnp.where(groups.real_R, gates_R, 0), (0, blocks.token_imb.size - len(gates_R)))
+        return _in_blocks(mlp, x_SD, gates_R.reshape(blocks.token_imb.shape), kernels, blocks)
+    real_R1 = groups.real_R[:, None]
 
     def product(rows: jax.Array, name: str) -> jax.Array:
         # Beyond the groups, `ragged_dot` leaves memory uninitialized on some platforms.
         return jax.lax.ragged_dot(jnp.where(real_R1, rows, 0), kernels[name], groups.sizes_E)
 
-    return mlp(x_RD, product)
+    y_RD = mlp(x_SD[token_R], product).astype(jnp.float32)
+    # Before the gates, whose gradient would otherwise have a product with what is no row's result.
+    y_RD = jnp.where(real_R1, y_RD, 0) * gates_R[:, None]
+    return jnp.zeros(x_SD.shape, jnp.float32).at[token_R].add(y_RD)
+
+
+class _Blocks(NamedTuple):
+    """The rows of all groups in blocks of b, m of them per turn of the loop.
+
+    Attributes:
+        token_imb: token of each row.
+        group_im: group of each block.
+        turns: number of turns in which a block has an assignment.
+    """
+
+    token_imb: jax.Array
+    group_im: jax.Array
+    turns: jax.Array
+
+
+def _blocks_at_once(kernels: Kernels, blocks: int) -> int:
+    """Returns the number of blocks that are computed side by side, each with a copy of its group's matrices."""
+    per_group = sum(kernel[0].size for kernel in kernels.values())
+    return max(1, min(_MOST_BLOCKS, blocks, _MOST_COPIED // per_group))
+
+
+def _make_blocks(token_R: jax.Array, groups: Groups, at_once: int) -> _Blocks:
+    turns = -(-len(token_R) // (groups.block * at_once))
+    token_R = jnp.pad(token_R, (0, turns * at_once * groups.block - len(token_R)))
+    counts_E = groups.sizes_E // groups.block
+    group_n = jnp.searchsorted(jnp.cumsum(counts_E), jnp.arange(turns * at_once), side="right")
+    return _Blocks(
+        token_R.reshape(turns, at_once, groups.block),
+        jnp.minimum(group_n, len(counts_E) - 1).reshape(turns, at_once),
+        -(-counts_E.sum() // at_once),
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blocks(mlp: Mlp, x_nbD: jax.Array, kernels: Kernels, counts_E: jax.Array) -> jax.Array:
-    """Returns each block through its group's MLP; the loop ends with the last block of a group.
+def _in_blocks(mlp: Mlp, x_SD: jax.Array, gates_imb: jax.Array, kernels: Kernels, blocks: _Blocks) -> jax.Array:
+    """Returns what `through_groups` does; the loop ends with the last block that has an assignment.
 
-    A block's intermediate rows stay in the processor's cache. The backward pass computes them again, which costs less
-    than storing them.
+    Tokens are gathered and results added up within the loop, so that no array has a row per assignment, and a block's
+    intermediate rows stay in the processor's cache. The backward pass computes them again, which costs less than
+    storing them.
     """
-    expert_n = _experts_of_blocks(counts_E, len(x_nbD))
 
-    def body(i: jax.Array, y_nbD: jax.Array) -> jax.Array:
-        return y_nbD.at[i].set(_block(mlp, x_nbD[i], _of_expert(kernels, expert_n[i])))
+    def body(i: jax.Array, y_SD: jax.Array) -> jax.Array:
+        token_mb, group_m = blocks.token_imb[i], blocks.group_im[i]
+        return y_SD.at[token_mb].add(_block(mlp, x_SD[token_mb], gates_imb[i], _of_groups(kernels, group_m)))
 
-    return jax.lax.fori_loop(0, counts_E.sum(), body, jnp.zeros_like(x_nbD))
-
-
-def _block(mlp: Mlp, x_bD: jax.Array, kernels: Kernels) -> jax.Array:
-    return mlp(x_bD, lambda rows, name: rows @ kernels[name])
+    return jax.lax.fori_loop(0, blocks.turns, body, jnp.zeros(x_SD.shape, jnp.float32))
 
 
-def _of_expert(kernels: Kernels, expert: jax.Array) -> Kernels:
-    return {name: kernel[expert] for name, kernel in kernels.items()}
+def _block(mlp: Mlp, x_mbD: jax.Array, gates_mb: jax.Array, kernels: Kernels) -> jax.Array:
+    y_mbD = mlp(x_mbD, lambda rows, name: rows @ kernels[name])
+    return y_mbD.astype(jnp.float32) * gates_mb[..., None]
 
 
-def _experts_of_blocks(counts_E: jax.Array, blocks: int) -> jax.Array:
-    expert_n = jnp.searchsorted(jnp.cumsum(counts_E), jnp.arange(blocks), side="right")
-    return jnp.minimum(expert_n, len(counts_E) - 1)
+def _of_groups(kernels: Kernels, group_m: jax.Array) -> Kernels:
+    return {name: kernel[group_m] for name, kernel in kernels.items()}
 
 
-def _blocks_fwd(mlp: Mlp, x_nbD: jax.Array, kernels: Kernels, counts_E: jax.Array) -> tuple[jax.Array, Any]:
-    return _blocks(mlp, x_nbD, kernels, counts_E), (x_nbD, kernels, counts_E)
+def _in_blocks_fwd(
+    mlp: Mlp, x_SD: jax.Array, gates_imb: jax.Array, kernels: Kernels, blocks: _Blocks
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    return _in_blocks(mlp, x_SD, gates_imb, kernels, blocks), (x_SD, gates_imb, kernels, blocks)
 
 
-def _blocks_bwd(mlp: Mlp, residuals: Any, dy_nbD: jax.Array) -> tuple[jax.Array, Kernels, None]:  # noqa: ANN401
-    x_nbD, kernels, counts_E = residuals
-    expert_n = _experts_of_blocks(counts_E, len(x_nbD))
+def _in_blocks_bwd(
+    mlp: Mlp,
+    residuals: tuple[Any, ...],
+    dy_SD: jax.Array,
+) -> tuple[jax.Array, jax.Array, Kernels, None]:
+    x_SD, gates_imb, kernels, blocks = residuals
 
-    def body(i: jax.Array, grads: tuple[jax.Array, Kernels]) -> tuple[jax.Array, Kernels]:
-        dx_nbD, total = grads
-        e = expert_n[i]
-        _, pull = jax.vjp(partial(_block, mlp), x_nbD[i], _of_expert(kernels, e))
-        dx_bD, dkernels = pull(dy_nbD[i])
-        return dx_nbD.at[i].set(dx_bD), {name: sum_E.at[e].add(dkernels[name]) for name, sum_E in total.items()}
+    def body(i: jax.Array, grads: tuple[jax.Array, jax.Array, Kernels]) -> tuple[jax.Array, jax.Array, Kernels]:
+        dx_SD, dgates_imb, total = grads
+        token_mb, group_m = blocks.token_imb[i], blocks.group_im[i]
+        _, pull = jax.vjp(partial(_block, mlp), x_SD[token_mb], gates_imb[i], _of_groups(kernels, group_m))
+        dx_mbD, dgates_mb, dkernels = pull(dy_SD[token_mb])
+        dx_SD = dx_SD.at[token_mb].add(dx_mbD.astype(dx_SD.dtype))
+        total = {name: sum_E.at[group_m].add(dkernels[name]) for name, sum_E in total.items()}
+        return dx_SD, dgates_imb.at[i].set(dgates_mb), total
 
-    zeros = jax.tree.map(jnp.zeros_like, (x_nbD, kernels))
-    dx_nbD, dkernels = jax.lax.fori_loop(0, counts_E.sum(), body, zeros)
-    return dx_nbD, dkernels, None
+    zeros = jnp.zeros(x_SD.shape, jnp.float32), jnp.zeros_like(gates_imb), jax.tree.map(jnp.zeros_like, kernels)
+    dx_SD, dgates_imb, dkernels = jax.lax.fori_loop(0, blocks.turns, body, zeros)
+    return dx_SD.astype(x_SD.dtype), dgates_imb, dkernels, None
 
 
-_blocks.defvjp(_blocks_fwd, _blocks_bwd)
+_in_blocks.defvjp(_in_blocks_fwd, _in_blocks_bwd)
