@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from model.config import ModelConfig
-from model.grouped import Groups, Kernels, block_size, make_groups, through_groups
+from model.grouped import Gradients, Groups, Kernels, Rows, add_gradients, block_size, make_groups, through_groups
 from model.layers import activated
 from model.sharding import ACTIVATION_RULES, PARAMETER_RULES, shards, spec
 
@@ -143,6 +143,10 @@ class _Part(NamedTuple):
     assignment_R: jax.Array
     token_R: jax.Array
 
+    def rows(self, gates_A: jax.Array) -> Rows:
+        """Returns its rows, with these gates of all assignments."""
+        return Rows(self.groups, self.token_R, gates_A[self.assignment_R])
+
 
 def _part(work: _Work, number: jax.Array | int) -> _Part:
     """Returns a round of a device's work."""
@@ -155,8 +159,7 @@ def _part(work: _Work, number: jax.Array | int) -> _Part:
 
 def _sum(config: ModelConfig, part: _Part, x_SD: jax.Array, gates_A: jax.Array, kernels: Kernels) -> jax.Array:
     """Returns y_SD in float32: for each token the sum over a round's assignments of gate times the expert's MLP."""
-    gates_R = gates_A[part.assignment_R]
-    return through_groups(partial(_mlp, config), x_SD, part.token_R, gates_R, kernels, part.groups)
+    return through_groups(partial(_mlp, config), x_SD, part.rows(gates_A), kernels)
 
 
 def _mlp(config: ModelConfig, x_RD: jax.Array, product: Callable[[jax.Array, str], jax.Array]) -> jax.Array:
@@ -217,14 +220,13 @@ def _in_rounds_bwd(
     x_QD, experts_QK, gates_QK, dy_QD = (transport.send(x) for x in (x_SD, experts_SK, gates_SK, cotangents[0]))
     work, gates_A = _own_work(experts_QK, kernels), gates_QK.reshape(-1)
 
-    def body(number: jax.Array, total: tuple[jax.Array, jax.Array, Kernels]) -> tuple[jax.Array, jax.Array, Kernels]:
-        _, pull = jax.vjp(partial(_sum, config, _part(work, number)), x_QD, gates_A, kernels)
-        grads = pull(dy_QD.astype(jnp.float32))
-        summed: tuple[jax.Array, jax.Array, Kernels] = jax.tree.map(jnp.add, total, grads)
-        return summed
+    def body(number: jax.Array, total: tuple[Gradients, jax.Array]) -> tuple[Gradients, jax.Array]:
+        part, (grads, dgates) = _part(work, number), total
+        grads, dgates_R = add_gradients(partial(_mlp, config), grads, dy_QD, x_QD, part.rows(gates_A), kernels)
+        return grads, dgates.at[part.assignment_R].add(dgates_R)
 
-    zeros = jax.tree.map(jnp.zeros_like, (x_QD, gates_A, kernels))
-    dx_QD, dgates_A, dkernels = jax.lax.fori_loop(0, _rounds(work), body, zeros)
+    zeros = jax.tree.map(jnp.zeros_like, ((x_QD, kernels), gates_A))
+    (dx_QD, dkernels), dgates_A = jax.lax.fori_loop(0, _rounds(work), body, zeros)
     return (
         transport.bring_back(dx_QD),
         None,

@@ -639,12 +639,12 @@ _EXPERTS = (
         "bring_back=lambda y: jnp.split(y, jax.lax.axis_size(_EXPERT_AXES))[0],", f"{_AXIS}[expert 2-usual]",
     ),
     Mutant(
-        "gradients of experts are doubled", "model/dispatch.py", "jax.tree.map(jnp.add, total, grads)",
-        "jax.tree.map(lambda a, b: a + 2 * b, total, grads)", f"{_AXIS}[expert 2-usual]",
+        "gradients of experts are doubled", "model/grouped.py", "_add_in_blocks(mlp, total, dy_SD,",
+        "_add_in_blocks(mlp, total, 2 * dy_SD,", f"{_AXIS}[expert 2-usual]",
     ),
     Mutant(
-        "an expert learns from its last block alone", "model/grouped.py", "sum_E.at[group_m].add(dkernels[name])",
-        "sum_E.at[group_m].set(dkernels[name])",
+        "an expert learns from its last block alone", "model/grouped.py", "sum_E.at[group_m].add(",
+        "sum_E.at[group_m].set(",
         "tests/model/test_experts.py::test_scan_remat_and_microbatches_equal_the_dense_reference[softmax]",
     ),
     Mutant(
