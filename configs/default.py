@@ -188,7 +188,8 @@ def task() -> ConfigDict:
     t.class_weights = "none"  # "none", or "balanced": weight each class by its inverse frequency
     t.out_of_scope = ""  # class of texts that belong to none of the others; such rows are also scored apart
     t.center = True  # regression: train on the difference from the mean, which few heads of transformers can add
-    # Chat template: "plain", "chatml", "llama3", "gemma", "alpaca", or "tokenizer" for the tokenizer's own.
+    # Chat template: "plain", "plain_chat" (with "User: " and "Assistant: "), "chatml", "llama3", "gemma", "alpaca", or
+    # "tokenizer" for the tokenizer's own. For tasks on conversations, "plain" stands for "plain_chat".
     t.template = "plain"
     t.metrics = ("rouge",)  # metrics of generated text: "rouge", "bleu" (with chrF), "squad"
     t.max_new_tokens = 64  # longest generated text in tokens

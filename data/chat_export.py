@@ -3,7 +3,7 @@
 import json
 import string
 
-from data.templates import PLAIN_CHAT, Template, built_in, parts_of_answer
+from data.templates import Template, built_in, parts_of_answer
 from data.tokenizer import Tokenizer
 
 _EXPRESSIONS = {
@@ -36,7 +36,7 @@ def to_jinja(name: str, tokenizer: Tokenizer) -> str:
     template = built_in(name)
     if name != "plain":
         return _CHECKS + (_TURNS if template.alternating else "") + _messages(template, tokenizer)
-    single, chat = (_messages(each, tokenizer) for each in (template, PLAIN_CHAT))
+    single, chat = (_messages(each, tokenizer) for each in (template, built_in("plain_chat")))
     condition = f'{_ROLES}) in [[], ["user"], ["user", "assistant"]]'
     return f"{_CHECKS}{{%- if ({condition} %}}\n{single}{{%- else %}}\n{chat}{{%- endif %}}\n"
 

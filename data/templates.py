@@ -45,7 +45,9 @@ class Template:
 
 
 _BUILT_IN = {
+    # For an input and its output; longer chats are rendered as "plain_chat".
     "plain": Template("{content}\n", "{content}\n", "[{content}{eos}]", "{bos}"),
+    "plain_chat": Template("{content}\n", "User: {content}\n", "Assistant: [{content}{eos}]", "{bos}"),
     # Qwen, without the system message that its own template adds.
     "chatml": Template(
         "<|im_start|>system\n{content}<|im_end|>\n",
@@ -75,8 +77,6 @@ _BUILT_IN = {
         alternating=True,
     ),
 }
-# "plain" for chats of more than one turn, which need the names of the speakers.
-PLAIN_CHAT = Template("{content}\n", "User: {content}\n", "Assistant: [{content}{eos}]", "{bos}")
 NAMES = (*_BUILT_IN, "tokenizer")
 
 
@@ -104,7 +104,7 @@ def render(
 
     Args:
         messages: {"role": "system", "user" or "assistant", "content": text} each.
-        template: "plain", "chatml", "llama3", "gemma", "alpaca", or "tokenizer" for the tokenizer's Jinja template.
+        template: one of `NAMES`; "tokenizer" is the tokenizer's Jinja template.
         tokenizer: the tokenizer of the model.
         length: maximum number of tokens; 0: no limit.
         prompt: end with the start of the assistant's turn; no token is in the loss.
@@ -207,7 +207,8 @@ def _encoder(
 
 def _built_in_form(messages: Sequence[Message], name: str) -> Template:
     roles = [message["role"] for message in messages if message["role"] != "system"]
-    return PLAIN_CHAT if name == "plain" and roles not in ([], ["user"], ["user", "assistant"]) else _BUILT_IN[name]
+    longer = roles not in ([], ["user"], ["user", "assistant"])
+    return _BUILT_IN["plain_chat" if name == "plain" and longer else name]
 
 
 def render_text(messages: Sequence[Message], template: str, tokenizer: Tokenizer, prompt: bool = False) -> str:
@@ -245,6 +246,14 @@ def _built_in_runs(
             system = ""
     runs.append((text + opening if prompt else text, False))
     return runs, added
+
+
+def conversation_template(name: str) -> str:
+    """Returns the template of conversations: the one of this name, or "plain_chat" for "plain".
+
+    The text of "plain" depends on the number of turns, so a first turn would not look like the first of several.
+    """
+    return "plain_chat" if name == "plain" else name
 
 
 def built_in(name: str) -> Template:

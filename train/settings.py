@@ -77,7 +77,7 @@ class TaskSettings:
     class_weights: Literal["none", "balanced"]
     out_of_scope: str
     center: bool
-    template: Literal["plain", "chatml", "llama3", "gemma", "alpaca", "tokenizer"]
+    template: Literal["plain", "plain_chat", "chatml", "llama3", "gemma", "alpaca", "tokenizer"]
     metrics: tuple[str, ...]
     max_new_tokens: Annotated[int, at_least(1)]
     beta: Annotated[float, at_least(0)]

@@ -20,7 +20,7 @@ CHATS = {
     "system and turns": [("system", "be brief"), *TURNS],
     "third question": [*TURNS, ("user", "last")],
 }
-NAMES = ("plain", "chatml", "llama3", "gemma", "alpaca")
+NAMES = ("plain", "plain_chat", "chatml", "llama3", "gemma", "alpaca")
 
 
 def with_tokens():

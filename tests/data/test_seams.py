@@ -81,7 +81,7 @@ def test_decoded_parts_are_the_decoded_text(name):
 
 
 @every_design
-@pytest.mark.parametrize("template", ["plain", "chatml", "alpaca", "llama3"])
+@pytest.mark.parametrize("template", ["plain", "plain_chat", "chatml", "alpaca", "llama3"])
 def test_the_first_word_of_an_answer_is_decoded_as_it_was_encoded(name, template):
     tokenizer = design(name)
     user = {"role": "user", "content": "the cat"}
@@ -90,7 +90,9 @@ def test_the_first_word_of_an_answer_is_decoded_as_it_was_encoded(name, template
         whole = render([user, {"role": "assistant", "content": answer}], template, tokenizer)
         assert whole.tokens[: len(prompt)] == prompt and not any(whole.mask[: len(prompt)])
         ids = [t for t, trained in zip(whole.tokens, whole.mask, strict=True) if trained][:-1]
-        assert decode_after(tokenizer, prompt, ids).lstrip(" " if name == "WordPiece" else "") == answer
+        # The space before an answer can be a part of its first token.
+        joined = name == "WordPiece" or template == "plain_chat"
+        assert decode_after(tokenizer, prompt, ids).lstrip(" " if joined else "") == answer
 
 
 @every_design
@@ -106,7 +108,10 @@ def test_a_chat_has_the_tokens_of_its_text(name, template):
     chat = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
     whole = render(chat, template, tokenizer)
     texts = {
-        "plain": "<s>User: the cat sat\nAssistant: good dog</s>User: a mat\nAssistant: bad: cat</s>",
+        **dict.fromkeys(
+            ("plain", "plain_chat"),
+            "<s>User: the cat sat\nAssistant: good dog</s>User: a mat\nAssistant: bad: cat</s>",
+        ),
         "chatml": "<|im_start|>user\nthe cat sat<|im_end|>\n<|im_start|>assistant\ngood dog<|im_end|>\n"
         "<|im_start|>user\na mat<|im_end|>\n<|im_start|>assistant\nbad: cat<|im_end|>\n",
         "tokenizer": "<s><|im_start|>user\nthe cat sat<|im_end|>\n<|im_start|>assistant\ngood dog<|im_end|>"

@@ -52,6 +52,7 @@ def in_loss(tokenizer, rendered):
 
 GOLDEN = {
     "plain": "<|bos|>S\nUser:  u \nAssistant: [a<|eos|>]User: v\nAssistant: [b<|eos|>]",
+    "plain_chat": "<|bos|>S\nUser:  u \nAssistant: [a<|eos|>]User: v\nAssistant: [b<|eos|>]",
     "chatml": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n u <|im_end|>\n<|im_start|>assistant\n[a<|im_end|>]\n"
     "<|im_start|>user\nv<|im_end|>\n<|im_start|>assistant\n[b<|im_end|>]\n",
     "llama3": "<|bos|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>"
@@ -82,6 +83,8 @@ def test_text_and_mask_of_each_template(template):
 
 def test_single_turn_chats():
     assert spelled(BYTES, render(chat("Summarise: x", "y"), "plain", BYTES).tokens) == "<|bos|>Summarise: x\ny<|eos|>"
+    named = spelled(BYTES, render(chat("x", "y"), "plain_chat", BYTES).tokens)
+    assert named == "<|bos|>User: x\nAssistant: y<|eos|>"
     alpaca = spelled(BYTES, render(chat("x", "y"), "alpaca", BYTES).tokens)
     assert alpaca.startswith("<|bos|>Below is an instruction that describes a task. Write a response that approp")
     assert alpaca.endswith(" the request.\n\n### Instruction:\nx\n\n### Response:\ny<|eos|>")
@@ -106,6 +109,8 @@ def test_answer_is_not_merged_with_the_text_before_it(template):
     prompt = render(chat("u"), template, tokenizer, prompt=True)
     assert whole.tokens[: len(prompt.tokens)] == prompt.tokens
     expected = "" if template in ("llama3", "gemma") else "\n\n "
+    # The space before an answer is a part of its first token.
+    expected = f" {expected}" if template == "plain_chat" else expected
     assert in_loss(tokenizer, whole) == f"{expected}a<|eos|>"
 
 
@@ -223,7 +228,7 @@ def test_answer_is_cut_last_and_a_chat_that_cannot_fit_is_empty():
         (
             chat("u"),
             "vicuna",
-            "template='vicuna'; expected one of plain, chatml, llama3, gemma, alpaca, tokenizer",
+            "template='vicuna'; expected one of plain, plain_chat, chatml, llama3, gemma, alpaca, tokenizer",
         ),
         (chat("u"), "tokenizer", "the tokenizer has no chat_template; expected one in tokenizer_config.json"),
     ],

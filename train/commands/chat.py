@@ -24,7 +24,7 @@ RENAMED_FLAGS = {"checkpoint": "run"}
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
     flags.DEFINE_string("run", None, "Directory of a run with a language-model head.", flag_values=values)
-    text = "Chat template; empty: that of the run, else the tokenizer's, else plain."
+    text = "Chat template; empty: that of the run, else the tokenizer's, else plain_chat."
     flags.DEFINE_enum("template", "", ["", *NAMES], text, flag_values=values)
     flags.DEFINE_string("system", "", "System message.", flag_values=values)
     define_sampling_flags(values, temperature=0.7)
@@ -41,7 +41,7 @@ def run(values: flags.FlagValues) -> None:
     directory = at(values.run)
     opened = open_run(directory)
     options = options_of(values, opened.record.generation)
-    template = values.template or chat_template_of(opened) or "plain"
+    template = values.template or chat_template_of(opened) or "plain_chat"
     language_model = open_language_model(directory, template, cache_dtype=values.cache_dtype)
     with jax.set_mesh(language_model.mesh):
         say(f"chat: template {language_model.template}; /reset clears the conversation, /exit quits")

@@ -31,7 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text = f"Key that clients must send; also {KEY_VARIABLE} in the environment, which other users cannot list."
     flags.DEFINE_string("api_key", "", text, flag_values=values)
     flags.DEFINE_string("name", "", "Name of the model; empty: that of the run's directory.", flag_values=values)
-    text = "Chat template; empty: that of the run, else the tokenizer's, else plain."
+    text = "Chat template; empty: that of the run, else the tokenizer's, else plain_chat."
     flags.DEFINE_enum("template", "", ["", *NAMES], text, flag_values=values)
     text = "KV cache: auto (the compute dtype), bfloat16 or int8; empty: the run's setting."
     flags.DEFINE_enum("cache_dtype", "", ["", "auto", "bfloat16", "int8"], text, flag_values=values)

@@ -39,7 +39,8 @@ def continuations(
     if language_model.template and not raw:
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
         encoded = [language_model.encode(chat, options.max_new_tokens) for chat in chats]
-        return generate_text(language_model, encoded, options)
+        # The space before an answer can be a part of its first token.
+        return [text.removeprefix(" ") for text in generate_text(language_model, encoded, options)]
     # A space at the end of a prompt is a part of the first generated token.
     pairs = [split_spaces(language_model.tokenizer, prompt) for prompt in prompts]
     encoded = [language_model.encode_text(prompt, options.max_new_tokens, raw) for prompt, _ in pairs]

@@ -58,7 +58,7 @@ class ServeOptions:
     Attributes:
         name: of the model; "": that of the run's directory.
         api_key: what clients must send; "": nothing.
-        template: chat template; "": the one that the run was fine-tuned with, its tokenizer's, or "plain".
+        template: chat template; "": the one that the run was fine-tuned with, its tokenizer's, or "plain_chat".
         cache_dtype: of the KV cache; "": the run's setting.
         top_k: classes per row.
     """
@@ -157,7 +157,7 @@ def open_endpoints(run: Run, limits: Limits, options: ServeOptions) -> Completio
 def _open_completions(run: Run, name: str, limits: Limits, options: ServeOptions) -> Completions:
     trained = chat_template_of(run)
     language_model = open_language_model(
-        run.directory, options.template or trained or "plain", cache_dtype=options.cache_dtype
+        run.directory, options.template or trained or "plain_chat", cache_dtype=options.cache_dtype
     )
     engine = Engine(language_model, limits)
     say(f"serve: {name} compiles its programs for {limits.slots} texts of up to {engine.max_length:,} tokens")

@@ -12,7 +12,7 @@ from data.columns import Row
 from data.conversations import messages_of, prompt_of, without_system
 from data.examples import Rendered
 from data.labeled import Example
-from data.templates import check_messages
+from data.templates import check_messages, conversation_template
 from data.templates import render as render_messages
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
@@ -64,7 +64,7 @@ class Chat(Task[tuple[float, float]]):
     @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
         """Returns the task with its template."""
-        return cls(settings.template)
+        return cls(conversation_template(settings.template))
 
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered | None:
         """Returns the conversation with the assistant's turns as targets; the oldest turns are cut first."""

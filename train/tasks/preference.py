@@ -12,7 +12,7 @@ from data.columns import Row, RowRules, column, fill, find, parse_pattern, text_
 from data.conversations import Conversation, conversation, is_conversation, without_system
 from data.examples import Rendered, text_segment
 from data.labeled import Example
-from data.templates import check_messages
+from data.templates import check_messages, conversation_template
 from data.templates import render as render_messages
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
@@ -83,7 +83,7 @@ class AnswerPair(Task[P]):
     @classmethod
     def fit(cls, examples: Sequence[Example], settings: TaskSettings) -> Self:
         """Returns the task with its template and `beta`."""
-        return cls(settings.template, settings.beta)
+        return cls(conversation_template(settings.template), settings.beta)
 
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered | None:
         """Returns two segments, chosen and rejected, of at most half a row each, or None if an answer does not fit.

@@ -135,7 +135,7 @@ def test_finetune_every_task(name, foundation, tmp_path):
     scored = score_rows(open_run(tmp_path / "run"), config["data"]["path"])
     if name in ("summary", "chat", "preference"):
         language_model = open_language_model(tmp_path / "run")
-        assert language_model.template == "plain"
+        assert language_model.template == ("plain" if name == "summary" else "plain_chat")
         assert len(continuations(language_model, ["the cat", "a dog ran far"], GenerationOptions(4))) == 2
     assert set(scored) == {"rows", *set(models["fine-tuned"])} - {"win_by_likelihood"} and scored["rows"] == 80
 

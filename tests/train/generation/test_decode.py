@@ -137,6 +137,13 @@ def test_a_space_at_the_end_of_a_prompt_is_not_written_twice(fake_model, name, p
     assert prompt + text.lstrip(" " if name == "WordPiece" and prompt.endswith(" ") else "") == "the cat sat"
 
 
+def test_an_answer_does_not_start_with_the_space_before_it(fake_model):
+    tokenizer = design("byte-level BPE")
+    model = LanguageModel(tiny_model(), {}, tokenizer, "plain_chat", tokenizer.eos_id, single_device_mesh())
+    fake_model(" sat on a mat", tokenizer, "User: the cat\nAssistant:")
+    assert decode.continuations(model, ["the cat"], GenerationOptions(9)) == ["sat on a mat"]
+
+
 @pytest.mark.parametrize("text", ["dog \u00e9", "dog \u732b", "dog \U0001f415", "\U0001f415"])
 @pytest.mark.parametrize("kept", range(1, 9))
 def test_a_stream_that_ends_within_a_character_is_complete(fake_model, text, kept):

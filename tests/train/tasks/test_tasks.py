@@ -10,6 +10,7 @@ from configs import default
 from configs.errors import UserError
 from configs.schema import build
 from data.examples import Rendered
+from data.templates import render
 from data.tokenizer_training import train_tokenizer
 from tests.designs import DESIGNS, design
 from train.settings import TaskSettings
@@ -211,6 +212,24 @@ def test_only_the_assistant_turns_are_in_the_loss():
     predictions = [(2.0, 2.0), (1.0, 2.0)]
     assert task.metrics([example] * 2, predictions)["assistant_loss"].value == 0.75
     assert task.compare(predictions, [(3.0, 2.0), (1.0, 2.0)])["win_by_likelihood"].value == 0.75
+
+
+@pytest.mark.parametrize("name", ["chat", "preference", "reward"])
+def test_a_first_message_is_prompted_as_in_training_on_longer_chats(name):
+    """With "plain", chats of one turn had no names of speakers and longer ones had them."""
+    turns = CHAT[0]["messages"]
+    row = {"messages": turns} if name == "chat" else {"text": turns[:-1], "chosen": "sure", "rejected": "no"}
+    task, [(_, trained)] = encoded(name, [row], target="messages", length=256)
+    first = render(turns[:1], task.template, TOKENIZER, prompt=True).tokens
+    assert trained.segments[0]["tokens"][: len(first)].tolist() == first
+    assert text_of(np.array(first)) == "User: hi\nAssistant: "
+
+
+def test_a_run_that_recorded_the_plain_template_for_chats_keeps_it():
+    task = task_from_record({"name": "chat", "template": "plain"})
+    asked = [load_task("chat").parse_input({"messages": CHAT[0]["messages"][:end]}, settings("chat")) for end in (1, 3)]
+    prompts = [text_of(np.array(task.prompt_tokens(example, TOKENIZER, 64))) for example in asked]
+    assert prompts == ["hi\n", "User: hi\nAssistant: helloUser: tea\nAssistant: "]
 
 
 PAIRS = [{"text": "q?", "chosen": "good one", "rejected": "bad"}, {"text": "r?", "chosen": "yes", "rejected": "no"}]
