@@ -271,7 +271,9 @@ def evaluation() -> ConfigDict:
     e = ConfigDict()
     e.every = 250  # steps between evaluations; the last step is always evaluated
     e.batches = 0  # batches of the validation split per evaluation; 0: all
-    e.metric = "loss"  # metric for patience and checkpoint.best: "loss", or one of the task's, e.g. "accuracy"
+    # Metric for patience and checkpoint.best: "loss", or one of the task's, e.g. "accuracy". A run that resumes with
+    # checkpoint.best keeps its metric and batches.
+    e.metric = "loss"
     e.patience = 0  # early stopping: stop after this many evaluations without improvement; 0: off
     return e
 

@@ -124,7 +124,7 @@ def _train(session: Session, state: TrainState, times: Goodput) -> TrainState:
     """Returns the last state."""
     settings, program, workdir = session.settings, session.program, session.workdir
     start, num_steps = int(state.step), settings.num_steps
-    selection = resume_selection(settings.evaluation, workdir, start)
+    selection = _resume_selection(session, start)
     if start:
         session.say(f"resumed at step {start} of {num_steps}")
     if start >= num_steps or selection.stops:
@@ -176,6 +176,22 @@ def _train(session: Session, state: TrainState, times: Goodput) -> TrainState:
                 break
     _say_end(session, times)
     return state
+
+
+def _resume_selection(session: Session, start: int) -> Selection:
+    """Returns the selection after `start` steps; deletes best parameters of later steps, which will be repeated.
+
+    What may change on resume can make these steps different. If no best parameters are left, the next evaluation is the
+    best so far.
+    """
+    settings, best = session.settings.evaluation, session.best
+    if best is not None:
+        for step in best.all_steps():
+            if step > start:
+                best.delete(step)
+        if best.latest_step() is None:
+            return Selection(settings)
+    return resume_selection(settings, session.workdir, start)
 
 
 def _report_lengths(session: Session, reporter: StepReporter) -> None:

@@ -137,13 +137,14 @@ class EvaluationSettings:
 class CheckpointSettings:
     """`config.checkpoint`."""
 
-    every: Annotated[int, at_least(0)]
-    minutes: Annotated[float, at_least(0)]
-    keep: Annotated[int, at_least(1)]
-    keep_period: Annotated[int, at_least(0)]
+    every: Annotated[int, at_least(0), RESUMABLE]
+    minutes: Annotated[float, at_least(0), RESUMABLE]
+    keep: Annotated[int, at_least(1), RESUMABLE]
+    keep_period: Annotated[int, at_least(0), RESUMABLE]
+    # Commands read the run's best parameters if this is set, which earlier evaluations did not save if it was not.
     best: bool
-    local_path: str
-    local_every: Annotated[int, at_least(1)]
+    local_path: Annotated[str, RESUMABLE]
+    local_every: Annotated[int, at_least(1), RESUMABLE]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +191,7 @@ class Settings(_Scalars):
     optimizer: OptimizerSettings
     loss: LossSettings
     evaluation: Annotated[EvaluationSettings, RESUMABLE]
-    checkpoint: Annotated[CheckpointSettings, RESUMABLE]
+    checkpoint: CheckpointSettings
     faults: Annotated[FaultSettings, RESUMABLE]
     logging: Annotated[LoggingSettings, RESUMABLE]
 

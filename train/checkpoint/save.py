@@ -28,10 +28,5 @@ def save(manager: ocp.CheckpointManager, state: TrainState, mesh: Mesh) -> None:
 
 
 def save_best(manager: ocp.CheckpointManager, state: TrainState, mesh: Mesh) -> None:
-    """Saves the parameters of the best state so far: their average if the state has one.
-
-    Not if a killed start of the run already saved this step.
-    Training is deterministic, so what was saved then is what this state contains.
-    """
-    if int(state.step) > (manager.latest_step() or -1):
-        save(manager, state._replace(params=state.average or state.params, opt_state=None, average={}), mesh)
+    """Saves the parameters of the best state so far: their average if the state has one."""
+    save(manager, state._replace(params=state.average or state.params, opt_state=None, average={}), mesh)

@@ -32,6 +32,7 @@ from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.run.length import LengthChange, length_change
 from train.run.mixture_change import mixture_errors_on_resume, mixture_of
 from train.run.rollback import skipped_batches
+from train.run.selection_change import selection_errors_on_resume
 from train.settings import RESUMABLE_FIELDS, LossSettings
 from train.tasks.task import load_task, task_from_record
 from train.trees import abstract_params
@@ -105,7 +106,7 @@ class Run:
     @property
     def checkpoint_dir(self) -> str:
         """The subdirectory whose checkpoints hold the parameters to use: the best ones if the run kept them."""
-        best = self.record.config["checkpoint"]["best"] and (self.directory / BEST_DIR).is_dir()
+        best = self.record.config["checkpoint"]["best"] and saved_steps(self.directory, BEST_DIR)
         return BEST_DIR if best else CHECKPOINTS_DIR
 
     @property
@@ -259,6 +260,7 @@ def _check_same_run(
     changed += config_changes(before.config, now, UNREAD.get(record.stage, ()))
     done = batch_number(next(iter(saved_steps(workdir)), 0), skipped)
     changed += mixture_errors_on_resume(before.config, record.config, done)
+    changed += selection_errors_on_resume(before.config, record.config)
     if before.data_fingerprint != record.data_fingerprint and not accept_changed_data:
         files = differences(before.data_files, record.data_files) if before.data_files else []
         files += [
@@ -277,8 +279,13 @@ def _check_same_run(
 
 
 def _accept(workdir: Path, record: RunRecord) -> None:
-    """Records a change of length, and with a warning one of data, in `run.json`."""
+    """Records a change of length or of `keep_period`, and with a warning one of data, in `run.json`."""
     before = read_record(workdir)
+    period = {"keep_period": record.config["checkpoint"]["keep_period"]}
+    if before.config["checkpoint"] != (checkpoint := before.config["checkpoint"] | period):
+        # `rootstock checkpoint prune` reads it.
+        before = dataclasses.replace(before, config=before.config | {"checkpoint": checkpoint})
+        _write(workdir, before)
     length = length_change(workdir, before.config, record.config)
     if length is not None:
         config = before.config | {"num_steps": record.config["num_steps"]}

@@ -227,6 +227,28 @@ def test_early_stopping_resumes_after_a_kill(tmp_path):
 
 
 @pytest.mark.integration
+def test_best_parameters_of_steps_that_a_resumed_run_repeats_otherwise_are_forgotten(tmp_path):
+    """Killed after the evaluation of step 6, the run resumes at step 4 and evaluates other steps."""
+    settings = settings_of(**{"evaluation.metric": "accuracy", "checkpoint.best": True})
+    mesh = mesh_of()
+
+    def killed(params):
+        if len(losses(tmp_path)) >= 7:
+            raise KeyboardInterrupt
+        return {"loss": 1.0, "accuracy": len(losses(tmp_path)) / 10}
+
+    with jax.set_mesh(mesh):
+        with pytest.raises(KeyboardInterrupt):
+            fit(job_of(settings, killed), settings, mesh, tmp_path)
+        later = dataclasses.replace(settings, evaluation=dataclasses.replace(settings.evaluation, every=5))
+        evaluate, seen = counting([0.5, 0.1, 0.1])
+        params = fit(job_of(later, evaluate), later, mesh, tmp_path)
+    with open_manager(tmp_path, 1, BEST_DIR) as manager:
+        assert manager.all_steps() == [5]
+    jax.tree.map(np.testing.assert_array_equal, params, seen[0])
+
+
+@pytest.mark.integration
 def test_unknown_metric_error_lists_the_reported_ones(tmp_path):
     settings = settings_of(**{"evaluation.metric": "acuracy"})
     mesh = mesh_of()

@@ -13,7 +13,7 @@ from configs.errors import UserError
 from data.tokenizer_training import train_tokenizer
 from tests.golden import recipes
 from train.run.lock import claim
-from train.run.record import RunRecord, config_changes, open_run, start
+from train.run.record import Run, RunRecord, config_changes, open_run, start
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "runs"
 
@@ -52,6 +52,46 @@ def test_a_stage_resumes_although_a_default_that_it_does_not_read_changed(tmp_pa
                 start(tmp_path / stage, now, tokenizer)
         else:
             start(tmp_path / stage, now, tokenizer)
+
+
+def test_a_run_that_resumes_keeps_by_what_its_best_parameters_are_chosen(tmp_path):
+    """Commands read best/ or checkpoints/ by run.json, and best/ is the best of all evaluations only by one metric."""
+    tokenizer = train_tokenizer("bytes", [])
+
+    def resume(workdir, best, **evaluation):
+        config = default.get_config().to_dict()
+        config |= {n: config[n] | new for n, new in (("checkpoint", {"best": best}), ("evaluation", evaluation))}
+        return start(workdir, RunRecord("pretrain", tiny_model(), config, {}, "0123456789abcdef", []), tokenizer)
+
+    for best in (False, True):
+        resume(tmp_path / str(best), best)
+        with pytest.raises(UserError, match=rf"\(config\.checkpoint\.best: {best} -> {not best}\)"):
+            resume(tmp_path / str(best), not best)
+    resume(tmp_path / "False", best=False, metric="bits_per_byte", batches=3)
+    with pytest.raises(
+        UserError, match=r"metric: 'loss' -> 'accuracy', with config\.checkpoint\.best; config\..*batches"
+    ):
+        resume(tmp_path / "True", best=True, metric="accuracy", batches=3)
+
+
+def test_run_json_has_the_keep_period_of_the_last_start(tmp_path):
+    """`rootstock checkpoint prune` keeps the checkpoints that it names."""
+    tokenizer, config = train_tokenizer("bytes", []), default.get_config().to_dict()
+    for period in (0, 4):
+        config |= {"checkpoint": config["checkpoint"] | {"keep_period": period, "keep": 2 + period}}
+        start(tmp_path, RunRecord("pretrain", tiny_model(), config, {}, "0123456789abcdef", []), tokenizer)
+    stored = open_run(tmp_path).record.config["checkpoint"]
+    assert (stored["keep_period"], stored["keep"]) == (4, 2)
+
+
+def test_parameters_are_those_of_the_newest_checkpoint_until_the_first_evaluation(tmp_path):
+    config = default.get_config().to_dict()
+    config |= {"checkpoint": config["checkpoint"] | {"best": True}}
+    run = Run(tmp_path, RunRecord("pretrain", tiny_model(), config, {}, "0123456789abcdef", []))
+    (tmp_path / "best").mkdir()
+    assert run.checkpoint_dir == "checkpoints"
+    (tmp_path / "best" / "4").mkdir()
+    assert run.checkpoint_dir == "best"
 
 
 def test_a_field_whose_name_begins_like_a_resumable_one_is_a_change():
