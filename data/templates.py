@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from configs.errors import UserError
+from data.chat_length import Message, shorten, shortened
 from data.jinja import START, STOP, has_generation, render_jinja
 from data.marked import GUARD, RESERVED, Names, Run, encode_joint, encode_turns, guard
 from data.tokenizer import Tokenizer
 
-Message = Mapping[str, str]
 ROLES = ("system", "user", "assistant")
 # Not characters; removed from contents.
 _OWN = str.maketrans("", "", START + STOP + RESERVED)
@@ -119,15 +119,57 @@ def render(
     tokens, mask = encode(messages)
     if not length or len(tokens) <= length:
         return Rendered(tokens, mask, False)
-    fitted = _fitted(messages, lambda shorter: len(encode(shorter)[0]) <= length)
-    if fitted is not None:
-        return Rendered(*encode(fitted), True)
+    tokens, mask = encode(shortened(messages, lambda shorter: len(encode(shorter)[0]) <= length))
+    if len(tokens) <= length:
+        return Rendered(tokens, mask, True)
     if prompt:
         raise UserError(
             f"a prompt of template {template!r} does not fit into {length} tokens, even without the user's text; "
             "use a larger config.sequence_length, or a shorter system message"
         )
     return Rendered([], [], True)
+
+
+def render_answers(
+    messages: Sequence[Message], answers: Sequence[str], template: str, tokenizer: Tokenizer, length: int
+) -> list[Rendered]:
+    """Returns a chat followed by each of the answers; only these are in the loss, not earlier turns of the assistant.
+
+    All answers follow the same text: the chat is cut as in `render`, until the longest answer fits. Then the end of an
+    answer is cut. A result that still does not fit has no tokens.
+
+    Args:
+        messages: see `render`.
+        answers: of the assistant.
+        template: see `render`.
+        tokenizer: the tokenizer of the model.
+        length: maximum number of tokens of each result.
+
+    Raises:
+        UserError: see `render`.
+    """
+
+    def answered(some: Sequence[Message], answer: str) -> list[Message]:
+        return [*some, {"role": "assistant", "content": answer}]
+
+    def fits(some: Sequence[Message]) -> bool:
+        return len(encode(some)[0]) <= length
+
+    _check_template(template, tokenizer, prompt=False)
+    check_messages(answered(messages, answers[0]), template)
+    encode = _encoder(answered(messages, answers[0]), template, tokenizer, prompt=False)
+    context = shortened(messages, lambda some: all(fits(answered(some, answer)) for answer in answers))
+    earlier = sum(encode(context)[1]) if any(message["role"] == "assistant" for message in context) else 0
+    found = []
+    for answer in answers:
+        chat = answered(context, answer)
+        chat = chat if fits(chat) else shorten(chat, len(chat) - 1, 1, fits)
+        tokens, mask = encode(chat)
+        for place in [place for place, trained in enumerate(mask) if trained][:earlier]:
+            mask[place] = False
+        cut = chat != answered(messages, answer)
+        found.append(Rendered(tokens, mask, cut) if len(tokens) <= length else Rendered([], [], True))
+    return found
 
 
 def end_of_turn(template: str, tokenizer: Tokenizer) -> int:
@@ -338,47 +380,3 @@ def _guarded(
         return added_to(added_to(kept, more[: len(more) // 2]), more[len(more) // 2 :])
 
     return split_at(added_to([], splits)) if splits else text
-
-
-def _fitted(messages: Sequence[Message], fits: Callable[[Sequence[Message]], bool]) -> list[Message] | None:
-    """Returns the messages with as little text removed as necessary to fit, or None if they cannot fit."""
-    head = [message for message in messages[:1] if message["role"] == "system"]
-    turns: list[list[Message]] = []
-    for message in messages[len(head) :]:
-        if message["role"] == "user" or not turns:
-            turns.append([])
-        turns[-1].append(message)
-
-    def newest(count: int) -> list[Message]:
-        return [*head, *(message for turn in turns[len(turns) - count :] for message in turn)]
-
-    left = newest(_most(lambda count: fits(newest(count)), min(len(turns), 1), len(turns)))
-    # An empty answer is not worth training on, so it keeps at least one character.
-    for role, least in (("user", 0), ("assistant", 1)):
-        if fits(left):
-            return left
-        places = [place for place, message in enumerate(left) if message["role"] == role]
-        if places:
-            longest = max(places, key=lambda place: len(left[place]["content"]))
-            left = _shorten(left, longest, least, fits)
-    return left if fits(left) else None
-
-
-def _shorten(
-    messages: list[Message], place: int, least: int, fits: Callable[[Sequence[Message]], bool]
-) -> list[Message]:
-    """Returns the messages with one of them cut to the largest number of characters that fits, at least `least`."""
-    role, content = messages[place]["role"], messages[place]["content"]
-
-    def cut(characters: int) -> list[Message]:
-        return [*messages[:place], {"role": role, "content": content[:characters]}, *messages[place + 1 :]]
-
-    return cut(_most(lambda characters: fits(cut(characters)), least, len(content)))
-
-
-def _most(fits: Callable[[int], bool], low: int, high: int) -> int:
-    """Returns the largest number from `low` to `high` that fits, by binary search, or `low` if none fits."""
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low

@@ -12,8 +12,7 @@ from data.columns import Row, RowRules, column, fill, find, parse_pattern, text_
 from data.conversations import Conversation, conversation, is_conversation, without_system
 from data.examples import Rendered, text_segment
 from data.labeled import Example
-from data.templates import check_messages, conversation_template
-from data.templates import render as render_messages
+from data.templates import check_messages, conversation_template, render_answers
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.heads import Objective
@@ -88,19 +87,16 @@ class AnswerPair(Task[P]):
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered | None:
         """Returns two segments, chosen and rejected, of at most half a row each, or None if an answer does not fit.
 
-        One segment for an example of one answer.
+        Both have the same prompt, and only the last turn in the loss. One segment for an example of one answer.
         """
-        segments, cut, fields = [], False, example.fields
+        fields = example.fields
         prompt = fields["messages"] if "messages" in fields else [{"role": "user", "content": fields["prompt"]}]
-        for name in (name for name in (CHOSEN, REJECTED) if name in fields):
-            messages = [*prompt, {"role": "assistant", "content": fields[name]}]
-            rendered = render_messages(messages, self.template, tokenizer, length // 2 + 1)
-            segment = text_segment(rendered.tokens, rendered.mask)
-            if not segment["weights"].any():
-                return None
-            segments.append(segment)
-            cut |= rendered.cut
-        return Rendered(tuple(segments), cut)
+        answers = [fields[name] for name in (CHOSEN, REJECTED) if name in fields]
+        rendered = render_answers(prompt, answers, self.template, tokenizer, length // 2 + 1)
+        segments = tuple(text_segment(each.tokens, each.mask) for each in rendered)
+        if not all(segment["weights"].any() for segment in segments):
+            return None
+        return Rendered(segments, any(each.cut for each in rendered))
 
     def scores(self, outputs: tuple[np.ndarray, ...], encoded: Rendered) -> list[float]:
         """Returns the score of each answer; their difference is the log-odds that the first one is preferred."""

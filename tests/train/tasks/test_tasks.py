@@ -247,6 +247,18 @@ def test_answer_pairs_are_two_segments_with_one_prompt():
             assert "good one" in text_of(chosen["tokens"]) and "bad" in text_of(rejected["tokens"])
 
 
+@pytest.mark.parametrize(("template", "least"), [("plain_chat", 78), ("chatml", 136)])
+@pytest.mark.parametrize("extra", [0, 20, 62, 300])
+def test_two_answers_follow_the_same_text_and_only_they_are_in_the_loss(template, least, extra):
+    """At every length: earlier turns of the assistant are not in the loss, and the longer answer cuts both prompts."""
+    turns = [*CHAT[0]["messages"], {"role": "user", "content": "one more time"}]
+    row = {"text": turns, "chosen": "a long answer", "rejected": "short"}
+    _, [(_, pair)] = encoded("preference", [row], length=least + extra, template=template)
+    assert [targets_of(segment).strip() for segment in pair.segments] == ["a long answer", "short"]
+    prompts = [segment["tokens"][: int(np.argmax(segment["weights"])) + 1].tolist() for segment in pair.segments]
+    assert prompts[0] == prompts[1] and pair.cut == (extra < 300)
+
+
 @pytest.mark.parametrize(
     ("name", "rows", "changes", "message"),
     [
