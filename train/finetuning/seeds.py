@@ -1,5 +1,6 @@
 """Fine-tuning with several seeds: the mean and the range of each metric on the same held-out rows."""
 
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,19 @@ def finetune_seeds(
 
 
 def summarized(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns {metric: its values, their mean and the lowest and highest of them} of the fine-tuned model."""
-    found = [one["models"][FINE_TUNED] for one in results]
+    """Returns {metric: its values, their mean and the lowest and highest of them} of the fine-tuned model.
+
+    A metric that is missing or undefined for a seed is left out: those relative to the foundation, which only the first
+    seed scores.
+    """
+    found = [
+        {name: figure["value"] for name, figure in one["models"][FINE_TUNED].items() if isinstance(figure, dict)}
+        for one in results
+    ]
     values = {
-        name: [metrics[name]["value"] for metrics in found if name in metrics]
-        for name, first in found[0].items()
-        if isinstance(first, dict)
+        name: [metrics[name] for metrics in found]
+        for name in found[0]
+        if all(math.isfinite(metrics.get(name, math.nan)) for metrics in found)
     }
     return {
         name: {"mean": statistics.fmean(each), "lowest": min(each), "highest": max(each), "values": each}

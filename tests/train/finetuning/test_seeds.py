@@ -27,6 +27,12 @@ def test_a_metric_has_the_mean_and_the_range_of_its_values(values, mean):
     assert found["loss"]["lowest"] == -max(values) and set(found) == {"accuracy", "loss"}
 
 
+@pytest.mark.parametrize("second", [{}, {"win": float("nan")}])
+def test_a_metric_that_is_not_known_for_every_seed_is_left_out(second):
+    found = summarized([metrics_of(loss=1.0, win=0.9), metrics_of(loss=2.0, **second)])
+    assert set(found) == {"loss"} and found["loss"]["values"] == [1.0, 2.0]
+
+
 def weights_of(directory):
     run, mesh = open_run(directory), single_device_mesh()
     with jax.set_mesh(mesh):
