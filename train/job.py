@@ -28,6 +28,7 @@ class Job:
         load_initial: names of parameter groups -> these groups of another run; None: random initialization.
         initial_groups: the groups to load when training starts.
         flops_per_step: model FLOPs of one step, for MFU.
+        better: metric -> "higher" or "lower"; `evaluate` adds the metrics that it computes. Lower losses are better.
         earlier_lengths: ((step, num_steps), ...): up to that step the run had that length (`train.run.length`).
     """
 
@@ -38,6 +39,7 @@ class Job:
     load_initial: Callable[[tuple[str, ...]], Params] | None
     initial_groups: tuple[str, ...]
     flops_per_step: float
+    better: dict[str, str] = dataclasses.field(default_factory=dict)
     earlier_lengths: tuple[tuple[int, int], ...] = ()
 
 

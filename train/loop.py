@@ -224,8 +224,8 @@ def _evaluate(session: Session, state: TrainState, step: int, reporter: StepRepo
     with reporter.outside_steps("evaluation"):
         metrics = session.job.evaluate(state.final_params)
         watchdog.tick(f"the evaluation of step {step}")
-        reporter.evaluated(step, metrics)
-        if selection.take(metrics) and session.best is not None:
+        reporter.evaluated(step, metrics, session.job.better)
+        if selection.take(metrics, session.job.better) and session.best is not None:
             save_best(session.best, state, session.mesh)
 
 

@@ -90,10 +90,10 @@ class StepReporter:
         parts, timeline = self.goodput.seconds(), self.goodput.timeline()
         self.write({"step": step, "phase": goodput.PHASE, "seconds": seconds, "parts": parts, "timeline": timeline})
 
-    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes and prints the metrics of an evaluation after `step` steps."""
+    def evaluated(self, step: int, metrics: dict[str, float], better: dict[str, str]) -> None:
+        """Writes and prints the metrics of an evaluation after `step` steps; for `better`, see `Job`."""
         cost = {"tokens": step * self.tokens_per_step, "seconds": time.perf_counter() - self.started}
-        self.write({"step": step, "phase": "eval", **metrics, **cost})
+        self.write({"step": step, "phase": "eval", **metrics, **cost, **({"better": better} if better else {})})
         say(f"{self.title}: step {step}: held-out {_described(metrics)}")
 
     def _flush(self) -> None:

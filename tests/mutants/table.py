@@ -486,8 +486,8 @@ _TRAIN = (
     ),
     Mutant(
         "the highest loss is kept as the best", "train/early_stopping.py",
-        '(-1 if name.partition("/")[0].endswith(_LOWER_IS_BETTER) else 1)',
-        "1",
+        '"lower" if name.partition("/")[0].endswith(_LOWER_IS_BETTER) else "higher"',
+        '"higher"',
         "tests/train/test_early_stopping.py::test_lower_loss_and_higher_accuracy_are_better",
     ),
     Mutant(

@@ -109,7 +109,8 @@ def _train_and_score(run: FinetuneRun, name: str, zero_shot: Sequence[Prediction
     # Without a foundation to adapt, all parameters train.
     objective = run.objective(adapted=from_foundation)
     predictor = _predictor(run, objective)
-    job = finetuning_job(run, name, objective, _evaluation(run, objective, predictor), from_foundation)
+    evaluate, better = _evaluation(run, objective, predictor)
+    job = dataclasses.replace(finetuning_job(run, name, objective, evaluate, from_foundation), better=better)
     resumes, test = bool(saved_steps(workdir)), run.data.parts["test"]
     with measured() as cost:
         params = fit(job, run.settings, run.mesh, workdir)
@@ -135,11 +136,13 @@ def _predictor(run: FinetuneRun, objective: Objective) -> Predictor:
     return Predictor(run.data.task, objective, run.record.model, run.data.tokenizer, run.settings, run.mesh)
 
 
-def _evaluation(run: FinetuneRun, objective: Objective, predictor: Predictor) -> Evaluate:
-    """Returns parameters -> loss and metrics on validation rows, as many as `config.evaluation.batches` says.
+def _evaluation(run: FinetuneRun, objective: Objective, predictor: Predictor) -> tuple[Evaluate, dict[str, str]]:
+    """Returns (parameters -> loss and metrics on validation rows, metric -> which direction is better).
 
-    No metrics for tasks that generate text.
+    There are as many rows as `config.evaluation.batches` says. No metrics for tasks that generate text. The directions
+    are known from the first evaluation on.
     """
+    better: dict[str, str] = {}
     task, batches = run.data.task, run.settings.evaluation.batches
     validation = first_rows(run.data.parts["validation"], batches * run.settings.batch_size)
 
@@ -148,9 +151,10 @@ def _evaluation(run: FinetuneRun, objective: Objective, predictor: Predictor) ->
         if task.generates:
             return {"loss": loss}
         metrics = task.metrics(validation.examples, predictor(params, validation))
+        better.update((name, interval.better) for name, interval in metrics.items())
         return {"loss": loss} | {name: interval.value for name, interval in metrics.items()}
 
-    return evaluate
+    return evaluate, better
 
 
 def finetuning_job(

@@ -58,7 +58,7 @@ def training_summary(workdir: Path) -> dict[str, Any]:
     records = read_records(workdir, "eval", "skipped", goodput.PHASE)
     evaluated = [r for r in records if r["phase"] == "eval"]
     accounts = [r["parts"] for r in records if r["phase"] == goodput.PHASE]
-    about = ("phase", "seconds")
+    about = ("phase", "seconds", "better")
     return {
         "held_out": {name: value for name, value in evaluated[-1].items() if name not in about} if evaluated else {},
         "skipped_steps": sum(r["phase"] == "skipped" for r in records),

@@ -21,7 +21,7 @@ from configs.finetune import (
     question_answering,
     sentiment,
 )
-from tests.runs import WORDS
+from tests.runs import WORDS, records
 from train.distributed.mesh import single_device_mesh
 from train.finetuning.run import finetune
 from train.finetuning.score_rows import score_rows
@@ -126,6 +126,8 @@ def test_finetune_every_task(name, foundation, tmp_path):
     for figure in figures:
         found = models["fine-tuned"][figure]
         assert found["low"] <= found["value"] <= found["high"] and np.isfinite(found["value"])
+    evaluated = [record for record in records(tmp_path / "run") if record["phase"] == "eval"][-1]
+    assert name in ("summary", "answers") or figures <= set(evaluated["better"])
     scored_foundation = [model for model in models if model.startswith("foundation")]
     assert bool(scored_foundation) == (name not in ("regression", "tagging", "reward"))
     assert ("random initialization" in models) == (name == "classification")
