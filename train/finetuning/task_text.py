@@ -85,12 +85,13 @@ def train_on_task_text(run: FinetuneRun) -> None:
 
 
 def task_text_rows(run: FinetuneRun, part: Literal["train", "validation"]) -> ExampleRows:
-    """Returns the texts of some rows for next-token prediction, `bos text eos`, cut to the length of a row."""
-    tokenizer, length = run.data.tokenizer, run.settings.sequence_length
+    """Returns the texts of some rows for next-token prediction, cut to the length of a row (`Task.text_tokens`)."""
+    task, tokenizer, length = run.data.task, run.data.tokenizer, run.settings.sequence_length
     segments: list[tuple[Segment, ...]] = []
     for example in run.data.parts[part].examples:
-        tokens = [tokenizer.bos_id, *tokenizer.encode(example.content), tokenizer.eos_id][: length + 1]
-        segments.append((text_segment(tokens, [True] * len(tokens)),))
+        for tokens in task.text_tokens(example, tokenizer, length + 1):
+            if len(tokens) > 1:
+                segments.append((text_segment(tokens, [True] * len(tokens)),))
     return pack(segments, length, tokenizer.pad_id, run.settings.seed)
 
 

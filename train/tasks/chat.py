@@ -70,6 +70,10 @@ class Chat(Task[tuple[float, float]]):
         """Returns the conversation with the assistant's turns as targets; the oldest turns are cut first."""
         return encode_messages(example.fields["messages"], self.template, tokenizer, length)
 
+    def text_tokens(self, example: Example, tokenizer: Tokenizer, length: int) -> list[list[int]]:
+        """Returns the conversation in the template."""
+        return [render_messages(example.fields["messages"], self.template, tokenizer, length).tokens]
+
     def prompt_tokens(self, example: Example, tokenizer: Tokenizer, max_prompt_len: int) -> list[int]:
         """Returns the conversation in the template, cut to `max_prompt_len` tokens."""
         return render_messages(example.fields["messages"], self.template, tokenizer, max_prompt_len, prompt=True).tokens

@@ -12,6 +12,7 @@ from data.columns import Row, RowRules, column, fill, find, parse_pattern, text_
 from data.conversations import Conversation, conversation, is_conversation, without_system
 from data.examples import Rendered, text_segment
 from data.labeled import Example
+from data.templates import Rendered as RenderedChat
 from data.templates import check_messages, conversation_template, render_answers
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
@@ -89,14 +90,21 @@ class AnswerPair(Task[P]):
 
         Both have the same prompt, and only the last turn in the loss. One segment for an example of one answer.
         """
-        fields = example.fields
-        prompt = fields["messages"] if "messages" in fields else [{"role": "user", "content": fields["prompt"]}]
-        answers = [fields[name] for name in (CHOSEN, REJECTED) if name in fields]
-        rendered = render_answers(prompt, answers, self.template, tokenizer, length // 2 + 1)
+        rendered = self._rendered(example, tokenizer, length // 2 + 1)
         segments = tuple(text_segment(each.tokens, each.mask) for each in rendered)
         if not all(segment["weights"].any() for segment in segments):
             return None
         return Rendered(segments, any(each.cut for each in rendered))
+
+    def text_tokens(self, example: Example, tokenizer: Tokenizer, length: int) -> list[list[int]]:
+        """Returns the prompt in the template with each of its answers."""
+        return [each.tokens for each in self._rendered(example, tokenizer, length)]
+
+    def _rendered(self, example: Example, tokenizer: Tokenizer, length: int) -> list[RenderedChat]:
+        fields = example.fields
+        prompt = fields["messages"] if "messages" in fields else [{"role": "user", "content": fields["prompt"]}]
+        answers = [fields[name] for name in (CHOSEN, REJECTED) if name in fields]
+        return render_answers(prompt, answers, self.template, tokenizer, length)
 
     def scores(self, outputs: tuple[np.ndarray, ...], encoded: Rendered) -> list[float]:
         """Returns the score of each answer; their difference is the log-odds that the first one is preferred."""

@@ -119,6 +119,10 @@ class Task(abc.ABC, Generic[P]):
     def encode(self, example: Example, tokenizer: Tokenizer, length: int) -> Rendered | None:
         """Returns segments of at most `length` tokens together, or None if no target fits."""
 
+    def text_tokens(self, example: Example, tokenizer: Tokenizer, length: int) -> list[list[int]]:
+        """Returns texts to pre-train on (`config.adapt.task_text_steps`): the content, of at most `length` tokens."""
+        return [[tokenizer.bos_id, *tokenizer.encode(example.content), tokenizer.eos_id][:length]]
+
     @abc.abstractmethod
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
         """Returns the model with its head, and the loss."""

@@ -70,6 +70,27 @@ def test_the_stage_reads_the_training_rows_only(foundation, tmp_path):
             assert any(text in shown for shown in found) == (name == "train")
 
 
+@pytest.mark.parametrize("name", ["chat", "reward"])
+def test_the_texts_of_conversations_are_those_of_the_chat_template(name, foundation, tmp_path):
+    """The content of such an example is JSON, which tells duplicates and is no text to train on."""
+    path = tmp_path / "rows.jsonl"
+    turns = [{"role": "user", "content": 'a "cat"'}, {"role": "assistant", "content": "dog"}]
+    asked = [[*turns, {"role": "user", "content": f"on {i}"}] for i in range(40)]
+    rows = [{"text": each, "chosen": "mat", "rejected": "run"} for each in asked]
+    if name == "chat":
+        rows = [{"messages": [*each, {"role": "assistant", "content": "mat"}]} for each in asked]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config_of(path, **{"task.name": name, "task.target": "messages", "sequence_length": 128})
+    mesh = single_device_mesh()
+    prepared, _ = prepare_run(config, from_config(config), open_run(foundation), tmp_path / "run", mesh)
+    decode = prepared.data.tokenizer.decode
+    found = [decode(s["tokens"].tolist()) for (s,) in task_text_rows(prepared, "train").examples]
+    answers = ("mat",) if name == "chat" else ("mat", "run")
+    before = 'User: a "cat"\nAssistant: dogUser: on '
+    assert all(text.startswith(before) and text.endswith(answers) for text in found)
+    assert len(found) == len(answers) * len(prepared.data.parts["train"].examples)
+
+
 @pytest.mark.integration
 def test_poisoned_held_out_rows_change_no_weight(run, foundation, tmp_path):
     trained, _, config = run
