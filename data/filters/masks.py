@@ -7,21 +7,31 @@ from collections.abc import Callable, Iterable
 
 from configs.errors import UserError
 
-_EMAIL = re.compile(r"(?<![\w.+-])[\w][\w.+-]*@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,}(?![\w-])")
+# Letters of local parts: Latin, Greek and Cyrillic. Chinese, Japanese and Korean text stands next to an address without
+# a space, so its letters end one.
+_LOCAL = r"A-Za-z0-9_\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0300-\u036f\u0386\u0388-\u03ff\u0400-\u052f\u1e00-\u1fff"
+# Marks before the address are matched too, so that a long run of them is searched only once.
+_EMAIL = re.compile(
+    rf"(?<![{_LOCAL}.+-])([.+-]*)[{_LOCAL}][{_LOCAL}.+-]*"
+    r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,}(?![A-Za-z0-9_-])"
+)
 # A pattern that starts with a character is searched for much faster than one that starts with a look-behind, so what
 # stands before a match is checked afterwards.
-_IPV4 = re.compile(r"\d\d?\d?\.\d\d?\d?\.\d\d?\d?\.\d\d?\d?(?!\w|\.\d)")
-_IPV6 = re.compile(r"[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{1,33}(?:[0-9A-Fa-f]|::)(?!\w|:\w)")
+_IPV4 = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?![A-Za-z0-9_]|\.[0-9])")
+_IPV6 = re.compile(r"[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{1,33}(?:[0-9A-Fa-f]|::)(?!:?[A-Za-z0-9_])")
 # Outside of it, "a::b" of a program would be an address.
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 # "version 1.2.3.4" and "Chrome/1.2.3.4" are versions, even though the numbers are those of an address.
-_VERSION_BEFORE = re.compile(r"(?:version|release|build|firmware|v\.?|[A-Za-z]/)\s*[:=]?\s*$", re.IGNORECASE)
-_PART_BEFORE = re.compile(r"[\w.]$")
+_VERSION_BEFORE = re.compile(
+    r"(?:version|release|build|firmware|(?<![A-Za-z0-9])v\.?|[A-Za-z]/)\s*[:=]?\s*$", re.IGNORECASE
+)
+_PART_BEFORE = re.compile(r"[A-Za-z0-9_]\.?$")
+_GROUP_BEFORE = re.compile(r"(?:(?<![A-Za-z0-9])[0-9A-Fa-f]{1,4}|:):$")
 _BEFORE = 16
 _KEY = re.compile(
     r"""
     -----BEGIN\ (?P<kind>[A-Z0-9 ]*PRIVATE\ KEY(?:\ BLOCK)?)-----
-        (?: [\s\S]{0,20000}? -----END\ (?P=kind)----- | [A-Za-z0-9+/=\s]* )   # PEM, complete or cut
+        (?: (?: [^-] | -(?!----) ){0,20000}+ -----END\ (?P=kind)----- | [A-Za-z0-9+/=\s]* )   # PEM, complete or cut
     | \b (?: AKIA | ASIA ) [0-9A-Z]{16} \b                              # AWS
     | \b gh[pousr]_ [A-Za-z0-9]{36,251} \b                              # GitHub
     | \b github_pat_ [A-Za-z0-9_]{22,255} \b
@@ -33,9 +43,9 @@ _KEY = re.compile(
     | \b xox [abeprs] - [A-Za-z0-9-]{10,} (?! \w )                      # Slack
     | \b hf_ [A-Za-z]{30,} \b                                           # Hugging Face
     | \b npm_ [A-Za-z0-9]{36} \b
-    | \b eyJ [A-Za-z0-9_-]{10,} \. eyJ [A-Za-z0-9_-]{10,} \. [A-Za-z0-9_-]{10,}   # JSON web token
+    | \b eyJ [A-Za-z0-9_-]{10,4000}+ \. eyJ [A-Za-z0-9_-]{10,} \. [A-Za-z0-9_-]{10,}   # JSON web token
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,
 )
 # What every key contains: a text without any of these is not searched.
 _KEY_PARTS = (
@@ -45,7 +55,7 @@ _KEY_PARTS = (
 
 
 def _mask_emails(text: str) -> tuple[str, int]:
-    return _EMAIL.subn("<EMAIL>", text) if "@" in text else (text, 0)
+    return _EMAIL.subn(r"\1<EMAIL>", text) if "@" in text else (text, 0)
 
 
 def _mask_keys(text: str) -> tuple[str, int]:
@@ -58,7 +68,7 @@ def _mask_addresses(text: str) -> tuple[str, int]:
     def replaced(match: re.Match[str]) -> str:
         nonlocal count
         before = text[max(0, match.start() - _BEFORE) : match.start()]
-        is_part = _PART_BEFORE.search(before) or (":" in match[0] and before.endswith(":"))
+        is_part = _PART_BEFORE.search(before) or (":" in match[0] and _GROUP_BEFORE.search(before))
         if is_part or _VERSION_BEFORE.search(before) or not _is_public(match[0]):
             return match[0]
         count += 1

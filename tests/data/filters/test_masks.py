@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from configs.errors import UserError
@@ -42,15 +44,37 @@ def test_what_only_looks_like_a_key_stays(text):
 
 @pytest.mark.parametrize(
     "address",
-    ["ann@example.com", "ann.lee+news@mail.example.co.uk", "a_b-c@x-y.org", "jürgen@example.de", "ANN@EXAMPLE.COM"],
-)
+    [
+        "ann@example.com", "ann.lee+news@mail.example.co.uk", "a_b-c@x-y.org", "jürgen@example.de", "ANN@EXAMPLE.COM",
+        "ju\u0308rgen@example.de", "иван@example.com",
+    ],
+)  # fmt: skip
 def test_an_email_address_is_masked(address):
     assert mask(f"Write to {address}, please.", MASKS) == ("Write to <EMAIL>, please.", {"emails": 1})
     assert mask(f"<{address}>", ["emails"])[0] == "<<EMAIL>>"
     assert mask(address, ["ips", "keys"]) == (address, {})
 
 
-@pytest.mark.parametrize("text", ["@ann said", "ann@localhost", "user@", "3 @ 4.50", "@property", "git@host:x.git"])
+SECRETS = {"emails": ("ann@example.com", "<EMAIL>"), "ips": ("8.8.8.8", "<IP>"), "keys": (KEYS["AWS"], "<KEY>")}
+
+
+@pytest.mark.parametrize("kind", SECRETS)
+@pytest.mark.parametrize(
+    "text", ["请发到{}联系我们", "邮箱{}。", "メールは{}まで", "이것은{}입니다", "...{}", "-{}", "「{}」"]
+)
+def test_a_secret_without_spaces_around_it_is_masked_alone(kind, text):
+    secret, replacement = SECRETS[kind]
+    assert mask(text.format(secret), MASKS) == (text.format(replacement), {kind: 1})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "@ann said", "ann@localhost", "user@", "3 @ 4.50", "@property", "git@host:x.git",
+        # Nothing tells where this name begins; domains are ASCII.
+        "张三@example.com", "ann@例え.jp",
+    ],
+)  # fmt: skip
 def test_what_is_no_email_address_stays(text):
     assert mask(text, MASKS) == (text, {})
 
@@ -61,17 +85,32 @@ def test_a_public_ip_address_is_masked(address):
     assert mask(f"({address}) at http://{address}/x", MASKS)[1] == {"ips": 2}
 
 
+@pytest.mark.parametrize("before", ["dev ", "recv: ", "srv=", "Nov ", "prev ", "addr:", "node:"])
+def test_an_ip_address_after_a_word_that_is_not_version_is_masked(before):
+    for address in ("8.8.8.8", "2606:4700:4700::1111"):
+        assert mask(f"{before}{address}", MASKS) == (f"{before}<IP>", {"ips": 1})
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "10.0.0.1", "192.168.1.20", "172.16.3.4", "127.0.0.1", "0.0.0.0", "169.254.1.1", "255.255.255.255", "::1",
         "192.0.2.7", "fe80::1", "version 1.2.3.4", "v1.2.3.4", "Chrome/96.0.46.64", "1.2.3.4.5", "300.1.2.3",
         "release 8.8.4.4", "a::b of C++ std::vector::size", "12:30:45", "Firmware: 9.9.9.9", "section 1.2.3",
-        "x8.8.8.8", "0.8.8.8.8-beta",
+        "x8.8.8.8", "0.8.8.8.8-beta", "v 8.8.8.8", "V. 8.8.8.8", "app_version=8.8.8.8", "fe80:2001:4860::8888",
     ],
 )  # fmt: skip
 def test_a_private_address_or_version_number_stays(text):
     assert mask(text, MASKS) == (text, {})
+
+
+@pytest.mark.parametrize(
+    "part", ["eyJaaaaaaaaaa-", "-----BEGIN PRIVATE KEY-----", "a.-", ".", "a@", "a@a-", "8.8.8.", "2606:", "sk-proj-a"]
+)
+def test_long_text_takes_time_in_proportion_to_its_length(part):
+    start = time.process_time()
+    mask(part * (300_000 // len(part)), MASKS)
+    assert time.process_time() - start < 10
 
 
 def test_only_the_named_kinds_are_masked():
