@@ -186,7 +186,7 @@ def _lines(document: Document, limits: C4) -> str | None:
 
 
 def _contamination(document: Document, index: ContaminationIndex, drops: bool) -> str | None:
-    document.rows = index.find(document.words)
+    document.rows = index.find(document.text)
     return f"contamination: {index.names[index.set_of[document.rows[0]]]}" if drops and len(document.rows) else None
 
 

@@ -1,9 +1,9 @@
 """Evaluation rows in training text: an index of 13-grams of words.
 
-Words are compared without case and punctuation. A row is found in a document if they share 13 adjacent words of one of
-the row's texts; a text of 8 to 12 words must occur as a whole; a shorter one is not checked. An n-gram of more than 10
-different texts of a set is part of a prompt and does not count. (Brown et al. 2020, https://arxiv.org/abs/2005.14165,
-appendix C.)
+Words are compared without case, punctuation and typography (`compared_words`). A row is found in a document if they
+share 13 adjacent words of one of the row's texts; a text of 8 to 12 words must occur as a whole; a shorter one is not
+checked. An n-gram of more than 10 different texts of a set is part of a prompt and does not count. (Brown et al. 2020,
+https://arxiv.org/abs/2005.14165, appendix C.)
 """
 
 import dataclasses
@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from data.filters.words import Words, count_words, ngram_hashes
+from data.filters.compared_words import compared_ids
+from data.filters.words import ngram_hashes
 
 LONGEST, SHORTEST = 13, 8
 _MAX_TEXTS = 10
+# How words are compared, as a part of the fingerprint: 2 since typography is left out.
+_VERSION = 2
 
 # Texts of one row.
 Texts = tuple[str, ...]
@@ -57,15 +60,15 @@ class ContaminationIndex:
     @property
     def fingerprint(self) -> str:
         """A SHA-256 of the index."""
-        digest = hashlib.sha256(repr(self.names).encode() + self.set_of.tobytes())
+        digest = hashlib.sha256(repr((_VERSION, self.names)).encode() + self.set_of.tobytes())
         for size in sorted(self.hashes):
             digest.update(self.hashes[size].tobytes() + self.rows[size].tobytes())
         return digest.hexdigest()
 
-    def find(self, document: Words) -> np.ndarray:
+    def find(self, text: str) -> np.ndarray:
         """Returns int64: the numbers of the rows that are found in a document, in ascending order."""
         found = []
-        ids = document.content_ids
+        ids = compared_ids(text)
         for size, hashes in self.hashes.items():
             own = ngram_hashes(ids, size)
             if not len(own) or not len(hashes):
@@ -108,7 +111,7 @@ def build_index(sets: Iterable[EvaluationSet]) -> ContaminationIndex:
 
 def _ngrams(text: str) -> tuple[int, np.ndarray]:
     """Returns (n, the different hashes of the n-grams of a text)."""
-    ids = count_words(text).content_ids
+    ids = compared_ids(text)
     size = min(LONGEST, max(SHORTEST, len(ids)))
     return size, np.unique(ngram_hashes(ids, size))
 

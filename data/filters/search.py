@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from data.filters.contamination import ContaminationIndex
-from data.filters.words import count_words
 from data.store import TokenStore
 from data.tokenizer import Tokenizer
 
@@ -32,7 +31,7 @@ def rows_in_store(
     found = np.zeros(len(index.set_of), bool)
     total = len(store.offsets) - 1
     for done, tokens in enumerate(_documents(store), 1):
-        found[index.find(count_words(tokenizer.decode(tokens.tolist())))] = True
+        found[index.find(tokenizer.decode(tokens.tolist()))] = True
         if done % _BATCH == 0 or done == total:
             progress(done, total)
     return found

@@ -1,4 +1,4 @@
-"""The words of a document as arrays, computed once and read by every rule, by MinHash and by the 13-gram index.
+"""The words of a document as arrays, computed once and read by every rule and by MinHash.
 
 A word is a run of letters, digits and underscores, with apostrophes inside; a character of a script that is written
 without spaces (Chinese characters, kana); or any other single character that is not white space.
@@ -14,7 +14,7 @@ import numpy as np
 
 # Chinese characters and kana.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
+HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]")
 _WORD_UNSPACED = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['\u2019][^\W{_UNSPACED}]+)*|[^\w\s]")
 # A sentence ends at a terminal mark, its closing quotes and brackets, and white space or the end of the text.
@@ -128,7 +128,7 @@ class Words:
 
     @cached_property
     def content_ids(self) -> np.ndarray:
-        """uint64: the ids of the words that are not punctuation; texts are compared by these."""
+        """uint64: the ids of the words that are not punctuation; near-duplicates are compared by these."""
         return self.ids[~self.is_symbol]
 
     @cached_property
@@ -169,7 +169,7 @@ def _powers(exponent: int) -> list[np.ndarray]:
 
 def split_words(text: str) -> list[str]:
     """Returns the words of a text."""
-    if text.isascii() or not _HAS_UNSPACED.search(text):
+    if text.isascii() or not HAS_UNSPACED.search(text):
         return _WORD.findall(text)
     return _WORD_UNSPACED.findall(text)
 

@@ -1,12 +1,14 @@
 import json
+import unicodedata
 
 import numpy as np
 import pytest
 
 from configs.errors import UserError
+from data.filters import contamination
+from data.filters.compared_words import compared_words
 from data.filters.contamination import EvaluationSet, build_index, report, texts_of
 from data.filters.evaluation_sets import read_evaluation_sets, task_columns
-from data.filters.words import count_words
 
 QUESTION = "In what country is Normandy located, and when did the Normans give it its name?"
 OTHER = "Which of the following rivers flows through the most countries on its long way to the sea?"
@@ -16,7 +18,7 @@ FILLER = "Some text of a page that has nothing to do with any question at all. "
 def found(document, *rows, **more):
     sets = [EvaluationSet("set", [(row,) if isinstance(row, str) else row for row in rows])]
     sets += [EvaluationSet(name, texts) for name, texts in more.items()]
-    return build_index(sets).find(count_words(document)).tolist()
+    return build_index(sets).find(document).tolist()
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,53 @@ def found(document, *rows, **more):
 )
 def test_a_row_is_found_by_13_words(document):
     assert found(document, OTHER, QUESTION) == [1]
+
+
+PROSE = (
+    "The café's two roads diverged in a yellow wood, and the office hadn't traveled \"both\" of its well-known ways."
+)
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        PROSE.replace("'", "\u2019"),
+        PROSE.replace("'", "\u02bc"),
+        PROSE.replace(" ", " • "),
+        PROSE.replace(" ", " → "),
+        PROSE.replace(" ", "\u200b"),
+        PROSE.replace("diverged", "di\u00adverged"),
+        PROSE.replace("roads", "_roads_").replace("yellow", "**yellow**"),
+        PROSE.replace("-", "\u2010"),
+        PROSE.replace("-", "\u2212"),
+        PROSE.replace('"', "“"),
+        PROSE.replace("fi", "\ufb01"),
+        unicodedata.normalize("NFD", PROSE),
+        PROSE.upper(),
+    ],
+)
+def test_a_copy_that_differs_in_typography_is_found(copy):
+    assert copy != PROSE
+    assert found(FILLER + copy, PROSE) == found(FILLER + PROSE, copy) == [0]
+
+
+@pytest.mark.parametrize("text", ["─" * 40, "• " * 40, "_ " * 40, "\u200b " * 40, "❤\ufe0f " * 40])
+def test_a_row_of_symbols_is_not_checked(text):
+    assert found(text, text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("The CAN'T-do list", ["the", "cant", "do", "list"]),
+        ("日本語。\uff27\uff4f 東京", ["日", "本", "語", "go", "東", "京"]),
+        ("हिन्दी में", [unicodedata.normalize("NFKC", "हनद"), "म"]),
+        ("كِتَابٌ", ["كتاب"]),
+        ("Straße x_1 3.5²", ["strasse", "x", "1", "3", "52"]),
+    ],
+)
+def test_what_is_compared_of_a_text(text, words):
+    assert compared_words(text) == words
 
 
 @pytest.mark.parametrize(
@@ -51,7 +100,7 @@ def test_a_short_text_must_occur_as_a_whole(words):
 @pytest.mark.parametrize("text", ["", "Yes", "in the city of north by night"])
 def test_a_very_short_text_is_not_checked(text):
     index = build_index([EvaluationSet("set", [(text,), (QUESTION, text)])])
-    assert index.find(count_words(f"{FILLER} {text} {FILLER}")).tolist() == []
+    assert index.find(f"{FILLER} {text} {FILLER}").tolist() == []
     assert index.checked.tolist() == [False, True]
     assert report(index, np.array([1]), [3])["set"] == {
         "rows": 2, "rows_checked": 1, "rows_found": 1, "documents": 3,
@@ -83,6 +132,12 @@ def test_a_report_counts_per_set():
 def test_the_fingerprint_changes_with_the_rows():
     prints = {build_index([EvaluationSet(n, r)]).fingerprint for n in "ab" for r in ([(QUESTION,)], [(OTHER,)], [])}
     assert len(prints) == 6
+
+
+def test_the_fingerprint_changes_with_the_way_words_are_compared(monkeypatch):
+    before = build_index([EvaluationSet("set", [(QUESTION,)])]).fingerprint
+    monkeypatch.setattr(contamination, "_VERSION", 1)
+    assert build_index([EvaluationSet("set", [(QUESTION,)])]).fingerprint != before
 
 
 def test_texts_of_nested_values():
