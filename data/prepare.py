@@ -141,7 +141,7 @@ def prepare(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     found = match_sources(input)
     described = [_described(source) for source in found]
-    licenses_of([name for name, _, _ in described], execution.licenses)
+    licenses = licenses_of([name for name, _, _ in described], execution.licenses)
     unit_bytes = execution.unit_bytes or usual_unit_bytes(sum(size for _, size, _ in described))
     pipeline = Pipeline(
         input=input,
@@ -164,7 +164,7 @@ def prepare(
         about = filters.take_card_fields(made)
         fields = ("source", "files", "mtimes_ns")
         ordered = {name: made.pop(name) for name in fields} | {"options": recorded} | made
-        write_card(space, output.name, ordered, about, (execution.command, execution.licenses))
+        write_card(space, output.name, ordered, about, (execution.command, licenses))
         write_manifest(space.store, ordered)
     return read_manifest(output)
 

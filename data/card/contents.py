@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
+from data.preparation.composition import NOTHING
 from data.preparation.reading import SAMPLES
 
 FORMAT, VERSION = "data card", 1
@@ -24,7 +25,7 @@ def card_contents(
     about: Mapping[str, Any],
     pairs: Sequence[Mapping[str, Any]],
     command: str,
-    licenses: Sequence[str],
+    licenses: Mapping[str, str],
 ) -> dict[str, Any]:
     """Returns the card of a store.
 
@@ -33,13 +34,9 @@ def card_contents(
         about: "sources", "lengths" and "samples", as `data.preparation` counted them.
         pairs: the first near-duplicates with their texts.
         command: how the store was made.
-        licenses: see `licenses_of`.
-
-    Raises:
-        UserError: a license is given for a source that does not exist.
+        licenses: {source: its license}, of all sources.
     """
     filtered = manifest.get("filtered", {})
-    names = licenses_of(list(about["sources"]), licenses)
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -52,7 +49,8 @@ def card_contents(
         "contamination": filtered.get("contamination", {}),
         "lengths": about["lengths"],
         "sources": [
-            {"name": name, **counts, "license": names[name]} for name, counts in about["sources"].items()
+            {"name": name, **(NOTHING | about["sources"].get(name, {})), "license": licenses[name]}
+            for name in sorted(licenses)
         ],
         "splits": {
             name: {kind: split[kind] for kind in ("documents", "tokens", "bytes")}

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from data.card.contents import card_contents, read_pairs
@@ -15,7 +15,11 @@ CARD_FILE, PAGE_FILE = "card.json", "card.html"
 
 
 def write_card(
-    space: Workspace, name: str, manifest: Mapping[str, Any], about: Mapping[str, Any], said: tuple[str, Sequence[str]]
+    space: Workspace,
+    name: str,
+    manifest: Mapping[str, Any],
+    about: Mapping[str, Any],
+    said: tuple[str, Mapping[str, str]],
 ) -> None:
     """Writes `card.json`, `card.html` and, if near-duplicates were looked for, `near_duplicates.jsonl` into a store.
 
@@ -24,10 +28,7 @@ def write_card(
         name: of the store.
         manifest: of the store.
         about: see `card_contents`.
-        said: (command that makes the store, licenses), by the user.
-
-    Raises:
-        UserError: a license is given for a source that does not exist.
+        said: (command that makes the store, license of each source), by the user.
     """
     evidence = space.folder / EVIDENCE_FILE
     card = card_contents(manifest, about, read_pairs(evidence), *said)

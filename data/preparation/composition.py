@@ -11,6 +11,7 @@ from data.preparation.unit_files import UnitFiles
 # The field of what `make_store` returns that belongs to the data card, not to the manifest.
 COMPOSITION = "composition"
 _KINDS = ("documents", "bytes", "tokens")
+NOTHING = dict.fromkeys(_KINDS, 0)  # the counts of a source of which nothing is left
 
 
 class Composition:

@@ -199,6 +199,17 @@ def test_licenses_are_checked_before_the_work_and_shown(source, tmp_path):
     assert "rootstock prepare --x" in page and "<script" not in page and "http" not in page.split("</style>")[1]
 
 
+def test_a_source_of_which_every_document_is_a_copy_has_its_license(tmp_path):
+    for name, numbers in (("a", (1, 2)), ("b", (2, 1))):
+        rows = "".join(json.dumps({"text": text_of(number)}) + "\n" for number in numbers)
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    execution = Execution(licenses=("CC0", "b.jsonl=MIT"))
+    prepare(str(tmp_path / "*.jsonl"), tmp_path / "store", StoreOptions("bytes"), execution=execution)
+    one, other = json.loads((tmp_path / "store" / "card.json").read_text())["sources"]
+    assert (one["documents"], one["license"]) == (2, "CC0")
+    assert other == {"name": str(tmp_path / "b.jsonl"), "documents": 0, "bytes": 0, "tokens": 0, "license": "MIT"}
+
+
 @pytest.mark.parametrize("method", ["documents", "tail"])
 def test_the_text_of_the_sources_is_that_of_the_splits(method, source, tmp_path):
     options = StoreOptions("bytes", validation_fraction=0.3, validation_split=method)
