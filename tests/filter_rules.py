@@ -39,7 +39,7 @@ RULES = {
 def decide(text: str, name: str) -> tuple[str, str]:
     """Returns (our reason to remove a text or "", the text that remains)."""
     if name == "c4":
-        kept, reason = c4(text, C4())
+        kept, reason, _ = c4(text, C4())
         return reason or "", kept
     words = count_words(text)
     reason = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 
 from data.filters.words import split_sentences
 
@@ -25,32 +26,37 @@ class C4:
     max_word_length: int = 1000
 
 
-def c4(text: str, limits: C4) -> tuple[str, str | None]:
-    """Returns (the lines that stay, without citation marks; the rule that removes the document, or None).
+def c4(text: str, limits: C4) -> tuple[str, str | None, Counter[str]]:
+    """Returns (the lines that stay, the rule that removes the document or None, number of changes by kind).
 
     A line is removed if it has a very long word or few words, does not end a sentence, or contains "javascript" or a
-    phrase of a cookie notice. A document is removed if a line that would stay contains "lorem ipsum" or "{", or if few
-    sentences remain.
+    phrase of a cookie notice. Citation marks are removed from the others. A document is removed if a line that would
+    stay contains "lorem ipsum" or "{", or if few sentences or no lines remain.
     """
-    kept, sentences = [], 0
-    for line in text.splitlines():
+    kept, sentences, citations = [], 0, 0
+    lines = text.splitlines()
+    for line in lines:
         words = line.split()
         if len(line) > limits.max_word_length and max(map(len, words), default=0) > limits.max_word_length:
             continue
-        line = _CITATION.sub("", line.strip())
+        line, marks = _CITATION.subn("", line.strip())
         if not line.endswith(_ENDS) or line.endswith("...") or len(words) < limits.min_line_words:
             continue
         lower = line.lower()
         if "lorem ipsum" in lower:
-            return "", "c4: lorem ipsum"
+            return "", "c4: lorem ipsum", Counter()
         if "javascript" in lower:
             continue
         if "{" in line:
-            return "", "c4: a curly bracket"
+            return "", "c4: a curly bracket", Counter()
         if any(phrase in lower for phrase in _POLICIES):
             continue
         sentences += len(split_sentences(line))
+        citations += marks
         kept.append(line)
     if sentences < limits.min_sentences:
-        return "", "c4: few sentences"
-    return "\n".join(kept).strip(), None
+        return "", "c4: few sentences", Counter()
+    if not kept:
+        return "", "c4: no lines", Counter()
+    changes = Counter({"lines removed": len(lines) - len(kept), "citation marks removed": citations})
+    return "\n".join(kept).strip(), None, +changes

@@ -178,10 +178,10 @@ def _language(document: Document, options: FilterOptions) -> str | None:
 
 
 def _lines(document: Document, limits: C4) -> str | None:
-    kept, reason = c4(document.text, limits)
-    if not reason and kept != document.text:
-        document.changes["lines removed"] += document.text.count("\n") - kept.count("\n")
+    kept, reason, changes = c4(document.text, limits)
+    if not reason:
         document.text = kept
+        document.changes += changes
     return reason
 
 

@@ -58,6 +58,30 @@ def test_the_lines_that_c4_keeps_are_what_the_later_filters_see():
     assert one(text, FilterOptions(fineweb=FineWeb())).removed == "fineweb: short lines"
 
 
+FINE, MORE = "A fine sentence is here.", "Another fine sentence is here."
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "changes"),
+    [
+        (f"{FINE}\u2028{MORE}\nmenu\nhome\n{FINE}", f"{FINE}\n{MORE}\n{FINE}", {"lines removed": 2}),
+        (f"menu\u2028home\u2028{FINE}", FINE, {"lines removed": 2}),
+        ("A fine sentence [12] is here.[edit]", "A fine sentence  is here.", {"citation marks removed": 2}),
+        (f"menu [1]\n{FINE[:-1]} [2].", f"{FINE[:-1]} .", {"lines removed": 1, "citation marks removed": 1}),
+        (f"  {FINE}", FINE, {}),
+    ],
+)
+def test_what_c4_changes_is_counted(text, kept, changes):
+    found = one(text, FilterOptions(c4=C4(min_sentences=1)))
+    assert (found.text, found.removed, found.changes) == (kept, "", changes)
+
+
+@pytest.mark.parametrize("text", ["menu\nhome", "menu"])
+def test_a_document_without_any_line_that_c4_keeps_is_removed(text):
+    found = one(text, FilterOptions(c4=C4(min_sentences=0)))
+    assert (found.removed, found.changes) == ("c4: no lines", {})
+
+
 def test_masks_come_last_and_are_counted():
     text = f"{TEXT}\nWrite to ann@example.com or bob@example.com from 8.8.8.8."
     found = one(text, ALL)

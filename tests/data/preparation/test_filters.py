@@ -94,6 +94,16 @@ def test_the_counts_add_up(made):
     assert sizes["read"] > sum(size for name, size in sizes.items() if name != "read") > sizes["near-duplicate"] > 0
 
 
+def test_the_steps_of_the_card_add_up_when_c4_leaves_no_line(tmp_path):
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in ("menu\nhome", "log in", text_of(1)))
+    (tmp_path / "a.jsonl").write_text(rows)
+    filters = FilterOptions(c4=C4(min_sentences=0))
+    prepare(str(tmp_path / "a.jsonl"), tmp_path / "store", StoreOptions("bytes", filters=filters))
+    card = json.loads((tmp_path / "store" / "card.json").read_text())
+    assert card["removed"] == {"c4: no lines": 2}
+    assert card["funnel"][-1]["documents"] == sum(split["documents"] for split in card["splits"].values()) == 1
+
+
 def test_what_remains(made):
     texts = texts_in(made[0])
     assert f"{text_of(50)}\nMail <EMAIL> from <IP>." in texts
