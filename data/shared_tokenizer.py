@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from data.cleaning import clean_document
 from data.mixture import of_source
 from data.preparation.reading import content_digest, content_fraction
+from data.preparation.splitting import held_out_bound
 from data.prepare import StoreOptions
 from data.readers import read_documents
 from data.tokenizer import Tokenizer
@@ -26,26 +27,49 @@ def train_shared_tokenizer(inputs: Mapping[str, str], options: StoreOptions, pro
         UserError: a text cannot be read; names the source.
     """
 
-    def documents() -> Iterator[str]:
-        for name, path in inputs.items():
-            with of_source(name):
-                yield from read_documents(path, options.text_field, options.strict)
-
     def texts() -> Iterator[str]:
         done = 0
-        for raw in documents():
-            if text := _training_part(clean_document(raw), options):
-                yield text
-            done += 1
-            if done % _REPORT_EVERY == 0:
-                progress("tokenizer", done, None)
+        for name, path in inputs.items():
+            with of_source(name):
+                for text in training_texts(path, options):
+                    yield text
+                    done += 1
+                    if done % _REPORT_EVERY == 0:
+                        progress("tokenizer", done, None)
 
     return get_tokenizer(options.tokenizer, texts)
 
 
-def _training_part(text: str, options: StoreOptions) -> str:
+def training_texts(path: str, options: StoreOptions) -> Iterator[str]:
+    """Yields the documents of a source without their held-out parts, as `splitting.split_units` divides them."""
     if options.tokenizer == "chars":
-        return text
-    if options.validation_split == "tail":
-        return text[: int(len(text) * (1 - options.validation_fraction))]
-    return text if content_fraction(content_digest(text)) >= options.validation_fraction else ""
+        yield from _documents(path, options)
+    elif options.validation_split == "tail":
+        for text in _documents(path, options):
+            if part := text[: int(len(text) * (1.0 - options.validation_fraction))]:
+                yield part
+    else:
+        bound = _bound(path, options)
+        yield from (text for text in _documents(path, options) if _fraction(text) >= bound)
+
+
+def _documents(path: str, options: StoreOptions) -> Iterator[str]:
+    return filter(None, map(clean_document, read_documents(path, options.text_field, options.strict)))
+
+
+def _fraction(text: str) -> float:
+    return content_fraction(content_digest(text))
+
+
+def _bound(path: str, options: StoreOptions) -> float:
+    """Returns the bound of `splitting.held_out_bound`; reads documents until both splits have one."""
+    lowest: list[float] = []
+    highest, wanted = 0.0, options.validation_fraction
+    if not wanted:
+        return 0.0
+    for value in map(_fraction, _documents(path, options)):
+        lowest, highest = sorted({*lowest, value})[:2], max(highest, value)
+        if lowest[0] < wanted <= highest:
+            return wanted
+    # A source without documents is an error of the store.
+    return held_out_bound(lowest, highest, wanted, path) if lowest else wanted

@@ -125,14 +125,28 @@ def _fractions(unit: UnitFiles) -> np.ndarray:
 
 
 def _bound(units: Sequence[UnitFiles], keep: list[np.ndarray], fraction: float, source: str) -> float:
-    """Returns the number below which a document's fraction is that of a held-out one; both splits get at least one."""
     ends = [_ends(_fractions(unit)[kept]) for unit, kept in zip(units, keep, strict=True)]
     lowest, highest = np.sort(np.concatenate([low for low, _ in ends])), max(high for _, high in ends)
+    return held_out_bound(lowest.tolist(), highest, fraction, source)
+
+
+def held_out_bound(lowest: Sequence[float], highest: float, fraction: float, source: str) -> float:
+    """Returns the number below which a document's fraction is that of a held-out one; both splits get at least one.
+
+    Args:
+        lowest: the smallest fractions of different documents, at least two if there are two.
+        highest: the largest one.
+        fraction: of the documents, to hold out.
+        source: the input, for messages.
+
+    Raises:
+        UserError: there is a single document.
+    """
     if len(lowest) == 1:
         raise UserError(f"{source}: a single document cannot be split by documents; use validation_split=tail")
     if lowest[0] >= fraction or highest < fraction:
         # All documents fall into one split: move the one closest to the bound into the other.
-        return float(lowest[1] if lowest[0] >= fraction else highest)
+        return lowest[1] if lowest[0] >= fraction else highest
     return fraction
 
 

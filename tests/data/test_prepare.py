@@ -10,6 +10,7 @@ from data import prepare as preparation
 from data.cleaning import clean_document
 from data.preparation import tokenizing
 from data.prepare import DataChanged, StoreOptions, prepare
+from data.shared_tokenizer import training_texts
 from data.store import open_store, read_manifest
 from data.store_check import verify_store
 from data.tokenizer import load_tokenizer
@@ -38,6 +39,17 @@ def documents(path, split):
         assert ids[0] == tokenizer.bos_id and ids[-1] == tokenizer.eos_id
         assert not set(ids[1:-1].tolist()) & {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
     return [tokenizer.decode(ids.tolist()) for ids in parts]
+
+
+@pytest.mark.parametrize("method", ["documents", "tail"])
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.5, 0.9])
+@pytest.mark.parametrize("count", [2, 4, 40])
+def test_a_shared_tokenizer_is_trained_on_the_training_split_of_small_sources(tmp_path, count, fraction, method):
+    texts = [f"document number {number} about topic{number}" for number in range(count)]
+    source = write(tmp_path / "in.jsonl", ["  ", *texts, *texts])
+    options = StoreOptions("bytes", validation_fraction=fraction, validation_split=method)
+    prepare(source, tmp_path / "store", options)
+    assert set(training_texts(source, options)) == set(documents(tmp_path / "store", "train"))
 
 
 def test_every_document_is_kept_once(tmp_path):
