@@ -162,7 +162,8 @@ def _most_similar(cache: "_Shingles", document: int, rivals: list[int], threshol
         own = cache[document]
         for rival in rivals:
             other = cache[rival]
-            if min(len(own), len(other)) >= threshold * max(len(own), len(other)):
+            # A quotient is compared, as below, so that a similarity equal to the threshold is rounded as it is there.
+            if min(len(own), len(other)) / max(len(own), len(other)) >= threshold:
                 similarity = jaccard(own, other)
                 best = (rival, similarity) if similarity > best[1] else best
     return best

@@ -116,6 +116,12 @@ def test_short_documents(text):
     assert removed(["!!!!!!!!!!a"[:10], "!!!!!!!!!?"]) == {}
 
 
+def test_a_similarity_equal_to_the_threshold_is_enough():
+    # 0.28 * 25 is above 7.
+    part, whole = (" ".join(f"w{number}" for number in range(shingle_count + 4)) for shingle_count in (7, 25))
+    assert [similarity for _, similarity in removed([part, whole], 0.28, Bands(112, 1)).values()] == [0.28]
+
+
 def test_case_and_punctuation_do_not_matter():
     text = " ".join(WORDS[:40])
     assert len(removed([text, text.upper() + ".", f"“{text}”"])) == 2
