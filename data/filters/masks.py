@@ -31,7 +31,8 @@ _BEFORE = 16
 _KEY = re.compile(
     r"""
     -----BEGIN\ (?P<kind>[A-Z0-9 ]*PRIVATE\ KEY(?:\ BLOCK)?)-----
-        (?: (?: [^-] | -(?!----) ){0,20000}+ -----END\ (?P=kind)----- | [A-Za-z0-9+/=\s]* )   # PEM, complete or cut
+        (?: (?: [^-] | -(?!----) ){0,20000}+ -----END\ (?P=kind)-----   # PEM, complete or cut
+        | \s* [A-Za-z0-9+/=]{16,} (?: \s+ [A-Za-z0-9+/=]{16,} )* (?: \s+ [A-Za-z0-9+/=]+ \Z )? )
     | \b (?: AKIA | ASIA ) [0-9A-Z]{16} \b                              # AWS
     | \b gh[pousr]_ [A-Za-z0-9]{36,251} \b                              # GitHub
     | \b github_pat_ [A-Za-z0-9_]{22,255} \b

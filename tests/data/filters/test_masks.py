@@ -35,7 +35,8 @@ def test_a_key_is_masked(key):
     [
         "sk-learn and task-oriented work; sk-learn-contrib-experimental-modules-for-science",
         "xoxo, my dear", "AKIA is short", "an hf_token variable", "the -----BEGIN CERTIFICATE----- of a page",
-        "PRIVATE KEY handling", "ghp_short", "AIzawa-san",
+        "PRIVATE KEY handling", "-----BEGIN PRIVATE KEY-----",
+        "-----BEGIN PRIVATE KEY----- begins a key and its lines", "ghp_short", "AIzawa-san",
     ],
 )  # fmt: skip
 def test_what_only_looks_like_a_key_stays(text):
@@ -111,6 +112,12 @@ def test_long_text_takes_time_in_proportion_to_its_length(part):
     start = time.process_time()
     mask(part * (300_000 // len(part)), MASKS)
     assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("after", [" The next paragraph\nis about something else", ", which was shown", ""])
+def test_of_a_key_that_is_cut_only_its_lines_are_masked(after):
+    key = "-----BEGIN PRIVATE KEY-----\n" + "\n".join(["MIIEowIBAAKCAQEA7" * 4] * 3)
+    assert mask(f"{key}{after}", MASKS) == (f"<KEY>{after}", {"keys": 1})
 
 
 def test_only_the_named_kinds_are_masked():
