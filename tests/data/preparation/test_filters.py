@@ -1,6 +1,7 @@
 """Filters and near-duplicates in a whole `prepare`: the same store and evidence however the work is divided."""
 
 import hashlib
+import itertools
 import json
 import random
 from pathlib import Path
@@ -102,6 +103,15 @@ def test_the_steps_of_the_card_add_up_when_c4_leaves_no_line(tmp_path):
     card = json.loads((tmp_path / "store" / "card.json").read_text())
     assert card["removed"] == {"c4: no lines": 2}
     assert card["funnel"][-1]["documents"] == sum(split["documents"] for split in card["splits"].values()) == 1
+
+
+def test_the_steps_of_the_card_add_up_when_masks_lengthen_the_text(tmp_path):
+    (tmp_path / "a.txt").write_text(f"{text_of(1)} a@b.co")
+    prepare(str(tmp_path / "a.txt"), tmp_path / "store", StoreOptions("bytes", filters=FilterOptions(mask=("emails",))))
+    funnel = json.loads((tmp_path / "store" / "card.json").read_text())["funnel"]
+    for before, step in itertools.pairwise(funnel):
+        assert step["bytes"] == before["bytes"] - step["removed_bytes"]
+    assert funnel[-1]["bytes"] == funnel[0]["bytes"] + 1
 
 
 def test_what_remains(made):
