@@ -117,23 +117,45 @@ def _not_utf8(path: Path, offset: int, byte: int) -> str:
 
 def read_lines(path: Path, bad: BadInput, part: Part | None = None) -> Iterator[tuple[int, str]]:
     """Yields (number, line with its line feed) of each line that is valid UTF-8; numbers count from 1 in the file."""
+    for number, line, problem in read_all_lines(path, part):
+        if problem is None:
+            yield number, line
+        else:
+            bad.add(*problem)
+
+
+def read_all_lines(path: Path, part: Part | None = None) -> Iterator[tuple[int, str, tuple[str, str] | None]]:
+    """Yields (number, line with its line feed, (kind, message) of its error or None) of each line.
+
+    A line with an error has the quotes that decide where a row of a .csv file ends: one that is not UTF-8 is decoded
+    with U+FFFD for what is not, and of one that is too long only a quote remains, or none if it has an even number.
+    """
     offset, first = (part.start, part.first) if part is not None else (0, 1)
     for number, (line, size) in enumerate(_split_lines(read_chunks(path, part)), first):
+        problem = None
         if size > LONGEST_LINE_BYTES:
             expected = f"at most {LONGEST_LINE_BYTES:,}; put a longer document into a text file of its own"
-            bad.add("too long", f"{path}:{number}: a line of {size:,} bytes; expected {expected}")
-            offset += size
-            continue
-        try:
-            text = line.decode("utf-8")
-            yield number, text.removeprefix("\ufeff") if number == 1 else text
-        except UnicodeDecodeError as error:
-            bad.add("not UTF-8", _not_utf8(path, offset + error.start, line[error.start]))
+            problem = "too long", f"{path}:{number}: a line of {size:,} bytes; expected {expected}"
+            text = _odd_quote(line).decode() + "\n"
+        else:
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                problem = "not UTF-8", _not_utf8(path, offset + error.start, line[error.start])
+                text = line.decode("utf-8", "replace")
+        yield number, text.removeprefix("\ufeff") if number == 1 else text, problem
         offset += size
 
 
+def _odd_quote(line: bytes) -> bytes:
+    return b'"' * (line.count(b'"') % 2)
+
+
 def _split_lines(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Yields (line, number of bytes); a line that is too long is yielded without most of its content to save memory."""
+    """Yields (line, number of bytes); most of a line that is too long is replaced by a quote or nothing to save memory.
+
+    The number of its quotes remains odd or even.
+    """
     parts: list[bytes] = []
     size = 0
     for chunk in chunks:
@@ -144,6 +166,6 @@ def _split_lines(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
         parts.append(rest)
         size += len(rest)
         if size > LONGEST_LINE_BYTES:
-            parts = []
+            parts = [_odd_quote(b"".join(parts))]
     if size:
         yield b"".join(parts), size

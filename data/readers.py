@@ -15,7 +15,7 @@ from typing import Any
 from configs.errors import UserError, one_line
 from data.class_names import with_class_names
 from data.columns import DEFAULT_RULES, MissingValue, Row, find, text_of
-from data.lines import EMPTY, BadInput, Part, read_chunks, read_lines, read_text
+from data.lines import EMPTY, BadInput, Part, read_all_lines, read_chunks, read_lines, read_text
 from data.sources import (
     ROW_SUFFIXES,
     TEXT_SUFFIXES,
@@ -44,8 +44,9 @@ def read_documents(
         skipped: counts the skipped rows and files by kind of error.
 
     Raises:
-        UserError: nothing matches, a suffix is unknown or, if strict, a file or row is bad: empty, not UTF-8, invalid
-            JSON or CSV, a line of more than 8 MiB, a missing field, a value that is missing or is not text.
+        UserError: nothing matches, a suffix is unknown, a header is invalid or, if strict, a file or row is bad:
+            empty, not UTF-8, invalid JSON or CSV, a line of more than 8 MiB, a missing field, a value that is missing
+            or is not text.
     """
     bad = BadInput(strict, Counter() if skipped is None else skipped)
     for source in match_sources(pattern):
@@ -217,34 +218,60 @@ def _repeated(names: Iterable[str]) -> str:
 
 
 def _read_csv(path: Path, bad: BadInput) -> Iterator[tuple[str, Row]]:
-    """Yields the rows of a .csv file, with quotes as in RFC 4180, or of a .tsv file, in which quotes are text."""
+    """Yields the rows of a .csv file, with quotes as in RFC 4180, or of a .tsv file, in which quotes are text.
+
+    Raises:
+        UserError: the header is bad, strict or not: without it no row could be read.
+    """
+    tsv = suffix_of(path) == ".tsv"
+    header: list[str] | None = None
+    for place, values, problem in _csv_records(path, tsv):
+        if header is None:
+            if problem is not None:
+                raise UserError(problem[1])
+            header = _checked_columns(path, values)
+        elif problem is not None:
+            bad.add(*problem)
+        elif values and len(values) != len(header):
+            bad.add("broken CSV", f"{place}: {len(values)} columns; the header has {len(header)}: {header}")
+        elif tsv and (quoted := next(filter(_is_quoted, values), None)):
+            expected = "expected values without quotes around them: write the file without quoting, or as .csv"
+            bad.add("broken CSV", f"{place}: {quoted[:60]!r} is quoted as in .csv; {expected}")
+        elif values:
+            yield place, dict(zip(header, values, strict=True))
+
+
+def _csv_records(path: Path, tsv: bool) -> Iterator[tuple[str, list[str], tuple[str, str] | None]]:
+    """Yields (place, values, (kind, message) of an error or None) of each row and the header; blank lines are rows too.
+
+    A row whose lines have an error ends where it would end without it: a quoted value may contain line ends, so a line
+    that was left out would join what is before and after it.
+    """
     # The default limit of 128 KiB per field is too small, and the limit can be set only for the whole process.
     csv.field_size_limit(sys.maxsize)
-    lines = (line for _, line in read_lines(path, bad))
-    tsv = suffix_of(path) == ".tsv"
+    problems: list[tuple[str, str]] = []
+
+    def lines() -> Iterator[str]:
+        for _, line, problem in read_all_lines(path):
+            if problem is not None:
+                problems.append(problem)
+            yield line
+
+    # The reader takes no line before it is asked for the row that begins there.
     if tsv:
-        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+        reader = csv.reader(lines(), delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
     else:
-        reader = csv.reader(lines, strict=True)
-    header: list[str] | None = None
+        reader = csv.reader(lines(), strict=True)
     while True:
+        values: list[str] | None = []
         try:
             values = next(reader, None)
         except csv.Error as error:
-            bad.add("broken CSV", f"{path}:{reader.line_num}: broken CSV: {error}")
-            continue
+            problems[:] = [("broken CSV", f"{path}:{reader.line_num}: broken CSV: {error}")]
         if values is None:
             return
-        if header is None:
-            header = _checked_columns(path, values)
-        elif values and len(values) != len(header):
-            message = f"{path}:{reader.line_num}: {len(values)} columns; the header has {len(header)}: {header}"
-            bad.add("broken CSV", message)
-        elif tsv and (quoted := next(filter(_is_quoted, values), None)):
-            expected = "expected values without quotes around them: write the file without quoting, or as .csv"
-            bad.add("broken CSV", f"{path}:{reader.line_num}: {quoted[:60]!r} is quoted as in .csv; {expected}")
-        elif values:
-            yield f"{path}:{reader.line_num}", dict(zip(header, values, strict=True))
+        yield f"{path}:{reader.line_num}", values, problems[0] if problems else None
+        problems.clear()
 
 
 def _is_quoted(value: str) -> bool:

@@ -1,5 +1,6 @@
 import gzip
 import json
+import re
 import sys
 from collections import Counter
 
@@ -8,7 +9,7 @@ import pytest
 from configs.errors import UserError
 from data.class_names import with_class_names
 from data.lines import LONGEST_LINE_BYTES
-from data.readers import read_documents, read_placed_rows, read_rows
+from data.readers import read_documents, read_placed_rows, read_rows, read_rows_or_errors
 from data.sources import HuggingFaceDataset, fingerprint, inventory, match_sources
 
 ROWS = [{"text": "first\nline", "label": "a"}, {"text": "zweite Zeile ü", "label": "b"}]
@@ -319,3 +320,44 @@ def test_a_line_that_is_too_long_is_skipped_without_buffering_it(tmp_path):
         list(read_documents(str(path)))
     path.write_text(json.dumps({"text": "z" * (LONGEST_LINE_BYTES - 20)}))
     assert [len(text) for text in read_documents(str(path))] == [LONGEST_LINE_BYTES - 20]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("value.csv", b'n,text\n1,one\n2,"two\nli\xffnes"\n3,three\n4,"four"\n', r"not UTF-8: byte 0xff at offset 22"),
+        ("middle.csv", b'n,text\n1,one\n2,"two\nli\xff\nnes"\n3,three\n4,four\n', r"not UTF-8: byte 0xff at offset 22"),
+        ("first.csv", b'n,text\n1,one\n\xff2,"two\nlines"\n3,three\n4,four\n', r"not UTF-8: byte 0xff at offset 13"),
+        ("long.csv", b'n,text\n1,one\n2,"two\n%s"\n3,three\n4,four\n', r"long.csv:4: a line of 8,388,610 bytes"),
+        ("open.csv", b'n,text\n1,one\n2,"two %s\nlines"\n3,three\n4,four\n', r"open.csv:3: a line of 8,388,616 bytes"),
+        ("even.csv", b'n,text\n1,one\n2,"two\n""%s\n"\n3,three\n4,four\n', r"even.csv:4: a line of 8,388,611 bytes"),
+        ("t.tsv", b'n\ttext\n1\tone\n2\t"t\xffwo\n3\tthree\n4\tfour\n', r"not UTF-8: byte 0xff at offset 17"),
+    ],
+)  # fmt: skip
+def test_a_bad_line_of_a_csv_file_takes_only_its_row_with_it(tmp_path, name, content, error):
+    path = tmp_path / name
+    path.write_bytes(content.replace(b"%s", b"x" * LONGEST_LINE_BYTES))
+    with pytest.raises(UserError, match=error):
+        list(read_rows(str(path)))
+    skipped = Counter()
+    kept = [{"n": "1", "text": "one"}, {"n": "3", "text": "three"}, {"n": "4", "text": "four"}]
+    assert list(read_rows(str(path), strict=False, skipped=skipped)) == kept
+    assert skipped == {"too long" if "a line of" in error else "not UTF-8": 1}
+    found = list(read_rows_or_errors(str(path)))
+    assert [place.removeprefix(f"{path}: ") for place, _, _ in found] == ["row 1", "", "row 3", "row 4"]
+    assert re.search(error, found[1][2])
+
+
+def test_lines_of_a_csv_file_are_numbered_after_a_bad_one(tmp_path):
+    (tmp_path / "r.csv").write_bytes(b"n,text\n\xff,one\n2,two,more\n")
+    (_, _, _), (_, _, message) = read_rows_or_errors(f"{tmp_path}/r.csv")
+    assert message.startswith(f"{tmp_path}/r.csv:3: 3 columns")
+
+
+@pytest.mark.parametrize("header", [b"n,te\xffxt", b'n,"te"xt', b"n," + b"x" * LONGEST_LINE_BYTES])
+def test_a_csv_file_with_a_bad_header_is_an_error_even_if_bad_rows_are_skipped(tmp_path, header):
+    (tmp_path / "r.csv").write_bytes(header + b"\n1,one\n2,two\n")
+    with pytest.raises(UserError, match=r"r\.csv"):
+        list(read_rows(f"{tmp_path}/r.csv", strict=False))
+    with pytest.raises(UserError, match=r"r\.csv"):
+        list(read_rows_or_errors(f"{tmp_path}/r.csv"))
