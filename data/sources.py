@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from configs.errors import UserError, one_line
-from data.storage.files import files_below, match_files
+from data.storage.files import exists, files_below, is_directory, match_files
 from data.storage.paths import at
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
@@ -194,7 +194,7 @@ def match_sources(pattern: str) -> list[Path | HuggingFaceDataset]:
     """
     found: dict[Path | HuggingFaceDataset, None] = {}
     # A file whose name contains a comma is one pattern, not two.
-    for part in [pattern] if Path(pattern).exists() else pattern.split(","):
+    for part in [pattern] if os.path.exists(pattern) else pattern.split(","):
         found |= dict.fromkeys(_match(part.strip()))
     return list(found)
 
@@ -205,9 +205,9 @@ def _match(part: str) -> list[Path | HuggingFaceDataset]:
     if not part:
         raise UserError(f"the input is empty; expected {_PATTERNS}")
     path = at(part)
-    if path.is_dir():
+    if is_directory(path):
         files = _files_in(path)
-    elif path.exists():
+    elif exists(path):
         files = [path]
     else:
         files = match_files(part)

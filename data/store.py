@@ -21,7 +21,7 @@ import numpy as np
 
 from configs.errors import UserError, one_line
 from data.offsets import Offsets
-from data.storage.files import file_sizes, write_atomically
+from data.storage.files import file_sizes, is_file, write_atomically
 from data.storage.paths import at, is_remote
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def token_dtype(vocab_size: int) -> str:
 
 def is_store(path: Path) -> bool:
     """Returns whether a directory contains a complete store of any version."""
-    return (path / "manifest.json").is_file()
+    return is_file(path / "manifest.json")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

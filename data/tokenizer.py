@@ -14,6 +14,7 @@ import tokenizers
 from tokenizers import processors
 
 from configs.errors import UserError, one_line
+from data.storage.files import is_directory, is_file
 from data.storage.paths import at
 
 PAD, BOS, EOS, UNKNOWN = "<|pad|>", "<|bos|>", "<|eos|>", "<|unk|>"
@@ -277,8 +278,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         UserError: a file is missing or invalid, there is no eos, or a special token is not in the vocabulary.
     """
     path = at(path)
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
+    file = path / "tokenizer.json" if is_directory(path) else path
+    if not is_file(file):
         raise UserError(f"{path}: tokenizer.json is missing; expected a tokenizer.json or its directory")
     try:
         backend = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))

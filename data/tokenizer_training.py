@@ -7,6 +7,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from configs.errors import UserError
+from data.storage.files import exists
 from data.storage.paths import at
 from data.tokenizer import ANY_CHARACTER, BETWEEN_WORDS, BOS, EOS, PAD, UNKNOWN, Tokenizer, load_tokenizer, split_text
 
@@ -98,6 +99,6 @@ def get_tokenizer(spec: str, texts_factory: Callable[[], Iterable[str]]) -> Toke
     """
     if is_trainable(spec):
         return train_tokenizer(spec, texts_factory() if spec != "bytes" else ())
-    if not at(spec).exists():
+    if not exists(at(spec)):
         raise UserError(f"tokenizer {spec!r} is unknown, and no such path exists; expected {_EXPECTED}")
     return load_tokenizer(spec)

@@ -20,7 +20,7 @@ from ml_collections import config_flags
 from configs import reference
 from configs.errors import UserError, did_you_mean, end
 from data.mixture import MixtureSource
-from data.storage.errors import bucket_errors
+from data.storage.errors import bucket_errors, file_errors
 from data.storage.paths import at, check_url, is_url
 
 # Command NAME is the module train/commands/NAME.py, with "_" for "-".
@@ -117,7 +117,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def _run_command(command: ModuleType, values: flags.FlagValues) -> None:
-    with bucket_errors():
+    with file_errors(), bucket_errors():
         command.run(values)
 
 
@@ -299,9 +299,9 @@ def _locate_config(argument: str) -> str:
     if is_url(path):
         return f"{flag}={_download(path)}"
     file = path.partition(":")[0]
-    if not Path(file).is_file() and (_ROOT / file).is_file():
+    if not os.path.isfile(file) and os.path.isfile(_ROOT / file):
         return f"{flag}={_ROOT / path}"
-    if not Path(file).is_file():
+    if not os.path.isfile(file):
         shipped = sorted(str(p.relative_to(_ROOT)) for p in (_ROOT / "configs").glob("*/*.py") if p.stem != "__init__")
         end(f"--config={file}: no such file{did_you_mean(file, shipped)}; shipped: {', '.join(shipped)}", 2)
     return f"{flag}={path}"

@@ -1,6 +1,7 @@
-"""What the clients of buckets raise, as one line: they have no common type of error."""
+"""What file systems and the clients of buckets raise, as one line; the clients have no common type of error."""
 
 import contextlib
+import errno
 import re
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,11 @@ _REMEDY = (
     "check the network, your credentials and the permissions on the bucket (docs/clusters.md), then run the same "
     "command again to resume"
 )
+# What has a cause outside of this code: no space or permission, a read-only or broken disk, a name that is too long.
+_OF_FILES = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG}
+)
+_LONGEST_NAME = 100  # characters of a file's name in a message
 
 
 class Unreachable(UserError):
@@ -38,6 +44,23 @@ def is_unreachable(error: Exception) -> bool:
     """Returns whether an error says that the bucket cannot be reached or refuses access, not that an object is bad."""
     text = _NAME.sub("", f"{type(error).__name__}: {error}").strip()
     return isinstance(error, Unreachable) or bool(_UNREACHABLE.search(text))
+
+
+@contextlib.contextmanager
+def file_errors(remedy: str = "") -> Iterator[None]:
+    """A context that turns an error that is of the disk, its permissions or a name into one line for the user.
+
+    Args:
+        remedy: what the line ends with, e.g. "; free space, then run the same command again".
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_FILES:
+            raise
+        name = str(error.filename or "a file")
+        shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
+        raise UserError(f"{shown} cannot be read or written: {error.strerror}{remedy}") from None
 
 
 @contextlib.contextmanager

@@ -43,6 +43,24 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def exists(path: Path) -> bool:
+    """Returns whether there is a file or directory; at what no file system accepts as a name, there is none.
+
+    `pathlib` raises for a name that is too long, such as many file names separated by commas.
+    """
+    return path.exists() if is_remote(path) else os.path.exists(path)
+
+
+def is_directory(path: Path) -> bool:
+    """Returns whether there is a directory; see `exists`."""
+    return path.is_dir() if is_remote(path) else os.path.isdir(path)
+
+
+def is_file(path: Path) -> bool:
+    """Returns whether there is a file; see `exists`."""
+    return path.is_file() if is_remote(path) else os.path.isfile(path)
+
+
 def check_directory(path: Path) -> None:
     """Checks that files can be made in an existing directory, or anywhere below a bucket, and deleted again.
 

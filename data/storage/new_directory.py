@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from configs.errors import UserError
-from data.storage.files import copy_tree, delete_tree
+from data.storage.files import copy_tree, delete_tree, exists
 from data.storage.paths import is_remote
 
 # In a bucket: the lock of the command that makes the directory. If it was killed, what it left is deleted.
@@ -96,7 +96,7 @@ def _delete_files(path: Path) -> None:
 
 def check_new(path: Path) -> None:
     """Raises UserError if `path` exists and is not an empty directory, nor what a killed command left in a bucket."""
-    if not path.exists() or (is_remote(path) and _is_unfinished(path)):
+    if not exists(path) or (is_remote(path) and _is_unfinished(path)):
         return
     if not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists and is not empty; expected a new directory")

@@ -3,7 +3,8 @@ import os
 import pytest
 
 from configs.errors import UserError
-from data.sources import differences, fingerprint, hash_sources, inventory
+from data.sources import differences, fingerprint, hash_sources, inventory, match_sources
+from data.store import is_store
 
 
 def fingerprint_of(pattern):
@@ -62,3 +63,14 @@ def test_unreadable_file_is_an_error(tmp_path):
     (tmp_path / "a.txt").symlink_to(tmp_path / "a.txt")
     with pytest.raises(UserError):
         inventory(str(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize("names", [20, 400])
+def test_a_list_of_files_may_be_longer_than_a_path(tmp_path, names):
+    files = [tmp_path / f"a-name-of-some-length-{number:03}.txt" for number in range(names)]
+    for path in files:
+        path.write_text("x")
+    assert match_sources(",".join(map(str, files))) == files
+    assert not is_store(tmp_path / ",".join(path.name for path in files))
+    with pytest.raises(UserError, match="matches no readable file"):
+        match_sources("x" * 300)

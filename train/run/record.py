@@ -16,7 +16,7 @@ from configs.errors import UserError
 from configs.schema import build
 from data.loader import Skipped, batch_number
 from data.sources import Inventory, differences
-from data.storage.files import write_atomically
+from data.storage.files import is_file, write_atomically
 from data.storage.paths import at
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.adapt import adapt, merge, quantized
@@ -361,7 +361,7 @@ def read_record(directory: Path) -> RunRecord:
         UserError: not a run directory, or `run.json` is corrupt or of an unknown version.
     """
     path = directory / "run.json"
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{directory} is not a run directory: run.json is missing")
     try:
         values = json.loads(path.read_text())

@@ -1,6 +1,7 @@
 """`rootstock prepare` and `rootstock prepare --verify`, called in this process."""
 
 import pytest
+from runs import rootstock
 
 from configs.errors import UserError
 from train import cli
@@ -35,3 +36,20 @@ def test_verify_names_the_damaged_files(store):
 def test_prepare_without_input_is_an_error(tmp_path):
     with pytest.raises(UserError, match="--input is missing; expected a file"):
         run(f"--output={tmp_path}/store")
+
+
+@pytest.mark.parametrize("flag", ["input", "output", "tokenizer", "avoid"])
+def test_a_name_that_is_too_long_is_a_one_line_error(tmp_path, flag):
+    (tmp_path / "a.txt").write_text("some text")
+    given = {"input": f"{tmp_path}/a.txt", "output": f"{tmp_path}/store", "tokenizer": "bytes"} | {flag: "x" * 300}
+    error = error_of(*(f"--{name}={value}" for name, value in given.items()))
+    assert "x" * 20 in error
+
+
+def error_of(*arguments):
+    """Returns the one line with which `rootstock prepare` ends."""
+    ended = rootstock("prepare", *arguments, check=False)
+    assert ended.returncode == 1 and ended.stdout == ""
+    *_, error = ended.stderr.splitlines()
+    assert error.startswith("rootstock: error: ") and "Traceback" not in ended.stderr
+    return error
