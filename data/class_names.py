@@ -1,5 +1,6 @@
 """Names of the classes that Hugging Face datasets store as numbers (`ClassLabel`), in a dataset or a Parquet file."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,15 @@ from data.columns import Row
 
 # {column: its feature}, as `datasets` writes features to JSON.
 Features = Mapping[str, Any]
+
+
+def features_in(metadata: bytes) -> Features:
+    """Returns the features in what `datasets` writes into a Parquet file; none if it has another shape."""
+    try:
+        features = json.loads(metadata)["info"]["features"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return features if isinstance(features, Mapping) else {}
 
 
 def with_class_names(row: Row, features: Features) -> Row:
@@ -29,15 +39,18 @@ def _named(value: object, feature: object) -> object:
     if not _has(feature):
         return value
     if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel":
-        return feature["names"][value] if isinstance(value, int) and 0 <= value < len(feature["names"]) else None
+        names = feature.get("names")
+        if not isinstance(names, list):
+            return value
+        return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
     # A list is [feature], or an object with its kind and the feature of its items.
     of_items = feature[0] if isinstance(feature, list) else None
     if isinstance(feature, Mapping) and "_type" in feature:
-        of_items = feature["feature"]
+        of_items = feature.get("feature")
     if isinstance(value, list):
         return [_named(item, of_items) for item in value]
     if isinstance(value, Mapping) and isinstance(of_items, Mapping):  # a list of objects, stored as an object of lists
-        return {key: [_named(item, of_items[key]) for item in items] for key, items in value.items()}
+        return {key: [_named(item, of_items.get(key)) for item in items] for key, items in value.items()}
     if isinstance(value, Mapping) and isinstance(feature, Mapping):
-        return {key: _named(item, feature[key]) for key, item in value.items()}
+        return {key: _named(item, feature.get(key)) for key, item in value.items()}
     return value

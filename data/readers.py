@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError, one_line
-from data.class_names import with_class_names
+from data.class_names import features_in, with_class_names
 from data.columns import DEFAULT_RULES, MissingValue, Row, find, text_of
 from data.lines import EMPTY, BadInput, Part, read_all_lines, read_chunks, read_lines, read_text
 from data.sources import (
@@ -62,7 +62,7 @@ def read_part(source: Path | HuggingFaceDataset, part: Part | None, text_field: 
     if not isinstance(source, HuggingFaceDataset) and suffix_of(source) in TEXT_SUFFIXES:
         yield from read_text(source, bad)
         return
-    for place, row in _read_source(source, bad, part=part):
+    for place, row in _read_source(source, bad, part=part, field=text_field):
         found = find(row, text_field)
         if not found:
             fields = ", ".join(map(str, row))
@@ -137,14 +137,21 @@ def _check_has_rows(source: Path | HuggingFaceDataset) -> None:
 
 
 def _read_source(
-    source: Path | HuggingFaceDataset, bad: BadInput, class_names: bool = True, part: Part | None = None
+    source: Path | HuggingFaceDataset,
+    bad: BadInput,
+    class_names: bool = True,
+    part: Part | None = None,
+    field: str | None = None,
 ) -> Iterator[tuple[str, Row]]:
-    """Yields (place, row), where the place (file and line, or row number) is named in errors about the row."""
+    """Yields (place, row), where the place (file and line, or row number) is named in errors about the row.
+
+    With a `field`, of a .parquet file no more than the columns that contain it are read.
+    """
     rows: Iterator[tuple[str, Row]]
     if isinstance(source, HuggingFaceDataset):
         rows = _read_dataset(source, class_names, part)
     elif suffix_of(source) == ".parquet":
-        rows = _read_parquet(source, class_names, part)
+        rows = _read_parquet(source, class_names, part, field)
     elif suffix_of(source) in (".csv", ".tsv"):
         rows = _read_csv(source, bad)
     elif part is None and is_json_array(source):
@@ -287,21 +294,36 @@ def _checked_columns(path: Path, names: list[str]) -> list[str]:
     return names
 
 
-def _read_parquet(path: Path, class_names: bool, part: Part | None) -> Iterator[tuple[str, Row]]:
-    parquet = import_optional("pyarrow.parquet", str(path))
+def _read_parquet(path: Path, class_names: bool, part: Part | None, field: str | None) -> Iterator[tuple[str, Row]]:
+    """Yields the rows of a .parquet file, with all columns or, if it has such, only those that contain `field`."""
+    arrow, parquet = import_optional("pyarrow", str(path)), import_optional("pyarrow.parquet", str(path))
     number = part.first - 1 if part is not None else 0
     groups = range(part.start, part.stop) if part is not None else None
     try:
         with path.open("rb") as content, parquet.ParquetFile(content if is_remote(path) else path) as file:
-            _checked_columns(path, file.schema_arrow.names)
-            metadata = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}") if class_names else b"{}"
-            features = json.loads(metadata).get("info", {}).get("features", {})
-            for batch in file.iter_batches(batch_size=1024, row_groups=groups):
-                for row in batch.to_pylist():
+            schema = file.schema_arrow
+            names = _checked_columns(path, schema.names)
+            features = features_in((schema.metadata or {}).get(b"huggingface", b"")) if class_names else {}
+            wanted = [name for name in names if field is not None and f"{field}.".startswith(f"{name}.")]
+            for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=wanted or None):
+                for row in _rows_of(path, batch):
                     number += 1
                     yield f"{path}: row {number}", with_class_names(row, features)
-    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
+    except (OSError, ValueError, arrow.ArrowException) as error:
         raise UserError(f"{path} cannot be read after row {number}: {one_line(error)}") from None
+
+
+def _rows_of(path: Path, batch: Any) -> Iterator[Row]:  # noqa: ANN401 - a type of an extra
+    """Returns the rows of a batch; raises UserError for a column with a value that Python cannot represent."""
+    columns: Row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            columns[name] = column.to_pylist()
+        # Such as a time after the year 9999 or in an unknown time zone: the library passes on errors of many types.
+        except Exception as error:
+            found = f"column {name!r} of type {column.type} cannot be read: {one_line(error)}"
+            raise UserError(f"{path}: {found}; remove the column, or convert it to text") from None
+    return (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
 
 def _read_dataset(source: HuggingFaceDataset, class_names: bool, part: Part | None) -> Iterator[tuple[str, Row]]:

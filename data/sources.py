@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -276,7 +276,7 @@ def load_dataset(
     """Returns (the rows of a dataset or a range of them, its features as `datasets` writes them to JSON).
 
     Raises:
-        UserError: the `datasets` package is not installed, or cannot load the dataset.
+        UserError: the `datasets` package is not installed, or cannot load the dataset or, later, a row of it.
     """
     datasets = import_optional("datasets", str(source))
     try:
@@ -284,4 +284,12 @@ def load_dataset(
     except Exception as error:  # the library and its dependencies raise errors of many types
         found = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{source} cannot be loaded: {found}; expected {_HF_PATTERNS}") from None
-    return rows if part is None else rows.select(part), rows.features.to_dict()
+    features = rows.features.to_dict()
+    return _dataset_rows(source, rows if part is None else rows.select(part)), features
+
+
+def _dataset_rows(source: HuggingFaceDataset, rows: Iterable[dict[str, object]]) -> Iterator[dict[str, object]]:
+    try:
+        yield from rows
+    except Exception as error:  # see `load_dataset`
+        raise UserError(f"{source} cannot be read: {type(error).__name__}: {one_line(error)}") from None

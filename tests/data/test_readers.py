@@ -163,6 +163,40 @@ def test_parquet_of_the_hub_has_the_names_of_classes(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "metadata", [b'{"info": null}', b"[]", b'{"info": {"features": null}}', b"{", b'{"info": {"features": ["label"]}}',
+                 b'{"info": {"features": {"label": {"_type": "ClassLabel"}}}}'],
+)  # fmt: skip
+def test_parquet_with_metadata_of_another_shape_has_no_names_of_classes(tmp_path, metadata):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    table = pa.table({"label": [1, 0]}).replace_schema_metadata({b"huggingface": metadata})
+    pyarrow.parquet.write_table(table, tmp_path / "r.parquet")
+    assert list(read_rows(f"{tmp_path}/r.parquet")) == [{"label": 1}, {"label": 0}]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "error"),
+    [
+        (10**15, ("timestamp", "ms"), r"column 'when' of type timestamp\[ms\] cannot be read: .*; remove the column"),
+        (10**8, ("date32",), "column 'when' of type date32"),
+        (1, ("timestamp", "us", "Mars/Phobos"), "column 'when' of type .*Mars/Phobos"),
+    ],
+)
+def test_a_parquet_column_that_python_cannot_represent_matters_only_to_who_reads_it(tmp_path, value, kind, error):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    name, *arguments = kind
+    table = pa.table({"meta": [{"body": "a"}], "when": pa.array([value], getattr(pa, name)(*arguments))})
+    pyarrow.parquet.write_table(table, tmp_path / "r.parquet")
+    assert list(read_documents(f"{tmp_path}/r.parquet", text_field="meta.body")) == ["a"]
+    for read in (read_rows, read_rows_or_errors):
+        with pytest.raises(UserError, match=rf"r\.parquet: {error}"):
+            list(read(f"{tmp_path}/r.parquet"))
+
+
+@pytest.mark.parametrize(
     ("pattern", "dataset"),
     [
         ("hf:glue", ("glue", "train", "")),
@@ -212,6 +246,19 @@ def test_local_hugging_face_dataset(tmp_path, monkeypatch):
         list(read_rows(f"hf:{local}:nosuch"))
     with pytest.raises(UserError, match=r"row 1: field 'body' is missing; the row has: text, label"):
         list(read_documents(f"hf:{local}", text_field="body"))
+
+
+def test_a_dataset_with_a_value_that_python_cannot_represent_is_an_error(tmp_path, monkeypatch):
+    datasets, pa = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    table = pa.table({"text": ["a"], "when": pa.array([10**8], pa.date32())})
+    pyarrow.parquet.write_table(table, tmp_path / "set" / "train.parquet")
+    for read in (read_documents, inventory):
+        with pytest.raises(UserError, match="set:train cannot be read: OverflowError: "):
+            list(read(f"hf:{tmp_path}/set"))
 
 
 @pytest.mark.parametrize(
