@@ -17,12 +17,13 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from configs.errors import UserError
-from data.storage.errors import bucket_errors
+from data.storage.errors import bucket_errors, is_file_error
 
 ENGINES = ("processes", "ray")
 Function = Callable[[Any], None]
 # (function, jobs, called after each job) -> when all jobs are done.
 Map = Callable[[Function, Sequence[Any], Callable[[], None]], None]
+_Error = UserError | OSError
 _RAY_JOBS_PER_CORE = 2  # submitted at a time
 
 
@@ -127,7 +128,7 @@ def _run_in_pool(
     pool: ProcessPoolExecutor, function: Function, jobs: Sequence[Any], finished: Callable[[], None]
 ) -> None:
     waiting = {pool.submit(_error_of, function, job): number for number, job in enumerate(jobs)}
-    errors: dict[int, UserError] = {}
+    errors: dict[int, _Error] = {}
     # After an error, the jobs before it go on, so that the error is the first one whatever the number of processes.
     while any(number < min(errors, default=len(jobs)) for number in waiting.values()):
         done, _ = wait(waiting, return_when=FIRST_COMPLETED)
@@ -142,7 +143,7 @@ def _run_in_pool(
         raise errors[min(errors)]
 
 
-def _result(future: "Future[UserError | None]") -> UserError | None:
+def _result(future: "Future[_Error | None]") -> _Error | None:
     try:
         return future.result()
     except BrokenProcessPool:
@@ -152,12 +153,16 @@ def _result(future: "Future[UserError | None]") -> UserError | None:
         ) from None
 
 
-def _error_of(function: Function, job: Any) -> UserError | None:  # noqa: ANN401 - a job's arguments
+def _error_of(function: Function, job: Any) -> _Error | None:  # noqa: ANN401 - a job's arguments
     """Runs a job; returns its error, because not every library can send an exception to another process."""
     try:
         with bucket_errors():
             function(job)
     except UserError as error:
+        return error
+    except OSError as error:
+        if not is_file_error(error):
+            raise
         return error
     return None
 
@@ -189,6 +194,6 @@ def _ray_map(count: int) -> Map:
     return run
 
 
-def _error_on_ray(function: Function, job: Any) -> UserError | None:  # noqa: ANN401 - a job's arguments
+def _error_on_ray(function: Function, job: Any) -> _Error | None:  # noqa: ANN401 - a job's arguments
     _use_one_core()
     return _error_of(function, job)

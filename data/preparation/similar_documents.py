@@ -90,7 +90,7 @@ def _columns(units: Sequence[UnitFiles], keep: list[np.ndarray], bands: int) -> 
             for unit, kept in zip(units, keep, strict=True):
                 if len(kept):
                     for file, column in zip(files, unit.array(_FEATURE)[kept].T, strict=True):
-                        np.ascontiguousarray(column).tofile(file)
+                        file.write(np.ascontiguousarray(column).data)
         yield (np.fromfile(path, np.uint64) for path in paths)
 
 

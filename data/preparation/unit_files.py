@@ -43,7 +43,8 @@ def done_jobs(folder: Path, stage: str) -> set[int]:
 def write_array(path: Path, array: np.ndarray) -> None:
     """Writes the elements of an array and nothing else, for `read_array` and `read_ranges`."""
     with new_file(path) as temporary:
-        array.tofile(temporary)
+        # Unlike `tofile`, says why it fails.
+        temporary.write_bytes(np.ascontiguousarray(array).data)
 
 
 def read_array(path: Path, dtype: str) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 
 from configs.errors import UserError
 from data.preparation.unit_files import done_jobs
+from data.storage.errors import file_errors
 from data.storage.files import delete_tree, file_sizes, write_atomically
 from data.storage.new_directory import check_new
 from data.storage.paths import is_remote
@@ -62,7 +63,8 @@ def workspace(output: Path, request: dict[str, Any], shared: bool) -> Iterator[W
     space = Workspace(folder, output if remote else folder / "store")
     if not (remote and (folder / _REQUEST).is_file()):
         check_new(output)
-    with _without_leftovers(folder, remote), _lock(output, folder, shared):
+    remedy = "; run the same command again once it can be: finished units are kept"
+    with file_errors(str(output), remedy), _without_leftovers(folder, remote), _lock(output, folder, shared):
         _begin(space, request, shared)
         try:
             yield space

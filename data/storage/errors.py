@@ -46,19 +46,25 @@ def is_unreachable(error: Exception) -> bool:
     return isinstance(error, Unreachable) or bool(_UNREACHABLE.search(text))
 
 
+def is_file_error(error: OSError) -> bool:
+    """Returns whether an error is of the disk, its permissions or a name, not of this code."""
+    return error.errno in _OF_FILES
+
+
 @contextlib.contextmanager
-def file_errors(remedy: str = "") -> Iterator[None]:
+def file_errors(place: str = "a file", remedy: str = "") -> Iterator[None]:
     """A context that turns an error that is of the disk, its permissions or a name into one line for the user.
 
     Args:
-        remedy: what the line ends with, e.g. "; free space, then run the same command again".
+        place: what is read or written, if the error names no file; a write to a full disk does not.
+        remedy: what the line ends with.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in _OF_FILES:
+        if not is_file_error(error):
             raise
-        name = str(error.filename or "a file")
+        name = str(error.filename or place)
         shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
         raise UserError(f"{shown} cannot be read or written: {error.strerror}{remedy}") from None
 

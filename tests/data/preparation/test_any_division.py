@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -198,6 +200,30 @@ def test_what_was_begun_for_another_request_is_not_used(tmp_path, source, change
         (copy / "a.jsonl").write_text(text)
     make(str(copy), tmp_path / "store", "documents", divided(unit=60_000))
     check(tmp_path / "store", "documents")
+
+
+@pytest.mark.parametrize(("limit", "processes"), [(2_000, 1), (12_000, 1), (40_000, 1), (20_000, 2)])
+def test_a_full_disk_is_one_line_and_the_same_command_continues(tmp_path, limit, processes):
+    """Files that may not grow beyond a limit fail with EFBIG as a full disk does with ENOSPC."""
+    texts = [f"Document {number} of a text: {'word ' * (number % 37)}{number}" for number in range(1000)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    options = StoreOptions("bytes", validation_fraction=0.1)
+
+    def run(name):
+        execution = divided(processes, unit=10_000)
+        return prepare(str(tmp_path / "in.jsonl"), tmp_path / name, options, execution=execution)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(
+            UserError, match=r"store\S* cannot be read or written: File too large; run the same"
+        ) as error:
+            run("store")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
+    assert run("store")["splits"] == run("other")["splits"]
 
 
 def test_two_commands_for_one_store(tmp_path, source):
