@@ -20,7 +20,7 @@ from data.engines import Engine
 from data.filters.chain import FilterOptions, Score
 from data.preparation.filtering import make_filters
 from data.preparation.pipeline import NotYet, Pipeline, make_store
-from data.preparation.reading import CLEANED, ReadOptions
+from data.preparation.reading import ReadOptions, skipped_rows
 from data.preparation.splitting import SplitOptions
 from data.preparation.workspace import workspace
 from data.sources import SourceEntry, match_sources
@@ -37,16 +37,10 @@ __all__ = ["SPLIT_METHODS", "DataChanged", "Execution", "NotYet", "StoreOptions"
 SPLIT_METHODS = ("documents", "tail")
 _RECORDED = ("tokenizer", "text_field", "validation_fraction", "validation_split", "seed", "strict")
 _FILTERS = ("filters", "near_duplicates")
-_NOT_SKIPPED = ("read", "empty", "duplicate", CLEANED)
 
 
 class DataChanged(UserError):
     """The store exists and was made from other text."""
-
-
-def skipped_rows(manifest: dict[str, Any]) -> dict[str, int]:
-    """Returns the number of rows and files that were skipped when a store was made, by kind of error."""
-    return {kind: count for kind, count in manifest["collected"].items() if kind not in _NOT_SKIPPED and count}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from configs.errors import UserError
 from data.preparation.composition import NOTHING
-from data.preparation.reading import SAMPLES
+from data.preparation.reading import SAMPLES, skipped_rows
 
 FORMAT, VERSION = "data card", 1
 UNKNOWN_LICENSE = "not given"
@@ -41,6 +41,7 @@ def card_contents(
         "format": FORMAT,
         "version": VERSION,
         "funnel": _funnel(manifest),
+        "skipped": skipped_rows(manifest),
         "removed": filtered.get("removed", {}),
         "changed": filtered.get("changed", {}),
         "samples": about["samples"],
@@ -100,7 +101,10 @@ def _funnel(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     steps.append(("exact copies", collected["duplicate"], sizes["duplicate"]))
     if removed["near-duplicate"] or "near_duplicates" in manifest["options"]:
         steps.append(("near-duplicates", removed["near-duplicate"], sizes["near-duplicate"]))
-    documents, left = collected["read"], sizes["read"]
+    skipped = sum(skipped_rows(manifest).values())
+    if skipped:
+        steps.insert(0, ("bad rows, skipped", skipped, 0))
+    documents, left = collected["read"] + skipped, sizes["read"]
     funnel = [_step("read", 0, 0, documents, left)]
     for name, count, size in steps:
         documents, left = documents - count, left - size

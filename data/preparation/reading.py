@@ -6,7 +6,7 @@ import heapq
 import itertools
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ CLEANED = "control characters"  # the number of documents from which control cha
 DIGEST_BYTES = 16
 SAMPLES = 20  # per reason
 COUNTERS = ("counts", "skipped", "removed", "bytes", "changed", "notes")
+_NOT_SKIPPED = ("read", "empty", "duplicate", CLEANED)
 _SAMPLE_CHARACTERS = 1000
 _DOCUMENTS_AT_ONCE = 256
 
@@ -63,6 +64,11 @@ class ReadOptions:
     strict: bool = True
     functions: tuple[DocumentFunction, ...] = ()
     features: tuple[tuple[str, Feature], ...] = ()
+
+
+def skipped_rows(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the number of rows and files that were skipped when a store was made, by kind of error."""
+    return {kind: count for kind, count in manifest["collected"].items() if kind not in _NOT_SKIPPED and count}
 
 
 def content_digest(text: str) -> bytes:

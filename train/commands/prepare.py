@@ -16,13 +16,13 @@ from absl import flags
 
 from configs.errors import UserError
 from data.engines import ENGINES, Engine, parse_part
-from data.prepare import SPLIT_METHODS, Execution, NotYet, StoreOptions, prepare
+from data.prepare import SPLIT_METHODS, Execution, NotYet, StoreOptions, prepare, skipped_rows
 from data.storage.paths import at
 from data.store import shards_of
 from data.store_check import verify_store
 from train.commands.filter_flags import FLAG_NEEDS as FILTER_NEEDS
 from train.commands.filter_flags import define_filter_flags, filter_options, score_function
-from train.console import step_progress
+from train.console import say_skipped, step_progress
 
 REQUIRED = ("output",)
 FLAG_NEEDS = FILTER_NEEDS
@@ -95,6 +95,10 @@ def run(values: flags.FlagValues) -> None:
         return
     splits = {name: split | {"shards": len(shards_of(manifest, name))} for name, split in manifest["splits"].items()}
     found = {name: manifest["filtered"][name] for name in _SHOWN if name in manifest.get("filtered", {})}
+    skipped = skipped_rows(manifest)
+    if skipped:
+        say_skipped("prepare", skipped)
+        found["skipped"] = skipped
     print(json.dumps({"output": values.output, "vocab_size": manifest["vocab_size"], **splits, **found}, indent=1))
 
 

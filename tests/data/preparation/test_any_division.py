@@ -202,7 +202,9 @@ def test_what_was_begun_for_another_request_is_not_used(tmp_path, source, change
     check(tmp_path / "store", "documents")
 
 
-@pytest.mark.parametrize(("limit", "processes"), [(2_000, 1), (12_000, 1), (40_000, 1), (20_000, 2)])
+@pytest.mark.parametrize(
+    ("limit", "processes"), [(2_000, 1), (12_000, 1), (40_000, 1), pytest.param(20_000, 2, marks=pytest.mark.slow)]
+)
 def test_a_full_disk_is_one_line_and_the_same_command_continues(tmp_path, limit, processes):
     """Files that may not grow beyond a limit fail with EFBIG as a full disk does with ENOSPC."""
     texts = [f"Document {number} of a text: {'word ' * (number % 37)}{number}" for number in range(1000)]

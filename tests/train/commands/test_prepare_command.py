@@ -1,5 +1,7 @@
 """`rootstock prepare` and `rootstock prepare --verify`, called in this process."""
 
+import json
+
 import pytest
 from runs import rootstock
 
@@ -36,6 +38,20 @@ def test_verify_names_the_damaged_files(store):
 def test_prepare_without_input_is_an_error(tmp_path):
     with pytest.raises(UserError, match="--input is missing; expected a file"):
         run(f"--output={tmp_path}/store")
+
+
+def test_skipped_rows_are_reported_on_the_terminal_in_the_output_and_in_the_card(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"body": 1}\n{\n[]\n')
+    arguments = (f"--input={tmp_path}/a.jsonl", f"--output={tmp_path}/store", "--tokenizer=bytes", "--nostrict")
+    for _ in ("made", "already prepared"):
+        ended = rootstock("prepare", *arguments)
+        skipped = {"broken JSON": 2, "missing field": 1}
+        assert json.loads(ended.stdout)["skipped"] == skipped
+        assert "warning: prepare: 3 bad rows are skipped: 2 broken JSON, 1 missing field" in ended.stderr
+    card = json.loads((tmp_path / "store" / "card.json").read_text())
+    assert card["skipped"] == skipped
+    steps = [(step["step"], step["removed"], step["documents"]) for step in card["funnel"]]
+    assert steps[:2] == [("read", 0, 5), ("bad rows, skipped", 3, 2)] and steps[-1] == ("in the store", 0, 2)
 
 
 @pytest.mark.parametrize("flag", ["input", "output", "tokenizer", "avoid"])
