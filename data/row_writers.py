@@ -13,6 +13,7 @@ import io
 import json
 import os
 import tempfile
+import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,13 +166,14 @@ def _replaced(path: Path) -> Iterator[Path]:
 
 
 def _csv(rows: Sequence[Row], columns: Sequence[str], first: bool) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    lines: list[str] = []
+    # Before Python 3.13 the writer quotes a carriage return only if it is a part of the line end.
+    writer = csv.writer(types.SimpleNamespace(write=lines.append), lineterminator="\r\n")
     if first:
         writer.writerow(columns)
     for row in rows:
         writer.writerow([_cell(row.get(name)) for name in columns])
-    return text.getvalue().encode("utf-8", "backslashreplace")
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines).encode("utf-8", "backslashreplace")
 
 
 def _cell(value: object) -> str:
