@@ -17,7 +17,7 @@ from configs.errors import UserError
 from data.preparation.unit_files import done_jobs
 from data.storage.errors import file_errors
 from data.storage.files import delete_tree, file_sizes, write_atomically
-from data.storage.new_directory import check_new
+from data.storage.new_directory import check_new, resolved
 from data.storage.paths import is_remote
 from data.store import is_store
 
@@ -38,7 +38,7 @@ class Workspace(NamedTuple):
 
 def folder_of(output: Path) -> Path:
     """Returns the directory in which the store `output` is made."""
-    output = output.absolute()
+    output = resolved(output)
     return output.parent / f".{output.name}.partial"
 
 
@@ -74,7 +74,7 @@ def workspace(output: Path, request: dict[str, Any], shared: bool) -> Iterator[W
             raise
         if is_store(space.store) and not remote:
             try:
-                os.replace(space.store, output)
+                os.replace(space.store, resolved(output))
             except OSError as error:
                 raise UserError(f"{output} cannot be written: {error.strerror}") from None
             shutil.rmtree(folder)

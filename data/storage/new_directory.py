@@ -43,8 +43,9 @@ def new_directory(path: Path, in_place: bool = False) -> Iterator[Path]:
 @contextlib.contextmanager
 def _renamed(path: Path) -> Iterator[Path]:
     check_new(path)
-    # Next to `path`, because a rename is atomic only within one file system.
-    temporary = path.absolute().with_name(f".{path.absolute().name}.partial-{os.getpid()}")
+    target = resolved(path)
+    # Next to it, because a rename is atomic only within one file system.
+    temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -53,7 +54,7 @@ def _renamed(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         try:
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from None
     finally:
@@ -95,11 +96,22 @@ def _delete_files(path: Path) -> None:
 
 
 def check_new(path: Path) -> None:
-    """Raises UserError if `path` exists and is not an empty directory, nor what a killed command left in a bucket."""
+    """Raises UserError if `path` exists and cannot be replaced: not an empty directory, or in use as one.
+
+    What a killed command left in a bucket can be replaced.
+    """
     if not exists(path) or (is_remote(path) and _is_unfinished(path)):
         return
     if not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists and is not empty; expected a new directory")
+    if not is_remote(path) and (os.path.samefile(path, os.curdir) or os.path.ismount(path)):
+        kind = "a mount point" if os.path.ismount(path) else "the current directory"
+        raise UserError(f"{path} is {kind}, which cannot be replaced; expected a new directory")
+
+
+def resolved(path: Path) -> Path:
+    """Returns the path that links in a path lead to: only that one can be replaced by a rename."""
+    return path if is_remote(path) else Path(os.path.realpath(path))
 
 
 def _is_unfinished(path: Path) -> bool:

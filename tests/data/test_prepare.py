@@ -11,6 +11,7 @@ from data.cleaning import clean_document
 from data.preparation import tokenizing
 from data.prepare import DataChanged, StoreOptions, prepare
 from data.shared_tokenizer import training_texts
+from data.storage.new_directory import new_directory
 from data.store import open_store, read_manifest
 from data.store_check import verify_store
 from data.tokenizer import load_tokenizer
@@ -217,6 +218,34 @@ def test_existing_directory_is_never_overwritten(tmp_path):
     with pytest.raises(UserError, match="mine exists and is not empty"):
         make(source, tmp_path / "mine", "bytes")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("target", ["empty", "new", "deep/new"])
+def test_a_link_to_a_directory_is_an_output(tmp_path, target):
+    source = write(tmp_path / "in.jsonl", TEXTS)
+    (tmp_path / "there" / "empty").mkdir(parents=True)
+    (tmp_path / "store").symlink_to(tmp_path / "there" / target)
+    manifest = make(source, tmp_path / "store", "bytes")
+    assert read_manifest(tmp_path / "there" / target) == manifest == make(source, tmp_path / "store", "bytes")
+    assert (tmp_path / "store").is_symlink() and not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.parametrize("kind", ["the current directory", "a mount point"])
+def test_a_directory_that_cannot_be_replaced_is_refused_before_the_work(tmp_path, monkeypatch, kind):
+    source = write(tmp_path / "in.jsonl", TEXTS)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    if kind == "a mount point":
+        monkeypatch.setattr(os.path, "ismount", lambda path: os.path.samefile(path, tmp_path / "empty"))
+    else:
+        monkeypatch.chdir(tmp_path / "empty")
+    stages = []
+    for output in (tmp_path / "empty", tmp_path / "link"):
+        with pytest.raises(UserError, match=f"is {kind}, which cannot be replaced; expected a new directory"):
+            make(source, output, "bytes", progress=lambda *step: stages.append(step))
+        with pytest.raises(UserError, match=f"is {kind}"), new_directory(output):
+            stages.append("made")
+    assert stages == []
 
 
 @pytest.mark.parametrize("stage", ["reading", "training the tokenizer", "tokenizing", "writing shards"])
