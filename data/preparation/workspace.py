@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 from configs.errors import UserError
 from data.preparation.unit_files import done_jobs
 from data.storage.errors import file_errors
-from data.storage.files import delete_tree, file_sizes, write_atomically
+from data.storage.files import delete_temporary_files, delete_tree, file_sizes, write_atomically
 from data.storage.new_directory import check_new, resolved
 from data.storage.paths import is_remote
 from data.store import is_store
@@ -73,6 +73,7 @@ def workspace(output: Path, request: dict[str, Any], shared: bool) -> Iterator[W
                 _delete(space)
             raise
         if is_store(space.store) and not remote:
+            delete_temporary_files(space.store)
             try:
                 os.replace(space.store, resolved(output))
             except OSError as error:

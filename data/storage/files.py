@@ -32,7 +32,7 @@ def write_atomically(path: Path, text: str) -> None:
     if is_remote(path):
         path.write_text(text, encoding="utf-8")
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -117,12 +117,22 @@ def new_file(path: Path) -> Iterator[Path]:
             yield Path(scratch) / path.name
             _remote(path).upload(Path(scratch) / path.name)
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def delete_temporary_files(directory: Path) -> None:
+    """Deletes what processes that were killed in `new_file` or `write_atomically` left at any depth of a directory."""
+    for path in list(directory.rglob(".*.tmp")):
+        path.unlink()
 
 
 def match_files(pattern: str) -> list[Path]:

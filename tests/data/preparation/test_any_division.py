@@ -163,6 +163,27 @@ def test_a_store_after_sigkill_in_each_stage(tmp_path, source):
     check(output, "documents")
 
 
+def test_a_store_has_no_file_that_a_killed_process_was_writing(tmp_path, source):
+    output = tmp_path / "store"
+    left = [
+        folder_of(output) / "store" / name
+        for name in (".manifest.json.7.tmp", "train/.tokens-00000-of-00001.bin.7.tmp")
+    ]
+
+    def killed(stage, done, total):
+        if stage == "writing shards" and done:
+            for path in left:
+                path.write_bytes(b"the beginning")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(source, output, "documents", divided(unit=60_000), killed)
+    assert all(path.exists() for path in left)
+    make(source, output, "documents", divided(unit=60_000))
+    assert not list(output.rglob(".*"))
+    check(output, "documents")
+
+
 def test_the_processes_of_a_killed_command_end(tmp_path, source):
     code = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", PRINT_CHILDREN)
     (tmp_path / "killed.py").write_text(code)
