@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from configs.errors import UserError
-from data.sources import CHUNK_BYTES, import_optional
+from data.sources import CHUNK_BYTES, compression_of, import_optional
 
 # A longer row is taken for a file without line feeds; the whole Bible as one row is half as long.
 LONGEST_LINE_BYTES = 1 << 23
@@ -64,7 +64,7 @@ def read_chunks(path: Path, part: Part | None = None) -> Iterator[bytes]:
     Raises:
         UserError: the file cannot be read or decompressed.
     """
-    compression = path.suffix
+    compression = compression_of(path)
     zstandard = import_optional("zstandard", str(path)) if compression == ".zst" else None
     damage: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
     if zstandard is not None:

@@ -55,8 +55,12 @@ class RowWriter:
         return self.path.with_name(f"{self.path.name}.parts")
 
     @property
+    def _format(self) -> str:
+        return self.path.suffix.lower()
+
+    @property
     def _grows(self) -> bool:
-        return self.path.suffix != ".parquet" and not is_remote(self.path)
+        return self._format != ".parquet" and not is_remote(self.path)
 
     def write(self, rows: Sequence[Row]) -> None:
         """Writes the next rows, which are on disk or in the bucket when this returns.
@@ -67,10 +71,10 @@ class RowWriter:
         for number, row in enumerate(rows, self.rows + 1):
             if unknown := [name for name in row if name not in self.columns]:
                 raise UserError(
-                    f"row {number} has the column {unknown[0]!r}, which the rows before it lack; a {self.path.suffix} "
+                    f"row {number} has the column {unknown[0]!r}, which the rows before it lack; a {self._format} "
                     "file has the same columns in every row: use --output=NAME.jsonl"
                 )
-        data = _ENCODERS[self.path.suffix](rows, self.columns, self.rows == 0)
+        data = _ENCODERS[self._format](rows, self.columns, self.rows == 0)
         if self._grows:
             with self.path.open("r+b" if self.rows else "wb") as file:
                 file.seek(self.size)
@@ -91,7 +95,7 @@ class RowWriter:
             self.write([])
         if not self._grows:
             with _replaced(self.path) as file:
-                _JOINERS[self.path.suffix](sorted(self._parts.iterdir()), file)
+                _JOINERS[self._format](sorted(self._parts.iterdir()), file)
             delete_tree(self._parts)
         self._progress.unlink(missing_ok=True)
 
@@ -130,11 +134,11 @@ class RowWriter:
 
 def check_format(path: Path) -> None:
     """Raises UserError if the name of an output does not end with one of `FORMATS`, or its library is missing."""
-    if path.suffix not in FORMATS:
+    if path.suffix.lower() not in FORMATS:
         raise UserError(
             f"--output={path} ends with {path.suffix!r}; expected a name that ends with .csv, .jsonl or .parquet"
         )
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         import_optional("pyarrow.parquet", f"--output={path}")
 
 

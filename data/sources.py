@@ -25,6 +25,8 @@ _HF_PATTERNS = "hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT"
 # What the Hub and `datasets` put beside the rows of a dataset.
 _METADATA_FILES = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 _DATASET_CARD = "README.md"
+# What lies beside data and is none.
+_ABOUT_DATA = re.compile(r"(README|LICEN[CS]E|COPYING|NOTICE|CHANGELOG|CITATION|_SUCCESS)\b.*", re.IGNORECASE)
 
 # [name, bytes, SHA-256] per file, or [name, rows, SHA-256] per dataset; stored as JSON in manifests and in run.json.
 Inventory = list[list[Any]]
@@ -193,10 +195,24 @@ def match_sources(pattern: str) -> list[Path | HuggingFaceDataset]:
         UserError: nothing matches, or a file has an unknown suffix.
     """
     found: dict[Path | HuggingFaceDataset, None] = {}
-    # A file whose name contains a comma is one pattern, not two.
-    for part in [pattern] if os.path.exists(pattern) else pattern.split(","):
-        found |= dict.fromkeys(_match(part.strip()))
+    for part in _parts(pattern):
+        found |= dict.fromkeys(_match(part))
     return list(found)
+
+
+def unread_files(pattern: str) -> list[Path]:
+    """Returns the files in the directories of a pattern that are not read, because their suffix is unknown.
+
+    Hidden files and those that are about the data, such as a README or a LICENSE, are not listed.
+    """
+    directories = [at(part) for part in _parts(pattern) if part and not part.startswith("hf:")]
+    found = [path for directory in directories if is_directory(directory) for path in _visible_files(directory)]
+    return [path for path in found if suffix_of(path) is None and not _ABOUT_DATA.match(path.name)]
+
+
+def _parts(pattern: str) -> list[str]:
+    """Returns the parts between commas; a file whose name contains a comma is one, not two."""
+    return [pattern] if os.path.exists(pattern) else [part.strip() for part in pattern.split(",")]
 
 
 def _match(part: str) -> list[Path | HuggingFaceDataset]:
@@ -235,25 +251,31 @@ def parse_dataset(part: str) -> HuggingFaceDataset:
 
 
 def _files_in(directory: Path) -> list[Path]:
-    """Returns the files of a directory and the directories in it, without hidden ones.
+    """Returns the files with a known suffix in a directory and the directories in it, without hidden ones.
 
     A directory of rows may be one as the Hub leaves it: then its README.md and the descriptions beside it are no rows.
     """
-    found = sorted(path for path in files_below(directory) if suffix_of(path) is not None)
-    files = [
-        path
-        for path in found
-        if path.name not in _METADATA_FILES
-        and not any(name.startswith(".") for name in path.relative_to(directory).parts)
-    ]
+    files = [path for path in _visible_files(directory) if suffix_of(path) and path.name not in _METADATA_FILES]
     has_rows = any(suffix_of(path) in ROW_SUFFIXES for path in files)
     return [path for path in files if not (has_rows and path == directory / _DATASET_CARD)]
 
 
+def _visible_files(directory: Path) -> list[Path]:
+    """Returns the files at any depth of a directory, sorted, without hidden ones and those in hidden directories."""
+    parts = {path: path.relative_to(directory).parts for path in files_below(directory)}
+    return sorted(path for path, names in parts.items() if not any(name.startswith(".") for name in names))
+
+
+def compression_of(path: Path) -> str:
+    """Returns ".gz", ".zst" or "", in lower case."""
+    suffix = path.suffix.lower()
+    return suffix if suffix in COMPRESSED_SUFFIXES else ""
+
+
 def suffix_of(path: Path) -> str | None:
-    """Returns the suffix of a file's format, before a .gz or .zst, or None if the format is not supported."""
-    compressed = path.suffix in COMPRESSED_SUFFIXES
-    suffix = Path(path.stem).suffix if compressed else path.suffix
+    """Returns the suffix of a file's format in lower case, before .gz or .zst; None if the format is not supported."""
+    compressed = compression_of(path)
+    suffix = (Path(path.stem) if compressed else path).suffix.lower()
     supported = TEXT_SUFFIXES + (ROW_SUFFIXES[:-1] if compressed else ROW_SUFFIXES)
     return suffix if suffix in supported else None
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from data import sources
 from data.lines import Part
 from data.readers import is_json_array
-from data.sources import COMPRESSED_SUFFIXES, HuggingFaceDataset, SourceEntry, import_optional, suffix_of
+from data.sources import HuggingFaceDataset, SourceEntry, compression_of, import_optional, suffix_of
 from data.storage.paths import at
 
 # Units of this size keep the start of a process cheap beside its work; more units than this only add files.
@@ -146,7 +146,7 @@ def _pieces(source: Path | HuggingFaceDataset, parts: list[Part], size: int) -> 
 
 def _has_lines(path: Path) -> bool:
     suffix = suffix_of(path)
-    return path.suffix not in COMPRESSED_SUFFIXES and suffix in (".jsonl", ".json") and not is_json_array(path)
+    return not compression_of(path) and suffix in (".jsonl", ".json") and not is_json_array(path)
 
 
 def _row_groups(path: Path, unit_bytes: int) -> list[Part]:

@@ -15,7 +15,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from data.sources import unread_files
+
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_SHOWN_FILES = 10
 _WIDTH = 200  # columns; the widest table fits
 
 
@@ -63,6 +66,14 @@ def say_skipped(title: str, skipped: Mapping[str, int]) -> None:
     if skipped:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))
         warn(f"{title}: {sum(skipped.values()):,} bad rows are skipped: {kinds}")
+
+
+def say_unread(title: str, pattern: str) -> None:
+    """Warns which files in the directories of an input are not read because their suffix is unknown."""
+    if unread := unread_files(pattern):
+        names = ", ".join(path.name for path in unread[:_SHOWN_FILES])
+        more = f" and {len(unread) - _SHOWN_FILES:,} more" if len(unread) > _SHOWN_FILES else ""
+        warn(f"{title}: files with an unknown suffix are not read: {names}{more}")
 
 
 class Bar(Protocol):

@@ -10,7 +10,7 @@ from configs.errors import UserError
 from data.class_names import with_class_names
 from data.lines import LONGEST_LINE_BYTES
 from data.readers import read_documents, read_placed_rows, read_rows, read_rows_or_errors
-from data.sources import HuggingFaceDataset, fingerprint, inventory, match_sources
+from data.sources import HuggingFaceDataset, fingerprint, inventory, match_sources, unread_files
 
 ROWS = [{"text": "first\nline", "label": "a"}, {"text": "zweite Zeile ü", "label": "b"}]
 
@@ -120,6 +120,30 @@ def test_a_folder_as_the_hub_leaves_it_has_only_its_rows(tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "README.md").write_text("a text")
     assert list(read_documents(f"{tmp_path}/docs")) == ["a text"]
+
+
+def test_a_suffix_may_be_in_upper_case(tmp_path):
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (tmp_path / "a.JSONL").write_text(lines)
+    (tmp_path / "b.Jsonl.GZ").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "c.CSV").write_text("text,label\na,b\n")
+    (tmp_path / "d.TSV").write_text("text\tlabel\na\tb\n")
+    (tmp_path / "e.JSON").write_text(json.dumps(ROWS))
+    assert list(read_rows(str(tmp_path))) == [*ROWS, *ROWS, *[{"text": "a", "label": "b"}] * 2, *ROWS]
+    assert unread_files(str(tmp_path)) == []
+
+
+def test_files_of_a_directory_that_are_not_read_are_listed(tmp_path):
+    (tmp_path / "deep").mkdir()
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    unread = [tmp_path / name for name in ("c.ndjson", "d.jsonl.bz2", "deep/e.parquet.gz", "readable")]
+    quiet = [tmp_path / name for name in (".hidden", "README", "LICENSE", "deep/LICENSE.rtf", "README.md", "_SUCCESS")]
+    for path in (*unread, *quiet):
+        path.write_text("x")
+    assert list(read_rows(str(tmp_path))) == ROWS
+    assert unread_files(str(tmp_path)) == unread
+    assert unread_files(f"{tmp_path}/a.jsonl, {tmp_path}/deep,hf:x") == unread[2:3]
+    assert unread_files(f"{tmp_path}/*") == []
 
 
 CLASSES = {"names": ["neg", "pos"], "_type": "ClassLabel"}

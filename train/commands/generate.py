@@ -74,7 +74,7 @@ def _read(path: str) -> list[str]:
     Raises:
         UserError: the file is unreadable or empty, or a row has no "prompt".
     """
-    if path.endswith(".txt"):
+    if path.lower().endswith(".txt"):
         prompts = [line for text in read_documents(path) for line in _LINE_END.split(text) if line.strip()]
     else:
         prompts = []

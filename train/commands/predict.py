@@ -16,7 +16,7 @@ from absl import flags
 from configs.errors import UserError
 from data.row_writers import check_format
 from data.storage.paths import at
-from train.console import say, warn
+from train.console import say, say_unread, warn
 from train.files import check_output_file
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def run(values: flags.FlagValues) -> None:
     if line := calibration_line(model):
         say(f"predict: {line}")
     files = FileOptions(values.part, values.overwrite, values.prefix)
+    say_unread("predict", values.data)
     done = predict_file(model, values.data, at(values.output), files)
     _say(done, values.output)
     if done.broken and done.broken == done.rows:

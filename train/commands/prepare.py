@@ -22,7 +22,7 @@ from data.store import shards_of
 from data.store_check import verify_store
 from train.commands.filter_flags import FLAG_NEEDS as FILTER_NEEDS
 from train.commands.filter_flags import define_filter_flags, filter_options, score_function
-from train.console import say_skipped, step_progress
+from train.console import say_skipped, say_unread, step_progress
 
 REQUIRED = ("output",)
 FLAG_NEEDS = FILTER_NEEDS
@@ -87,6 +87,7 @@ def run(values: flags.FlagValues) -> None:
         command=shlex.join(["rootstock", "prepare", *_given(values)]),
         licenses=tuple(values.license),
     )
+    say_unread("prepare", values.input)
     try:
         with step_progress() as progress:
             manifest = prepare(values.input, at(values.output), options, progress=progress, execution=execution)

@@ -14,7 +14,7 @@ from data.storage.paths import at
 from data.store import is_store
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.tokenizer_training import is_trainable
-from train.console import say_skipped, step_progress
+from train.console import say_skipped, say_unread, step_progress
 from train.distributed.processes import run_on_process_zero
 from train.settings import Settings
 
@@ -85,8 +85,9 @@ def _stores(settings: Settings, workdir: Path, parent: Path | None, accept_chang
     tokenizer = load_tokenizer(workdir / "tokenizer") if begun else _shared_tokenizer(texts, workdir, options)
 
     for name, path in texts.items():
-        output = store_path(workdir, name)
+        output, title = store_path(workdir, name), f"pretrain: {name}" if name else "pretrain"
         with of_source(name):
+            say_unread(title, path)
             try:
                 manifest = _prepare(path, output, options, tokenizer)
             except DataChanged as error:
@@ -94,7 +95,7 @@ def _stores(settings: Settings, workdir: Path, parent: Path | None, accept_chang
                     raise UserError(f"{error}, or --accept_changed_data") from None
                 delete_tree(output)
                 manifest = _prepare(path, output, options, tokenizer)
-        say_skipped(f"pretrain: {name}" if name else "pretrain", skipped_rows(manifest))
+        say_skipped(title, skipped_rows(manifest))
     return given | {name: str(store_path(workdir, name)) for name in texts}
 
 

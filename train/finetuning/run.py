@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from configs.errors import UserError
 from data.labeled import Splits
 from model.config import ModelConfig
-from train.console import say, say_skipped, warn
+from train.console import say, say_skipped, say_unread, warn
 from train.distributed.mesh import apply_xla_flags, check_batch, make_mesh
 from train.distributed.processes import is_process_zero
 from train.evaluation.metrics import require
@@ -114,6 +114,8 @@ def _say_rows(run: FinetuneRun, splits: Splits) -> None:
     """Says how many rows there are of each part, and how often the steps pass over the training rows."""
     say_skipped("finetune", splits.skipped)
     settings, train = run.settings, run.data.parts["train"]
+    for path in (settings.data.path, settings.task.test_path):
+        say_unread("finetune", path)
     counts = " · ".join(f"{len(part.examples):,} {name}" for name, part in run.data.parts.items())
     say(
         f"finetune: {counts} rows; {splits.duplicates:,} duplicates removed; of the training rows {train.truncated:,} "

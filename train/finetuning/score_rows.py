@@ -15,7 +15,7 @@ from data.labeled import Example, read_examples
 from data.storage.paths import at
 from data.tokenizer import Tokenizer
 from model.heads import Objective
-from train.console import say_skipped
+from train.console import say_skipped, say_unread
 from train.distributed.mesh import spread_mesh
 from train.evaluation.contamination import LookUp
 from train.evaluation.interval import as_json
@@ -58,6 +58,7 @@ def _score_on(mesh: Mesh, objective: Objective, opened: Run, path: str, look_up:
     parse = functools.partial(task.parse, settings=settings.task)
     examples = read_examples(path, parse, settings.data.strict, skipped, class_names)
     say_skipped("evaluate", skipped)
+    say_unread("evaluate", path)
     part = encode_rows(task, examples, tokenizer, settings.sequence_length, seed=0)
     params = opened.load(mesh)
     if task.needs_reference:

@@ -74,7 +74,7 @@ def open_source(source: str, allow_pickle: bool = False) -> Source:
     """
     path = Path(source)
     if path.is_file():
-        if path.suffix != ".gguf":
+        if path.suffix.lower() != ".gguf":
             raise UserError(f"{source!r} is a file; expected a GGUF file (.gguf), or the directory of a model")
         return _open_gguf(path)
     directory = local_directory(source, MODEL_FILES if allow_pickle else _SOUND_FILES)
@@ -111,7 +111,12 @@ def local_directory(source: str, patterns: Sequence[str]) -> Path:
     """Returns a local directory; for a name on the Hub, the files that match `patterns` are downloaded."""
     if Path(source).is_dir():
         return Path(source)
-    if Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/")) or source.endswith(".gguf"):
+    if (
+        Path(source).exists()
+        or source.count("/") != 1
+        or source.startswith((".", "/"))
+        or source.lower().endswith(".gguf")
+    ):
         raise UserError(
             f"{source!r} is not a directory; expected a directory with a config.json, a GGUF file, or OWNER/NAME on "
             "the Hub"

@@ -88,7 +88,7 @@ def predict_file(model: TaskModel, data: str, output: Path, options: FileOptions
     with progress("predict", last - first) as move:
         move(resumed_at)
         while part := list(itertools.islice(rest, model.backend.rows_at_once)):
-            answered = _answered(model, part, added, flat=output.suffix == ".csv")
+            answered = _answered(model, part, added, flat=output.suffix.lower() == ".csv")
             writer.write(answered)
             failed = [row[added[ERROR]] for row in answered if row[added[ERROR]] is not None]
             broken, reason = broken + len(failed), reason or next(iter(map(str, failed)), "")

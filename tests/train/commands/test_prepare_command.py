@@ -1,6 +1,7 @@
 """`rootstock prepare` and `rootstock prepare --verify`, called in this process."""
 
 import json
+import re
 
 import pytest
 from runs import rootstock
@@ -52,6 +53,14 @@ def test_skipped_rows_are_reported_on_the_terminal_in_the_output_and_in_the_card
     assert card["skipped"] == skipped
     steps = [(step["step"], step["removed"], step["documents"]) for step in card["funnel"]]
     assert steps[:2] == [("read", 0, 5), ("bad rows, skipped", 3, 2)] and steps[-1] == ("in the store", 0, 2)
+
+
+def test_files_that_are_not_read_are_a_warning(tmp_path):
+    for name in ("a.txt", *(f"{number:02}.ndjson" for number in range(11))):
+        (tmp_path / name).write_text("some text")
+    arguments = (f"--input={tmp_path}", f"--output={tmp_path}/store", "--tokenizer=bytes", "--validation_fraction=0")
+    warning = "warning: prepare: files with an unknown suffix are not read: 00.ndjson, 01.ndjson, "
+    assert re.search(rf"{warning}.*, 09.ndjson and 1 more\n", rootstock("prepare", *arguments).stderr)
 
 
 @pytest.mark.parametrize("flag", ["input", "output", "tokenizer", "avoid"])
