@@ -203,7 +203,8 @@ def _existing(input: str, output: Path, options: dict[str, Any], progress: Progr
     ]
     if manifest["source"] != made_from["source"]:
         # Stores of the first versions list no files.
-        text = f"files: {', '.join(sources.differences(manifest.get('files', []), made_from['files']))}"
+        found = sources.differences(manifest.get("files", []), made_from["files"])
+        text = f"files: {', '.join(found)}" if found else "the same files in another order"
         if not changed:
             raise DataChanged(f"{output} was prepared from other text ({text}); use a new directory, or the same text")
         changed.append(text)

@@ -197,6 +197,13 @@ def test_changed_file_of_the_same_size_is_an_error(tmp_path, hashed):
     assert (tmp_path / "store" / "manifest.json").read_bytes() == before
 
 
+def test_the_same_files_in_another_order_are_an_error(tmp_path):
+    files = [write(tmp_path / name, TEXTS[:10]) for name in ("a.jsonl", "b.jsonl")]
+    make(",".join(files), tmp_path / "store", "bytes")
+    with pytest.raises(DataChanged, match=r"other text \(the same files in another order\); use a new directory"):
+        make(",".join(reversed(files)), tmp_path / "store", "bytes")
+
+
 @pytest.mark.parametrize("times", [None, "missing", [None], [], ["x"], {}])
 def test_manifest_without_valid_times_falls_back_to_hashing(tmp_path, hashed, times):
     source = write(tmp_path / "in.jsonl", TEXTS[:10])
