@@ -15,7 +15,7 @@ from typing import Any
 from configs.errors import UserError
 from data import sources
 from data.card.contents import licenses_of
-from data.card.write import write_card
+from data.card.write import replace_licenses, write_card
 from data.engines import Engine
 from data.filters.chain import FilterOptions, Score
 from data.preparation.filtering import make_filters
@@ -106,7 +106,7 @@ def prepare(
 
     An existing store is compared with the input by the names, sizes and modification times of the files; only files
     that differ in these are read and hashed (datasets always are). If a command was killed, the same one continues
-    with the units that are not done.
+    with the units that are not done. Of an existing store other licenses replace those in its card.
 
     Args:
         input: see `readers.read_documents`.
@@ -131,7 +131,10 @@ def prepare(
         **filters.recorded(),
     }
     if is_store(output):
-        return _existing(input, output, recorded, progress)
+        manifest = _existing(input, output, recorded, progress)
+        if execution.licenses:
+            replace_licenses(output, execution.licenses, execution.command)
+        return manifest
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     found = match_sources(input)
     described = [_described(source) for source in found]

@@ -106,4 +106,11 @@ def run(values: flags.FlagValues) -> None:
 def _given(values: flags.FlagValues) -> list[str]:
     """Returns the flags that were given, as on the command line."""
     own = {flag.name: flag for flags_of in values.flags_by_module_dict().values() for flag in flags_of}
-    return [flag.serialize() for flag in own.values() if flag.present]
+    # A flag that is repeated serializes as one text with line feeds.
+    return [text for flag in own.values() if flag.present for text in _serialized(flag)]
+
+
+def _serialized(flag: flags.Flag) -> list[str]:
+    if isinstance(flag, flags.MultiFlag):
+        return [f"--{flag.name}={value}" for value in flag.value or ()]
+    return [flag.serialize()]

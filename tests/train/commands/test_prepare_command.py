@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import pytest
 from runs import rootstock
@@ -61,6 +62,26 @@ def test_files_that_are_not_read_are_a_warning(tmp_path):
     arguments = (f"--input={tmp_path}", f"--output={tmp_path}/store", "--tokenizer=bytes", "--validation_fraction=0")
     warning = "warning: prepare: files with an unknown suffix are not read: 00.ndjson, 01.ndjson, "
     assert re.search(rf"{warning}.*, 09.ndjson and 1 more\n", rootstock("prepare", *arguments).stderr)
+
+
+def test_another_license_replaces_the_one_in_the_card_of_a_store(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"some text {name}")
+    arguments = (f"--input={tmp_path}/*.txt", f"--output={tmp_path}/store", "--tokenizer=bytes")
+    manifest = None
+    for licenses, expected in (
+        (["--license=CC0"], ["CC0", "CC0"]),
+        (["--license=CC-BY 4.0", "--license=b.txt=MIT"], ["CC-BY 4.0", "MIT"]),
+        ([], ["CC-BY 4.0", "MIT"]),
+    ):
+        rootstock("prepare", *arguments, *licenses)
+        card = json.loads((tmp_path / "store" / "card.json").read_text())
+        assert [source["license"] for source in card["sources"]] == expected
+        assert all(name in (tmp_path / "store" / "card.html").read_text() for name in expected)
+        manifest = manifest or (tmp_path / "store" / "manifest.json").read_bytes()
+        assert (tmp_path / "store" / "manifest.json").read_bytes() == manifest
+    assert shlex.split(card["command"])[-2:] == ["--license=CC-BY 4.0", "--license=b.txt=MIT"]
+    assert "no source is named 'c.txt'" in error_of(*arguments, "--license=c.txt=MIT")
 
 
 @pytest.mark.parametrize("flag", ["input", "output", "tokenizer", "avoid"])
