@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import io
 import logging
+import math
 import os
 import select
 import signal
@@ -149,6 +150,7 @@ def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagVal
         rest = values(["rootstock", *arguments])[1:]
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+        _check_numbers(values)
         _expand_paths(values)
         _check_needs(command, values)
         for flag in getattr(command, "REQUIRED", ()):
@@ -214,6 +216,16 @@ def _check_urls(option: str, paths: str) -> None:
             check_url(path.strip())
         except UserError as error:
             raise UserError(f"{option}{error}") from None
+
+
+def _check_numbers(values: flags.FlagValues) -> None:
+    """Raises UserError for infinity, NaN or a number of more than 64 bits; the fields of a config have own bounds."""
+    for name in (name for name in values if not name.startswith("config")):
+        found = values[name].value
+        if isinstance(found, float) and not math.isfinite(found):
+            raise UserError(f"--{name}={found}; expected a finite number")
+        if isinstance(found, int) and not -(1 << 63) <= found < 1 << 63:
+            raise UserError(f"--{name}={found}; expected a whole number of at most 64 bits")
 
 
 def _check_needs(command: ModuleType, values: flags.FlagValues) -> None:

@@ -46,7 +46,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("seed", 0, "Random seed of the document order.", flag_values=values)
     flags.DEFINE_boolean("strict", True, "Stop at a bad row; --nostrict skips and counts it.", flag_values=values)
     flags.DEFINE_enum("engine", "processes", list(ENGINES), "Processes of this machine, or Ray.", flag_values=values)
-    flags.DEFINE_integer("processes", 0, "At a time; 0: one per core.", lower_bound=0, flag_values=values)
+    text = "At a time; 0: one per core."
+    flags.DEFINE_integer("processes", 0, text, lower_bound=0, upper_bound=1 << 16, flag_values=values)
     text = "I/N: do only part I (from 0) of N of the current stage, as one of N tasks that share --output."
     flags.DEFINE_string("unit", "", text, flag_values=values)
     text = "Megabytes of input in a unit; 0: 16, and more above 64 GB."

@@ -29,3 +29,21 @@ def test_needs_name_flags():
         command.define_flags(values)
         for flag, needed in getattr(command, "FLAG_NEEDS", {}).items():
             assert flag in values and needed.partition("=")[0] in (*values, "config")
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ("prepare", "unit_megabytes=inf"),
+        ("prepare", "shard_megabytes=nan"),
+        ("prepare", "seed=99999999999999999999"),
+        ("prepare", "processes=99999999999999999999"),
+        ("generate", "temperature=nan"),
+        ("generate", "seed=-99999999999999999999"),
+        ("store", "document=99999999999999999999"),
+    ],
+)
+def test_a_number_that_nothing_can_compute_with_is_refused(command, flag):
+    done = rootstock(command, f"--{flag}", check=False)
+    (error,) = error_lines(done)
+    assert done.returncode == 2 and flag in error
