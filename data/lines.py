@@ -72,7 +72,8 @@ def read_chunks(path: Path, part: Part | None = None) -> Iterator[bytes]:
     try:
         with path.open("rb") as raw:
             if zstandard is not None:
-                yield from _zst_chunks(raw, zstandard.ZstdDecompressor())
+                # By default it refuses the windows of `zstd --long=28` to 31.
+                yield from _zst_chunks(raw, zstandard.ZstdDecompressor(max_window_size=1 << 31))
                 return
             if part is not None:
                 raw.seek(part.start)

@@ -372,6 +372,17 @@ def test_damaged_archives_are_errors(tmp_path):
             list(read_rows(str(path)))
 
 
+@pytest.mark.parametrize("window", [28, 31])
+def test_a_zst_file_may_have_a_long_window(tmp_path, window):
+    zstandard = pytest.importorskip("zstandard")
+    parameters = zstandard.ZstdCompressionParameters(window_log=window)
+    # Of one piece of known size, the header would have that size.
+    frame = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    content = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
+    (tmp_path / "r.jsonl.zst").write_bytes(frame.compress(content) + frame.flush())
+    assert list(read_rows(f"{tmp_path}/r.jsonl.zst")) == ROWS
+
+
 @pytest.mark.parametrize(("suffix", "package"), [("parquet", "pyarrow.parquet"), ("jsonl.zst", "zstandard")])
 def test_missing_optional_package_is_a_one_line_error(tmp_path, monkeypatch, suffix, package):
     (tmp_path / f"x.{suffix}").write_bytes(b"x")
