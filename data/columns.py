@@ -22,10 +22,22 @@ Row = dict[str, object]
 # An escaped brace, a column's name, or a brace that is neither.
 _BRACES = re.compile(r"(\{\{|\}\}|\{[^{}]*\}|[{}])")
 _LONGEST_SHOWN = 60
+_EXPECTED_TEXT = (
+    "expected text: fill it in, or set config.data.strict=False to skip such rows, or config.task.missing=empty to "
+    "read it as an empty text"
+)
 
 
 class MissingValue(UserError):
-    """A column that is read as text is null or NaN in a row."""
+    """A column that is read as text is null or NaN in a row.
+
+    Attributes:
+        found: what was found where, such as "'label' is null".
+    """
+
+    def __init__(self, found: str, expected: str = _EXPECTED_TEXT) -> None:
+        self.found = found
+        super().__init__(f"{found}; {expected}")
 
 
 class MissingColumn(UserError):
@@ -176,10 +188,7 @@ def text_of(value: object, name: str, rules: RowRules = DEFAULT_RULES) -> str:
     if is_missing(value):
         if rules.missing == "empty":
             return ""
-        raise MissingValue(
-            f"{name} is {'null' if value is None else 'NaN'}; expected text: fill it in, or set "
-            "config.data.strict=False to skip such rows, or config.task.missing=empty to read it as an empty text"
-        )
+        raise MissingValue(f"{name} is {'null' if value is None else 'NaN'}")
     if is_parts(value):
         return "".join(text_of(part["text"], f"the text of a part of {name}", rules) for part in value)
     number = _number_text(value, rules)

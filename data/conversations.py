@@ -39,7 +39,7 @@ def messages_of(row: Row, name: str, rules: RowRules = DEFAULT_RULES) -> Convers
             return _question_and_answer(row, question, answer, rules)
     empty = [column for column in (name, *(c for pair in present for c in pair)) if find(row, column)]
     if empty:
-        raise MissingValue(f"{', '.join(map(repr, dict.fromkeys(empty)))}: null or empty; expected a conversation")
+        raise MissingValue(f"{', '.join(map(repr, dict.fromkeys(empty)))}: null or empty", "expected a conversation")
     pairs = ", ".join(f"{question} and {answer}" for question, answer in _PAIRS)
     columns = ", ".join(map(str, row))
     raise UserError(f"no {name!r}; columns found: {columns}; set config.task.target, or use columns {pairs}")

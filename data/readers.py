@@ -71,7 +71,8 @@ def read_part(source: Path | HuggingFaceDataset, part: Part | None, text_field: 
         try:
             yield text_of(found[0], repr(text_field), DEFAULT_RULES.uncleaned)
         except MissingValue as error:
-            bad.add("missing value", f"{place}: {error}")
+            remedy = "fill it in, or skip such rows with --nostrict (in a config: config.data.strict=False)"
+            bad.add("missing value", f"{place}: {error.found}; expected text: {remedy}")
         except UserError as error:
             bad.add("not text", f"{place}: {error}")
 

@@ -318,7 +318,7 @@ def test_a_dataset_with_a_value_that_python_cannot_represent_is_an_error(tmp_pat
         (
             "n.jsonl",
             b'{"text": null}\n{"text": "a"}',
-            r"n\.jsonl:1: 'text' is null; expected text",
+            r"n\.jsonl:1: 'text' is null; expected text: fill it in, or skip such rows with --nostrict \(in a config: ",
             "missing value",
             1,
         ),
