@@ -76,7 +76,7 @@ class Execution:
     Attributes:
         engine: who does the work.
         unit_bytes: bytes of the input that a process reads at a time; 0: by the size of the input.
-        shard_bytes: bytes of tokens in a shard at most.
+        shard_bytes: bytes of tokens in a shard at most, on average.
         score: scores documents for `StoreOptions.filters.score_with`; picklable.
         command: how the store is made, for its card.
         licenses: of the sources, for its card; see `data.card.contents.licenses_of`.

@@ -31,7 +31,7 @@ class GatherOptions:
 
 
 def shard_count(tokens: int, dtype: str, shard_bytes: int, prefix_bits: int) -> int:
-    """Returns the number of shards of a split: the smallest power of two whose shards are not above `shard_bytes`."""
+    """Returns the number of shards of a split: the smallest power of two with `shard_bytes` on average, or less."""
     wanted = -(-tokens * np.dtype(dtype).itemsize // shard_bytes)
     return 1 << min(max(wanted - 1, 0).bit_length(), prefix_bits)
 

@@ -65,7 +65,7 @@ class Pipeline:
         split: stage 2.
         seed: of the order of documents.
         unit_bytes: size of a unit.
-        shard_bytes: size of a shard at most.
+        shard_bytes: size of a shard at most, on average.
     """
 
     input: str

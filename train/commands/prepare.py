@@ -52,7 +52,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("unit", "", text, flag_values=values)
     text = "Megabytes of input in a unit; 0: 16, and more above 64 GB."
     flags.DEFINE_float("unit_megabytes", 0.0, text, lower_bound=0.0, flag_values=values)
-    text = "Megabytes of tokens in a file of the store at most."
+    text = "Megabytes of tokens in a file of the store at most, on average."
     flags.DEFINE_float("shard_megabytes", 256.0, text, lower_bound=1e-3, flag_values=values)
     define_filter_flags(values)
     text = "License of the sources for card.html: LICENSE, or FILE=LICENSE; repeatable."
