@@ -19,13 +19,14 @@ from data.card.write import replace_licenses, write_card
 from data.engines import Engine
 from data.filters.chain import FilterOptions, Score
 from data.preparation.filtering import make_filters
+from data.preparation.gathering import MAX_PREFIX_BITS, shard_count
 from data.preparation.pipeline import NotYet, Pipeline, make_store
 from data.preparation.reading import ReadOptions, skipped_rows
 from data.preparation.splitting import SplitOptions
 from data.preparation.workspace import workspace
 from data.sources import SourceEntry, match_sources
 from data.storage.paths import at
-from data.store import is_store, open_store, read_manifest, write_manifest
+from data.store import is_store, open_store, read_manifest, shards_of, write_manifest
 from data.tokenizer import Tokenizer
 from data.tokenizer_training import get_tokenizer, is_trainable
 from data.units import usual_unit_bytes
@@ -36,6 +37,7 @@ __all__ = ["SPLIT_METHODS", "DataChanged", "Execution", "NotYet", "StoreOptions"
 
 SPLIT_METHODS = ("documents", "tail")
 _RECORDED = ("tokenizer", "text_field", "validation_fraction", "validation_split", "seed", "strict")
+_USUAL_SHARD_BYTES = 1 << 28
 _FILTERS = ("filters", "near_duplicates")
 
 
@@ -76,7 +78,7 @@ class Execution:
     Attributes:
         engine: who does the work.
         unit_bytes: bytes of the input that a process reads at a time; 0: by the size of the input.
-        shard_bytes: bytes of tokens in a shard at most, on average.
+        shard_bytes: bytes of tokens in a shard at most, on average; 0: 256 MiB, and any size of an existing store.
         score: scores documents for `StoreOptions.filters.score_with`; picklable.
         command: how the store is made, for its card.
         licenses: of the sources, for its card; see `data.card.contents.licenses_of`.
@@ -84,7 +86,7 @@ class Execution:
 
     engine: Engine = dataclasses.field(default_factory=Engine)
     unit_bytes: int = 0
-    shard_bytes: int = 1 << 28
+    shard_bytes: int = 0
     score: Score | None = None
     command: str = ""
     licenses: tuple[str, ...] = ()
@@ -132,6 +134,7 @@ def prepare(
     }
     if is_store(output):
         manifest = _existing(input, output, recorded, progress)
+        _check_shards(output, manifest, execution.shard_bytes)
         if execution.licenses:
             replace_licenses(output, execution.licenses, execution.command)
         return manifest
@@ -140,6 +143,7 @@ def prepare(
     described = [_described(source) for source in found]
     licenses = licenses_of([name for name, _, _ in described], execution.licenses)
     unit_bytes = execution.unit_bytes or usual_unit_bytes(sum(size for _, size, _ in described))
+    shard_bytes = execution.shard_bytes or _USUAL_SHARD_BYTES
     pipeline = Pipeline(
         input=input,
         tokenizer=tokenizer or options.tokenizer,
@@ -147,14 +151,14 @@ def prepare(
         split=SplitOptions(options.validation_fraction, options.validation_split, filters.deletions()),
         seed=options.seed,
         unit_bytes=unit_bytes,
-        shard_bytes=execution.shard_bytes,
+        shard_bytes=shard_bytes,
     )
     request = {
         "options": recorded,
         "tokenizer": tokenizer.sha256 if tokenizer else "",
         "sources": hashlib.sha256(json.dumps(described).encode()).hexdigest(),
         "unit_bytes": unit_bytes,
-        "shard_bytes": execution.shard_bytes,
+        "shard_bytes": shard_bytes,
     }
     with workspace(output, request, shared=execution.engine.part is not None) as space:
         made = make_store(pipeline, found, space, execution.engine, progress)
@@ -181,8 +185,8 @@ def _check(options: StoreOptions, execution: Execution) -> None:
         raise UserError(f"validation_split={options.validation_split!r}; expected {' or '.join(SPLIT_METHODS)}")
     if execution.unit_bytes < 0:
         raise UserError(f"unit_bytes={execution.unit_bytes}; expected the size of a unit, or 0")
-    if execution.shard_bytes < 1:
-        raise UserError(f"shard_bytes={execution.shard_bytes}; expected at least 1")
+    if execution.shard_bytes < 0:
+        raise UserError(f"shard_bytes={execution.shard_bytes}; expected the size of a shard, or 0")
 
 
 def _saved_name(spec: str) -> str:
@@ -226,6 +230,18 @@ def _existing(input: str, output: Path, options: dict[str, Any], progress: Progr
     total = sum(split["documents"] for split in manifest["splits"].values())
     progress("already prepared", total, total)
     return manifest
+
+
+def _check_shards(output: Path, manifest: dict[str, Any], shard_bytes: int) -> None:
+    """Raises UserError if a store has another number of shards than a size of shards would make; 0: any number."""
+    for name, split in manifest["splits"].items() if shard_bytes else ():
+        found = len(shards_of(manifest, name))
+        wanted = shard_count(split["tokens"], manifest["dtype"], shard_bytes, MAX_PREFIX_BITS)
+        if found != wanted:
+            raise UserError(
+                f"{output} has {found} shards of {name!r}, but shards of {shard_bytes:,} bytes would be {wanted}; "
+                "use a new directory, or leave out the size of shards"
+            )
 
 
 def _known_files(manifest: dict[str, Any]) -> list[SourceEntry]:

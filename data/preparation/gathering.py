@@ -10,6 +10,8 @@ from data.preparation.tokenizing import unit_file
 from data.preparation.unit_files import read_ranges, write_mark
 from data.store_writer import write_shard
 
+MAX_PREFIX_BITS = 16  # of the keys, that separate shards
+
 
 @dataclasses.dataclass(frozen=True)
 class GatherOptions:

@@ -21,7 +21,7 @@ from typing import Any
 from data import engines, sources
 from data.engines import Engine, Map
 from data.preparation.composition import COMPOSITION, Composition
-from data.preparation.gathering import GatherOptions, gather_shard, shard_count
+from data.preparation.gathering import MAX_PREFIX_BITS, GatherOptions, gather_shard, shard_count
 from data.preparation.reading import CLEANED, COUNTERS, ReadOptions, Samples, read_unit
 from data.preparation.splitting import SplitOptions, split_units, texts_of
 from data.preparation.tokenizing import TokenizeOptions, token_counts, tokenize_unit
@@ -41,7 +41,6 @@ Part = tuple[int, float, float]  # see `splitting.split_units`
 _TITLES = {"scan": "hashing files", "read": "reading", "tokenize": "tokenizing", "gather": "writing shards"}
 _LONG_STAGES = ("read", "tokenize")  # shown even if they are one job
 _FILES_PER_SCAN = 1024
-_MAX_PREFIX_BITS = 16
 _LARGEST_TOKEN_BYTES = 4
 _SECONDS_PER_COUNT = 1.0
 
@@ -218,7 +217,7 @@ def _make(run: _Run, run_jobs: Map, pipeline: Pipeline, units: list[Unit]) -> di
 def _prefix_bits(results: Iterable[dict[str, Any]], shard_bytes: int) -> int:
     """Returns how many bits of the keys may separate shards: enough for one token per byte of text."""
     most = sum(result["text_bytes"] + 2 * result["documents"] for result in results) * _LARGEST_TOKEN_BYTES
-    return min((most // shard_bytes).bit_length(), _MAX_PREFIX_BITS)
+    return min((most // shard_bytes).bit_length(), MAX_PREFIX_BITS)
 
 
 def _save_tokenizer(wanted: Tokenizer | str, units: list[UnitFiles], train: Part, run: _Run) -> dict[str, Any]:

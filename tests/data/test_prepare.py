@@ -11,6 +11,7 @@ from data.cleaning import clean_document
 from data.preparation import tokenizing
 from data.prepare import DataChanged, StoreOptions, prepare
 from data.shared_tokenizer import training_texts
+from data.prepare import DataChanged, Execution, StoreOptions, prepare
 from data.storage.new_directory import new_directory
 from data.store import open_store, read_manifest
 from data.store_check import verify_store
@@ -145,6 +146,21 @@ def test_existing_store_is_reused_or_refused(tmp_path):
     (store / "train" / "tokens-00000-of-00001.bin").write_bytes(b"")
     with pytest.raises(UserError, match="has 0 bytes"):
         make(source, store, "bytes")
+
+
+def test_an_existing_store_with_shards_of_another_size_is_an_error(tmp_path):
+    source = write(tmp_path / "in.jsonl", TEXTS)
+
+    def run(shard_bytes):
+        return prepare(source, tmp_path / "store", StoreOptions("bytes"), execution=Execution(shard_bytes=shard_bytes))
+
+    manifest = run(4000)
+    assert len(manifest["splits"]["train"]["shards"]) == 8
+    assert run(4000) == run(0) == run(5000) == manifest
+    with pytest.raises(
+        UserError, match=r"store has 8 shards of 'train', but shards of 2,000 bytes would be 16; use a new"
+    ):
+        run(2000)
 
 
 def test_second_start_reads_no_input_file(tmp_path, hashed):

@@ -83,7 +83,7 @@ def run(values: flags.FlagValues) -> None:
     execution = Execution(
         engine,
         int(values.unit_megabytes * _MEGABYTE),
-        int(values.shard_megabytes * _MEGABYTE),
+        int(values.shard_megabytes * _MEGABYTE) if values["shard_megabytes"].present else 0,
         score=score_function(values),
         command=shlex.join(["rootstock", "prepare", *_given(values)]),
         licenses=tuple(values.license),
