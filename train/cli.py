@@ -176,9 +176,9 @@ def _expand_paths(values: flags.FlagValues) -> None:
     for name in sorted(PATH_FLAGS & set(values)):
         given = values[name].value
         if isinstance(given, list):
-            # Each is PATH or NAME=PATH.
+            # Each is PATH or NAME=PATH, and a PATH may contain "=".
             parts = [part.rpartition("=") for part in given]
-            values[name].value = [f"{before}{equals}{expand(path)}" for before, equals, path in parts]
+            values[name].value = [f"{expand(before)}{equals}{expand(path)}" for before, equals, path in parts]
             for _, _, path in parts:
                 _check_urls(f"--{name}=", path)
         elif given:

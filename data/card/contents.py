@@ -76,11 +76,12 @@ def licenses_of(sources: Sequence[str], licenses: Sequence[str]) -> dict[str, st
     """
     found = dict.fromkeys(sources, UNKNOWN_LICENSE)
     for text in licenses:
-        name, separator, license_name = text.partition("=")
+        # A path may contain "=", as in date=2024/a.jsonl; the name of a license does not.
+        name, separator, license_name = text.rpartition("=")
         own = [source for source in sources if not separator or _is_part(name, source)]
         if not own:
             raise UserError(f"license={text!r}: no source is named {name!r}; expected LICENSE or FILE=LICENSE")
-        found |= dict.fromkeys(own, license_name if separator else name)
+        found |= dict.fromkeys(own, license_name)
     return found
 
 

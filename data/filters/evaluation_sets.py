@@ -11,6 +11,8 @@ from data.columns import find
 from data.filters.contamination import EvaluationSet, texts_of
 from data.readers import read_documents, read_placed_rows
 from data.sources import TEXT_SUFFIXES, HuggingFaceDataset, match_sources, suffix_of
+from data.storage.files import exists, match_files
+from data.storage.paths import at
 
 TASK_FILES = Path(configs.__file__).parent / "evals"
 _EXPECTED = "FILES, NAME=FILES or, to read only the columns of a task of configs/evals, TASK=FILES"
@@ -28,9 +30,7 @@ def read_evaluation_sets(avoid: Sequence[str]) -> list[EvaluationSet]:
     """
     found: dict[str, EvaluationSet] = {}
     for part in avoid:
-        name, separator, pattern = part.partition("=")
-        if not separator:
-            name, pattern = _name_of(part), part
+        name, pattern = _name_and_files(part)
         if not pattern or not name:
             raise UserError(f"avoid={part!r} names no files; expected {_EXPECTED}")
         if name in found:
@@ -48,6 +48,14 @@ def task_columns(name: str) -> tuple[str, ...]:
         return ()
     config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return tuple(config["metadata"]["columns"])
+
+
+def _name_and_files(part: str) -> tuple[str, str]:
+    """Returns (name, files) of a part; a path may contain "=", as in date=2024/a.jsonl."""
+    name, separator, pattern = part.partition("=")
+    if not separator or exists(at(part)) or match_files(part):
+        return _name_of(part), part
+    return name, pattern
 
 
 def _name_of(part: str) -> str:

@@ -1,5 +1,6 @@
 """`rootstock prepare` and `rootstock prepare --verify`, called in this process."""
 
+import gzip
 import json
 import re
 import shlex
@@ -99,3 +100,23 @@ def error_of(*arguments):
     *_, error = ended.stderr.splitlines()
     assert error.startswith("rootstock: error: ") and "Traceback" not in ended.stderr
     return error
+
+
+@pytest.mark.parametrize("given", ["{}/e.jsonl", "{}/*.jsonl", "rows={}/e.jsonl", "date={}/e.jsonl"])
+def test_a_path_that_contains_an_equals_sign(tmp_path, given):
+    folder = tmp_path / "date=2024"
+    folder.mkdir()
+    question = "In what country is Normandy located, and when did the Normans give it its name?"
+    (folder / "e.jsonl").write_text(json.dumps({"question": question}) + "\n")
+    rows = [json.dumps({"text": text}) + "\n" for text in (f"Asked: {question}", "a text of its own")]
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress("".join(rows).encode()))
+    (folder / "b.txt").write_text("another text")
+    arguments = (f"--input={folder}/a.jsonl.gz,{folder}/b.txt", f"--output={tmp_path}/store", "--tokenizer=bytes")
+    licenses = (f"--license={folder}/b.txt=MIT", "--license=date=2024/a.jsonl.gz=CC0")
+    avoid = f"--avoid={given.format(folder)}"
+    ended = rootstock("prepare", *arguments, "--validation_fraction=0", avoid, *licenses)
+    (name,) = json.loads(ended.stdout)["contamination"]
+    assert name == {"r": "rows", "d": "date"}.get(given[0], given.rpartition("/")[2])
+    card = json.loads((tmp_path / "store" / "card.json").read_text())
+    assert card["removed"] == {f"contamination: {name}": 1}
+    assert [one["license"] for one in card["sources"]] == ["CC0", "MIT"]
