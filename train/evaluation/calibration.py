@@ -17,6 +17,7 @@ UNSEEN = -1  # the label of a decision whose class the model does not have
 BINS = 15  # of the expected calibration error (Guo et al. 2017, arXiv:1706.04599)
 # Temperatures that a fit considers.
 _TEMPERATURES = (0.05, 20.0)
+_PRIOR_ROWS = 10
 _THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
@@ -61,31 +62,33 @@ def sigmoid(logits: np.ndarray | np.floating) -> np.ndarray:
 
 
 def fit_temperature(decisions: Decisions) -> float:
-    """Returns the temperature with the lowest log loss (Guo et al. 2017, section 4.2).
+    """Returns the temperature with the lowest log loss (Guo et al. 2017, section 4.2), 1 if none is clearly better.
 
-    1 without a known label, and where the log loss is lower by less than two standard errors over the rows: few rows
-    fit a temperature that makes other rows' probabilities worse. A temperature changes no order of classes, so it
-    changes no accuracy.
+    Clearly: the mean log loss of a row's decisions is lower by two standard errors over the rows, and by two nats in
+    all rows together. Otherwise few rows fit a temperature that makes other rows' probabilities worse. As many as
+    `_PRIOR_ROWS` further rows count as labeled by the model itself: without an error the log loss of the others falls
+    with the temperature down to 0. A temperature changes no order of classes, so it changes no accuracy.
     """
     from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
 
     known = decisions.labels != UNSEEN
     if not known.any():
         return 1.0
     logits, labels = decisions.logits[known].astype(np.float64), decisions.labels[known]
+    rows, sizes = np.unique(decisions.rows[known], return_inverse=True, return_counts=True)[1:]
+    targets = softmax(logits) * (_PRIOR_ROWS / len(sizes))
+    targets[np.arange(len(labels)), labels] += 1.0
 
     def losses(temperature: float) -> np.ndarray:
         """Returns the log loss of each decision."""
-        z = logits / temperature
-        z -= z.max(-1, keepdims=True)
-        return np.log(np.exp(z).sum(-1)) - z[np.arange(len(z)), labels]
+        return -(targets * log_softmax(logits / temperature, -1)).sum(-1)
 
     bounds = tuple(map(math.log, _TEMPERATURES))
     best = minimize_scalar(lambda log: float(losses(math.exp(log)).mean()), bounds=bounds, method="bounded").x
     temperature = float(math.exp(best))
-    rows = np.unique(decisions.rows[known], return_inverse=True)[1]
-    gains = np.bincount(rows, losses(1.0) - losses(temperature))
-    return temperature if gains.sum() > 2.0 * math.sqrt(len(gains)) * gains.std() else 1.0
+    gains = np.bincount(rows, losses(1.0) - losses(temperature)) / sizes
+    return temperature if gains.sum() > 2.0 * max(math.sqrt(len(gains)) * gains.std(), 1.0) else 1.0
 
 
 def brier_score(decisions: Decisions, temperature: float) -> Interval:

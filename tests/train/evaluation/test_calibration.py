@@ -51,6 +51,28 @@ def test_few_rows_fit_no_temperature():
     assert sum(temperature == 1.0 for temperature in found) >= 34
 
 
+@pytest.mark.parametrize("count", [1, 5, 10, 20, 40, 1000])
+def test_rows_without_an_error_do_not_make_the_model_certain(count):
+    """Their log loss falls with the temperature down to 0; but 9 of 10 predictions with p=0.9 are right by chance."""
+    logits = np.tile([0.0, np.log(9.0)], (count, 1))
+    found = calibration.fit_temperature(Decisions(logits, np.ones(count, int), np.arange(count)))
+    sure = calibration.softmax(logits / found).max()
+    assert (found == 1.0) == (count <= 20)
+    # As sure as if of ten more rows nine were right.
+    assert sure == pytest.approx(0.9 if count <= 20 else (count + 9) / (count + 10), abs=1e-3)
+    words = Decisions(np.repeat(logits, 9, 0), np.ones(9 * count, int), np.repeat(np.arange(count), 9))
+    assert calibration.fit_temperature(words) == pytest.approx(found, abs=1e-3)
+
+
+@pytest.mark.parametrize("count", [5, 10, 20, 100, 1000])
+def test_a_temperature_does_not_spoil_calibrated_probabilities(count):
+    new = drawn(8, seed=99)
+    seeds = range(20 if count < 1000 else 2)
+    found = [calibration.fit_temperature(drawn(8, count=count, seed=seed)) for seed in seeds]
+    errors = {temperature: calibration.calibration_error(new, temperature).value for temperature in {1.0, *found}}
+    assert np.mean([errors[temperature] for temperature in found]) <= errors[1.0] + 0.005
+
+
 def test_calibration_error_is_that_of_the_bins():
     decisions = drawn(5, factor=3.0)
     bins = calibration.reliability(decisions, 1.0)
