@@ -22,8 +22,10 @@ MAX_WORDS = 512
 MAX_CANDIDATES, MAX_FOUND = 256, 32
 
 # Scripts without spaces between words: Thai, Lao, Myanmar, Khmer, kana and Han. Each of their characters is a word.
-_NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_NO_SPACES}]|[^\W{_NO_SPACES}]+")
+NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+# Vowel signs and accents, which Python does not count as parts of words.
+_MARKS = "".join(chr(code) for code in range(0x10000) if unicodedata.category(chr(code)).startswith("M"))
+_WORD = re.compile(rf"[{NO_SPACES}]|[^\W{NO_SPACES}](?:[^\W{NO_SPACES}]|[{_MARKS}])*")
 
 
 class Similar(NamedTuple):

@@ -53,6 +53,7 @@ def test_texts_whose_rarest_pairs_differ_are_found_at_the_threshold(repeats):
         ("\uff26ull  Straße", ["full", "strasse"]),
         ("我的卡丢了", ["我", "的", "卡", "丢", "了"]),
         ("カード lost", ["カ", "ー", "ド", "lost"]),
+        ("बैठक हुई", ["बैठक", "हुई"]),
         ("?! :-)", ["?!:-)"]),
         ("", [""]),
     ],

@@ -2,15 +2,18 @@
 
 import importlib
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from configs.errors import UserError
+from data.similar_texts import NO_SPACES, words
 from train.evaluation.interval import Interval, bootstrap, draws, interval, mean_interval
 from train.evaluation.squad import exact_match, normalize, token_f1
 
 _TOP = 3
+_NO_SPACES = re.compile(f"[{NO_SPACES}]")
 _PACKAGES = {"sklearn": "scikit-learn", "sacrebleu": "sacrebleu", "rouge_score": "rouge-score"}
 # The tag of a word outside every entity (CoNLL).
 OUTSIDE = "O"
@@ -155,17 +158,34 @@ def tagging(labels: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]])
 
 
 def rouge(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, Interval]:
-    """Returns ROUGE-1, -2 and -L (F1, stemmed), of each text against its best reference."""
+    """Returns ROUGE-1, -2 and -L (F1, stemmed), of each text against its best reference, in words of any script."""
     from rouge_score.rouge_scorer import RougeScorer
 
     names = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
-    scorer = RougeScorer(list(names), use_stemmer=True)
+    scorer = RougeScorer(list(names), tokenizer=_RougeWords())
     rows = [scorer.score_multi(list(right) or [""], text) for right, text in zip(references, texts, strict=True)]
     return {name: mean_interval([row[key].fmeasure for row in rows]) for key, name in names.items()}
 
 
+class _RougeWords:
+    """rouge-score's own words where they are ASCII, which are all that it finds, and the words of other scripts."""
+
+    def __init__(self) -> None:
+        from rouge_score.tokenizers import DefaultTokenizer
+
+        self._ascii = DefaultTokenizer(use_stemmer=True)
+
+    def tokenize(self, text: str) -> list[str]:
+        """Returns the words in lower case, those in ASCII stemmed; in scripts without spaces, the characters."""
+        found = (self._ascii.tokenize(word) if word.isascii() else [word] for word in words(text))
+        return [word for part in found for word in part if any(map(str.isalnum, word))]
+
+
 def bleu_chrf(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, Interval]:
     """Returns sacrebleu's corpus BLEU and chrF, 0 to 100.
+
+    Where most letters of the references are of scripts without spaces, BLEU is that of characters, because a sentence
+    would be a single word.
 
     sacrebleu's own bootstrap gives a mean and a half width, which can exceed 100, and counts a resample without any
     4-gram, for which BLEU is undefined, as 0.
@@ -174,7 +194,7 @@ def bleu_chrf(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict
 
     most = max(len(right) for right in references)
     streams = [[right[min(i, len(right) - 1)] for right in references] for i in range(most)]
-    bleu, chrf = BLEU(), CHRF()
+    bleu, chrf = BLEU(tokenize=_bleu_tokenizer(references)), CHRF()
 
     # The counts of a row, and the score of their sum: private, and what sacrebleu's significance tests call, too.
     def bleu_of(counts: list[int]) -> float:
@@ -187,6 +207,11 @@ def bleu_chrf(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict
         "bleu": _corpus_interval(bleu._extract_corpus_statistics(list(texts), streams), bleu_of),
         "chrf": _corpus_interval(chrf._extract_corpus_statistics(list(texts), streams), chrf_of),
     }
+
+
+def _bleu_tokenizer(references: Sequence[Sequence[str]]) -> str:
+    text = "".join(reference for right in references for reference in right)
+    return "char" if 2 * len(_NO_SPACES.findall(text)) > sum(map(str.isalpha, text)) else "13a"
 
 
 def _corpus_interval(counts_of_rows: Sequence[Sequence[int]], score: Callable[[list[int]], float]) -> Interval:

@@ -1,7 +1,11 @@
 """Metrics equal known or library values; fast resampling equals the direct computation."""
 
+import itertools
+import random
+
 import numpy as np
 import pytest
+from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import f1_score
 
 from train.evaluation import metrics
@@ -124,6 +128,40 @@ def test_texts():
     several = metrics.bleu_chrf([["a b c d", "e f g h"], ["a b c d"]], ["e f g h", "a b c d"])
     assert several["bleu"].value == pytest.approx(100) and type(several["chrf"].low) is float
     assert metrics.bleu_chrf([["a b c d"]] * 3, ["x y z w"] * 3)["bleu"].value < 5
+
+
+OTHER_SCRIPTS = {
+    "Japanese": "東京で会議が開かれた",
+    "Russian": "встреча прошла в москве",
+    "Arabic": "عقد الاجتماع أمس هنا",
+    "Hindi": "बैठक कल दिल्ली में हुई",
+    "Thai": "การประชุมจัดขึ้นที่นี่",
+    "German": "Übergrößen für ältere Männer",
+}
+
+
+@pytest.mark.parametrize("text", OTHER_SCRIPTS.values(), ids=OTHER_SCRIPTS)
+def test_texts_of_any_script_are_scored(text):
+    for name, figure in (metrics.rouge([[text]], [text]) | metrics.bleu_chrf([[text]], [text])).items():
+        assert figure.value == pytest.approx(1 if name.startswith("rouge") else 100), name
+    assert metrics.rouge([[text]], ["?! — …"])["rouge_1"].value == 0
+
+
+def test_words_that_differ_in_an_umlaut_or_a_vowel_sign_are_not_equal():
+    assert metrics.rouge([["für Öl"]], ["for Ol"])["rouge_1"].value == 0
+    assert metrics.rouge([["की"]], ["का"])["rouge_1"].value == 0
+
+
+def test_rouge_of_ascii_texts_is_that_of_rouge_score():
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    rng = random.Random(0)
+    alphabet = [chr(code) for code in range(128)] + list("aaeeiinnggsst    ")
+    texts = ["".join(rng.choices(alphabet, k=60)) for _ in range(40)]
+    texts += ["The dogs' 3.5% running_costs -- don't!", "The dog ran; running costs: 3.5 don t", "", "?!"]
+    for reference, text in itertools.pairwise(texts + [t[:40] + u[40:] for t, u in itertools.pairwise(texts)]):
+        expected = scorer.score(reference, text)
+        found = metrics.rouge([[reference]], [text])
+        assert [f.value for f in found.values()] == [score.fmeasure for score in expected.values()]
 
 
 def test_squad_metrics_follow_the_official_script():
