@@ -10,7 +10,7 @@ import numpy as np
 from configs.errors import UserError
 from data.similar_texts import NO_SPACES, words
 from train.evaluation.interval import Interval, bootstrap, draws, interval, mean_interval
-from train.evaluation.squad import exact_match, normalize, token_f1
+from train.evaluation.squad import NO_ANSWER, exact_match, normalize, token_f1
 
 _TOP = 3
 _NO_SPACES = re.compile(f"[{NO_SPACES}]")
@@ -158,12 +158,15 @@ def tagging(labels: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]])
 
 
 def rouge(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, Interval]:
-    """Returns ROUGE-1, -2 and -L (F1, stemmed), of each text against its best reference, in words of any script."""
+    """Returns ROUGE-1, -2 and -L (F1, stemmed), of each text against its best reference, in words of any script.
+
+    A row without references expects `NO_ANSWER`, the text that it trains.
+    """
     from rouge_score.rouge_scorer import RougeScorer
 
     names = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
     scorer = RougeScorer(list(names), tokenizer=_RougeWords())
-    rows = [scorer.score_multi(list(right) or [""], text) for right, text in zip(references, texts, strict=True)]
+    rows = [scorer.score_multi(list(right) or [NO_ANSWER], text) for right, text in zip(references, texts, strict=True)]
     return {name: mean_interval([row[key].fmeasure for row in rows]) for key, name in names.items()}
 
 
@@ -182,7 +185,7 @@ class _RougeWords:
 
 
 def bleu_chrf(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, Interval]:
-    """Returns sacrebleu's corpus BLEU and chrF, 0 to 100.
+    """Returns sacrebleu's corpus BLEU and chrF, 0 to 100; a row without references expects `NO_ANSWER`.
 
     Where most letters of the references are of scripts without spaces, BLEU is that of characters, because a sentence
     would be a single word.
@@ -192,8 +195,8 @@ def bleu_chrf(references: Sequence[Sequence[str]], texts: Sequence[str]) -> dict
     """
     from sacrebleu.metrics import BLEU, CHRF
 
-    most = max(len(right) for right in references)
-    streams = [[right[min(i, len(right) - 1)] for right in references] for i in range(most)]
+    rows = [list(right) or [NO_ANSWER] for right in references]
+    streams = [[row[min(i, len(row) - 1)] for row in rows] for i in range(max(map(len, rows)))]
     bleu, chrf = BLEU(tokenize=_bleu_tokenizer(references)), CHRF()
 
     # The counts of a row, and the score of their sum: private, and what sacrebleu's significance tests call, too.

@@ -8,9 +8,11 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import f1_score
 
+from data.labeled import Example
 from train.evaluation import metrics
 from train.evaluation.interval import Interval, bootstrap, gain, interval, mean_interval, resamples
 from train.evaluation.squad import exact_match, normalize, token_f1
+from train.tasks.generation import Generation
 
 
 def test_interval_is_the_percentiles_of_the_resamples():
@@ -162,6 +164,21 @@ def test_rouge_of_ascii_texts_is_that_of_rouge_score():
         expected = scorer.score(reference, text)
         found = metrics.rouge([[reference]], [text])
         assert [f.value for f in found.values()] == [score.fmeasure for score in expected.values()]
+
+
+@pytest.mark.parametrize("references", [[["a b c d"], []], [[], ["a b c d", "e f g h"]], [[], []]])
+@pytest.mark.parametrize("texts", [["a b c d", "a b c d"], ["", ""]])
+def test_rows_without_a_reference_or_a_text_are_scored(references, texts):
+    found = [metrics.rouge(references, texts), metrics.bleu_chrf(references, texts), metrics.squad(references, texts)]
+    assert all(np.isfinite(figure[:3]).all() for figures in found for figure in figures.values())
+    assert bool(found[0]["rouge_1"].value) == bool(any(references) and texts[0])
+
+
+def test_a_generation_row_without_an_answer_expects_the_text_that_it_trains():
+    task = Generation("plain", ("rouge", "bleu", "squad"), "{input}")
+    examples = [Example("", "", {"input": "a", "references": right}) for right in (["a b c d"], [])]
+    found = task.metrics(examples, ["a b c d", "no answer"])
+    assert found["rouge_1"].value == found["exact_match"].value == 1 and found["chrf"].value == pytest.approx(100)
 
 
 def test_squad_metrics_follow_the_official_script():
