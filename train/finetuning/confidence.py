@@ -34,7 +34,7 @@ class Confidence:
         calibration: from the validation rows.
         before: without the temperature.
         after: with it.
-        answered: what a threshold for answers would do.
+        answered: what a threshold for answers would do; empty unless `rootstock predict` has one for the task.
         sets: {coverage that was asked for: the sets of classes}; empty unless there is one class per row.
         out_of_scope: area under the ROC curve of 1 - the highest probability of a class in scope, as the score of a row
             of `config.task.out_of_scope`; None without such rows.
@@ -70,7 +70,7 @@ def score_confidence(task: Task[Any], found: Calibration, test: Decisions, examp
     for coverage in COVERAGES if found.label_probabilities else ():
         threshold = calibration.set_threshold(found.label_probabilities, coverage)
         sets[coverage] = calibration.score_sets(test, found.temperature, threshold)
-    answered = calibration.answered(test, found.temperature)
+    answered = calibration.answered(test, found.temperature) if "abstain_below" in task.answer_options else []
     return Confidence(found, before, after, answered, sets, _out_of_scope(task, found.temperature, test, examples))
 
 
@@ -97,7 +97,7 @@ def confidence_json(found: Confidence) -> dict[str, Any]:
         "validation_rows": found.calibration.rows,
         "before": scores(found.before),
         "after": scores(found.after),
-        "answered": [a._asdict() for a in found.answered],
+        **({"answered": [a._asdict() for a in found.answered]} if found.answered else {}),
         **({"sets": sets} if sets else {}),
         **(as_json({"out_of_scope_auroc": found.out_of_scope}) if found.out_of_scope else {}),
     }

@@ -87,6 +87,10 @@ def test_the_table_has_what_needs_no_model(kind, tmp_path, capsys):
     page = (workdir / "report.html").read_text()
     assert ("How sure" in page) == ('class="even"' in page) == has_classes and "CPU-seconds" in page
     assert ("sets" in results.get("calibration", {})) == (kind == "classification")
+    # No option that `predict` refuses is advertised.
+    for flag, key in {"--abstain_below": "answered", "--coverage": "sets"}.items():
+        found = {flag in out, f"predict {flag}" in page, key in results.get("calibration", {})}
+        assert found == {kind == "classification"}
 
 
 @pytest.mark.integration

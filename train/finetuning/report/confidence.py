@@ -28,13 +28,13 @@ def _scores(found: Confidence) -> list[tuple[str, Scores]]:
 
 
 def _answers(found: Confidence) -> str:
-    """Returns a line of text: the accuracy of the rows that are answered at each threshold."""
+    """Returns lines of text: what the options of `rootstock predict` would do, of those that the task has."""
     shares = [
         f"{a.threshold:g}: {a.share:.1%} at {a.accuracy:.3f}"
         for a in found.answered
         if a.threshold and a.accuracy is not None
     ]
-    lines = [f"--abstain_below=P: share of rows answered, at which accuracy: {' · '.join(shares)}"]
+    lines = [f"--abstain_below=P: share of rows answered, at which accuracy: {' · '.join(shares)}"] if shares else []
     lines += [
         f"--coverage={coverage:g}: {shown(sets.coverage)} of the sets contain the right class, {sets.size.value:.2f} "
         "classes each"
@@ -71,7 +71,8 @@ def sections(found: Confidence) -> str:
         "right.</p>",
         grid(("probabilities", "Brier score, lower is better", "calibration error, lower is better"), scores),
         f'<p class="legend">{legend}</p><div class="charts"><div class="box">{chart}</div>',
-        grid(("predict --abstain_below", "rows answered", "accuracy of these"), answered) + "</div>",
+        grid(("predict --abstain_below", "rows answered", "accuracy of these"), answered) if answered else "",
+        "</div>",
     ]
     if found.sets:
         sets = [("", [f"{coverage:g}", shown(s.coverage), f"{s.size.value:.2f}"]) for coverage, s in found.sets.items()]
