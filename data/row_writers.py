@@ -34,7 +34,7 @@ class RowWriter:
 
     Attributes:
         path: the output.
-        columns: of every row.
+        columns: of all rows; a row may lack some.
         identity: what the rows are made of; an output is continued only with the same.
         rows: number of rows written so far, by earlier processes too.
         size: bytes of the output that these rows fill, if it grows.
@@ -66,14 +66,8 @@ class RowWriter:
         """Writes the next rows, which are on disk or in the bucket when this returns.
 
         Raises:
-            UserError: a row has another column, or a value that the format cannot hold.
+            UserError: a row has a value that the format cannot hold.
         """
-        for number, row in enumerate(rows, self.rows + 1):
-            if unknown := [name for name in row if name not in self.columns]:
-                raise UserError(
-                    f"row {number} has the column {unknown[0]!r}, which the rows before it lack; a {self._format} "
-                    "file has the same columns in every row: use --output=NAME.jsonl"
-                )
         data = _ENCODERS[self._format](rows, self.columns, self.rows == 0)
         if self._grows:
             with self.path.open("r+b" if self.rows else "wb") as file:

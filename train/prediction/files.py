@@ -67,7 +67,10 @@ def predict_file(model: TaskModel, data: str, output: Path, options: FileOptions
     """
     check_format(output)
     check_output_file(output, "output")
-    count = sum(1 for _ in read_rows_or_errors(data))
+    count, found = 0, dict[str, None]()
+    for row, _ in _rows(data):
+        count += 1
+        found |= dict.fromkeys(row)
     if not count:
         raise UserError(f"--data={data} has no rows; expected at least one")
     first, last = _bounds(options.part, count)
@@ -75,7 +78,6 @@ def predict_file(model: TaskModel, data: str, output: Path, options: FileOptions
     rows = itertools.islice(_rows(data), first, last)
     head = list(itertools.islice(rows, model.backend.rows_at_once))
     _check_columns(model, data, [row for row, reason in head if not reason])
-    found = tuple(dict.fromkeys(name for row, _ in head for name in row))
     if taken := [name for name in added.values() if name in found]:
         raise UserError(
             f"--data={data} has a column {taken[0]!r}, the name of one that is added; rename it, or set "

@@ -230,13 +230,12 @@ def test_every_format_gives_the_same_predictions(suffix, run_of, tmp_path):
     assert ('"x"\n' in found[0][3]["text"]) == (suffix != ".tsv")
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_an_interrupted_output_is_continued(suffix, run_of, rows, tmp_path, monkeypatch):
-    model = load(run_of("classification"))
-    model = dataclasses.replace(model, backend=dataclasses.replace(model.backend, rows_at_once=5))
-    data, output, whole = rows(), tmp_path / f"out{suffix}", tmp_path / f"whole{suffix}"
-    predict_file(model, str(data), whole, FileOptions())
+def in_parts_of(model, count):
+    return dataclasses.replace(model, backend=dataclasses.replace(model.backend, rows_at_once=count))
+
+
+def interrupted(model, data, output):
+    """Predicts until two parts are written."""
     write, calls = RowWriter.write, []
 
     def stop(self, part):
@@ -245,10 +244,18 @@ def test_an_interrupted_output_is_continued(suffix, run_of, rows, tmp_path, monk
         calls.append(len(part))
         write(self, part)
 
-    monkeypatch.setattr(RowWriter, "write", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RowWriter, "write", stop)
         predict_file(model, str(data), output, FileOptions())
-    monkeypatch.setattr(RowWriter, "write", write)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_an_interrupted_output_is_continued(suffix, run_of, rows, tmp_path):
+    model = in_parts_of(load(run_of("classification")), 5)
+    data, output, whole = rows(), tmp_path / f"out{suffix}", tmp_path / f"whole{suffix}"
+    predict_file(model, str(data), whole, FileOptions())
+    interrupted(model, data, output)
     if suffix != ".parquet":
         # Rows are there as they come; what a kill left of the next part is removed.
         assert len(table(output)) == 10
@@ -345,14 +352,20 @@ def test_what_cannot_be_predicted_is_refused_before_the_work(run_of, rows, tmp_p
 
 
 @pytest.mark.integration
-def test_a_later_row_with_another_column_is_an_error_of_a_table(run_of, tmp_path):
-    model = load(run_of("classification"))
-    model = dataclasses.replace(model, backend=dataclasses.replace(model.backend, rows_at_once=1))
-    data = tmp_path / "a.jsonl"
-    data.write_text('{"text": "x"}\n{"text": "x", "b": 1}\n')
-    for name in ("out.csv", "out.parquet", "out.jsonl"):
-        with pytest.raises(UserError, match="row 2 has the column 'b', which the rows before it lack"):
-            predict_file(model, str(data), tmp_path / name, FileOptions())
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_column_that_only_later_rows_have_is_written(suffix, run_of, tmp_path):
+    model = in_parts_of(load(run_of("classification")), 1)
+    data, output = tmp_path / "a.jsonl", tmp_path / f"out{suffix}"
+    data.write_text('{"text": "x"}\n{"text": "x", "b": 1}\n{"a": 2, "text": "x"}\n')
+    predict_file(model, str(data), output, FileOptions())
+    found = table(output)
+    assert [(row.get("a", ""), row.get("b", "")) for row in found] == [("", ""), ("", "1"), ("2", "")]
+    if suffix == ".jsonl":
+        assert list(found[0]) == ["text", "prediction", "probability", "error"] and "a" not in found[1]
+    else:
+        assert list(found[0]) == ["text", "b", "a", "prediction", "probability", "error"]
+    data.write_text('{"text": "x"}\n{"text": "x", "probability": 1}\n')
+    refused(model, data, tmp_path / f"other{suffix}", "has a column 'probability'.*--prefix")
 
 
 @pytest.mark.integration
