@@ -73,10 +73,10 @@ def document_scorer(run: str, class_name: str) -> DocumentScorer:
     elif class_name not in task.classes:
         listed = ", ".join(task.classes[:20])
         raise UserError(f"--score_class={class_name!r} is not a class of {run}; expected one of {listed}")
-    return DocumentScorer(run, class_name, _fingerprint(at(run)))
+    return DocumentScorer(run, class_name, fingerprint(at(run)))
 
 
-def _fingerprint(directory: Path) -> str:
+def fingerprint(directory: Path) -> str:
     """Returns a hash of what determines the parameters: config, data, lineage, and the step of the checkpoint."""
     record = (directory / "run.json").read_bytes()
     return hashlib.sha256(record + json.dumps(saved_steps(directory)[:1]).encode()).hexdigest()

@@ -14,10 +14,10 @@ from data.columns import MissingColumn, Row
 from data.readers import read_rows_or_errors
 from data.row_writers import check_format, open_writer
 from data.sources import inventory
-from train.checkpoint.manager import saved_steps
 from train.console import console, progress
 from train.files import check_output_file
 from train.prediction.backends import ERROR
+from train.prediction.document_scores import fingerprint
 from train.prediction.task_model import TaskModel
 
 _PART = re.compile(r"([1-9][0-9]*)/([1-9][0-9]*)")
@@ -136,8 +136,9 @@ def _check_columns(model: TaskModel, data: str, rows: list[Row]) -> None:
 
 def _identity(model: TaskModel, data: str, options: FileOptions) -> str:
     """Returns a hash of what the rows of an output are made of."""
-    run = [str(model.directory.absolute()), next(iter(saved_steps(model.directory)), 0)]
-    made_of = [run, dataclasses.asdict(model.options), inventory(data), options.part, options.prefix]
+    run = [str(model.directory.absolute()), fingerprint(model.directory)]
+    answers = [dataclasses.asdict(model.options), model.settings.task.max_new_tokens]
+    made_of = [run, answers, inventory(data), options.part, options.prefix]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
 

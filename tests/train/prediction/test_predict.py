@@ -270,6 +270,22 @@ def test_an_interrupted_output_is_continued(suffix, run_of, rows, tmp_path):
 
 
 @pytest.mark.integration
+def test_an_output_is_not_continued_with_longer_texts_or_another_model(run_of, rows, tmp_path):
+    run, data, output = run_of("generation"), rows("generation"), tmp_path / "out.jsonl"
+    model = in_parts_of(load(run, PredictOptions(max_new_tokens=2)), 5)
+    interrupted(model, data, output)
+    with pytest.raises(UserError, match="was begun with another run, other rows or other options"):
+        predict_file(load(run, PredictOptions(max_new_tokens=3)), str(data), output, FileOptions())
+    record = run / "run.json"
+    stored = record.read_text()
+    record.write_text(stored + "\n")
+    with pytest.raises(UserError, match="was begun with another run"):
+        predict_file(model, str(data), output, FileOptions())
+    record.write_text(stored)
+    assert predict_file(model, str(data), output, FileOptions()).resumed_at == 10
+
+
+@pytest.mark.integration
 def test_parts_together_are_the_whole(run_of, rows, tmp_path):
     model, data = load(run_of("classification")), str(rows())
     predict_file(model, data, tmp_path / "whole.jsonl", FileOptions())
