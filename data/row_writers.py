@@ -21,7 +21,7 @@ from typing import Any
 from configs.errors import UserError, one_line
 from data.columns import Row, is_missing
 from data.sources import CHUNK_BYTES, import_optional
-from data.storage.files import copy_file, delete_tree, write_atomically
+from data.storage.files import copy_file, delete_tree, file_sizes, write_atomically
 from data.storage.paths import is_remote
 from data.strict_json import finite
 
@@ -37,7 +37,7 @@ class RowWriter:
         columns: of all rows; a row may lack some.
         identity: what the rows are made of; an output is continued only with the same.
         rows: number of rows written so far, by earlier processes too.
-        size: bytes of the output that these rows fill, if it grows.
+        size: bytes of the output that these rows fill, or of its parts.
     """
 
     path: Path
@@ -76,10 +76,10 @@ class RowWriter:
                 file.truncate()
                 file.flush()
                 os.fsync(file.fileno())
-            self.size += len(data)
         else:
             self._parts.mkdir(parents=True, exist_ok=True)
             (self._parts / f"{self.rows:012d}{self.path.suffix}").write_bytes(data)
+        self.size += len(data)
         self.rows += len(rows)
         self._save()
 
@@ -100,8 +100,10 @@ class RowWriter:
     def resume(self) -> bool:
         """Reads how far an earlier process came and deletes what it wrote beyond; returns whether there was one.
 
+        An output that was deleted is begun again.
+
         Raises:
-            UserError: it wrote other rows.
+            UserError: it wrote other rows, or a part of them is gone.
         """
         if not self._progress.exists():
             return False
@@ -111,12 +113,25 @@ class RowWriter:
                 f"--output={self.path} was begun with another run, other rows or other options; give the same ones to "
                 "go on, or --overwrite to begin anew"
             )
+        if not (self.path.exists() if self._grows else file_sizes(self._parts)):
+            return False
         self.columns, self.rows, self.size = tuple(state["columns"]), state["rows"], state["size"]
-        if not self._grows and self._parts.is_dir():
-            for part in list(self._parts.iterdir()):
-                if int(part.stem) >= self.rows:
-                    part.unlink()
+        if self._found() < self.size:
+            raise UserError(
+                f"--output={self.path} lacks rows that an interrupted process wrote; restore them, or give --overwrite "
+                "to begin anew"
+            )
         return True
+
+    def _found(self) -> int:
+        """Returns the bytes of the output, or of the parts of its first `rows`; deletes later parts."""
+        if self._grows:
+            return self.path.stat().st_size
+        sizes = file_sizes(self._parts)
+        for name in [name for name in sizes if int(Path(name).stem) >= self.rows]:
+            (self._parts / name).unlink()
+            del sizes[name]
+        return sum(sizes.values())
 
     def clear(self) -> None:
         """Deletes the output and what an earlier process left of it."""

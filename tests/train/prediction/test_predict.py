@@ -270,6 +270,35 @@ def test_an_interrupted_output_is_continued(suffix, run_of, rows, tmp_path):
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_an_interrupted_output_that_was_deleted_is_begun_again(suffix, run_of, rows, tmp_path):
+    model, data, output = in_parts_of(load(run_of("classification")), 5), rows(), tmp_path / f"out{suffix}"
+    interrupted(model, data, output)
+    if suffix == ".csv":
+        output.unlink()
+    else:
+        shutil.rmtree(tmp_path / f"{output.name}.parts")
+    done = predict_file(model, str(data), output, FileOptions())
+    assert (done.rows, done.resumed_at) == (COUNT, 0) and [row["id"] for row in table(output)] == [
+        *map(str, range(COUNT))
+    ]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_an_interrupted_output_that_lacks_rows_is_not_continued(suffix, run_of, rows, tmp_path):
+    model, data, output = in_parts_of(load(run_of("classification")), 5), rows(), tmp_path / f"out{suffix}"
+    interrupted(model, data, output)
+    if suffix == ".csv":
+        output.write_text(output.read_text()[:-4])
+    else:
+        min((tmp_path / f"{output.name}.parts").iterdir()).unlink()
+    with pytest.raises(UserError, match=r"lacks rows that an interrupted process wrote.*--overwrite to begin anew"):
+        predict_file(model, str(data), output, FileOptions())
+    assert predict_file(model, str(data), output, FileOptions(overwrite=True)).rows == len(table(output)) == COUNT
+
+
+@pytest.mark.integration
 def test_an_output_is_not_continued_with_longer_texts_or_another_model(run_of, rows, tmp_path):
     run, data, output = run_of("generation"), rows("generation"), tmp_path / "out.jsonl"
     model = in_parts_of(load(run, PredictOptions(max_new_tokens=2)), 5)
