@@ -63,10 +63,12 @@ def predict_file(model: TaskModel, data: str, output: Path, options: FileOptions
     """Writes the rows of `data` with their predictions to `output`.
 
     Raises:
-        UserError: rows that cannot be read at all, a column that is missing or taken, or an output that exists.
+        UserError: rows that cannot be read at all, a column that is missing or taken, an output that exists, or a .csv
+            file that could not hold lists of the model's classes.
     """
     check_format(output)
     check_output_file(output, "output")
+    _check_separator(model, output)
     count, found = 0, dict[str, None]()
     for row, _ in _rows(data):
         count += 1
@@ -97,6 +99,18 @@ def predict_file(model: TaskModel, data: str, output: Path, options: FileOptions
             move(writer.rows, _pace(writer.rows - resumed_at, last - first - writer.rows, start))
     writer.finish()
     return Summary(writer.rows, resumed_at, broken, reason, time.perf_counter() - start)
+
+
+def _check_separator(model: TaskModel, output: Path) -> None:
+    """Raises UserError if a list of classes or tags in a .csv file could not be split again."""
+    separator = model.task.list_separator
+    # The readers split tags at any white space.
+    names = [name for name in model.task.target_names if name.split(separator.strip() or None) != [name]]
+    if output.suffix == ".csv" and names and {"set", "probabilities"} & set(model.columns):
+        raise UserError(
+            f"--output={output}: {names[0]!r} contains {separator!r}, which separates the items of a list in a .csv "
+            "file; use --output=NAME.jsonl or NAME.parquet"
+        )
 
 
 def _rows(data: str) -> Iterator[_Read]:

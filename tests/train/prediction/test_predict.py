@@ -414,6 +414,25 @@ def test_a_column_that_only_later_rows_have_is_written(suffix, run_of, tmp_path)
 
 
 @pytest.mark.integration
+def test_lists_of_names_with_the_separator_are_not_written_as_csv(run_of, rows, tmp_path):
+    for kind, name, options in (
+        ("classification", "a|b", PredictOptions(coverage=0.9)),
+        ("multi_label", "a|b", PredictOptions()),
+        ("tagging", "the place", PredictOptions()),
+    ):
+        model, data = load(run_of(kind), options), rows(kind)
+        named = dataclasses.replace(model.task, classes=(name, *model.task.classes[1:]))
+        model = dataclasses.replace(model, task=named)
+        refused(
+            model, data, tmp_path / "out.csv", "separates the items of a list in a .csv file; use --output=NAME.json"
+        )
+        predict_file(model, str(data), tmp_path / f"{kind}.jsonl", FileOptions())
+    model = load(run_of("classification"))
+    model = dataclasses.replace(model, task=dataclasses.replace(model.task, classes=("a|b", "c")))
+    predict_file(model, str(rows()), tmp_path / "one.csv", FileOptions())
+
+
+@pytest.mark.integration
 def test_an_option_without_effect_is_refused(run_of):
     for kind, options in (
         ("regression", PredictOptions(top_k=2)),
