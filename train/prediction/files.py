@@ -13,7 +13,7 @@ from configs.errors import UserError
 from data.columns import MissingColumn, Row
 from data.readers import read_rows_or_errors
 from data.row_writers import check_format, open_writer
-from data.sources import inventory
+from data.sources import inventory, match_sources
 from train.console import console, progress
 from train.files import check_output_file
 from train.prediction.backends import ERROR
@@ -63,11 +63,13 @@ def predict_file(model: TaskModel, data: str, output: Path, options: FileOptions
     """Writes the rows of `data` with their predictions to `output`.
 
     Raises:
-        UserError: rows that cannot be read at all, a column that is missing or taken, an output that exists, or a .csv
-            file that could not hold lists of the model's classes.
+        UserError: rows that cannot be read at all, a column that is missing or taken, an output that exists or is read,
+            or a .csv file that could not hold lists of the model's classes.
     """
     check_format(output)
     check_output_file(output, "output")
+    if output in match_sources(data):
+        raise UserError(f"--output={output} is one of the files of --data={data}; expected another name")
     _check_separator(model, output)
     count, found = 0, dict[str, None]()
     for row, _ in _rows(data):

@@ -414,6 +414,16 @@ def test_a_column_that_only_later_rows_have_is_written(suffix, run_of, tmp_path)
 
 
 @pytest.mark.integration
+def test_rows_are_not_replaced_by_their_predictions(run_of, rows, tmp_path):
+    model, data = load(run_of("classification")), rows()
+    stored = data.read_text()
+    for given in (data, tmp_path, tmp_path / "*.jsonl"):
+        with pytest.raises(UserError, match="is one of the files of --data"):
+            predict_file(model, str(given), data, FileOptions(overwrite=True))
+    assert data.read_text() == stored
+
+
+@pytest.mark.integration
 def test_lists_of_names_with_the_separator_are_not_written_as_csv(run_of, rows, tmp_path):
     for kind, name, options in (
         ("classification", "a|b", PredictOptions(coverage=0.9)),
