@@ -9,9 +9,8 @@ from configs.errors import UserError
 from data import prepare as preparation
 from data.cleaning import clean_document
 from data.preparation import tokenizing
-from data.prepare import DataChanged, StoreOptions, prepare
-from data.shared_tokenizer import training_texts
 from data.prepare import DataChanged, Execution, StoreOptions, prepare
+from data.shared_tokenizer import training_texts
 from data.storage.new_directory import new_directory
 from data.store import open_store, read_manifest
 from data.store_check import verify_store

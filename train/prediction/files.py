@@ -108,7 +108,7 @@ def _check_separator(model: TaskModel, output: Path) -> None:
     separator = model.task.list_separator
     # The readers split tags at any white space.
     names = [name for name in model.task.target_names if name.split(separator.strip() or None) != [name]]
-    if output.suffix == ".csv" and names and {"set", "probabilities"} & set(model.columns):
+    if output.suffix.lower() == ".csv" and names and {"set", "probabilities"} & set(model.columns):
         raise UserError(
             f"--output={output}: {names[0]!r} contains {separator!r}, which separates the items of a list in a .csv "
             "file; use --output=NAME.jsonl or NAME.parquet"
