@@ -159,7 +159,7 @@ def test_rouge_of_ascii_texts_is_that_of_rouge_score():
     rng = random.Random(0)
     alphabet = [chr(code) for code in range(128)] + list("aaeeiinnggsst    ")
     texts = ["".join(rng.choices(alphabet, k=60)) for _ in range(40)]
-    texts += ["The dogs' 3.5% running_costs -- don't!", "The dog ran; running costs: 3.5 don t", "", "?!"]
+    texts += ["The cats' 3.5% running_costs -- don't!", "The cat ran; running costs: 3.5 don t", "", "?!"]
     for reference, text in itertools.pairwise(texts + [t[:40] + u[40:] for t, u in itertools.pairwise(texts)]):
         expected = scorer.score(reference, text)
         found = metrics.rouge([[reference]], [text])
