@@ -316,7 +316,7 @@ def _read_parquet(path: Path, class_names: bool, part: Part | None, field: str |
 
 def _rows_of(path: Path, batch: Any) -> Iterator[Row]:  # noqa: ANN401 - a type of an extra
     """Returns the rows of a batch; raises UserError for a column with a value that Python cannot represent."""
-    columns: Row = {}
+    columns: dict[str, list[object]] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             columns[name] = column.to_pylist()

@@ -47,8 +47,8 @@ def is_unreachable(error: Exception) -> bool:
 
 
 def is_file_error(error: OSError) -> bool:
-    """Returns whether an error is of the disk, its permissions or a name, not of this code."""
-    return error.errno in _OF_FILES
+    """Returns whether an error is of the disk, its permissions or a name, not of this code or a bucket."""
+    return error.errno in _OF_FILES and not _is_of_a_client(error)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """Errors of the clients of buckets are one line, and tell an unreachable bucket from a bad object."""
 
+import errno
+
 import pytest
 
 from configs.errors import UserError
-from data.storage.errors import Unreachable, bucket_errors, is_unreachable
+from data.storage.errors import Unreachable, bucket_errors, file_errors, is_unreachable
 from data.storage.paths import at
 
 
@@ -57,5 +59,30 @@ def test_errors_of_a_client_are_one_line(bucket):
 def test_other_errors_stay_as_they_are(bucket, error):
     at(bucket)
     with pytest.raises(type(error)) as found, bucket_errors():
+        raise error
+    assert found.value is error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), "the store cannot be read or written: No space left!"),
+        (OSError(errno.EACCES, "Permission denied", "a/b"), "a/b cannot be read or written: Permission denied!"),
+        (OSError(errno.ENAMETOOLONG, "too long", "x" * 300), f"{'x' * 100}... cannot be read or written: too long!"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_error_of_a_file_system_is_one_line(error, message):
+    with pytest.raises(UserError) as found, file_errors("the store", "!"):
+        raise error
+    assert str(found.value) == message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FileNotFoundError(errno.ENOENT, "No such file"), BrokenPipeError(), OSError("no number"), ValueError("a bug")],
+)
+def test_an_error_of_the_code_keeps_its_traceback(error):
+    with pytest.raises(type(error)) as found, file_errors():
         raise error
     assert found.value is error
