@@ -37,7 +37,7 @@ class Confidence:
         answered: what a threshold for answers would do; empty unless `rootstock predict` has one for the task.
         sets: {coverage that was asked for: the sets of classes}; empty unless there is one class per row.
         out_of_scope: area under the ROC curve of 1 - the highest probability of a class in scope, as the score of a row
-            of `config.task.out_of_scope`; None without such rows.
+            of `config.task.out_of_scope`; None without such rows, or without others.
     """
 
     calibration: Calibration
@@ -81,7 +81,7 @@ def _out_of_scope(task: Task[Any], temperature: float, test: Decisions, examples
     outside = np.array([task.is_out_of_scope(example) for example in examples])
     scope = np.array(task.classes) != task.out_of_scope
     score = 1.0 - test.probabilities(temperature)[:, scope].max(-1)
-    return calibration.rank_area(score, outside) if outside.any() else None
+    return calibration.rank_area(score, outside) if 0 < outside.sum() < len(outside) else None
 
 
 def confidence_json(found: Confidence) -> dict[str, Any]:

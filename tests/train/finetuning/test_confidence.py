@@ -145,6 +145,16 @@ def test_rows_out_of_scope_are_scored_apart(tmp_path):
     assert json.loads((workdir / "run.json").read_text())["task"]["out_of_scope"] == "oos"
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize("outside", [False, True])
+def test_rows_of_which_all_or_none_are_out_of_scope_have_no_auroc(outside, tmp_path):
+    test = [row for row in labeled(30, 2) if (row["label"] == "oos") == outside]
+    results, workdir = trained(tmp_path, test=test, **{"task.out_of_scope": "oos"})
+    assert ("recall_out_of_scope" in results["models"]["fine-tuned"]) == outside
+    assert "out_of_scope_auroc" not in results["calibration"]
+    assert "NaN" not in (workdir / "results.json").read_text()
+
+
 def test_out_of_scope_without_effect_is_refused(tmp_path):
     with pytest.raises(UserError, match="out_of_scope='none' is the class of no row; expected one of a, b, oos"):
         trained(tmp_path, **{"task.out_of_scope": "none"})
