@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 from configs.errors import UserError, one_line
+from data.sources import match_sources
 from data.storage.files import check_directory
+from data.storage.new_directory import resolved
 from data.storage.paths import is_remote
 
 
@@ -34,6 +36,20 @@ def check_output_file(path: Path, option: str) -> None:
             f"--{option}={path} cannot be written: {path.parent}: {error.strerror}; expected a file in an existing "
             "directory that you can write to"
         ) from None
+
+
+def check_not_read(path: Path, option: str, inputs: str, inputs_option: str) -> None:
+    """Raises UserError if an output is one of the files of an input, by whatever path it is named.
+
+    Args:
+        path: the output.
+        option: name of its flag.
+        inputs: see `match_sources`.
+        inputs_option: name of the input's flag.
+    """
+    files = (source for source in match_sources(inputs) if isinstance(source, Path))
+    if resolved(path) in map(resolved, files):
+        raise UserError(f"--{option}={path} is one of the files of --{inputs_option}={inputs}; expected another name")
 
 
 def check_output_directory(path: Path, option: str) -> None:

@@ -16,7 +16,7 @@ from data.readers import read_documents, read_placed_rows
 from data.storage.paths import at
 from data.templates import NAMES
 from train.commands.sampling_flags import define_sampling_flags, options_of
-from train.files import check_output_file
+from train.files import check_not_read, check_output_file
 
 REQUIRED = ("run",)
 _LINE_END = re.compile("\r\n|\r|\n")
@@ -53,6 +53,8 @@ def run(values: flags.FlagValues) -> None:
     options = options_of(values, open_run(at(values.run)).record.generation)
     if values.output:
         check_output_file(at(values.output), "output")
+        if values.prompts:
+            check_not_read(at(values.output), "output", values.prompts, "prompts")
     prompts = [values.prompt] if values.prompt else _read(values.prompts)
     language_model = open_language_model(at(values.run), values.template, cache_dtype=values.cache_dtype)
     with jax.set_mesh(language_model.mesh):

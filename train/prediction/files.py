@@ -13,9 +13,9 @@ from configs.errors import UserError
 from data.columns import MissingColumn, Row
 from data.readers import read_rows_or_errors
 from data.row_writers import check_format, open_writer
-from data.sources import inventory, match_sources
+from data.sources import inventory
 from train.console import console, progress
-from train.files import check_output_file
+from train.files import check_not_read, check_output_file
 from train.prediction.backends import ERROR
 from train.prediction.document_scores import fingerprint
 from train.prediction.task_model import TaskModel
@@ -68,8 +68,7 @@ def predict_file(model: TaskModel, data: str, output: Path, options: FileOptions
     """
     check_format(output)
     check_output_file(output, "output")
-    if output in match_sources(data):
-        raise UserError(f"--output={output} is one of the files of --data={data}; expected another name")
+    check_not_read(output, "output", data, "data")
     _check_separator(model, output)
     count, found = 0, dict[str, None]()
     for row, _ in _rows(data):

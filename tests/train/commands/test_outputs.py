@@ -50,6 +50,14 @@ def test_an_output_that_cannot_be_written_is_an_error_before_the_work(command, f
     assert [file.name for file in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "x"
 
 
+def test_generate_does_not_replace_its_prompts(foundation, tmp_path, no_work):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("the cat\n")
+    done = rootstock("generate", f"--run={foundation}", f"--prompts={prompts}", f"--output={prompts}", check=False)
+    assert "is one of the files of --prompts" in error_lines(done)[0] and done.returncode == 1
+    assert prompts.read_text() == "the cat\n"
+
+
 @pytest.mark.parametrize("content", ["", "[1]", "not JSON"])
 def test_results_that_cannot_be_extended_are_an_error_before_the_work(content, foundation, text, tmp_path, no_work):
     path = tmp_path / "results.json"

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -279,9 +280,8 @@ def test_an_interrupted_output_that_was_deleted_is_begun_again(suffix, run_of, r
     else:
         shutil.rmtree(tmp_path / f"{output.name}.parts")
     done = predict_file(model, str(data), output, FileOptions())
-    assert (done.rows, done.resumed_at) == (COUNT, 0) and [row["id"] for row in table(output)] == [
-        *map(str, range(COUNT))
-    ]
+    assert (done.rows, done.resumed_at) == (COUNT, 0)
+    assert [row["id"] for row in table(output)] == list(map(str, range(COUNT)))
 
 
 @pytest.mark.integration
@@ -414,12 +414,15 @@ def test_a_column_that_only_later_rows_have_is_written(suffix, run_of, tmp_path)
 
 
 @pytest.mark.integration
-def test_rows_are_not_replaced_by_their_predictions(run_of, rows, tmp_path):
+def test_rows_are_not_replaced_by_their_predictions(run_of, rows, tmp_path, monkeypatch):
     model, data = load(run_of("classification")), rows()
     stored = data.read_text()
-    for given in (data, tmp_path, tmp_path / "*.jsonl"):
-        with pytest.raises(UserError, match="is one of the files of --data"):
-            predict_file(model, str(given), data, FileOptions(overwrite=True))
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    for output in (data, Path(data.name), tmp_path / "link" / data.name):
+        for given in (data, tmp_path, tmp_path / "*.jsonl"):
+            with pytest.raises(UserError, match="is one of the files of --data"):
+                predict_file(model, str(given), output, FileOptions(overwrite=True))
     assert data.read_text() == stored
 
 
