@@ -25,7 +25,8 @@ class Range:
     high: float = math.inf
 
     def __str__(self) -> str:
-        return f"at least {self.low:g}" if self.high == math.inf else f"between {self.low:g} and {self.high:g}"
+        low, high = (f"{bound}" if isinstance(bound, int) else f"{bound:g}" for bound in (self.low, self.high))
+        return f"at least {low}" if self.high == math.inf else f"between {low} and {high}"
 
 
 @dataclasses.dataclass(frozen=True)

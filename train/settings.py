@@ -170,7 +170,7 @@ class LoggingSettings:
 
 @dataclasses.dataclass(frozen=True)
 class _Scalars:
-    seed: int
+    seed: Annotated[int, between(0, 2**63 - 1)]  # NumPy takes no negative one, the shuffle 64 bits
     batch_size: Annotated[int, at_least(1)]
     sequence_length: Annotated[int, at_least(1)]
     num_steps: Annotated[int, at_least(1)]

@@ -45,6 +45,8 @@ def changed(**fields):
         ),
         ({"task__input": "{a"}, ["config.task.input='{a': a single '{'; write {{ for a brace; expected"]),
         ({"optimizer__beta1": 1.5}, ["config.optimizer.beta1=1.5 must be between 0 and 1"]),
+        ({"seed": -1}, ["config.seed=-1 must be between 0 and 9223372036854775807"]),
+        ({"seed": 2**63}, ["config.seed=9223372036854775808 must be between 0 and 9223372036854775807"]),
     ],
 )
 def test_an_invalid_config_names_each_field_its_value_and_what_is_expected(fields, messages):
