@@ -5,15 +5,14 @@ import json
 import pytest
 
 from benchmarks import growth
+from tests.often import often
 
 # A process loads the TPU compiler once, for seconds; test_the_planner tests compile for TPUs.
 IN_PROCESS = [name for name in growth.GROWTHS if name not in ("collectives", "predict")]
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "batch" else name for name in IN_PROCESS]
-)
+@pytest.mark.parametrize("name", often(IN_PROCESS, *(name for name in IN_PROCESS if name != "batch")))
 def test_every_cost_is_measured(name, one_device, tmp_path, capsys):
     one = growth.GROWTHS[name]
     found = growth.measure(one, one.tiny, tmp_path)

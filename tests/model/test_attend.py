@@ -16,6 +16,7 @@ from model import attend
 from model.context import make_context
 from model.heads import language_model
 from model.zigzag import from_zigzag, is_balanced, to_zigzag
+from tests.often import often
 
 CASES = {
     "grouped heads": {},
@@ -130,10 +131,10 @@ def test_splash_equals_xla(name):
 @pytest.mark.parametrize(
     ("mesh", "name"),
     [
-        pytest.param("context 2", "all at once", marks=pytest.mark.slow),
         ("fsdp 2 x tensor 2 x context 2", "grouped heads"),
-        pytest.param("context 2", "both directions, window of a block", marks=pytest.mark.slow),
-        ("context 2", "both directions"),
+        *often(
+            ("context 2", name) for name in ("all at once", "both directions", "both directions, window of a block")
+        ),
     ],
 )
 @pytest.mark.parametrize("how", ["ring", "all_gather"])
@@ -162,7 +163,7 @@ def test_context_axis_equals_one_device(mesh, name, how):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("scan_layers", [True, False], ids=["scanned", "unrolled"])
+@pytest.mark.parametrize("scan_layers", often([True, False], False), ids=["scanned", "unrolled"])
 def test_each_layer_uses_its_own_window(scan_layers):
     """Each window needs its own Splash kernel; a layer with the wrong one has a wrong gradient."""
     changes = {

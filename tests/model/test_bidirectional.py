@@ -79,10 +79,8 @@ def test_packed_texts_have_the_same_states_as_alone(windows):
 TARGETS = {"classes": classified, "span": answered, "score": lambda rng: compared(rng, True)}
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize(
-    "head", [head if head == "classes" else pytest.param(head, marks=pytest.mark.slow) for head in TARGETS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("head", TARGETS)
 def test_meshes_and_execution_options_do_not_change_the_gradient(head):
     model = tiny_model(sliding_window=(4, 0), causal=False)
     _, rows = labeled_rows(TARGETS[head], 40, 0)

@@ -17,6 +17,7 @@ from model.experts import route
 from model.heads import RouterLosses, language_model
 from model.sharding import PARAMETER_RULES, constrain, parameter_shardings, spec
 from model.transformer import decode_layers, forward, prefill_layers
+from tests.often import often
 from train.step import summed_gradients
 
 AXES = {
@@ -128,10 +129,14 @@ def reference():
     ("axes", "microbatches", "changes"),
     [
         ({"expert": 2}, 4, {"remat": "full"}),
-        ({"expert": 4, "fsdp": 2}, 1, {"remat": "dots"}),
-        ({"expert": 8}, 1, {"scan_layers": False}),
         ({"slice": 2, "expert": 2, "tensor": 2}, 2, {}),
-        ({"data": 2, "expert": 2, "context": 2}, 1, {"remat": "full", "scan_layers": False}),
+        *often(
+            [
+                ({"expert": 4, "fsdp": 2}, 1, {"remat": "dots"}),
+                ({"expert": 8}, 1, {"scan_layers": False}),
+                ({"data": 2, "expert": 2, "context": 2}, 1, {"remat": "full", "scan_layers": False}),
+            ]
+        ),
     ],
     ids=str,
 )
@@ -148,7 +153,7 @@ def test_gradients_and_loads_equal_the_dense_reference(axes, microbatches, chang
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("axes", [{"expert": 4, "tensor": 2}, {"expert": 2, "data": 2}], ids=str)
+@pytest.mark.parametrize("axes", [{"expert": 2, "data": 2}, *often([{"expert": 4, "tensor": 2}])], ids=str)
 def test_cached_logits_equal_uncached_logits_on_a_mesh(axes):
     model = tiny_model(**MODEL | {"num_layers": 3, "dense_layers": 1})
     objective = language_model(model)

@@ -20,6 +20,7 @@ from model.grouped import block_size, make_groups
 from model.heads import RouterLosses, language_model
 from model.sharding import parameter_shardings
 from model.transformer import decode_layers, forward, prefill_layers, unstacked
+from tests.often import often
 from train.step import summed_gradients
 
 VARIANTS = {
@@ -29,6 +30,7 @@ VARIANTS = {
     "every_second": {"num_layers": 4, "expert_every": 2, "router_renormalize": False},
     "every_second_after_the_first": {"num_layers": 3, "dense_layers": 1, "expert_every": 2, "sliding_window": (5, 0)},
 }
+AXES = ({"data": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "context": 2, "tensor": 2})
 
 
 @functools.cache
@@ -73,7 +75,7 @@ def test_groups_hold_each_assignment_once(load, block):
     assert sorted(np.asarray(groups.source_R)[np.asarray(groups.real_R)]) == list(range(sum(load)))
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=often(VARIANTS, "sigmoid_shared", "every_second"))
 def case(request):
     model = tiny_model(**MIXTURE | VARIANTS[request.param])
     return model, init(language_model(model))
@@ -95,7 +97,7 @@ def test_scan_remat_and_microbatches_equal_the_dense_reference(case, monkeypatch
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("axes", [{"data": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "context": 2, "tensor": 2}])
+@pytest.mark.parametrize("axes", often(AXES, AXES[-1]), ids=str)
 def test_every_mesh_gives_the_gradient_and_the_loads_of_one_device(axes):
     model = tiny_model(**MIXTURE | {"expert_every": 2, "shared_expert_dim": 16})
     objective = language_model(model, router=RouterLosses(z=0.01, balance=0.02))
@@ -161,7 +163,7 @@ def test_lora_trains_attention_beside_experts_and_refuses_their_matrices():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("variant", ["every_second_after_the_first", "sigmoid_shared"])
+@pytest.mark.parametrize("variant", often(["every_second_after_the_first", "sigmoid_shared"], "sigmoid_shared"))
 def test_cached_logits_equal_uncached_logits(variant):
     model = tiny_model(**MIXTURE | VARIANTS[variant])
     params = init(language_model(model))

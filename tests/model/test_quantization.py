@@ -15,6 +15,7 @@ from model.adapt import adapt, merge
 from model.heads import classifier
 from model.quantization import NF4_LEVELS, dequantize, dequantize_layers, quantize
 from model.sharding import parameter_shardings
+from tests.often import often
 from train.distributed.placement import put_batch
 from train.step import split, summed_gradients
 from train.trees import abstract_params
@@ -88,7 +89,7 @@ def test_int8_is_within_half_a_step_of_its_output_channel(shape, inputs):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("changes", [{}, {"scan_layers": False, "remat": "full"}])
+@pytest.mark.parametrize("changes", often([{}, {"scan_layers": False, "remat": "full"}], {}))
 @pytest.mark.parametrize("how", HOW)
 def test_loss_and_gradients_equal_lora_on_the_dequantized_base(how, changes):
     model = dataclasses.replace(MODEL, **changes)
@@ -148,7 +149,7 @@ def test_backward_pass_keeps_no_dequantized_kernel():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("how", often(HOW, "nf4"))
 def test_mesh_does_not_change_the_quantized_loss_and_gradient(how):
     objective = adapt(classifier(MODEL, 3, "mean"), qlora(how))
     _, params = params_of(MODEL, how)

@@ -10,6 +10,7 @@ from model.heads import RouterLosses, classifier, language_model, multi_label_cl
 from model.task_heads import preference, regressor, reward, span
 from model.transformer import forward_with_routers
 from tests.model.test_task_heads import answered, batch_of, classified, compared, labelled, tagged, valued, words
+from tests.often import often
 from train.step import summed_gradients
 
 MODEL = tiny_model(num_layers=2, embed_dim=32, num_experts=4, experts_per_token=2, expert_dim=16, expert_every=2)
@@ -44,13 +45,8 @@ def expected_losses(params, rows, weight_B):
     return total
 
 
-OFTEN = ("chat", "classes", "preference")  # `make slow` runs the rest
-
-
 @pytest.mark.integration
-@pytest.mark.parametrize(
-    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in HEADS]
-)
+@pytest.mark.parametrize("name", often(HEADS, "preference"))
 def test_each_head_adds_the_losses_of_routers_however_a_batch_is_cut(name):
     make_objective, make_example = HEADS[name]
     _, batch = batch_of(make_example, 24, 3)

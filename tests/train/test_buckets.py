@@ -22,6 +22,7 @@ from data.store import open_store
 from data.store_cache import cached_store
 from tests.buckets import new_folder
 from tests.damage import flip_a_bit
+from tests.often import often
 from tests.runs import ROOT, error_lines, process_environment, rootstock, write_rows, write_text
 from train import loop
 from train.checkpoint import local_tier, orbax_s3
@@ -103,7 +104,7 @@ def stages(root: str) -> dict:
 
 
 # The contract of both kinds of bucket is in the fast suite (tests/data/storage); all stages on s3:// are slow.
-@pytest.fixture(params=["gs", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture(params=often(("gs", "s3"), "gs"))
 def bucket(request, storage_environment) -> str:
     """A URL below which nothing exists yet."""
     return new_folder(request.param)

@@ -13,6 +13,7 @@ from configs.errors import UserError
 from data.examples import pack, text_segment
 from model.adapt import adapt
 from model.heads import language_model
+from tests.often import often
 from train.distributed.placement import put_batch
 from train.job import Job
 from train.loop import fit
@@ -64,8 +65,8 @@ def dtypes(state, part):
     return {str(leaf.dtype) for path, leaf in leaf_paths(state.opt_state).items() if f"/{part}/" in path}
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize("name", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ("adamw", "muon"))
 def test_the_losses_of_every_form_stay_close_on_one_device_and_sharded(name):
     """On a mesh, microbatches too: the gradient that the moments are updated with is a sum over both."""
     expected, _ = losses_and_state(settings_of(name), mesh_of())
@@ -187,15 +188,15 @@ def test_adapters_have_small_moments_too():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("form", [FORMS[0], *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[1:])])
-def test_a_restart_continues_bit_for_bit(tmp_path, form):
+@pytest.mark.parametrize(("first", "second"), often(FORMS, ("int8", "factored")))
+def test_a_restart_continues_bit_for_bit(tmp_path, first, second):
     mesh = mesh_of(fsdp=2)
     job = Job("test", language_model(MODEL), rows(), lambda params: {"loss": 1.0}, None, ("backbone", "head"), 1.0)
     constant = {"optimizer.schedule": "constant"}
     with jax.set_mesh(mesh):
-        whole = fit(job, settings_of("adamw", *form, **constant), mesh, tmp_path / "whole")
-        fit(job, settings_of("adamw", *form, num_steps=4, **constant), mesh, tmp_path / "resumed")
-        resumed = fit(job, settings_of("adamw", *form, **constant), mesh, tmp_path / "resumed")
+        whole = fit(job, settings_of("adamw", first, second, **constant), mesh, tmp_path / "whole")
+        fit(job, settings_of("adamw", first, second, num_steps=4, **constant), mesh, tmp_path / "resumed")
+        resumed = fit(job, settings_of("adamw", first, second, **constant), mesh, tmp_path / "resumed")
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
 

@@ -11,6 +11,7 @@ from conftest import init, mesh_of, tiny_model
 from configs import default
 from configs.errors import UserError
 from model.heads import language_model
+from tests.often import often
 from train.distributed.mesh import check_batch, check_host_memory
 from train.distributed.placement import put_batch
 from train.planner.compiled import without_cache
@@ -63,12 +64,16 @@ def one_device(params):
 @pytest.mark.parametrize(
     ("sizes", "attention", "how"),
     [
-        pytest.param({"context": 2, "tensor": 2}, "splash", "ring", marks=pytest.mark.slow),
-        pytest.param({"context": 2, "fsdp": 2}, "splash", "all_gather", marks=pytest.mark.slow),
         ({"context": 2, "tensor": 2}, "xla", "all_gather"),
-        pytest.param({"context": 4, "fsdp": 2}, "xla", "ring", marks=pytest.mark.slow),
-        ({"context": 8}, "xla", "ring"),
-        pytest.param({"context": 8}, "xla", "all_gather", marks=pytest.mark.slow),
+        *often(
+            [
+                ({"context": 2, "tensor": 2}, "splash", "ring"),
+                ({"context": 2, "fsdp": 2}, "splash", "all_gather"),
+                ({"context": 4, "fsdp": 2}, "xla", "ring"),
+                ({"context": 8}, "xla", "ring"),
+                ({"context": 8}, "xla", "all_gather"),
+            ]
+        ),
     ],
     ids=str,
 )

@@ -16,6 +16,7 @@ from data.loader import BatchFunction
 from data.packing import PackedRows
 from model.heads import language_model
 from model.sharding import PARAMETER_RULES, parameter_shardings, spec
+from tests.often import often
 from train.distributed.mesh import check_batch, make_mesh
 from train.distributed.placement import batch_sharding, put_batch, replicated
 from train.optimizer import is_matrix, make_optimizer
@@ -64,15 +65,15 @@ def batches():
     return [BatchFunction(rows, 8, 0)(t) for t in range(10)]
 
 
-@pytest.fixture(scope="module", params=["adamw", pytest.param("muon", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=often(("adamw", "muon"), "adamw"))
 def one_device(request, batches):
     return request.param, train(mesh_of(), batches, request.param)
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
-def test_every_mesh_gives_the_losses_of_one_device(sizes, one_device, batches):
-    name, (losses, params) = one_device
+@pytest.mark.parametrize("mesh", often(MESHES, "data 2 x fsdp 2 x tensor 2", "context 4 x fsdp 2"))
+def test_every_mesh_gives_the_losses_of_one_device(mesh, one_device, batches):
+    sizes, (name, (losses, params)) = MESHES[mesh], one_device
     if name == "muon" and "tensor" not in sizes and "fsdp" not in sizes:
         pytest.skip("parameters are replicated: the AdamW case covers it")
     got, their_params = train(mesh_of(**sizes), batches, name)

@@ -10,6 +10,7 @@ from data.prepare import StoreOptions, prepare
 from data.storage import files
 from data.storage.paths import at
 from tests.buckets import new_folder
+from tests.often import often
 from tests.runs import ROOT, WORDS, records, rootstock, write_text
 from train.finetuning.run import finetune
 from train.pretraining import pretrain
@@ -81,7 +82,7 @@ def test_evaluate_says_which_questions_were_trained_on(tmp_path):
     assert '"share_in_training": 0.5' in json.dumps(figures) and "_rest" in json.dumps(figures)
 
 
-@pytest.mark.parametrize("scheme", ["gs", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scheme", often(("gs", "s3"), "gs"))
 def test_a_mixture_of_stores_in_a_bucket_trains_like_one_on_the_disk(scheme, storage_environment, tmp_path):
     write_text(tmp_path / "cats.txt", 300, WORDS[:7])
     write_text(tmp_path / "dogs.txt", 200, WORDS[7:])

@@ -6,6 +6,7 @@ from conftest import init, tiny_model
 
 from data.tokenizer_training import train_tokenizer
 from model.heads import language_model
+from tests.often import often
 from train.distributed.mesh import single_device_mesh
 from train.evaluation import continuations, likelihood
 from train.evaluation.continuations import continuation_likelihoods
@@ -74,7 +75,7 @@ def test_a_batch_is_not_larger_than_its_share_of_memory():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("common", [0, 130])
+@pytest.mark.parametrize("common", often([0, 130], 130))
 def test_scores_do_not_depend_on_what_is_scored_together(common):
     params = init(language_model(MODEL))
     model = LanguageModel(MODEL, params, BYTES, "", BYTES.eos_id, MESH)

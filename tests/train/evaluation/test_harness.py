@@ -12,6 +12,7 @@ from data.columns import RowRules
 from data.templates import render
 from data.tokenizer_training import train_tokenizer
 from tests.designs import design
+from tests.often import often
 from train.distributed.mesh import single_device_mesh
 from train.generation.language_model import LanguageModel
 from train.huggingface.importing import import_hf
@@ -38,7 +39,7 @@ def imported(name, folder):
     return folder / "run"
 
 
-@pytest.fixture(scope="module", params=sorted(SCORES))
+@pytest.fixture(scope="module", params=often(sorted(SCORES), "llama3"))
 def model(request, tmp_path_factory):
     """(the reference scores, our language model)."""
     run = imported(request.param, tmp_path_factory.mktemp(request.param))

@@ -11,6 +11,7 @@ from model.losses import logits
 from model.sharding import parameter_shardings
 from model.transformer import forward
 from tests.designs import DESIGNS, design
+from tests.often import often
 from train.distributed.mesh import single_device_mesh
 from train.evaluation.zero_shot import few_shot_prompt, rank_choices
 from train.generation.decode import generate_text
@@ -43,7 +44,7 @@ def row_of(tokens):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", often(MODELS, "window"))
 def test_choice_scores_equal_scoring_prompt_and_choice_as_one_text(name):
     model = model_of(name)
     params = init(language_model(model))
@@ -69,7 +70,7 @@ def greedy(model, params, prompt, count):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", often(MODELS, "window"))
 def test_generated_texts_equal_decoding_without_a_cache(name):
     model = model_of(name)
     params = init(language_model(model))
@@ -79,7 +80,7 @@ def test_generated_texts_equal_decoding_without_a_cache(name):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("sizes", [{"fsdp": 2, "tensor": 2}, {"data": 3}, {"context": 4}], ids=str)
+@pytest.mark.parametrize("sizes", [{"fsdp": 2, "tensor": 2}, *often([{"data": 3}, {"context": 4}])], ids=str)
 def test_sharded_parameters_give_the_same_scores_and_texts(sizes):
     model = model_of("plain")
     objective = language_model(model)

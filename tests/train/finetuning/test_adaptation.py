@@ -16,6 +16,7 @@ from data.examples import labeled_segment, pack
 from model.adapt import adapt
 from model.heads import classifier, language_model
 from model.sharding import parameter_shardings
+from tests.often import often
 from train.checkpoint.manager import BEST_DIR, open_manager
 from train.distributed.placement import put_batch
 from train.job import Job
@@ -85,7 +86,7 @@ def losses(workdir):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", often(METHODS, "lora"))
 def test_state_holds_only_trained_parameters_and_frozen_ones_do_not_change(method, tmp_path):
     settings = settings_of(**{"adapt.method": method})
     job, mesh = job_of(settings), mesh_of()
@@ -136,11 +137,7 @@ def test_frozen_kernels_have_no_gradient_computation():
 
 @pytest.mark.parametrize(
     "method",
-    [
-        "lora",
-        pytest.param("full", marks=pytest.mark.integration),
-        *(pytest.param(m, marks=pytest.mark.slow) for m in ("head", "last")),
-    ],
+    [*often(("lora", "head", "last"), "lora"), pytest.param("full", marks=pytest.mark.integration)],
 )
 def test_mesh_and_single_device_losses_agree(method, tmp_path):
     settings = settings_of(**{"adapt.method": method, "num_steps": 6})
@@ -155,7 +152,7 @@ def test_mesh_and_single_device_losses_agree(method, tmp_path):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("changes", [*({"adapt.method": method} for method in METHODS), QLORA])
+@pytest.mark.parametrize("changes", often([*({"adapt.method": method} for method in METHODS), QLORA], QLORA))
 def test_interrupted_run_ends_bitwise_equal(changes, tmp_path):
     settings = settings_of(**changes)
     mesh, whole, broken = mesh_of(), tmp_path / "whole", tmp_path / "broken"

@@ -7,6 +7,7 @@ import pytest
 
 from configs import default, reference
 from configs.errors import UserError
+from tests.often import often
 from tests.runs import ROOT, records, rootstock
 from train.evaluation import linear_svm
 from train.finetuning.run import finetune
@@ -70,7 +71,7 @@ NAMES = {
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", often(NAMES, "classification", "tagging", "generation"))
 def test_the_table_has_what_needs_no_model(kind, tmp_path, capsys):
     results, workdir = trained(tmp_path, kind)
     assert list(results["models"]) == NAMES[kind]

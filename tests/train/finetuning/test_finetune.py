@@ -21,6 +21,7 @@ from configs.finetune import (
     question_answering,
     sentiment,
 )
+from tests.often import often
 from tests.runs import WORDS, records
 from train.distributed.mesh import single_device_mesh
 from train.finetuning.run import finetune
@@ -109,14 +110,9 @@ TASKS = {
 }
 
 
-# A head that pools and one that reads every token; `make slow` runs the rest.
-OFTEN = ("classification", "span")
-
-
 @pytest.mark.integration
-@pytest.mark.parametrize(
-    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in TASKS]
-)
+# A head that pools and one that reads every token.
+@pytest.mark.parametrize("name", often(TASKS, "classification", "span"))
 def test_finetune_every_task(name, foundation, tmp_path):
     get_config, kind, changes, figures = TASKS[name]
     config = small(get_config(), written(tmp_path, kind), **changes)

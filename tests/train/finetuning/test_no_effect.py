@@ -19,6 +19,7 @@ from configs.inactive import CONDITIONS, inactive_fields
 from configs.pretrain import llm, tiny
 from data.examples import pack
 from data.tokenizer_training import train_tokenizer
+from tests.often import often
 from train.finetuning import baselines, comparison
 from train.finetuning.finetune_run import FinetuneRun, Scored
 from train.finetuning.rows import TaskData, TaskRows, encode_rows
@@ -147,7 +148,7 @@ def stub_models(monkeypatch, calls):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("kind", often(TARGETS, "classification", "generation", "preference"))
 def test_a_field_acts_or_is_refused(kind, monkeypatch):
     """Both ways: what is refused changes nothing, and what changes nothing is refused."""
     config = config_of(kind)

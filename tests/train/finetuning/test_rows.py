@@ -8,6 +8,7 @@ import pytest
 from configs import default
 from configs.errors import UserError
 from configs.finetune import assistant, email_spam
+from tests.often import often
 from tests.runs import WORDS, error_lines, rootstock
 from train.finetuning.rows import read_task
 from train.finetuning.run import finetune
@@ -63,7 +64,7 @@ KINDS = {
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", often(KINDS, "one class", "tagging"))
 def test_rare_class_is_trained_on_and_an_unseen_one_counts_as_an_error(kind, foundation, tmp_path, capsys):
     path = write(tmp_path / "rows.jsonl", labeled(kind))
     config = config_of(email_spam.get_config(), path, **KINDS[kind])
@@ -136,7 +137,7 @@ def test_conversations_that_share_a_system_message_are_split(name, rows, tmp_pat
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("kind", ["one class", "chat"])
+@pytest.mark.parametrize("kind", often(["one class", "chat"], "chat"))
 def test_a_run_of_the_first_version_keeps_its_splits_when_it_resumes(kind, foundation, tmp_path, capsys):
     get_config = assistant.get_config if kind == "chat" else email_spam.get_config
     rows = chats(system="") if kind == "chat" else labeled("one class")

@@ -142,7 +142,7 @@ def test_a_task_that_compares_with_the_foundation_is_refused(tmp_path):
         with_task_text(run)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_an_adapter_reads_the_stage_as_its_base(foundation, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", 120)
     finetune(config_of(rows, **{"adapt.method": "lora", "adapt.rank": 2}), foundation, tmp_path / "run")

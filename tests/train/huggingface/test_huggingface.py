@@ -26,6 +26,7 @@ from model.huggingface.config_file import architecture_of
 from model.losses import logits
 from model.transformer import forward
 from tests.damage import flip_a_bit
+from tests.often import often
 from train.distributed.mesh import single_device_mesh
 from train.finetuning.run import finetune
 from train.huggingface.exporting import export_hf
@@ -85,7 +86,7 @@ def check(directory, tmp_path):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize("name", often(STORED, "gpt2", "llama3", "gemma3", "qwen3_moe", "granite"))
 def test_logits_equal_transformers_and_weights_round_trip(name, tmp_path):
     check(source(name, tmp_path), tmp_path)
 

@@ -17,6 +17,7 @@ from model.huggingface.config_file import to_section
 from model.huggingface.families import table
 from model.huggingface.weights import leaves as tensors_of_rows
 from tests.gguf_files import CONFIGS, leaves, write_model
+from tests.often import often
 from tests.runs import error_lines, rootstock
 from train.distributed.mesh import single_device_mesh
 from train.huggingface.adapter_tensors import PREFIX, Adapter, modules_of, read_adapter, write_adapter
@@ -112,7 +113,7 @@ def base(tmp_path_factory):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", often(TARGETS, "llama"))
 def test_an_adapter_is_the_model_with_its_product_added_and_round_trips_bit_for_bit(name, base, tmp_path):
     model, run = base(name)
     factors = factors_for(model, TARGETS[name], 4)

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 from configs.errors import UserError
 from configs.pretrain import llm, tiny
 from model import dispatch, ring
+from tests.often import often
 from train import step
 from train.commands import certify
 from train.distributed.mesh import layouts
@@ -37,14 +38,8 @@ def test_layouts_contains_every_factorization():
     assert set(TWO) == {"slice 2", "data 2", "expert 2", "fsdp 2", "tensor 2", "context 2"}
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize(
-    "name",
-    [
-        "gpt2",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2_2b", "gemma3_1b", "olmo3_7b", "pythia_1b")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ("gpt2", "gemma2_2b", "gemma3_1b", "olmo3_7b", "pythia_1b"))
 def test_published_architectures_pass_and_keep_their_options(name):
     config = llm.get_config(name)
     shrunk = shrink(from_config(config.to_dict())).model
@@ -101,7 +96,7 @@ def test_certificate_catches_a_diverging_replica(monkeypatch):
     assert "before the first step" in found.mismatch and found.leaf == "backbone/final_norm/scale"
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("optimizer", often(("adamw", "muon"), "adamw"))
 def test_certificate_catches_scaled_gradient(optimizer, monkeypatch):
     summed = step.summed_gradients
 
@@ -120,8 +115,8 @@ def test_certificate_catches_scaled_gradient(optimizer, monkeypatch):
         certify.publish([found], as_json=False)
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize("way", ["ring", pytest.param("all_gather", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ("ring", "all_gather"))
 def test_certificate_trains_a_context_axis_both_ways(way, monkeypatch):
     """A gradient of the keys that is halved on its way back, in one of the two ways."""
     name = {"ring": "_around_backward", "all_gather": "_gathered_backward"}[way]
@@ -166,7 +161,7 @@ def test_uneven_batches_leave_experts_empty_load_few_and_are_padding():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("bug", ["doubled", "halved on the way back"])
+@pytest.mark.parametrize("bug", often(["doubled", "halved on the way back"], "doubled"))
 def test_certificate_catches_wrong_gradients_of_experts(bug, monkeypatch):
     if bug == "doubled":
         summed = step.summed_gradients

@@ -13,6 +13,7 @@ import jax
 import pytest
 from conftest import mesh_of
 
+from tests.often import often
 from train.planner.compiled import compile_step
 from train.planner.estimate import tree_bytes
 from train.planner.hlo import by_kind
@@ -23,7 +24,6 @@ ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "tests" / "fingerprints"
 CONFIGS = sorted(p.stem for p in (ROOT / "configs" / "pretrain").glob("*.py") if p.stem not in ("__init__", "llm"))
 JAX_VERSION = ".".join(jax.__version__.split(".")[:2])
-FAST = ("tiny",)
 # Relative tolerances: patch releases of XLA may change these slightly.
 TOLERANCES = {"peak_bytes": 0.02, "operations": 0.02}
 UPDATE = "pytest -n0 tests/train/planner/test_fingerprints.py --update-fingerprints"
@@ -48,7 +48,7 @@ def fingerprint(name):
     }, int(tree_bytes(program.state))
 
 
-@pytest.mark.parametrize("name", [c if c in FAST else pytest.param(c, marks=pytest.mark.slow) for c in CONFIGS])
+@pytest.mark.parametrize("name", often(CONFIGS, "tiny"))
 def test_compiled_step_equals_its_fingerprint(name, request):
     found, state_bytes = fingerprint(name)
     assert found["donated_bytes"] == state_bytes, "the state is not updated in place"

@@ -6,6 +6,7 @@ import pytest
 
 from configs.pretrain import llm
 from model.flops import expert_forward_flops, training_flops_per_token
+from tests.often import often
 from train.planner.pricing import make_plan
 from train.planner.search import search
 from train.planner.topology import parse_topology
@@ -42,7 +43,12 @@ def test_total_and_active_parameters_are_the_published_ones():
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    "model", [{}, {"router": "sigmoid", "shared_expert_dim": 768}, {"dense_layers": 4, "expert_every": 4}], ids=str
+    "model",
+    [
+        *({}, {"router": "sigmoid", "shared_expert_dim": 768}),
+        *often([{"dense_layers": 4, "expert_every": 4}]),
+    ],
+    ids=str,
 )
 def test_flops_are_those_of_the_active_experts(model):
     settings = settings_of(model | {"remat": "none"})

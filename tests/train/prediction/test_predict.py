@@ -17,6 +17,7 @@ from configs.errors import UserError
 from data.readers import read_rows
 from data.row_writers import RowWriter
 from data.storage.paths import at
+from tests.often import often
 from tests.runs import ROOT, error_lines, rootstock
 from train.distributed.mesh import single_device_mesh
 from train.finetuning.predictor import Predictor
@@ -130,7 +131,7 @@ def scored(directory, kind, count=COUNT):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", often(KINDS, "classification", "span", "generation"))
 def test_every_head_predicts_what_is_scored(kind, run_of, rows, tmp_path):
     output = tmp_path / "out.jsonl"
     rootstock("predict", f"--run={run_of(kind)}", f"--data={rows(kind)}", f"--output={output}", devices=1)

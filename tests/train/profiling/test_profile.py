@@ -126,7 +126,7 @@ def test_a_window_outside_the_run_is_refused_when_it_starts_and_when_it_resumes(
         assert f"to {last}; expected steps from 1 to config.num_steps=8" in line and done.returncode == 1
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_resumed_run_profiles_the_steps_that_are_left(profiled, words, tmp_path):
     losses = [r["loss"] for r in records(profiled) if r["phase"] == "train"]
     run = shutil.copytree(profiled, tmp_path / "run")

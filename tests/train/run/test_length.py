@@ -9,6 +9,7 @@ from golden import recipes
 
 from configs.errors import UserError
 from configs.pretrain import tiny
+from tests.often import often
 from tests.runs import records
 from train.optimizer import make_schedule
 from train.pretraining import pretrain
@@ -99,7 +100,7 @@ def test_steps_on_both_sides_of_the_join_replay_bit_for_bit(extended, step):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("schedule", [pytest.param("constant", marks=pytest.mark.slow), "wsd"])
+@pytest.mark.parametrize("schedule", often(("constant", "wsd"), "wsd"))
 def test_a_run_before_its_decay_becomes_the_longer_run_bit_for_bit(schedule, text, tmp_path):
     pretrain(config_of(text, 16, schedule), tmp_path / "whole")
     pretrain(config_of(text, 8, schedule), tmp_path / "parts")
@@ -154,7 +155,7 @@ def test_a_run_may_become_shorter_but_not_than_its_schedule(text, tmp_path):
         length_change(tmp_path, config, config | {"num_steps": 2})
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_fine_tuning_goes_on_for_both_of_its_models(tmp_path):
     recipes.write_data(tmp_path)
     shutil.copytree(Path(__file__).parents[2] / "golden" / "runs" / "foundation", tmp_path / "base")

@@ -141,7 +141,7 @@ def test_run_json_of_an_unknown_version_is_refused(tmp_path):
         open_run(tmp_path)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_fine_tuning_reads_run_json_of_its_base_model_once(tmp_path, monkeypatch):
     shutil.copytree(GOLDEN / "foundation", tmp_path / "base")
     recipes.write_data(tmp_path)
