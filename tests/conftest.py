@@ -16,6 +16,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 from flax import linen as nn  # noqa: E402
 from jax.sharding import Mesh  # noqa: E402
@@ -51,6 +52,20 @@ def pytest_addoption(parser):
     parser.addoption("--update-fingerprints", action="store_true", help=what)
     what = "write tests/golden/losses/ for this version of JAX; allowed only in a commit that says why losses change"
     parser.addoption("--update-goldens", action="store_true", help=what)
+
+
+# Of the 65,530 that Linux allows a process. Each compiled program takes several, and one more than allowed ends a
+# worker with a segmentation fault.
+_MANY_MEMORY_MAPS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_memory_maps():
+    """Drops the compiled programs of earlier test files before they are too many for one process."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > _MANY_MEMORY_MAPS:
+        jax.clear_caches()
 
 
 VOCAB = 64
