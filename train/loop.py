@@ -127,9 +127,10 @@ def _train(session: Session, state: TrainState, times: Goodput) -> TrainState:
     selection = _resume_selection(session, start)
     if start:
         session.say(f"resumed at step {start} of {num_steps}")
-    if start >= num_steps or selection.stops:
-        return state
     batches = BatchFunction(session.job.rows, settings.batch_size, settings.seed, None, skipped_batches(workdir))
+    if start >= num_steps or selection.stops:
+        _report_end(session, state, batches, times, selection)
+        return state
     if is_process_zero():
         times.carry(goodput.spent_before(read_accounts(workdir), start))
     with (
@@ -176,6 +177,25 @@ def _train(session: Session, state: TrainState, times: Goodput) -> TrainState:
                 break
     _say_end(session, times)
     return state
+
+
+def _report_end(
+    session: Session, state: TrainState, batches: BatchFunction, times: Goodput, selection: Selection
+) -> None:
+    """Reports the end of a run that has nothing left to train, if it was made shorter than it had been evaluated."""
+    step = int(state.step)
+    if _evaluated(session.workdir)[-1:] == [step]:
+        return
+    with open_reporter(session.job, session.settings, session.workdir, batches, step, times) as reporter:
+        _report_lengths(session, reporter)
+        # The lines of later steps are gone by now.
+        if step not in _evaluated(session.workdir):
+            _evaluate(session, state, step, reporter, selection)
+
+
+def _evaluated(workdir: Path) -> list[int]:
+    """Returns the steps after which the run was evaluated, in order: process 0's on every process."""
+    return run_on_process_zero(lambda: [r["step"] for r in read_records(workdir, "eval") if r["phase"] == "eval"])
 
 
 def _resume_selection(session: Session, start: int) -> Selection:

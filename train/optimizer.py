@@ -65,13 +65,17 @@ def _schedule(settings: OptimizerSettings, peak: float, num_steps: int) -> optax
     return optax.join_schedules([rise, *after], [warmup, *boundaries])
 
 
-# The axis of a matrix that reads or writes the residual stream.
+# The axis of a matrix that reads or writes the residual stream, and the axes along which matrices are stacked.
 _STREAM_AXES = frozenset({"embed", "expert_embed"})
+_STACKED_AXES = frozenset({"layers", "experts"})
 
 
 def is_matrix(box: nn.Partitioned) -> bool:
-    """Returns whether a parameter is a matrix, that is, one of its axes is that of the residual stream."""
-    return not _STREAM_AXES.isdisjoint(box.names)
+    """Returns whether a parameter is a matrix, that is, it has the axis of the residual stream and another one.
+
+    A bias or a norm's scale of that width, stacked over layers, is none.
+    """
+    return not _STREAM_AXES.isdisjoint(box.names) and not set(box.names) <= _STREAM_AXES | _STACKED_AXES
 
 
 def make_optimizer(
@@ -153,7 +157,7 @@ def _muon_dimensions(box: nn.Partitioned) -> optax.contrib.MuonDimensionNumbers 
     if not is_matrix(box):
         return None
     embed = next(i for i, name in enumerate(box.names) if name in _STREAM_AXES)
-    others = tuple(i for i, name in enumerate(box.names) if name not in ("layers", "experts") and i != embed)
+    others = tuple(i for i, name in enumerate(box.names) if name not in _STACKED_AXES and i != embed)
     if embed < min(others):
         return optax.contrib.MuonDimensionNumbers(reduction_axis=(embed,), output_axis=others)
     return optax.contrib.MuonDimensionNumbers(reduction_axis=others, output_axis=(embed,))

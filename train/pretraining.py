@@ -54,6 +54,11 @@ def pretrain(
     """
     settings = from_config(config)
     source = None if parent is None else open_run(parent).with_execution(settings.model)
+    if source is not None and not source.is_language_model:
+        raise UserError(
+            f"--init_from={parent} is a model for {source.record.task['name']}; expected a pre-trained run, or one "
+            "that was fine-tuned to write text"
+        )
     check_new_run(workdir, config, settings, PRETRAIN_UNUSED, None)
     # Not an error: a config file for pre-training describes a model, and --init_from replaces it.
     for text in overridden_fields(config, source) if source is not None else ():
@@ -127,7 +132,13 @@ def job_of(
 def _architecture(
     settings: Settings, tokenizer: Tokenizer, parent: Run | None
 ) -> tuple[ModelConfig, list[dict[str, str]]]:
-    """Returns (model, lineage): the config's model, or the parent run's, which must have the same tokenizer."""
+    """Returns (model, lineage): the config's model, or the parent run's, which must have the same tokenizer.
+
+    Longer rows than the parent's context make the context longer where positions are rotations alone.
+
+    Raises:
+        UserError: another tokenizer, or rows longer than a context that cannot grow.
+    """
     if parent is not None:
         expected = parent.tokenizer()
         if expected.sha256 != tokenizer.sha256:
@@ -136,7 +147,17 @@ def _architecture(
                 f"{parent.directory} ({expected.vocab_size} tokens); "
                 f"run rootstock prepare --tokenizer={parent.directory}/tokenizer"
             )
-        return parent.model, parent.lineage_entry()
+        model, length = parent.model, settings.sequence_length
+        if length > model.context_length:
+            if model.position != "rope" or model.rope_scaling != "none":
+                raise UserError(
+                    f"config.sequence_length={length} exceeds the context of {parent.directory}, whose positions "
+                    f"(position={model.position!r}, rope_scaling={model.rope_scaling!r}) are made for its length; "
+                    f"expected at most {model.context_length}"
+                )
+            warn(f"pretrain: the context grows from {model.context_length} to {length} tokens")
+            model = dataclasses.replace(model, context_length=length)
+        return model, parent.lineage_entry()
     return complete_model(settings, tokenizer.vocab_size), []
 
 

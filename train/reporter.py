@@ -134,9 +134,9 @@ class StepReporter:
         steps_per_second = steps / max(now - self.mark - self.outside, 1e-9)
         if steps:
             self.mark, self.marked_step, self.outside = now, step, 0.0
-        tokens_per_second = steps_per_second * self.tokens_per_step
-        # None: the chip's peak is not known, as on a CPU.
-        mfu = steps_per_second * self.flops_per_step / self.peak_flops if self.peak_flops else None
+        # None: the first step's time is that of compiling; and the chip's peak may not be known, as on a CPU.
+        tokens_per_second = steps_per_second * self.tokens_per_step if steps else None
+        mfu = steps_per_second * self.flops_per_step / self.peak_flops if steps and self.peak_flops else None
         self.write(
             {
                 "step": step,
@@ -152,8 +152,10 @@ class StepReporter:
                 "timeline": self.goodput.timeline(),
             }
         )
-        text = f"loss {values['loss']:.3f} · {tokens_per_second:,.0f} tokens/s"
-        self.progress(step, text if mfu is None else f"{text} · MFU {mfu:.0%}")
+        parts = [f"loss {values['loss']:.3f}"]
+        parts += [f"{tokens_per_second:,.0f} tokens/s"] if tokens_per_second is not None else []
+        parts += [f"MFU {mfu:.0%}"] if mfu is not None else []
+        self.progress(step, " · ".join(parts))
 
 
 def _described(metrics: Mapping[str, float]) -> str:

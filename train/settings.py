@@ -310,10 +310,23 @@ def _combination_errors(s: Settings) -> list[str]:
     for name, path in (("data.cache", s.data.cache), ("checkpoint.local_path", s.checkpoint.local_path)):
         if is_url(path):
             errors.append(f"config.{name}={path!r} is in a bucket; expected a directory of this machine")
-    if s.optimizer.ema == 1:
-        errors.append("config.optimizer.ema=1.0 would keep the initial parameters; expected a factor below 1, 0: off")
+    errors += _optimizer_errors(s.optimizer)
     patterns = ("input", "context", "group", "prompt")
     errors += [error for name in patterns if (error := _pattern_error(f"config.task.{name}", getattr(s.task, name)))]
+    return errors
+
+
+def _optimizer_errors(settings: OptimizerSettings) -> list[str]:
+    """Returns which values lie in their range and make parameters NaN in the first step, or do nothing."""
+    errors = [
+        f"config.optimizer.{name}=1.0 would divide by 0 in the first step; expected a factor below 1"
+        for name in ("beta1", "beta2")
+        if getattr(settings, name) == 1
+    ]
+    if settings.epsilon == 0:
+        errors.append("config.optimizer.epsilon=0.0 would divide 0 by 0 where a gradient is 0; expected e.g. 1e-8")
+    if settings.ema == 1:
+        errors.append("config.optimizer.ema=1.0 would keep the initial parameters; expected a factor below 1, 0: off")
     return errors
 
 

@@ -45,6 +45,8 @@ def changed(**fields):
         ),
         ({"task__input": "{a"}, ["config.task.input='{a': a single '{'; write {{ for a brace; expected"]),
         ({"optimizer__beta1": 1.5}, ["config.optimizer.beta1=1.5 must be between 0 and 1"]),
+        ({"optimizer__beta2": 1.0}, ["config.optimizer.beta2=1.0 would divide by 0", "expected a factor below 1"]),
+        ({"optimizer__epsilon": 0.0}, ["config.optimizer.epsilon=0.0 would divide 0 by 0", "expected e.g. 1e-8"]),
         ({"seed": -1}, ["config.seed=-1 must be between 0 and 9223372036854775807"]),
         ({"seed": 2**63}, ["config.seed=9223372036854775808 must be between 0 and 9223372036854775807"]),
     ],

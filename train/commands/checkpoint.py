@@ -10,6 +10,7 @@ two runs. prune deletes the oldest checkpoints; it keeps the newest sound one, t
 and best/.
 """
 
+import re
 import time
 from pathlib import Path
 
@@ -66,16 +67,17 @@ def _table(*columns: str) -> Table:
 
 
 def _list(directory: Path) -> None:
-    from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR
+    from train.checkpoint.manager import BEST_DIR, CHECKPOINTS_DIR, saved_steps
     from train.run.history import read_records
 
-    losses = {r["step"]: f"{r['loss']:.4f}" for r in read_records(directory, "eval") if r["phase"] == "eval"}
+    evaluated = [r for r in read_records(directory, "eval") if r["phase"] == "eval"]
+    # A loss that is not finite is null in metrics.jsonl.
+    losses = {r["step"]: "nan" if r["loss"] is None else f"{r['loss']:.4f}" for r in evaluated}
     table = _table("where", "step", "MB", "saved", "held-out loss")
-    for path in [
-        p
-        for where in (CHECKPOINTS_DIR, BEST_DIR, "damaged")
-        for p in sorted((directory / where).glob("[0-9]*"), key=_step)
-    ]:
+    # Not what is being saved, or was when the run was killed: "20.orbax-checkpoint-tmp".
+    steps = [(where, step) for where in (CHECKPOINTS_DIR, BEST_DIR) for step in saved_steps(directory, where)[::-1]]
+    damaged = [path for path in (directory / "damaged").glob("[0-9]*") if re.fullmatch(r"\d+(-\d+)?", path.name)]
+    for path in [*(directory / where / str(step) for where, step in steps), *sorted(damaged, key=_step)]:
         files = [file.stat() for file in path.rglob("*") if file.is_file()]
         size = sum(file.st_size for file in files)
         # A directory of a bucket has no time of its own.

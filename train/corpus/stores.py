@@ -91,7 +91,9 @@ def _stores(settings: Settings, workdir: Path, parent: Path | None, accept_chang
             try:
                 manifest = _prepare(path, output, options, tokenizer)
             except DataChanged as error:
-                if not accept_changed_data or not begun:
+                if not begun:
+                    raise UserError(f"{error}, or delete {output.parent if name else output}") from None
+                if not accept_changed_data:
                     raise UserError(f"{error}, or --accept_changed_data") from None
                 delete_tree(output)
                 manifest = _prepare(path, output, options, tokenizer)

@@ -17,7 +17,8 @@ from train.evaluation.scoring import held_out_loss
 from train.finetuning.finetune_run import FinetuneRun
 from train.loop import fit
 from train.pretraining import job_of
-from train.run.record import TASK_TEXT_DIR, Run, RunRecord
+from train.run.length import TASK_TEXT_DIR
+from train.run.record import Run, RunRecord
 from train.run.record import start as start_run
 from train.settings import from_config
 from train.step import objective_of

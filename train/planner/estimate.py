@@ -254,7 +254,8 @@ def _traffic(
     buffers: dict[str, float],
 ) -> float:
     """Returns a lower bound: state read and written, weights once per pass, activations written and read."""
-    updated = 2 * (buffers["parameters"] + buffers["optimizer state"]) + 2 * buffers["gradients"]
+    state_parts = ("parameters", "averaged parameters", "optimizer state", "gradients")
+    updated = 2 * sum(buffers.get(name, 0.0) for name in state_parts)
     experts = _expert_bytes(state)
     if state.frozen:
         weights = tree_bytes(state.all_params) * _ways(mesh)

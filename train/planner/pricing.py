@@ -24,7 +24,7 @@ from train.settings import Settings, planned_model
 from train.step import Program, make_program, objective_of
 from train.trees import boxed_params
 
-_STATE = ("parameters", "frozen parameters", "optimizer state")
+_STATE = ("parameters", "frozen parameters", "averaged parameters", "optimizer state")
 _USABLE = 0.94  # fraction of a GPU's memory; the runtime uses the rest
 
 

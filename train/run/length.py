@@ -15,6 +15,9 @@ from train.checkpoint.manager import CHECKPOINTS_DIR, saved_steps
 from train.schedule import schedule_errors
 from train.settings import OptimizerSettings
 
+# The directory in a fine-tuned run of the stage that pre-trains on the task's texts; its length is its own.
+TASK_TEXT_DIR = "task_text"
+
 # One entry of `run.json`: {"before": steps, "after": steps, "steps": {training directory: its newest step}}. A
 # fine-tuning run trains two models: "." is the run itself, "from_random" its baseline.
 LengthChange = dict[str, Any]
@@ -40,7 +43,8 @@ def length_change(workdir: Path, before: Mapping[str, Any], now: Mapping[str, An
             f"config.num_steps={new}: {workdir} was started with {old} and config.optimizer.schedule='cosine', whose "
             f"every step depends on the length; use {old}, or --init_from={workdir} and a new --workdir"
         )
-    trained = {".": workdir} | {path.parent.name: path.parent for path in sorted(workdir.glob(f"*/{CHECKPOINTS_DIR}"))}
+    others = [path.parent for path in sorted(workdir.glob(f"*/{CHECKPOINTS_DIR}"))]
+    trained = {".": workdir} | {other.name: other for other in others if other.name != TASK_TEXT_DIR}
     steps = {name: next(iter(saved_steps(directory)), 0) for name, directory in trained.items()}
     done = max(steps.values())
     if new < done:

@@ -30,6 +30,7 @@ from train.checkpoint.restore import restore_params
 from train.console import warn
 from train.distributed.processes import is_process_zero, run_on_process_zero
 from train.run.length import LengthChange, length_change
+from train.run.lineage_change import lineage_errors_on_resume
 from train.run.mixture_change import mixture_errors_on_resume, mixture_of
 from train.run.rollback import skipped_batches
 from train.run.selection_change import selection_errors_on_resume
@@ -51,8 +52,6 @@ _BEFORE_ADDED = {("task", "row_rules"): 1, ("task", "attention"): "causal"}
 MAY_CHANGE = RESUMABLE_FIELDS
 # Sections of the config that a stage does not read, so that older runs resume when a default in them changes.
 UNREAD = {"pretrain": ("task.", "adapt.")}
-# The directory in a fine-tuned run of the stage that pre-trains on the task's texts.
-TASK_TEXT_DIR = "task_text"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,6 +260,7 @@ def _check_same_run(
     done = batch_number(next(iter(saved_steps(workdir)), 0), skipped)
     changed += mixture_errors_on_resume(before.config, record.config, done)
     changed += selection_errors_on_resume(before.config, record.config)
+    changed += lineage_errors_on_resume(before.lineage, record.lineage)
     if before.data_fingerprint != record.data_fingerprint and not accept_changed_data:
         files = differences(before.data_files, record.data_files) if before.data_files else []
         files += [

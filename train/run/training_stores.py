@@ -6,7 +6,8 @@ from configs.errors import UserError
 from data.storage.paths import at
 from data.store import is_store
 from train.corpus.stores import existing_stores
-from train.run.record import TASK_TEXT_DIR, Run, open_run
+from train.run.length import TASK_TEXT_DIR
+from train.run.record import Run, open_run
 from train.settings import from_config
 
 _EXPECTED = "expected the store of the training text, or auto for a run whose store is still there"

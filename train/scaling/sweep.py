@@ -1,6 +1,7 @@
 """Trains the runs of a scaling sweep and reads their results; also reads the results of runs trained elsewhere."""
 
 import dataclasses
+import glob
 import json
 import math
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from configs.errors import UserError
 from data.readers import read_rows
+from data.storage.files import write_atomically
 from model.config import ModelConfig, model_config
 from model.flops import active_parameters, training_flops_per_token
 from model.heads import language_model, parameter_count
@@ -50,13 +52,20 @@ def sweep(
                 raise UserError(f"{directory}: {error}") from None
         points[name] = _figures(directory, one)
     if is_process_zero():
-        lines = [json.dumps({"run": name, **dataclasses.asdict(point)}) + "\n" for name, point in points.items()]
-        (workdir / "points.jsonl").write_text("".join(lines))
+        _write_points(workdir / "points.jsonl", points)
     longest = max(map(from_config, configs.values()), key=lambda one: one.num_steps)
     rows = dataclasses.replace(corpus, settings=longest).rows
     epochs = max(used.epochs for used in source_usage(rows, longest).values())
     repeats = f"the longest runs repeat the training tokens {epochs:.1f} times; the law assumes unique tokens"
     return points, [repeats] if epochs > 1 else []
+
+
+def _write_points(path: Path, points: dict[str, Point]) -> None:
+    """Writes a sweep's points; rows of other runs that the file has, such as those that a user added, stay."""
+    rows = [{"run": name, **dataclasses.asdict(point)} for name, point in points.items()]
+    if path.is_file() and path.stat().st_size:
+        rows += [row for row in read_rows(glob.escape(str(path))) if row.get("run") not in points]
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _is_finished(directory: Path, config: Config, fingerprint: str) -> bool:

@@ -105,8 +105,15 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(text, foun
 
 @pytest.mark.integration
 def test_checkpoint_lists_verifies_compares_and_prunes(foundation, copied):
+    # What a kill during a save leaves behind, and a loss that was not finite.
+    (copied / "checkpoints" / "50.orbax-checkpoint-tmp").mkdir()
+    metrics = copied / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = [line | {"loss": None} if line["phase"] == "eval" and line["step"] == 40 else line for line in lines]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     listed = rootstock("checkpoint", "ls", copied).stdout
     assert "checkpoints" in listed and " 30 " in listed and " 40 " in listed
+    assert " nan " in listed and "orbax" not in listed
     assert rootstock("checkpoint", "verify", copied).stdout.count("sound") == 2
     same = rootstock("checkpoint", "diff", copied, foundation).stdout
     assert "params/backbone/" not in same and f"{len(checksums(copied, 40))} leaves are" in same

@@ -15,7 +15,8 @@ from train.distributed.mesh import single_device_mesh
 from train.finetuning.run import finetune, prepare_run
 from train.finetuning.task_text import task_text_rows, with_task_text
 from train.prediction import load
-from train.run.record import TASK_TEXT_DIR, open_run
+from train.run.length import TASK_TEXT_DIR
+from train.run.record import open_run
 from train.run.training_stores import training_stores
 from train.settings import from_config
 

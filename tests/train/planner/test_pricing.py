@@ -168,3 +168,15 @@ def test_make_plan_restores_the_compilation_cache_setting():
     settings = settings_of("smollm2_135m")
     assert dataclasses.asdict(estimated(settings, "h100-8"))["chips"] == 8
     assert jax.config.jax_enable_compilation_cache == before
+
+
+def test_the_state_includes_the_average_of_the_weights():
+    """It is kept in float32, as the parameters are, and read and written in each step."""
+    plans = [
+        make_plan(settings_of("smollm2_135m", optimizer__ema=ema), parse_topology("h100-1"), [], "estimated")
+        for ema in (0.0, 0.99)
+    ]
+    without, average = plans
+    assert average.buffers["averaged parameters"] == average.buffers["parameters"]
+    added = average.state_bytes_per_chip - without.state_bytes_per_chip
+    assert added == average.buffers["averaged parameters"]

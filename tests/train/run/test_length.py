@@ -14,7 +14,7 @@ from tests.runs import records
 from train.optimizer import make_schedule
 from train.pretraining import pretrain
 from train.replay import replay
-from train.run.length import earlier_lengths, length_change
+from train.run.length import TASK_TEXT_DIR, earlier_lengths, length_change
 from train.run.record import open_run
 from train.settings import from_config
 
@@ -124,6 +124,28 @@ def test_a_length_changes_twice_and_a_damaged_join_is_done_again(text, tmp_path)
         shutil.rmtree(workdir / "checkpoints" / str(step))
     pretrain(config_of(text, 12, "linear"), workdir)
     assert losses(workdir) == before and sorted(lengths(workdir)) == [(4, 4, 8), (8, 8, 12)]
+
+
+@pytest.mark.integration
+def test_a_run_cut_to_its_newest_checkpoint_is_evaluated_there(text, tmp_path):
+    """As if it had been killed after an evaluation that followed its newest checkpoint."""
+    workdir = tmp_path / "run"
+    pretrain(config_of(text, 8, "constant", **{"checkpoint.every": 3, "evaluation.every": 4}), workdir)
+    for step in (6, 8):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    pretrain(config_of(text, 3, "constant", **{"checkpoint.every": 3, "evaluation.every": 4}), workdir)
+    found = records(workdir)
+    assert [r["step"] for r in found if r["phase"] == "eval"] == [3]
+    assert max(r["step"] for r in found) == 3 and lengths(workdir) == [(3, 8, 3)]
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["training"]["held_out"]["step"] == 3
+
+
+def test_the_stage_on_task_texts_has_a_length_of_its_own(text, tmp_path):
+    (tmp_path / "checkpoints" / "6").mkdir(parents=True)
+    (tmp_path / TASK_TEXT_DIR / "checkpoints" / "20").mkdir(parents=True)
+    before, now = (config_of(text, steps, "constant") for steps in (6, 9))
+    assert length_change(tmp_path, before, now) == {"before": 6, "after": 9, "steps": {".": 6}}
 
 
 @pytest.mark.integration

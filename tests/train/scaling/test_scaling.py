@@ -98,6 +98,20 @@ def test_an_interrupted_sweep_resumes_and_fits_the_law(text, trained, tmp_path, 
         command(*arguments, "--config.optimizer.beta1=0.8")
 
 
+def test_points_that_a_user_added_stay_in_the_file_of_a_sweep(tmp_path):
+    path, point = tmp_path / "[sweep] points.jsonl", laws.Point(10.0, 20.0, 1200.0, 3.0)
+    sweep._write_points(path, {"width8-steps6": point})
+    with path.open("a") as file:
+        file.write('{"run": "elsewhere", "parameters": 5, "tokens": 9, "flops": 270, "loss": 4}\n{"loss": 5}\n')
+    sweep._write_points(path, {"width8-steps6": point, "width8-steps12": point})
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row.get("run") for row in rows] == ["width8-steps6", "width8-steps12", "elsewhere", None]
+    with path.open("a") as file:
+        file.write("{\n")
+    with pytest.raises(UserError, match=r"points.jsonl:5: broken JSON"):
+        sweep._write_points(path, {"width8-steps6": point})
+
+
 @pytest.mark.integration
 def test_a_diverged_run_is_named_in_the_error(text, tmp_path):
     with pytest.raises(UserError, match="width8-steps6: 3 consecutive steps were skipped"):
