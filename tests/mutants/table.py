@@ -480,6 +480,15 @@ _TRAIN = (
         "if before.data_fingerprint is None", f"{_RUN}test_resume_requires_the_same_data_tokenizer_and_config",
     ),
     Mutant(
+        "a run resumes from another foundation", "train/run/lineage_change.py", "or (moved and same_run)",
+        "or same_run", "tests/train/run/test_lineage_change.py::test_another_run_or_none_is_refused_by_name",
+    ),
+    Mutant(
+        "a stacked bias is decayed as a matrix", "train/optimizer.py",
+        " and not set(box.names) <= _STREAM_AXES | _STACKED_AXES", "",
+        "tests/train/test_optimizer.py::test_kernels_and_tables_are_matrices_and_nothing_else",
+    ),
+    Mutant(
         "a changed config is accepted", "train/run/record.py",
         "if old.get(name) != new[name] and", "if old is None and",
         f"{_RUN}test_fields_added_to_the_config_later_get_their_defaults",

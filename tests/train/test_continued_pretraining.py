@@ -65,7 +65,7 @@ def test_text_that_changed_before_the_run_began_can_be_tokenized_again(foundatio
     config |= {"sequence_length": 64, "data": config["data"] | {"path": str(text), "max_epochs": 1e-3}}
     with pytest.raises(UserError, match="max_epochs"):
         pretrain(config, tmp_path / "run")
-    text.write_text("the dog ran away again\n" * 200)
+    text.write_text("a dog ran away again\n" * 200)
     with pytest.raises(UserError, match=rf"or the same text, or delete {tmp_path}/run/store$"):
         pretrain(config, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "store")
