@@ -103,7 +103,7 @@ def curves():
     return found
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_bfloat16_loss_curve_matches_float32(curves):
     (high, _), (low, _) = curves["float32"], curves["bfloat16"]
     assert high[-1] < high[0] - 2 and not (high == low).all()

@@ -81,7 +81,7 @@ def test_multi_label_metrics():
     assert one["micro_f1"].value == one["macro_f1"].value == pytest.approx(2 / 3)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_multi_label_resamples_equal_scikit_learn():
     rng = np.random.default_rng(0)
     y, p = rng.random((2, 60, 4)) < 0.4

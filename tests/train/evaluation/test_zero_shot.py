@@ -79,8 +79,8 @@ def test_generated_texts_equal_decoding_without_a_cache(name):
     assert texts == [greedy(model, params, prompt, 4) for prompt in prompts]
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize("sizes", [{"fsdp": 2, "tensor": 2}, *often([{"data": 3}, {"context": 4}])], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{"fsdp": 2, "tensor": 2}, {"data": 3}, {"context": 4}], ids=str)
 def test_sharded_parameters_give_the_same_scores_and_texts(sizes):
     model = model_of("plain")
     objective = language_model(model)

@@ -135,10 +135,7 @@ def test_frozen_kernels_have_no_gradient_computation():
     assert whole.count("f32[64,64] = dot_general") > 0 == text.count("f32[64,64] = dot_general")
 
 
-@pytest.mark.parametrize(
-    "method",
-    [*often(("lora", "head", "last"), "lora"), pytest.param("full", marks=pytest.mark.integration)],
-)
+@pytest.mark.parametrize("method", often(("full", "lora", "head", "last"), "lora"))
 def test_mesh_and_single_device_losses_agree(method, tmp_path):
     settings = settings_of(**{"adapt.method": method, "num_steps": 6})
     found = []

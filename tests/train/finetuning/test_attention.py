@@ -90,7 +90,7 @@ def test_run_json_records_the_attention_and_a_restart_keeps_it(run, foundation, 
         finetune(config_of(rows, **{"task.attention": "causal"}), foundation, tmp_path / "run")
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_stays_causal(foundation, tmp_path):
     rows, workdir = write_rows(tmp_path / "rows.jsonl", 120), tmp_path / "run"
     causal = {"task.attention": "causal", "task.pooling": "last"}

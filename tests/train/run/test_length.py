@@ -113,7 +113,7 @@ def test_a_run_before_its_decay_becomes_the_longer_run_bit_for_bit(schedule, tex
     assert leaves(tmp_path / "parts", 16) == leaves(tmp_path / "whole", 16)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_length_changes_twice_and_a_damaged_join_is_done_again(text, tmp_path):
     workdir = tmp_path / "run"
     for num_steps in (4, 8, 12):
