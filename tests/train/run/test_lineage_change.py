@@ -38,6 +38,13 @@ def test_a_run_that_was_moved_is_the_same_if_its_data_are(tmp_path):
     assert lineage_errors_on_resume(entry(gone), entry(here, stage="finetune")) == [f"--init_from: {gone} -> {here}"]
 
 
+def test_the_stage_on_task_texts_of_a_copied_run_is_its_own(tmp_path):
+    one, other = run_in(tmp_path / "one"), run_in(tmp_path / "other")
+    before, copied = ([*entry(one), *entry(run_in(directory / "task_text"))] for directory in (one, other))
+    assert lineage_errors_on_resume(before, copied) == []
+    assert lineage_errors_on_resume(before, [*entry(other), *copied[1:]]) == [f"--init_from: {one} -> {other}"]
+
+
 def test_another_run_or_none_is_refused_by_name(tmp_path):
     """Two runs on the same data have the same fingerprint and other weights."""
     one, other = run_in(tmp_path / "one"), run_in(tmp_path / "other")
