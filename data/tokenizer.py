@@ -288,7 +288,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     # Truncated or padded texts would silently change the data.
     backend.no_truncation()
     backend.no_padding()
-    config = read_json(file.with_name("tokenizer_config.json"))
+    # Older models name their special tokens in a file of their own, which the other one overrides.
+    files = ("special_tokens_map.json", "tokenizer_config.json")
+    config = {name: v for path in files for name, v in read_json(file.with_name(path)).items() if v is not None}
     ids = {role: _special_id(role, config, file, backend) for role in _WELL_KNOWN}
     eos = ids["eos"]
     if eos is None:

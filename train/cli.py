@@ -114,7 +114,7 @@ def _run(arguments: list[str]) -> None:
     except UserError as error:
         end(str(error), getattr(error, "exit_code", 1))
     except KeyboardInterrupt:
-        end("interrupted; run the same command again to resume", 130)
+        end("interrupted; run the same command again", 130)
 
 
 def _run_command(command: ModuleType, values: flags.FlagValues) -> None:

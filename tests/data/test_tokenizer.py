@@ -143,6 +143,14 @@ def test_special_tokens_of_tokenizer_config_json(tmp_path):
         load_tokenizer(tmp_path)
 
 
+def test_special_tokens_map_json_is_read_and_overridden(tmp_path):
+    _sentencepiece_like(tmp_path, ["<unk>", "<|endoftext|>", "<stop>", "<fill>"])
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<stop>", "pad_token": "<fill>"}))
+    assert (load_tokenizer(tmp_path).eos_id, load_tokenizer(tmp_path).pad_id) == (2, 3)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>", "pad_token": None}))
+    assert (load_tokenizer(tmp_path).eos_id, load_tokenizer(tmp_path).pad_id) == (1, 3)
+
+
 def test_missing_or_invalid_tokenizer_file_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"tokenizer\.json is missing; expected a tokenizer\.json"):
         load_tokenizer(tmp_path)

@@ -40,7 +40,7 @@ def run(values: flags.FlagValues) -> None:
 
     directory = at(values.run)
     opened = open_run(directory)
-    options = options_of(values, opened.record.generation)
+    options = options_of(values, opened.record.generation, opened.model.context_length)
     template = values.template or chat_template_of(opened) or "plain_chat"
     language_model = open_language_model(directory, template, cache_dtype=values.cache_dtype)
     with jax.set_mesh(language_model.mesh):

@@ -95,7 +95,9 @@ def _verify(directory: Path) -> None:
     from train.checkpoint.compare import verified_checkpoints
 
     table, damaged = _table("where", "step", "leaves", "found"), []
-    for where, step, leaves, damage in verified_checkpoints(directory):
+    if not (found := list(verified_checkpoints(directory))):
+        raise UserError(f"{directory} contains no checkpoint")
+    for where, step, leaves, damage in found:
         table.add_row(where, str(step), str(leaves), damage or "sound")
         if damage:
             damaged.append(f"{where}/{step}: {damage}")

@@ -50,7 +50,8 @@ def run(values: flags.FlagValues) -> None:
         raise UserError("--prompt is missing; expected either --prompt=TEXT or --prompts=FILE")
     if values.raw and values.template:
         raise UserError(f"--template={values.template} has no effect with --raw; expected one of the two")
-    options = options_of(values, open_run(at(values.run)).record.generation)
+    opened = open_run(at(values.run))
+    options = options_of(values, opened.record.generation, opened.model.context_length)
     if values.output:
         check_output_file(at(values.output), "output")
         if values.prompts:

@@ -41,8 +41,10 @@ def define_sampling_flags(values: flags.FlagValues, temperature: float) -> None:
     flags.DEFINE_enum("cache_dtype", "", ["", "auto", "bfloat16", "int8"], text, flag_values=values)
 
 
-def options_of(values: flags.FlagValues, defaults: Mapping[str, Any]) -> "GenerationOptions":
+def options_of(values: flags.FlagValues, defaults: Mapping[str, Any], context_length: int) -> "GenerationOptions":
     """Returns the options of the flags; `defaults` (see `RunRecord`) fill in the flags that are not given.
+
+    A default number of new tokens is a limit that nobody typed: it leaves half of the context to the prompt.
 
     Raises:
         UserError: a value is out of range.
@@ -51,6 +53,8 @@ def options_of(values: flags.FlagValues, defaults: Mapping[str, Any]) -> "Genera
     from train.generation.language_model import GenerationOptions
 
     used = {name: value for name, value in defaults.items() if not values[name].present}
+    if "max_new_tokens" in used:
+        used["max_new_tokens"] = min(used["max_new_tokens"], max(context_length // 2, 1))
     if used:
         say(f"generation defaults of the model: {', '.join(f'{name}={value:g}' for name, value in used.items())}")
     found: dict[str, Any] = {name: used.get(name, values[name].value) for name in (*_OPTIONS, "max_new_tokens")}

@@ -81,6 +81,8 @@ class LanguageModel:
 
     def _checked(self, tokens: list[int], max_new_tokens: int) -> list[int]:
         max_prompt_len = self.model.context_length - max_new_tokens
+        if not tokens:
+            raise UserError("the prompt has no tokens; expected some text, since the model has no token for a start")
         if len(tokens) > max_prompt_len:
             raise UserError(
                 f"the prompt has {len(tokens)} tokens; expected at most {max(max_prompt_len, 0)}, the model's context "

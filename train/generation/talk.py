@@ -24,12 +24,13 @@ def talk(language_model: LanguageModel, lines: Iterable[str], system: str, optio
         messages.append({"role": "user", "content": language_model.cleaned(line)})
         max_prompt_len = max(language_model.model.context_length - options.max_new_tokens, 1)
         tokens = render(messages, language_model.template, language_model.tokenizer, max_prompt_len, prompt=True).tokens
-        answer = ""
+        answer, first = "", True
         turn = dataclasses.replace(options, seed=options.seed + number)
         for part in stream_text(language_model, tokens, turn):
             # The space before an answer can be a part of its first token.
-            part = part if answer else part.lstrip(" ")
-            answer += part
-            yield part
+            shown = part.removeprefix(" ") if first else part
+            first = first and not part
+            answer += shown
+            yield shown
         yield "\n"
         messages.append({"role": "assistant", "content": answer})

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.errors import UserError
+from configs.errors import UserError, one_line
 from data.storage.paths import at
+from train.console import warn
 from train.huggingface.card_metadata import CardOptions, data_name, data_path, metadata, pipeline_of, task_name
 from train.huggingface.sources import IMPORTED
 from train.run.language_model import chat_template_of
@@ -217,15 +218,22 @@ def _limits(run: Run, results: Mapping[str, Any], options: CardOptions) -> str:
 
 
 def _data_card(run: Run) -> str:
-    """Returns the README.md beside the training data, without its front matter and cut; "": there is none."""
+    """Returns the README.md beside the training data, without its front matter and cut; "": there is none.
+
+    A bucket that cannot be read from here is no reason to export nothing.
+    """
     path = data_path(run).split(",")[0]
     if not path or path.startswith("hf:"):
         return ""
-    source = at(path)
-    card = (source if source.is_dir() else source.parent) / CARD_FILE
-    if not card.is_file():
+    try:
+        source = at(path)
+        card = (source if source.is_dir() else source.parent) / CARD_FILE
+        if not card.is_file():
+            return ""
+        text = card.read_text(encoding="utf-8", errors="replace")
+    except Exception as error:  # the libraries of buckets raise their own
+        warn(f"the model card leaves out that of the training data, {path}, which cannot be read: {one_line(error)}")
         return ""
-    text = card.read_text(encoding="utf-8", errors="replace")
     if text.startswith("---\n"):
         text = text[4:].partition("\n---")[2]
     text = text.strip()

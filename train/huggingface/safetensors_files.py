@@ -121,13 +121,26 @@ def write_weights(
     for file, shard in zip(files, shards, strict=True):
         with (directory / file).open("wb") as out:
             out.write(_header(shard, dtype))
-            for _ in shard:
-                out.write(np.ascontiguousarray(next(tensors)).astype(dtype, copy=False).tobytes())
+            for name in shard:
+                out.write(_cast(name, next(tensors), dtype).tobytes())
     if count > 1:
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         total = sum(math.prod(shape) * size for shape in shapes.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / f"{single}.index.json").write_text(json.dumps(index, indent=1))
+
+
+def _cast(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+    """Returns a tensor as a type of `_TYPES`.
+
+    Raises:
+        UserError: a finite value is too large for it.
+    """
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(tensor).astype(dtype, copy=False)
+    if dtype == "float16" and np.isinf(cast).sum() > np.isinf(tensor).sum():
+        raise UserError(f"{name} has values beyond 65,504, the largest of float16; use --dtype=bfloat16")
+    return cast
 
 
 def _header(shard: Mapping[str, tuple[int, ...]], dtype: str) -> bytes:

@@ -1,12 +1,14 @@
 """Writing and talking: parts add up to the whole, turns are remembered and forgotten, what does not fit is one line."""
 
 import pytest
+from absl import flags
 from conftest import init, tiny_model
 
 from configs.errors import UserError
 from data.tokenizer_training import train_tokenizer
 from model.heads import language_model
 from model.sampling import Sampling
+from train.commands import generate, sampling_flags
 from train.distributed.mesh import single_device_mesh
 from train.generation import talk as talking
 from train.generation.decode import generate_text, stream_text
@@ -40,7 +42,7 @@ def test_a_talk_remembers_until_it_is_reset(model, monkeypatch):
     def stream(_, tokens, options):
         prompts.append(BYTES.decode(tokens))
         assert options.stop == (" END",)
-        yield from (" ", " an", "swer")
+        yield from ("", " an", "swer")
 
     monkeypatch.setattr(talking, "stream_text", stream)
     said = ["one", "", "two", "/reset", "three", "/exit", "four"]
@@ -49,6 +51,27 @@ def test_a_talk_remembers_until_it_is_reset(model, monkeypatch):
     assert prompts[0].startswith("be kind") and "one" in prompts[0]
     assert "one" in prompts[1] and "Assistant: answer" in prompts[1] and "two" in prompts[1]
     assert "one" not in prompts[2] and "be kind" in prompts[2] and len(prompts) == 3
+
+
+def test_an_indented_answer_keeps_its_indentation(model, monkeypatch):
+    """As `generate` and `serve` write it: one space can belong to the token before the answer."""
+    monkeypatch.setattr(talking, "stream_text", lambda *_: iter(["  ", "  return x"]))
+    assert "".join(talk(model, ["code"], "", GenerationOptions(8))) == "   return x\n"
+
+
+def test_a_prompt_without_tokens_is_one_line(model):
+    with pytest.raises(UserError, match="the prompt has no tokens; expected some text"):
+        model._checked([], 10)
+
+
+def test_a_default_number_of_tokens_leaves_room_for_the_prompt():
+    values = flags.FlagValues()
+    generate.define_flags(values)
+    values(["generate"])
+    assert sampling_flags.options_of(values, {"max_new_tokens": 64}, 64).max_new_tokens == 32
+    assert sampling_flags.options_of(values, {"max_new_tokens": 8}, 64).max_new_tokens == 8
+    values(["generate", "--max_new_tokens=60"])
+    assert sampling_flags.options_of(values, {"max_new_tokens": 64}, 64).max_new_tokens == 60
 
 
 def test_a_long_talk_loses_its_oldest_turns(model, monkeypatch):

@@ -119,6 +119,11 @@ def test_checkpoint_lists_verifies_compares_and_prunes(foundation, copied):
     assert "params/backbone/" not in same and f"{len(checksums(copied, 40))} leaves are" in same
     assert "would delete 30; kept 40" in rootstock("checkpoint", "prune", copied, "--dry_run").stdout
     assert checksums(copied, 30)
+    empty = copied.parent / "empty"
+    shutil.copytree(copied, empty, ignore=shutil.ignore_patterns("checkpoints"))
+    assert error_lines(rootstock("checkpoint", "verify", empty, check=False)) == [
+        f"rootstock: error: {empty} contains no checkpoint"
+    ]
     rootstock("checkpoint", "prune", copied)
     assert [p.name for p in (copied / "checkpoints").iterdir() if p.name.isdecimal()] == ["40"]
 

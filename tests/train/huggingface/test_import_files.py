@@ -16,7 +16,7 @@ from data.tokenizer_training import train_tokenizer
 from tests.runs import rootstock
 from train.distributed.mesh import single_device_mesh
 from train.huggingface.importing import import_hf
-from train.huggingface.safetensors_files import find_weights
+from train.huggingface.safetensors_files import find_weights, write_weights
 from train.run.record import open_run
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "huggingface"
@@ -107,3 +107,13 @@ def test_transformers_reads_the_single_file_too(tmp_path):
     import_hf(str(directory), tmp_path / "run")
     ours = open_run(tmp_path / "run").load(single_device_mesh())["backbone"]["embedding"]["table"]
     np.testing.assert_array_equal(model.get_input_embeddings().weight.detach().numpy(), ours)
+
+
+def test_a_value_too_large_for_float16_is_refused_by_name(tmp_path):
+    def write(dtype, *values):
+        write_weights(tmp_path, {"a.weight": (len(values),)}, dtype, iter([np.array(values, np.float32)]))
+
+    write("float16", 65_504.0, np.inf)
+    write("bfloat16", 1e5)
+    with pytest.raises(UserError, match=r"a.weight has values beyond 65,504, the largest of float16; use --dtype=bf"):
+        write("float16", 1e5, np.inf)

@@ -12,6 +12,7 @@ import yaml
 
 from tests.runs import ROOT, error_lines, rootstock
 from tests.train.finetuning.test_confidence import trained
+from train.huggingface import model_card
 from train.huggingface.card_metadata import data_name, data_path, dataset_ids
 from train.huggingface.importing import import_hf
 
@@ -44,6 +45,16 @@ def runs(tmp_path_factory, one_device):
         return made[kind]
 
     return run
+
+
+def test_data_in_a_bucket_that_cannot_be_read_cost_only_their_card(monkeypatch, capsys):
+    def unreadable(path):
+        raise OSError("Unable to locate credentials")
+
+    monkeypatch.setattr(model_card, "at", unreadable)
+    run = SimpleNamespace(record=SimpleNamespace(config={"data": {"path": "s3://bucket/rows.jsonl", "mixture": ()}}))
+    assert model_card._data_card(run) == ""
+    assert "s3://bucket/rows.jsonl, which cannot be read: Unable to locate credentials" in capsys.readouterr().err
 
 
 def exported(run, output, *flags):
