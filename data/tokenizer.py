@@ -22,6 +22,8 @@ ANY_CHARACTER = r"[\s\S]"
 # GPT-2's pattern never merges a letter with the space after it, so a cut there does not change the tokens.
 BETWEEN_WORDS = re.compile(r"(?<=[a-zA-Z]) (?=[a-zA-Z])")
 
+# What names the special tokens; older models have a file for it alone, which the other one overrides.
+_NAMED_IN = ("special_tokens_map.json", "tokenizer_config.json")
 _WELL_KNOWN = {
     "bos": (BOS, "<s>", "<|begin_of_text|>", "<bos>", "[BOS]", "<|startoftext|>", "<|endoftext|>"),
     "eos": (EOS, "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|endoftext|>"),
@@ -266,10 +268,10 @@ def split_text(text: str, cut: re.Pattern[str] | None) -> list[str]:
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Returns a tokenizer saved by this codebase or by any library that writes Hugging Face's format.
 
-    bos, eos and pad are read from `tokenizer_config.json` in the same directory, else found by their usual names. If
-    bos or pad is missing, eos is used for it. The chat template is read from `chat_template.jinja`, else from
-    `tokenizer_config.json`; if that lists several, the one named "default" is used. All ids in the `eos_token_id` of
-    `generation_config.json`, else of the model's `config.json`, end a generated text.
+    bos, eos and pad are read from `tokenizer_config.json` in the same directory, else from `special_tokens_map.json`,
+    else found by their usual names. If bos or pad is missing, eos is used for it. The chat template is read from
+    `chat_template.jinja`, else from `tokenizer_config.json`; if that lists several, the one named "default" is used.
+    All ids in the `eos_token_id` of `generation_config.json`, else of the model's `config.json`, end a generated text.
 
     Args:
         path: a `tokenizer.json`, or a directory that contains one.
@@ -288,10 +290,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     # Truncated or padded texts would silently change the data.
     backend.no_truncation()
     backend.no_padding()
-    # Older models name their special tokens in a file of their own, which the other one overrides.
-    files = ("special_tokens_map.json", "tokenizer_config.json")
-    config = {name: v for path in files for name, v in read_json(file.with_name(path)).items() if v is not None}
-    ids = {role: _special_id(role, config, file, backend) for role in _WELL_KNOWN}
+    named = {name: v for path in _NAMED_IN for name, v in read_json(file.with_name(path)).items() if v is not None}
+    ids = {role: _special_id(role, named, file, backend) for role in _WELL_KNOWN}
     eos = ids["eos"]
     if eos is None:
         raise UserError(
@@ -321,13 +321,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return config
 
 
-def _special_id(role: str, config: dict[str, Any], file: Path, backend: tokenizers.Tokenizer) -> int | None:
-    value = config.get(f"{role}_token")
+def _special_id(role: str, named: dict[str, Any], file: Path, backend: tokenizers.Tokenizer) -> int | None:
+    value = named.get(f"{role}_token")
     name = value.get("content") if isinstance(value, dict) else value
     if name is not None:
         if not isinstance(name, str) or backend.token_to_id(name) is None:
-            path = file.with_name("tokenizer_config.json")
-            raise UserError(f"{path}: {role}_token={name!r}; expected a token of {file.name}")
+            files = " or ".join(reversed(_NAMED_IN))
+            raise UserError(f"{file.parent}: {files}: {role}_token={name!r}; expected a token of {file.name}")
         return backend.token_to_id(name)
     found = (backend.token_to_id(name) for name in _WELL_KNOWN[role])
     return next((index for index in found if index is not None), None)
