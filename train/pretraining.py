@@ -50,7 +50,7 @@ def pretrain(
         accept_changed_data: resume even if the text changed.
 
     Raises:
-        UserError: the config, the data, the mesh or the checkpoint is invalid.
+        UserError: the config, the data, the mesh or the checkpoint is invalid, or `parent` is no language model.
     """
     settings = from_config(config)
     source = None if parent is None else open_run(parent).with_execution(settings.model)

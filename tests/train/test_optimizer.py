@@ -8,7 +8,8 @@ from flax import linen as nn
 
 from configs import default
 from model.heads import language_model
-from train.optimizer import is_matrix, is_partitioned, make_optimizer
+from model.sharding import is_partitioned
+from train.optimizer import is_matrix, make_optimizer
 from train.settings import from_config
 from train.trees import boxed_params
 

@@ -41,9 +41,10 @@ def write_card(run: Run, directory: Path, name: str, options: CardOptions) -> No
     fields = metadata(run, name, results, options)
     front = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=1000)
     adapter = (directory / "adapter_config.json").exists()
-    body = "\n\n".join(_sections(run, name, results, options, adapter))
-    (directory / CARD_FILE).write_text(f"---\n{front}---\n\n{body}\n", encoding="utf-8", errors="backslashreplace")
     facts = {"card": fields, "model": _model_facts(run), "data": _data_facts(run), "results": results}
+    sections = [*_sections(run, name, results, options, adapter), *_quoted(facts["data"]["card"])]
+    body = "\n\n".join(sections)
+    (directory / CARD_FILE).write_text(f"---\n{front}---\n\n{body}\n", encoding="utf-8", errors="backslashreplace")
     (directory / RESULTS_FILE).write_text(json.dumps(facts, indent=1))
 
 
@@ -85,7 +86,11 @@ def _sections(run: Run, name: str, results: Mapping[str, Any], options: CardOpti
         yield f"## How sure it is\n\n{_calibration(results['calibration'])}"
     yield f"## Training\n\n{_training(run, results)}"
     yield f"## Limits\n\n{_limits(run, results, options)}"
-    if card := _data_card(run):
+
+
+def _quoted(card: str) -> Iterator[str]:
+    """Yields the section that quotes the card of the training data, if there is one."""
+    if card:
         quoted = "\n".join(f"> {line}".rstrip() for line in card.splitlines())
         yield f"## The card of the training data\n\n{quoted}"
 
