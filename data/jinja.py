@@ -29,7 +29,7 @@ def has_generation(source: str) -> bool:
     return _GENERATION.search(source) is not None
 
 
-def render_jinja(source: str, messages: Sequence[Mapping[str, str]], bos: str, eos: str, prompt: bool) -> str:
+def render_jinja(source: str, messages: Sequence[Mapping[str, str]], names: Mapping[str, str], prompt: bool) -> str:
     """Returns the text of a chat, with START and STOP around the assistant's text.
 
     Apart from these marks, equals `apply_chat_template` of the transformers library.
@@ -37,8 +37,8 @@ def render_jinja(source: str, messages: Sequence[Mapping[str, str]], bos: str, e
     Args:
         source: the template.
         messages: {"role", "content"} each.
-        bos: name of the token that starts a document; `bos_token` in the template.
-        eos: name of the token that ends a document; `eos_token` in the template.
+        names: of special tokens, by their names in the template: `bos_token`, `eos_token`. What is not here is
+            undefined in the template, which prints nothing.
         prompt: end with the start of the assistant's turn.
 
     Raises:
@@ -46,10 +46,10 @@ def render_jinja(source: str, messages: Sequence[Mapping[str, str]], bos: str, e
     """
     template = _compiled(source)
     # Templates test whether `tools` and `documents` are None, which differs from undefined.
-    names = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
+    given = {**names, "tools": None, "documents": None}
     try:
         with _time_limit():
-            return template(messages=[dict(message) for message in messages], add_generation_prompt=prompt, **names)
+            return template(messages=[dict(message) for message in messages], add_generation_prompt=prompt, **given)
     except Exception as error:
         raise UserError(
             f"the tokenizer's chat_template cannot render a chat of {_roles(messages)}: {one_line(error)}"

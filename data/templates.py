@@ -31,7 +31,8 @@ class Template:
         user: a user message; if it contains {system}, the system message is part of the first user message.
         assistant: an answer; the part in [] is in the loss. If the tokenizer lacks the token that ends the answer, the
             answer ends with eos.
-        start: the text before the first message; {bos} and {eos} are those of the tokenizer.
+        start: the text before the first message; {bos} and {eos} are those of the tokenizer, {bos} nothing if its files
+            name none.
         preset: the system message of a chat without one, or "".
         alternating: user and assistant messages must alternate.
     """
@@ -179,8 +180,7 @@ def end_of_turn(template: str, tokenizer: Tokenizer) -> int:
     """
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "answer"}]
     if template == "tokenizer" and not has_generation(tokenizer.chat_template):
-        bos, eos = tokenizer.token_name(tokenizer.bos_id), tokenizer.token_name(tokenizer.eos_id)
-        after = render_jinja(tokenizer.chat_template, messages, bos, eos, False).rpartition("answer")[2]
+        after = render_jinja(tokenizer.chat_template, messages, tokenizer.template_names, False).rpartition("answer")[2]
         added = tokenizer.added_tokens.values()
         return next((index for index in tokenizer.encode_with_specials(after)[0] if index in added), tokenizer.eos_id)
     tokens, mask, _ = render(messages, template, tokenizer)
@@ -269,7 +269,7 @@ def _built_in_runs(
     """Returns a chat as texts that are in the loss or not, and the names that are tokens in them."""
     added = _names(tokenizer, "".join(dataclasses.astuple(template)[:4]))
     messages = [{**message, "content": guard(message["content"].translate(_OWN), added)} for message in messages]
-    names = {"bos": tokenizer.token_name(tokenizer.bos_id), "eos": tokenizer.token_name(tokenizer.eos_id)}
+    names = {role: tokenizer.template_names.get(f"{role}_token", "") for role in ("bos", "eos")}
     opening, answer, closing = parts_of_answer(template, tokenizer)
     if template.preset and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": template.preset}, *messages]
@@ -325,13 +325,12 @@ def _jinja(messages: Sequence[Message], tokenizer: Tokenizer, prompt: bool) -> t
 def _jinja_text(messages: Sequence[Message], tokenizer: Tokenizer, prompt: bool) -> str:
     """Returns a chat with the marks of the assistant's text, in which names of tokens in contents are split."""
     source = tokenizer.chat_template
-    bos, eos = tokenizer.token_name(tokenizer.bos_id), tokenizer.token_name(tokenizer.eos_id)
 
     def rendered(some: Sequence[Message]) -> str:
-        return render_jinja(source, some, bos, eos, prompt)
+        return render_jinja(source, some, tokenizer.template_names, prompt)
 
     names = _names(tokenizer, source)
-    delimiters = _names(tokenizer, _user_turn(source, bos, eos))
+    delimiters = _names(tokenizer, _user_turn(tokenizer))
     of_role = {"assistant": delimiters, "user": names, "system": names}
     return _guarded(messages, rendered, of_role)
 
@@ -343,12 +342,13 @@ def _names(tokenizer: Tokenizer, text: str) -> Names:
 
 
 @functools.lru_cache(maxsize=16)
-def _user_turn(source: str, bos: str, eos: str) -> str:
+def _user_turn(tokenizer: Tokenizer) -> str:
     """Returns a chat without an answer: it has the tokens that start and end turns, but not those of a thought."""
     try:
-        return render_jinja(source, [{"role": "user", "content": "a"}], bos, eos, False)
+        turn = [{"role": "user", "content": "a"}]
+        return render_jinja(tokenizer.chat_template, turn, tokenizer.template_names, False)
     except UserError:  # the template expects other messages
-        return source
+        return tokenizer.chat_template
 
 
 def _guarded(

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ _WELL_KNOWN = {
     "eos": (EOS, "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|endoftext|>"),
     "pad": (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>"),
 }
+# Classes of transformers that have no bos of their own: a file that does not name one has none.
+_WITHOUT_BOS = ("PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", "Qwen2TokenizerFast")
 _GENERATION = "generation_config.json"
 _PIECE_CHARACTERS = 1 << 16
 _EVERYWHERE = re.compile(r"(?=[\s\S])")
@@ -46,6 +48,8 @@ class Tokenizer:
         pad_id: the token that pads rows; never in the loss.
         chat_template: the Jinja chat template (see `data.templates`), or "" if the tokenizer has none.
         end_ids: more tokens than `eos_id` that end a generated text, such as the end of a turn.
+        has_bos: False if the model's files say that it has no bos, as those of Qwen do: `bos_id` is another token,
+            which starts documents in rows, and chat templates do not see it.
     """
 
     serialized: str = dataclasses.field(repr=False)
@@ -54,6 +58,7 @@ class Tokenizer:
     pad_id: int
     chat_template: str = dataclasses.field(default="", repr=False)
     end_ids: tuple[int, ...] = ()
+    has_bos: bool = True
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -137,6 +142,12 @@ class Tokenizer:
         name = self._backend.id_to_token(index)
         assert name is not None, f"no token has the id {index}"
         return name
+
+    @functools.cached_property
+    def template_names(self) -> dict[str, str]:
+        """The special tokens that a chat template can name: eos_token, and bos_token if the model has one."""
+        bos = {"bos_token": self.token_name(self.bos_id)} if self.has_bos else {}
+        return {**bos, "eos_token": self.token_name(self.eos_id)}
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Returns the tokens of `encode` and the span of each, (first character, last character + 1)."""
@@ -228,13 +239,13 @@ class Tokenizer:
     def save(self, directory: str | Path) -> None:
         """Writes the tokenizer's files in Hugging Face's format.
 
-        `tokenizer.json`; `tokenizer_config.json` with the names of bos, eos and pad, and the chat template; and, if
-        there are `end_ids`, `generation_config.json`.
+        `tokenizer.json`; `tokenizer_config.json` with the names of bos (null unless `has_bos`), eos and pad, and the
+        chat template; and, if there are `end_ids`, `generation_config.json`.
         """
         directory = at(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "tokenizer.json").write_text(self.serialized, encoding="utf-8")
-        names = {f"{role}_token": self.token_name(getattr(self, f"{role}_id")) for role in _WELL_KNOWN}
+        names = {"bos_token": None, **self.template_names, "pad_token": self.token_name(self.pad_id)}
         chat = {"chat_template": self.chat_template} if self.chat_template else {}
         config = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names, **chat}, indent=1)
         (directory / "tokenizer_config.json").write_text(config, encoding="utf-8")
@@ -269,9 +280,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Returns a tokenizer saved by this codebase or by any library that writes Hugging Face's format.
 
     bos, eos and pad are read from `tokenizer_config.json` in the same directory, else from `special_tokens_map.json`,
-    else found by their usual names. If bos or pad is missing, eos is used for it. The chat template is read from
-    `chat_template.jinja`, else from `tokenizer_config.json`; if that lists several, the one named "default" is used.
-    All ids in the `eos_token_id` of `generation_config.json`, else of the model's `config.json`, end a generated text.
+    else found by their usual names. If bos or pad is missing, eos is used for it. `has_bos` is False where
+    `tokenizer_config.json` names none by null, or by a class of transformers without a default. The chat template is
+    read from `chat_template.jinja`, else from `tokenizer_config.json`; if that lists several, the one named "default"
+    is used. All ids in the `eos_token_id` of `generation_config.json`, else of the model's `config.json`, end a
+    generated text.
 
     Args:
         path: a `tokenizer.json`, or a directory that contains one.
@@ -290,7 +303,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     # Truncated or padded texts would silently change the data.
     backend.no_truncation()
     backend.no_padding()
-    named = {name: v for path in _NAMED_IN for name, v in read_json(file.with_name(path)).items() if v is not None}
+    files = [read_json(file.with_name(name)) for name in _NAMED_IN]
+    named = {name: value for config in files for name, value in config.items() if value is not None}
     ids = {role: _special_id(role, named, file, backend) for role in _WELL_KNOWN}
     eos = ids["eos"]
     if eos is None:
@@ -301,7 +315,20 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     bos, pad = ids["bos"], ids["pad"]
     chat = chat_template_in(file.parent)
     ends = tuple(index for index in _end_ids(file) if index != eos and backend.id_to_token(index) is not None)
-    return Tokenizer(backend.to_str(), eos if bos is None else bos, eos, eos if pad is None else pad, chat, ends)
+    return Tokenizer(
+        backend.to_str(),
+        eos if bos is None else bos,
+        eos,
+        eos if pad is None else pad,
+        chat,
+        ends,
+        "bos_token" in named or not _without_bos(files[-1]),
+    )
+
+
+def _without_bos(config: Mapping[str, Any]) -> bool:
+    """Returns whether `tokenizer_config.json` says that the model has no bos."""
+    return "bos_token" in config or config.get("tokenizer_class") in _WITHOUT_BOS
 
 
 def read_json(path: Path) -> dict[str, Any]:

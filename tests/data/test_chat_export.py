@@ -65,4 +65,4 @@ def test_what_a_template_cannot_write_is_an_error_in_jinja_too(name, messages):
     from data.jinja import render_jinja
 
     with pytest.raises(UserError, match=r"expected (messages with a role|user and assistant messages in turns)"):
-        render_jinja(to_jinja(name, BYTES), messages, "<|bos|>", "<|eos|>", True)
+        render_jinja(to_jinja(name, BYTES), messages, BYTES.template_names, True)

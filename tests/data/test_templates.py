@@ -1,5 +1,6 @@
 """Templates render the expected text, and only the assistant's text and end-of-turn tokens are in the loss."""
 
+import dataclasses
 import json
 import sys
 
@@ -79,6 +80,14 @@ def test_text_and_mask_of_each_template(template):
     assert "".join(pieces) + ("]" if before else "") == GOLDEN[template]
     markers = {MARKED.added_tokens[name] for name in MARKED.added_tokens if name in GOLDEN[template]}
     assert markers <= set(rendered.tokens) and not rendered.cut
+
+
+@pytest.mark.parametrize("template", NAMES)
+def test_templates_name_no_bos_where_the_model_has_none(template):
+    without = dataclasses.replace(MARKED, has_bos=False)
+    messages = chat(" u ", "a", "v", "b", system="S")
+    expected = GOLDEN[template].replace("[", "").replace("]", "").removeprefix("<|bos|>")
+    assert spelled(without, render(messages, template, without).tokens) == expected
 
 
 def test_single_turn_chats():

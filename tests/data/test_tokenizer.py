@@ -153,6 +153,30 @@ def test_special_tokens_map_json_is_read_and_overridden(tmp_path):
     assert (load_tokenizer(tmp_path).eos_id, load_tokenizer(tmp_path).pad_id) == (1, 3)
 
 
+@pytest.mark.parametrize(
+    ("config", "has_bos"),
+    [
+        ({}, True),
+        ({"bos_token": None}, False),
+        ({"tokenizer_class": "Qwen2Tokenizer"}, False),
+        ({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|endoftext|>"}, True),
+        # Its class in transformers has a bos by default.
+        ({"tokenizer_class": "LlamaTokenizerFast"}, True),
+    ],
+)
+def test_a_model_without_bos_is_known_by_its_files(config, has_bos, tmp_path):
+    _sentencepiece_like(tmp_path, ["<unk>", "<|endoftext|>", "<stop>"])
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<stop>", **config}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.bos_id, tokenizer.has_bos) == (1, has_bos)
+    bos = {"bos_token": "<|endoftext|>"} if has_bos else {}
+    assert tokenizer.template_names == {**bos, "eos_token": "<stop>"}
+    tokenizer.save(tmp_path / "copy")
+    assert load_tokenizer(tmp_path / "copy") == tokenizer
+    written = json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text())
+    assert written["bos_token"] == bos.get("bos_token")
+
+
 def test_missing_or_invalid_tokenizer_file_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"tokenizer\.json is missing; expected a tokenizer\.json"):
         load_tokenizer(tmp_path)

@@ -122,7 +122,7 @@ def _foreign_config(directory: Path, data: bytes) -> None:
 
 
 def _chat_template(directory: Path, data: bytes) -> None:
-    render_jinja(data.decode("utf-8", "replace"), _MESSAGES, "<bos>", "<eos>", True)
+    render_jinja(data.decode("utf-8", "replace"), _MESSAGES, {"bos_token": "<bos>", "eos_token": "<eos>"}, True)
 
 
 def _tokenizer(directory: Path, data: bytes) -> None:

@@ -121,7 +121,7 @@ ESCAPES = {
 def test_chat_template_cannot_leave_its_sandbox(source):
     text = ""
     with pytest.raises(UserError, match="chat_template"):
-        text = render_jinja(source, [{"role": "user", "content": "u"}], "", "", True)
+        text = render_jinja(source, [{"role": "user", "content": "u"}], {}, True)
     assert not text
 
 
@@ -133,7 +133,7 @@ def test_chat_template_that_runs_too_long_is_stopped(monkeypatch, thread):
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit if thread == "another" else _now
         with pytest.raises(UserError, match="it ran for more than"):
-            run(render_jinja, rounds, [{"role": "user", "content": "u"}], "", "", True).result()
+            run(render_jinja, rounds, [{"role": "user", "content": "u"}], {}, True).result()
     assert time.monotonic() - begin < 5
 
 

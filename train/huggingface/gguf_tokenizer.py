@@ -127,6 +127,7 @@ def _build(values: Mapping[str, Any], kind: str, where: str) -> Tokenizer:
         ids["pad"],
         values.get("chat_template", ""),
         tuple(index for index in ends if index != eos),
+        "bos_token_id" in values,
     )
 
 
