@@ -3,7 +3,9 @@
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +16,14 @@ from data.storage.paths import is_remote
 # In a bucket: the lock of the command that makes the directory. If it was killed, what it left is deleted.
 _UNFINISHED = ".partial"
 _LAST = "manifest.json"
+_TERMINATED = 128 + signal.SIGTERM
 
 
 @contextlib.contextmanager
 def new_directory(path: Path, in_place: bool = False) -> Iterator[Path]:
     """Yields a temporary directory that becomes `path` when the block ends, or is removed if it raises.
+
+    SIGTERM ends the process with exit code 143 after that, where nothing else handles it.
 
     Args:
         path: the directory. In a bucket, which cannot rename, the temporary directory is on this machine and is
@@ -28,16 +33,36 @@ def new_directory(path: Path, in_place: bool = False) -> Iterator[Path]:
     Raises:
         UserError: `path` exists and is not an empty directory, or cannot be written.
     """
-    if not is_remote(path):
-        with _renamed(path) as directory:
-            yield directory
-    elif in_place:
-        with _claimed(path):
-            yield path
-    else:
-        with _claimed(path), tempfile.TemporaryDirectory(prefix="rootstock-") as scratch:
-            yield Path(scratch)
-            copy_tree(Path(scratch), path, _LAST)
+    with _exit_on_sigterm():
+        if not is_remote(path):
+            with _renamed(path) as directory:
+                yield directory
+        elif in_place:
+            with _claimed(path):
+                yield path
+        else:
+            with _claimed(path), tempfile.TemporaryDirectory(prefix="rootstock-") as scratch:
+                yield Path(scratch)
+                copy_tree(Path(scratch), path, _LAST)
+
+
+@contextlib.contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Makes SIGTERM raise SystemExit instead of ending the process at once, which would leave half a directory."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is unfinished is being removed
+        raise SystemExit(_TERMINATED)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -149,6 +149,21 @@ def test_what_a_killed_command_left_in_a_bucket_is_replaced(bucket):
     assert [found.name for found in path.iterdir()] == ["manifest.json"]
 
 
+@pytest.mark.parametrize("complete", [False, True])
+def test_sigterm_leaves_no_half_of_a_directory(complete, tmp_path):
+    """After the block, the signal ends a process as it did before."""
+    code = (
+        "import os, signal, sys\nfrom data.storage.new_directory import new_directory\n"
+        "from data.storage.paths import at\n"
+        "with new_directory(at(sys.argv[1])) as path:\n    (path / 'half.bin').write_text('')\n"
+        f"    if not {complete}: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=False)
+    assert done.returncode == (-15 if complete else 143)
+    assert [path.name for path in tmp_path.iterdir()] == (["run"] if complete else [])
+
+
 def test_two_commands_do_not_make_one_directory_of_a_bucket(bucket):
     path = at(bucket) / "store"
     with new_directory(path):
