@@ -3,20 +3,31 @@
 rootstock generate --run=runs/tiny --prompt='Once upon a time' --max_new_tokens=64 --temperature=0.8
 rootstock generate --run=runs/german --prompts=sentences.txt --output=german.jsonl --temperature=0
 rootstock generate --run=runs/mistral --raw --prompt='<s>[INST] Hello [/INST]' --stop='</s>'
+
+The output grows as texts are generated; run the same command again to go on after an interruption.
 """
 
+import dataclasses
+import hashlib
 import json
 import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from configs.errors import UserError
 from data.columns import DEFAULT_RULES, fill
 from data.readers import read_documents, read_placed_rows
+from data.row_writers import RowWriter, check_format, open_writer
 from data.storage.paths import at
 from data.templates import NAMES
 from train.commands.sampling_flags import define_sampling_flags, options_of
+from train.console import progress
 from train.files import check_not_read, check_output_file
+
+if TYPE_CHECKING:
+    from train.generation.language_model import GenerationOptions
 
 REQUIRED = ("run",)
 _LINE_END = re.compile("\r\n|\r|\n")
@@ -34,7 +45,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("template", "", ["", *NAMES], text, flag_values=values)
     text = "Take prompts as they are: no chat template, and names of special tokens in them are these tokens."
     flags.DEFINE_boolean("raw", False, text, flag_values=values)
-    flags.DEFINE_string("output", "", "JSONL file to write; empty: print.", flag_values=values)
+    text = "File to write, with the columns prompt and completion: .jsonl, .csv or .parquet; empty: print."
+    flags.DEFINE_string("output", "", text, flag_values=values)
+    flags.DEFINE_boolean("overwrite", False, "Replace the output if it exists.", flag_values=values)
     define_sampling_flags(values, temperature=0.8)
 
 
@@ -42,7 +55,7 @@ def run(values: flags.FlagValues) -> None:
     """Runs the command; prints the prompt with its continuation, the answer alone, or one JSON object per prompt."""
     import jax
 
-    from train.generation.decode import continuations
+    from train.generation.decode import parts_of_continuations
     from train.run.language_model import open_language_model
     from train.run.record import open_run
 
@@ -56,19 +69,44 @@ def run(values: flags.FlagValues) -> None:
         check_output_file(at(values.output), "output")
         if values.prompts:
             check_not_read(at(values.output), "output", values.prompts, "prompts")
+        check_format(at(values.output))
     prompts = [values.prompt] if values.prompt else _read(values.prompts)
+    writer = _open_output(values, options, prompts) if values.output else None
+    done = writer.rows if writer else 0
     language_model = open_language_model(at(values.run), values.template, cache_dtype=values.cache_dtype)
     with jax.set_mesh(language_model.mesh):
-        texts = continuations(language_model, prompts, options, raw=values.raw)
-    if values.prompt and not values.output:
-        print(texts[0] if language_model.template and not values.raw else values.prompt + texts[0])
-        return
-    pairs = zip(prompts, texts, strict=True)
-    lines = [json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) + "\n" for prompt, text in pairs]
-    if values.output:
-        at(values.output).write_text("".join(lines), encoding="utf-8")
-    else:
-        print("".join(lines), end="")
+        parts = parts_of_continuations(language_model, prompts, options, values.raw, done)
+        if writer:
+            _write(writer, prompts, parts)
+        elif values.prompt:
+            ((text,),) = parts
+            print(text if language_model.template and not values.raw else values.prompt + text)
+        else:
+            for part in parts:
+                for prompt, text in zip(prompts[done:], part, strict=False):
+                    print(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False), flush=True)
+                done += len(part)
+
+
+def _open_output(values: flags.FlagValues, options: "GenerationOptions", prompts: list[str]) -> RowWriter:
+    """Returns the writer of the output, which an earlier process may have begun."""
+    from train.prediction.document_scores import fingerprint
+
+    run = at(values.run)
+    how = [dataclasses.asdict(options), values.template, values.raw, values.cache_dtype]
+    made_of = json.dumps([str(run.absolute()), fingerprint(run), how, prompts])
+    identity = hashlib.sha256(made_of.encode("utf-8", "surrogatepass")).hexdigest()
+    return open_writer(at(values.output), ("prompt", "completion"), identity, values.overwrite)
+
+
+def _write(writer: RowWriter, prompts: list[str], parts: Iterator[list[str]]) -> None:
+    with progress("generate", len(prompts)) as move:
+        move(writer.rows)
+        for part in parts:
+            pairs = zip(prompts[writer.rows :], part, strict=False)
+            writer.write([{"prompt": prompt, "completion": text} for prompt, text in pairs])
+            move(writer.rows)
+    writer.finish()
 
 
 def _read(path: str) -> list[str]:

@@ -15,6 +15,8 @@ from train.generation.stopping import stream_until_stop, text_until_stop
 from train.trees import round_up
 
 _BATCH_SIZE = 32
+# Prompts of a part are sorted by length into batches; its texts are handed out when all of them are there.
+_PART_BATCHES = 8
 # Prompts are padded to a multiple of this, so that prompts of all lengths compile few shapes.
 _WIDTH_MULTIPLE = 64
 # Decoding steps between two searches for stop strings, in a batch and in a stream.
@@ -36,23 +38,54 @@ def continuations(
     Raises:
         UserError: a prompt does not fit the model's context.
     """
+    return [text for part in parts_of_continuations(language_model, prompts, options, raw) for text in part]
+
+
+def parts_of_continuations(
+    language_model: LanguageModel, prompts: Sequence[str], options: GenerationOptions, raw: bool = False, done: int = 0
+) -> Iterator[list[str]]:
+    """Yields `continuations` in parts, in the order of the prompts; all prompts are checked before the first one.
+
+    Args:
+        language_model: the model.
+        prompts: see `continuations`.
+        options: how texts are generated.
+        raw: see `continuations`.
+        done: number of prompts whose texts are there already, from parts of an earlier call.
+
+    Raises:
+        UserError: a prompt does not fit the model's context.
+    """
     if language_model.template and not raw:
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
         encoded = [language_model.encode(chat, options.max_new_tokens) for chat in chats]
         # The space before an answer can be a part of its first token.
-        return [text.removeprefix(" ") for text in generate_text(language_model, encoded, options)]
-    # A space at the end of a prompt is a part of the first generated token.
-    pairs = [split_spaces(language_model.tokenizer, prompt) for prompt in prompts]
-    encoded = [language_model.encode_text(prompt, options.max_new_tokens, raw) for prompt, _ in pairs]
-    texts = generate_text(language_model, encoded, options)
-    return [text.removeprefix(spaces) for text, (_, spaces) in zip(texts, pairs, strict=True)]
+        spaces = [" "] * len(prompts)
+    else:
+        # A space at the end of a prompt is a part of the first generated token.
+        pairs = [split_spaces(language_model.tokenizer, prompt) for prompt in prompts]
+        encoded = [language_model.encode_text(prompt, options.max_new_tokens, raw) for prompt, _ in pairs]
+        spaces = [after for _, after in pairs]
+    for start in range(done, len(prompts), _PART_BATCHES * _BATCH_SIZE):
+        part = slice(start, start + _PART_BATCHES * _BATCH_SIZE)
+        texts = generate_text(language_model, encoded[part], options, start // _BATCH_SIZE)
+        yield [text.removeprefix(space) for text, space in zip(texts, spaces[part], strict=True)]
 
 
-def generate_text(language_model: LanguageModel, prompts: Sequence[list[int]], options: GenerationOptions) -> list[str]:
-    """Returns the text generated after each prompt (tokens, with bos)."""
+def generate_text(
+    language_model: LanguageModel, prompts: Sequence[list[int]], options: GenerationOptions, first_batch: int = 0
+) -> list[str]:
+    """Returns the text generated after each prompt.
+
+    Args:
+        language_model: the model.
+        prompts: tokens, with bos.
+        options: how texts are generated.
+        first_batch: number of the first batch; each number has its own random numbers.
+    """
     texts: dict[int, str] = {}
     pad_id = language_model.tokenizer.pad_id
-    for i, batch in enumerate(prompt_batches(prompts, pad_id, language_model.mesh)):
+    for i, batch in enumerate(prompt_batches(prompts, pad_id, language_model.mesh), first_batch):
         rng = jax.random.fold_in(jax.random.key(options.seed), i)
         texts |= _generate_batch(language_model, batch, rng, options)
     return [texts[number] for number in range(len(prompts))]

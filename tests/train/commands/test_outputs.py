@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from configs.errors import UserError
 from tests.runs import error_lines, rootstock
+from train.generation import decode
 from train.run.results import check_results
 
 GPT2 = "tests/golden/huggingface/gpt2"
@@ -81,3 +83,41 @@ def test_generate_continues_raw_prompts_and_writes_them(foundation, tmp_path):
     rootstock(*common, "--prompt=the cat", f"--output={path}")
     row = json.loads(path.read_text())
     assert row["prompt"] + row["completion"] + "\n" == printed
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_interrupted_generate_goes_on_and_writes_the_same(form, foundation, tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "_BATCH_SIZE", 2)
+    monkeypatch.setattr(decode, "_PART_BATCHES", 1)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("the cat\na dog ran\nthe\nit\nand so on\n")
+    flags = ["generate", f"--run={foundation}", f"--prompts={prompts}", "--max_new_tokens=6", "--seed=3"]
+    whole, broken = tmp_path / f"whole.{form}", tmp_path / f"broken.{form}"
+    printed = rootstock(*flags).stdout
+    rootstock(*flags, f"--output={whole}")
+    assert len(printed.splitlines()) == 5 and (form == "csv" or whole.read_text() == printed)
+
+    generate_text, calls = decode.generate_text, []
+
+    def interrupted(*arguments):
+        calls.append(arguments[3])
+        if calls == [0, 1]:
+            raise UserError("the machine went away")
+        return generate_text(*arguments)
+
+    monkeypatch.setattr(decode, "generate_text", interrupted)
+    rootstock(*flags, f"--output={broken}", check=False)
+    assert broken.read_bytes() == whole.read_bytes()[: broken.stat().st_size] and broken.stat().st_size
+    other = rootstock(*flags[:-1], "--seed=4", f"--output={broken}", check=False)
+    assert "was begun with another run, other rows or other options" in error_lines(other)[0]
+    rootstock(*flags, f"--output={broken}")
+    assert calls == [0, 1, 1, 2] and broken.read_bytes() == whole.read_bytes()
+    assert "exists; expected a new name" in error_lines(rootstock(*flags, f"--output={broken}", check=False))[0]
+    rootstock(*flags, f"--output={broken}", "--overwrite")
+    assert broken.read_bytes() == whole.read_bytes()
+
+
+def test_an_output_of_generate_has_a_known_format(foundation, tmp_path, no_work):
+    done = rootstock("generate", f"--run={foundation}", "--prompt=a", f"--output={tmp_path}/texts.txt", check=False)
+    assert "expected a name that ends with .csv, .jsonl or .parquet" in error_lines(done)[0]
