@@ -20,6 +20,9 @@ from model.dtypes import compute_dtype, platform
 from model.heads import unembedding
 from model.transformer import Params, decode_layers, prefill_layers, unstacked
 
+# Logits of float32 divided by less could overflow; the most likely token is drawn anyway.
+_LOWEST_TEMPERATURE = 1e-6
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -28,7 +31,7 @@ class Sampling:
     Attributes:
         repetition_penalty: divides the logits of tokens that the text already contains, or multiplies them where
             negative (CTRL: arXiv:1909.05858, section 4.1); 1: off.
-        temperature: divides the logits; 0 takes the most likely token.
+        temperature: divides the logits; below 1e-6, the most likely token is taken.
         top_k: keep the k most likely tokens; 0: all.
         top_p: keep the fewest most likely tokens whose probabilities sum to at least this (arXiv:1904.09751); 1: all.
         min_p: keep tokens at least this fraction as likely as the most likely one (arXiv:2407.01082); 0: all.
@@ -51,6 +54,11 @@ class Sampling:
         errors = [f"{name}={getattr(self, name)} must be {text}" for name, (ok, text) in ranges.items() if not ok]
         if errors:
             raise UserError("; ".join(errors))
+
+    @property
+    def divisor(self) -> float:
+        """The temperature, or 0 if the most likely token is taken."""
+        return self.temperature if self.temperature >= _LOWEST_TEMPERATURE else 0.0
 
 
 class Prompts(NamedTuple):
@@ -152,13 +160,13 @@ def advance(
 
 
 def sample(logits_BV: jax.Array, seen_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
-    """Returns one token per row: the most likely at temperature 0, else a sample from what the filters leave."""
+    """Returns one token per row: the most likely if `divisor` is 0, else a sample from what the filters leave."""
     if sampling.repetition_penalty != 1.0:
         p = sampling.repetition_penalty
         logits_BV = jnp.where(seen_BV, jnp.where(logits_BV > 0, logits_BV / p, logits_BV * p), logits_BV)
-    if sampling.temperature == 0:
+    if sampling.divisor == 0:
         return jnp.argmax(logits_BV, axis=-1)
-    logits_BV = logits_BV / sampling.temperature
+    logits_BV = logits_BV / sampling.divisor
     if sampling.top_k:
         kth_B1 = jax.lax.top_k(logits_BV, min(sampling.top_k, logits_BV.shape[-1]))[0][:, -1:]
         logits_BV = jnp.where(logits_BV < kth_B1, -jnp.inf, logits_BV)

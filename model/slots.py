@@ -64,7 +64,7 @@ class Slots(NamedTuple):
 def slot_sampling(sampling: Sampling, seed: int) -> SlotSampling:
     """Returns how the tokens of one text are drawn, for `insert`."""
     values = (
-        np.float32(sampling.temperature),
+        np.float32(sampling.divisor),
         np.int32(sampling.top_k),
         np.float32(sampling.top_p),
         np.float32(sampling.min_p),

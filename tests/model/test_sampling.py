@@ -215,6 +215,15 @@ def test_each_filter_keeps_the_right_tokens(how, expected):
     np.testing.assert_allclose(drawn([0.5, 0.3, 0.15, 0.05], **how), expected, atol=0.04)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1e-7, 1e-38, 5e-324])
+def test_a_tiny_temperature_takes_the_most_likely_token(temperature):
+    """Two logits divided by it are infinite, and their difference is not a number."""
+    logits = jnp.array([[80.0, 81.0, 90.0, 89.9]])
+    tokens = [int(sample(logits, jnp.zeros((1, 0)), jax.random.key(i), Sampling(temperature))[0]) for i in range(4)]
+    assert tokens == [2] * 4
+    assert Sampling(temperature).divisor == 0 and Sampling(1e-6).divisor == 1e-6
+
+
 def test_repetition_penalty_makes_seen_tokens_less_likely():
     # log 0.5 * 3 = log 0.125
     found = drawn([0.5, 0.5], seen=(0,), temperature=1.0, repetition_penalty=3.0)
