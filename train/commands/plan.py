@@ -169,15 +169,20 @@ def _print_plan(plan: "Plan", topology: "Topology") -> None:
             table.add_row(kind, f"{sent['count']:,.0f}", f"{sent['bytes'] / 1e9:.3f}")
         out.print(table)
         out.print()
-    cost = f", {plan.usd:,.0f} USD" if plan.usd is not None else "; --price=USD_PER_CHIP_HOUR estimates the cost"
+    cost = f", {_amount(plan.usd)} USD" if plan.usd is not None else "; --price=USD_PER_CHIP_HOUR estimates the cost"
     years = plan.chip_hours / 8760
     days = plan.chip_hours / plan.chips / 24
-    total = (f"{plan.tokens:.4g} tokens: {plan.chip_hours:,.0f} chip-hours", "bold")
-    out.print(Text.assemble(total, f" ({years:,.1f} chip-years, {days:,.1f} days){cost}"))
+    total = (f"{plan.tokens:.4g} tokens: {_amount(plan.chip_hours)} chip-hours", "bold")
+    out.print(Text.assemble(total, f" ({_amount(years)} chip-years, {_amount(days)} days){cost}"))
     if plan.bound_by != "--tflops":
         out.print(
             "Times are a roofline: no real run is faster. --tflops=ACHIEVED_PER_CHIP uses a measured rate instead."
         )
+
+
+def _amount(value: float) -> str:
+    """Returns a number with at least three digits: small runs have a cost, too."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def publish_fit(tried: "list[Tried]", topology: "Topology", as_json: bool) -> None:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.runs import error_lines, rootstock
+from train.commands.plan import _amount
 
 KEYS = {
     "peak_bytes_per_chip", "state_bytes_per_chip", "hbm_bytes_per_chip", "fits", "model_flops_per_step",
@@ -44,6 +45,13 @@ def test_the_flags_that_a_search_prints_give_the_same_plan():
     pasted = plan(*arguments, *winner["flags"].split(), "--json")
     assert pasted.returncode == 0, pasted.stderr
     assert json.loads(pasted.stdout)["tokens_per_second"] == winner["tokens_per_second"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.0, "0"), (0.00123456, "0.00123"), (1.5, "1.5"), (99.96, "100"), (123_456.7, "123,457")]
+)
+def test_small_amounts_keep_their_digits(value, shown):
+    assert _amount(value) == shown
 
 
 def test_an_invalid_flag_is_a_one_line_error():
