@@ -197,6 +197,9 @@ def task() -> ConfigDict:
     t.baseline = True  # also train the same head from random weights, as a baseline
     # Also score what needs no model: TF-IDF with a linear SVM for classes and tags, the first sentences for a summary.
     t.alternatives = True
+    # Predict with the fine-tuned model and the linear SVM together where the validation rows, which decide the weights,
+    # show that this is better than the model alone; needs task.alternatives.
+    t.ensemble = True
     t.prompt = "{input}\nLabel:"  # prompt of the zero-shot and few-shot baselines; {input} is the filled-in task.input
     t.zero_shot_rows = 500  # held-out rows for these baselines, drawn at random; 0: skip them
     t.shots = 3  # examples in the few-shot prompt; fewer where the row has no room

@@ -63,7 +63,10 @@ CONDITIONS = (
     Condition(("optimizer.router_bias_rate",), lambda c: c["model"]["router_bias"], "config.model.router_bias=True"),
     Condition(("model.norm_bias",), lambda c: c["model"]["norm"] == "layernorm", "config.model.norm='layernorm'"),
     Condition(("model.qk_norm_joint",), lambda c: c["model"]["qk_norm"], "config.model.qk_norm=True"),
-    Condition(("task.out_of_scope",), lambda c: not c["task"]["multi_label"], "config.task.multi_label=False"),
+    Condition(("task.ensemble",), lambda c: c["task"]["alternatives"], "config.task.alternatives=True"),
+    Condition(
+        ("task.out_of_scope", "task.ensemble"), lambda c: not c["task"]["multi_label"], "config.task.multi_label=False"
+    ),
     Condition(("adapt.last_layers",), lambda c: c["adapt"]["method"] == "last", "config.adapt.method='last'"),
     Condition(
         ("adapt.rank", "adapt.alpha", "adapt.targets", "adapt.base_quantization"),

@@ -15,7 +15,8 @@ from configs.inactive import inactive_fields
 from train import cli
 from train.schedule import schedule_errors
 from train.settings import from_config
-from train.tasks.task import fields_without_effect, load_task
+from train.tasks.loading import load_task
+from train.tasks.task import fields_without_effect
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [page for page in ("README.md", "docs/quickstart.md") if (ROOT / page).exists()]

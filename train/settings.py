@@ -83,6 +83,7 @@ class TaskSettings:
     beta: Annotated[float, at_least(0)]
     baseline: bool
     alternatives: bool
+    ensemble: Annotated[bool, RESUMABLE]
     prompt: str
     zero_shot_rows: Annotated[int, at_least(0)]
     shots: Annotated[int, at_least(0)]

@@ -23,19 +23,20 @@ def _remote(path: Path) -> "RemotePath":
     return remote(path)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces the contents of a file; after a crash the file has either the old or the new text, complete.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replaces the contents of a file; after a crash the file has either the old or the new content, complete.
 
     Raises:
         OSError: the directory is missing, read-only or full; the old file is unchanged.
     """
+    data = content.encode() if isinstance(content, str) else content
     if is_remote(path):
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(data)
         return
     temporary = _temporary(path)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

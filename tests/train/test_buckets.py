@@ -30,7 +30,7 @@ from train.checkpoint import save as saving
 from train.checkpoint.manager import COMMIT_MARKER, saved_steps
 from train.run.history import read_records
 from train.settings import from_config
-from train.tasks.task import load_task
+from train.tasks.loading import load_task
 
 STEPS, EVERY = 12, 4
 PRETRAIN = [

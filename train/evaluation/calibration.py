@@ -75,10 +75,9 @@ def fit_temperature(decisions: Decisions) -> float:
     known = decisions.labels != UNSEEN
     if not known.any():
         return 1.0
-    logits, labels = decisions.logits[known].astype(np.float64), decisions.labels[known]
+    logits = decisions.logits[known].astype(np.float64)
     rows, sizes = np.unique(decisions.rows[known], return_inverse=True, return_counts=True)[1:]
-    targets = softmax(logits) * (_PRIOR_ROWS / len(sizes))
-    targets[np.arange(len(labels)), labels] += 1.0
+    targets = targets_with_prior(logits, decisions.labels[known], len(sizes))
 
     def losses(temperature: float) -> np.ndarray:
         """Returns the log loss of each decision."""
@@ -88,7 +87,25 @@ def fit_temperature(decisions: Decisions) -> float:
     best = minimize_scalar(lambda log: float(losses(math.exp(log)).mean()), bounds=bounds, method="bounded").x
     temperature = float(math.exp(best))
     gains = np.bincount(rows, losses(1.0) - losses(temperature)) / sizes
-    return temperature if gains.sum() > 2.0 * max(math.sqrt(len(gains)) * gains.std(), 1.0) else 1.0
+    return temperature if clearly_positive(gains) else 1.0
+
+
+def targets_with_prior(logits: np.ndarray, labels: np.ndarray, rows: int) -> np.ndarray:
+    """Returns the targets of decisions, (N, V): the labels, and as many as `_PRIOR_ROWS` that are the model's own.
+
+    Args:
+        logits: (N, V), of the model.
+        labels: (N,) index of the right class.
+        rows: how many rows the decisions are part of.
+    """
+    targets = softmax(logits) * (_PRIOR_ROWS / rows)
+    targets[np.arange(len(labels)), labels] += 1.0
+    return targets
+
+
+def clearly_positive(gains: np.ndarray) -> bool:
+    """Returns whether the mean gain of rows in log loss is above two standard errors, and their sum above two nats."""
+    return bool(gains.sum() > 2.0 * max(math.sqrt(len(gains)) * gains.std(), 1.0))
 
 
 def brier_score(decisions: Decisions, temperature: float) -> Interval:

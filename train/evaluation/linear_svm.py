@@ -18,21 +18,19 @@ _MAX_ITERATIONS = 2000
 _FEW_ITERATIONS = 200
 
 
-def rank_classes(
-    train: tuple[Sequence[str], Sequence[str]], validation: tuple[Sequence[str], Sequence[str]], texts: Sequence[str]
-) -> list[list[str]]:
-    """Returns the classes of each text, most likely first.
+def fit_classifier(
+    train: tuple[Sequence[str], Sequence[str]], validation: tuple[Sequence[str], Sequence[str]]
+) -> tuple[Any, Any]:
+    """Returns (fitted features, fitted LinearSVC), of scikit-learn; `linear_text` makes one value of them.
 
     Args:
         train: (texts, the class of each).
         validation: (texts, the class of each), to choose C by accuracy.
-        texts: the texts to classify.
     """
     found = _text_features(train[0])
     features, held_out = found.transform(train[0]), found.transform(validation[0])
     models = [_fitted(_svm(strength), features, np.array(train[1])) for strength in STRENGTHS]
-    best = _best(models, [float((m.predict(held_out) == np.array(validation[1])).mean()) for m in models])
-    return [best.classes_[np.argsort(-row, kind="stable")].tolist() for row in _margins(best, found.transform(texts))]
+    return found, _best(models, [float((m.predict(held_out) == np.array(validation[1])).mean()) for m in models])
 
 
 def several_classes(
@@ -104,13 +102,18 @@ def tag_words(
 
 def _text_features(texts: Sequence[str]) -> Any:  # noqa: ANN401 - scikit-learn has no types
     """Returns the fitted features: words, pairs of words, and characters within words."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import FeatureUnion
+
+    return FeatureUnion(list(zip(("words", "characters"), text_vectorizers(), strict=True))).fit(texts)
+
+
+def text_vectorizers() -> list[Any]:
+    """Returns the features of texts, not yet fitted: words with pairs of them, and characters within words."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
     # Of texts that are all punctuation, the default pattern finds no word, which is an error.
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\w+|[^\w\s]")
-    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
-    return FeatureUnion([("words", words), ("characters", characters)]).fit(texts)
+    return [words, TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)]
 
 
 def _words_and_pairs(texts: Sequence[str]) -> Any:  # noqa: ANN401 - scikit-learn has no types

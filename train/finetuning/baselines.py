@@ -8,6 +8,7 @@ from train.finetuning.finetune_run import FinetuneRun, Scored, measured, score
 from train.finetuning.predictor import Predictor
 from train.finetuning.rows import with_shots
 from train.generation.language_model import LanguageModel
+from train.tasks.task import Fitted
 
 FOUNDATION = "foundation, "  # what the names of its rows begin with
 # Examples drawn per shot; the shortest ones are shown.
@@ -25,15 +26,15 @@ def constant_baseline(run: FinetuneRun) -> list[Scored]:
         return [dataclasses.replace(scored, cost=cost())]
 
 
-def alternatives(run: FinetuneRun) -> list[Scored]:
-    """Returns the rows of what a user would do instead; its choices are made by the validation rows."""
+def alternatives(run: FinetuneRun) -> tuple[list[Scored], dict[str, Fitted]]:
+    """Returns (the rows of what a user would do instead, what was learned); choices are made by the validation rows."""
     train, validation, test = (run.data.parts[name].examples for name in ("train", "validation", "test"))
-    found = []
-    for name, predict in run.data.task.alternatives().items():
+    rows, found = [], {}
+    for name, learn in run.data.task.alternatives().items():
         with measured() as cost:
-            predictions = predict(train, validation, test)
-            found.append(dataclasses.replace(score(run, name, test, predictions), cost=cost()))
-    return found
+            found[name] = learn(train, validation)
+            rows.append(dataclasses.replace(score(run, name, test, found[name](test)), cost=cost()))
+    return rows, found
 
 
 def prompted_foundation(run: FinetuneRun, foundation: LanguageModel) -> list[Scored]:

@@ -8,10 +8,10 @@ from model.flops import training_flops_per_token
 from model.heads import Objective
 from model.transformer import Params
 from train.checkpoint.manager import saved_steps
-from train.evaluation.calibration import Decisions
 from train.evaluation.scoring import held_out_loss
 from train.finetuning.baselines import alternatives, constant_baseline, foundation_head, prompted_foundation
-from train.finetuning.confidence import Confidence, calibrate, score_confidence
+from train.finetuning.confidence import calibrate, score_confidence
+from train.finetuning.ensembling import joined_by_linear_model
 from train.finetuning.finetune_run import FinetuneRun, Scored, measured, score
 from train.finetuning.predictor import Predictor
 from train.finetuning.rows import first_rows, with_reference
@@ -22,22 +22,25 @@ from train.loop import fit
 from train.run.calibration import newest_step
 from train.run.length import earlier_lengths
 from train.run.record import Run
-from train.tasks.task import Prediction
+from train.tasks.task import Fitted, Prediction
 
 RANDOM_INIT, FINE_TUNED = "random initialization", "fine-tuned"
 RANDOM_INIT_DIR = "from_random"
 
 
 def compare(run: FinetuneRun) -> list[Scored]:
-    """Trains and scores every model of the table; the fine-tuned model is the last row.
+    """Trains and scores every model of the table; the last row is the one that predicts.
+
+    That is the fine-tuned model, alone or joined by a linear model.
 
     Raises:
         UserError: see `loop.fit`; or the task trains a language-model head and the foundation has none.
     """
     task = run.data.task
-    table = constant_baseline(run)
+    table, learned = constant_baseline(run), dict[str, Fitted]()
     if run.settings.task.alternatives:
-        table += alternatives(run)
+        rows, learned = alternatives(run)
+        table += rows
     run, foundation_rows = _score_foundation(run)
     table += foundation_rows
     zero_shot = foundation_rows[0].predictions if foundation_rows and task.zero_shot == "head" else None
@@ -46,7 +49,7 @@ def compare(run: FinetuneRun) -> list[Scored]:
         table.append(_train_and_score(run, RANDOM_INIT, zero_shot))
     train_on_task_text(run)
     table.append(_train_and_score(run, FINE_TUNED, zero_shot))
-    return table
+    return table + joined_by_linear_model(run, table, learned)
 
 
 def with_references(run: FinetuneRun) -> FinetuneRun:
@@ -120,16 +123,13 @@ def _train_and_score(run: FinetuneRun, name: str, zero_shot: Sequence[Prediction
         scored = dataclasses.replace(scored, cost=None if resumes else cost())
     if not from_foundation or decisions is None:
         return scored
-    return dataclasses.replace(scored, confidence=_confidence(run, predictor, params, decisions))
-
-
-def _confidence(run: FinetuneRun, predictor: Predictor, params: Params, test: Decisions) -> Confidence | None:
-    """Returns how sure the fine-tuned model is; what that takes is learned from the validation rows."""
     _, validation = predictor.with_decisions(params, run.data.parts["validation"])
-    if validation is None or not len(validation.labels) or not len(test.labels):
-        return None
+    if validation is None or not len(validation.labels) or not len(decisions.labels):
+        return scored
+    # What calibrates is learned from the validation rows.
     found = calibrate(run.data.task, validation, newest_step(Run(run.workdir, run.record)))
-    return score_confidence(run.data.task, found, test, run.data.parts["test"].examples)
+    confidence = score_confidence(run.data.task, found, decisions, test.examples)
+    return dataclasses.replace(scored, decisions=(validation, decisions), confidence=confidence)
 
 
 def _predictor(run: FinetuneRun, objective: Objective) -> Predictor:

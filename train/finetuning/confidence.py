@@ -9,6 +9,7 @@ import numpy as np
 from data.labeled import Example
 from train.evaluation import calibration
 from train.evaluation.calibration import Answered, Bin, Decisions, Sets
+from train.evaluation.ensemble import Weights
 from train.evaluation.interval import Interval, as_json
 from train.run.calibration import Calibration
 from train.tasks.classification import Classification
@@ -48,12 +49,19 @@ class Confidence:
     out_of_scope: Interval | None
 
 
-def calibrate(task: Task[Any], validation: Decisions, step: int) -> Calibration:
-    """Returns what the validation rows tell."""
-    temperature = calibration.fit_temperature(validation)
+def calibrate(task: Task[Any], validation: Decisions, step: int, weights: Weights | None = None) -> Calibration:
+    """Returns what the validation rows tell.
+
+    Args:
+        task: the task.
+        validation: decisions of the validation rows; with `weights`, of both models together, calibrated already.
+        step: of the checkpoint.
+        weights: of a linear model that joins the model.
+    """
+    temperature = calibration.fit_temperature(validation) if weights is None else 1.0
     single = isinstance(task, Classification) and not task.multi_label
     found = calibration.label_probabilities(validation, temperature) if single else []
-    return Calibration(temperature, int(validation.rows.max()) + 1, found, step)
+    return Calibration(temperature, int(validation.rows.max()) + 1, found, step, weights)
 
 
 def score_confidence(task: Task[Any], found: Calibration, test: Decisions, examples: Sequence[Example]) -> Confidence:

@@ -10,6 +10,8 @@ from jax.sharding import Mesh
 
 from data.labeled import Example
 from model.heads import Objective
+from train.evaluation.calibration import Decisions
+from train.evaluation.ensemble import Ensemble
 from train.evaluation.interval import Interval
 from train.finetuning.confidence import Confidence
 from train.finetuning.rows import TaskData
@@ -75,7 +77,9 @@ class Scored:
         predictions: one per example.
         metrics: over all of them.
         cost: what it took to train and score it; None: unknown, because an earlier process did a part.
+        decisions: (of the validation rows, of the held-out rows) the choices of classes, for the fine-tuned model.
         confidence: how sure the model is, for the fine-tuned model of a task with classes.
+        ensemble: the linear model that joins the fine-tuned one in this row.
     """
 
     name: str
@@ -83,7 +87,9 @@ class Scored:
     predictions: list[Prediction]
     metrics: dict[str, Interval]
     cost: Cost | None = None
+    decisions: tuple[Decisions, Decisions] | None = None
     confidence: Confidence | None = None
+    ensemble: Ensemble | None = None
 
 
 def score(

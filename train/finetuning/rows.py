@@ -19,7 +19,8 @@ from train.console import warn
 from train.evaluation.scoring import head_outputs
 from train.generation.language_model import LanguageModel
 from train.settings import Settings
-from train.tasks.task import Task, load_task, row_rules
+from train.tasks.loading import load_task
+from train.tasks.task import Task, row_rules
 
 
 @dataclasses.dataclass(frozen=True)

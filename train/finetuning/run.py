@@ -27,14 +27,8 @@ from train.run.record import Run, RunRecord, open_run, read_record
 from train.run.record import start as start_run
 from train.settings import Settings, from_config
 from train.tasks.classification import Classification
-from train.tasks.task import (
-    absolute_name,
-    attention_of,
-    fields_without_effect,
-    load_task,
-    task_from_record,
-    task_to_record,
-)
+from train.tasks.loading import absolute_name, attention_of, load_task, task_from_record, task_to_record
+from train.tasks.task import fields_without_effect
 
 
 def finetune(

@@ -23,9 +23,11 @@ from train.evaluation.metrics import require
 from train.finetuning.predictor import Predictor
 from train.finetuning.rows import encode_rows, say_unseen, with_reference
 from train.generation.language_model import LanguageModel
+from train.run.calibration import read_calibration, read_ensemble
 from train.run.record import Run, open_run
 from train.settings import from_config
-from train.tasks.task import Prediction, Task, row_rules, task_from_record
+from train.tasks.loading import task_from_record
+from train.tasks.task import Prediction, Task, row_rules
 from train.trees import boxed_params
 
 _BATCH_SIZE = 16
@@ -63,7 +65,8 @@ def _score_on(mesh: Mesh, objective: Objective, opened: Run, path: str, look_up:
     params = opened.load(mesh)
     if task.needs_reference:
         part = with_reference(part, load_reference(opened, tokenizer, mesh), settings.batch_size)
-    predictor = Predictor(task, objective, opened.model, tokenizer, settings, mesh)
+    ensemble = read_ensemble(opened, read_calibration(opened))
+    predictor = Predictor(task, objective, opened.model, tokenizer, settings, mesh, ensemble)
     predictions = predictor(params, part)
     metrics = task.metrics(part.examples, predictions)
     unseen = say_unseen("evaluate", task, part.examples)

@@ -11,7 +11,7 @@ from data.sources import match_sources
 from data.storage.paths import at
 from train.huggingface.sources import IMPORTED
 from train.run.record import Run
-from train.tasks.task import is_file
+from train.tasks.loading import is_file
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual|code")

@@ -18,7 +18,7 @@ from model.huggingface.config_file import architecture_of, to_config
 from model.huggingface.families import table
 from model.huggingface.weights import Row, expected_shapes, group_of, leaves
 from model.transformer import Params
-from train.console import say
+from train.console import say, warn
 from train.distributed.mesh import single_device_mesh
 from train.huggingface.card_metadata import DEFAULT_OPTIONS, CardOptions
 from train.huggingface.exported_tokenizer import framed, save_tokenizer, with_own_pad
@@ -28,6 +28,7 @@ from train.huggingface.heads import Head, head_edits, head_of
 from train.huggingface.leaf_reader import Read, open_params
 from train.huggingface.model_card import write_card
 from train.huggingface.safetensors_files import write_weights
+from train.run.calibration import read_calibration
 from train.run.language_model import trained_template_of
 from train.run.record import Run, open_run
 
@@ -67,6 +68,9 @@ def export_hf(directory: Path, output: Path, dtype: str = "float32", card: CardO
             generation = generation_config(ids, run.record.generation)
             (partial / GENERATION_FILE).write_text(json.dumps(generation, indent=2))
         write_card(run, partial, output.name, card)
+    calibration = read_calibration(run)
+    if calibration is not None and calibration.weights is not None:
+        warn("export-hf: the linear SVM that joins this model is not exported; the export predicts as the model alone")
     say(f"export-hf: {head.name} in {output}")
 
 

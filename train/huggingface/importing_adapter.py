@@ -29,7 +29,7 @@ from train.run.record import Run, RunRecord, open_run
 from train.run.record import start as start_run
 from train.step import TrainState
 from train.tasks.generation import Generation
-from train.tasks.task import task_to_record
+from train.tasks.loading import task_to_record
 from train.trees import abstract_params
 
 _FILES = (CONFIG, f"{WEIGHTS}*.safetensors", "tokenizer*", "chat_template*")

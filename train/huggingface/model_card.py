@@ -20,6 +20,7 @@ from train.run.results import NAME as RESULTS_FILE
 CARD_FILE = "README.md"
 _MAX_DATA_CARD = 3000  # characters
 _MAX_CLASSES = 100
+_NOT_EXPORTED = "\n\nThese files are the row `fine-tuned`, without the linear model that joins it in the last row."
 Cells = Sequence[str]
 
 
@@ -81,6 +82,7 @@ def _sections(run: Run, name: str, results: Mapping[str, Any], options: CardOpti
     if table := _results_table(results):
         verdict = results.get("verdict", "").removeprefix("finetune: ")
         said = f"\n\n{verdict[0].upper()}{verdict[1:]}." if verdict else ""
+        said += _NOT_EXPORTED if "ensemble" in results else ""
         yield f"## Results\n\n{table}{said}"
     if "calibration" in results:
         yield f"## How sure it is\n\n{_calibration(results['calibration'])}"

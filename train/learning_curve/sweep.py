@@ -21,7 +21,8 @@ from train.learning_curve.curve import Point, helped, is_flat
 from train.run.record import config_changes, open_run
 from train.run.results import NAME, add_results
 from train.settings import from_config
-from train.tasks.task import Task, absolute_name, fields_without_effect
+from train.tasks.loading import absolute_name
+from train.tasks.task import Task, fields_without_effect
 
 Config = dict[str, Any]
 _TEST = "test_fingerprint"  # in results.json: of the rows that a point was scored on

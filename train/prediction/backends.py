@@ -15,8 +15,9 @@ from model.heads import Objective
 from model.transformer import Params
 from train.distributed.mesh import spread_mesh
 from train.distributed.placement import row_parts
+from train.evaluation.ensemble import Ensemble
 from train.evaluation.scoring import head_outputs
-from train.finetuning.predictor import task_prompt, written
+from train.finetuning.predictor import task_prompt, with_linear_model, written
 from train.finetuning.rows import TaskRows, with_reference
 from train.finetuning.score_rows import load_reference
 from train.generation.language_model import LanguageModel
@@ -55,6 +56,7 @@ class Head:
         mesh: the devices it runs on.
         options: what answers contain.
         reference: the model that it was fine-tuned from, for tasks that need it.
+        ensemble: the linear model that joins a classifier; None: it is alone.
     """
 
     task: Task[Any]
@@ -65,6 +67,7 @@ class Head:
     mesh: Mesh
     options: AnswerOptions
     reference: LanguageModel | None
+    ensemble: Ensemble | None
     rows_at_once: int = 2048
 
     def answers(self, examples: Mapping[int, Example]) -> dict[int, Answer]:
@@ -89,9 +92,13 @@ class Head:
                 part = TaskRows([examples[n] for n in numbers], [encoded[n] for n in numbers], rows, 0)
                 if self.reference is not None:
                     part = with_reference(part, self.reference, size)
-                for i, outputs in head_outputs(self.objective, self.params, part.rows, size, self.mesh):
-                    answer = self.task.answer(part.examples[i], outputs, part.encoded[i], self.tokenizer, self.options)
-                    found[numbers[i]] = answer
+                read, outputs = zip(*head_outputs(self.objective, self.params, part.rows, size, self.mesh), strict=True)
+                if self.ensemble is not None:
+                    outputs = with_linear_model(self.ensemble, self.task, [part.examples[i] for i in read], outputs)
+                for i, of_example in zip(read, outputs, strict=True):
+                    found[numbers[i]] = self.task.answer(
+                        part.examples[i], of_example, part.encoded[i], self.tokenizer, self.options
+                    )
         return found
 
 
@@ -123,7 +130,9 @@ class Writer:
         return found | {number: {"prediction": text} for number, text in zip(prompts, texts, strict=True)}
 
 
-def open_backend(run: Run, task: Task[Any], settings: Settings, options: AnswerOptions) -> Backend:
+def open_backend(
+    run: Run, task: Task[Any], settings: Settings, options: AnswerOptions, ensemble: Ensemble | None
+) -> Backend:
     """Returns what answers the examples of a run's task, on all devices that its parameters can be sharded over.
 
     Raises:
@@ -136,4 +145,4 @@ def open_backend(run: Run, task: Task[Any], settings: Settings, options: AnswerO
     with jax.set_mesh(mesh):
         params = run.load_merged(mesh, ("backbone", "head"))
         reference = load_reference(run, tokenizer, mesh) if task.needs_reference else None
-    return Head(task, objective, params, tokenizer, settings.sequence_length, mesh, options, reference)
+    return Head(task, objective, params, tokenizer, settings.sequence_length, mesh, options, reference, ensemble)

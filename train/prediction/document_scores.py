@@ -12,10 +12,12 @@ from configs.errors import UserError
 from data.storage.paths import at
 from train.checkpoint.manager import saved_steps
 from train.prediction.task_model import PredictOptions, TaskModel, load
+from train.run.calibration import FILE as CALIBRATION_FILE
 from train.run.record import open_run
 from train.tasks.classification import Classification
+from train.tasks.loading import task_from_record
 from train.tasks.regression import Regression
-from train.tasks.task import Task, task_from_record
+from train.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,7 @@ def document_scorer(run: str, class_name: str) -> DocumentScorer:
 
 
 def fingerprint(directory: Path) -> str:
-    """Returns a hash of what determines the parameters: config, data, lineage, and the step of the checkpoint."""
-    record = (directory / "run.json").read_bytes()
-    return hashlib.sha256(record + json.dumps(saved_steps(directory)[:1]).encode()).hexdigest()
+    """Returns a hash of what determines predictions: config, data, lineage, the step of the checkpoint, calibration."""
+    record, calibration = directory / "run.json", directory / CALIBRATION_FILE
+    learned = calibration.read_bytes() if calibration.exists() else b""
+    return hashlib.sha256(record.read_bytes() + json.dumps(saved_steps(directory)[:1]).encode() + learned).hexdigest()

@@ -11,10 +11,11 @@ from data.labeled import Example
 from data.storage.paths import at
 from train.evaluation.calibration import set_threshold
 from train.prediction.backends import ERROR, Backend, open_backend
-from train.run.calibration import FILE, Calibration, read_calibration
+from train.run.calibration import FILE, Calibration, read_calibration, read_ensemble
 from train.run.record import Run, open_run
 from train.settings import Settings, from_config
-from train.tasks.task import Answer, AnswerOptions, Task, task_from_record
+from train.tasks.loading import task_from_record
+from train.tasks.task import Answer, AnswerOptions, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +164,8 @@ def load(directory: str | Path, options: PredictOptions = _DEFAULTS) -> TaskMode
         options.abstain_below,
         _set_threshold(run, calibration, options.coverage) if options.coverage else None,
     )
-    return TaskModel(run.directory, task, settings, found, open_backend(run, task, settings, found), calibration)
+    backend = open_backend(run, task, settings, found, read_ensemble(run, calibration))
+    return TaskModel(run.directory, task, settings, found, backend, calibration)
 
 
 def _set_threshold(run: Run, calibration: Calibration | None, coverage: float) -> float:
@@ -185,6 +187,9 @@ def calibration_line(model: TaskModel) -> str:
     if found is None:
         return "the probabilities are not calibrated; running the same `rootstock finetune` again calibrates them"
     rows = f"{found.rows:,} validation rows"
+    if found.weights is not None:
+        shares = f"weights {found.weights.model:.2f} and {found.weights.linear:.2f}"
+        return f"the run's linear SVM joins the model: {shares}, of {rows}, calibrate both together"
     if found.temperature == 1.0:
         return f"the probabilities are as the model gives them: no temperature is clearly better on {rows}"
     return f"the probabilities are calibrated: temperature {found.temperature:.3f}, of {rows}"

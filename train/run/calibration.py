@@ -1,4 +1,7 @@
-"""`calibration.json` of a run: what `rootstock predict` needs to give calibrated probabilities and sets of classes."""
+"""What `rootstock predict` needs beside the model: calibration, sets of classes, and a linear model that joins it.
+
+`calibration.json` of a run has the numbers, `linear_model.npz` the linear model.
+"""
 
 import dataclasses
 import json
@@ -7,9 +10,12 @@ from pathlib import Path
 from configs.errors import UserError
 from data.storage.files import write_atomically
 from train.checkpoint.manager import saved_steps
+from train.evaluation.ensemble import Ensemble, Weights
+from train.evaluation.linear_text import read_linear_text
 from train.run.record import Run
 
 FILE = "calibration.json"
+LINEAR_FILE = "linear_model.npz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,17 +27,23 @@ class Calibration:
         rows: number of validation rows.
         label_probabilities: with one class per row, the probability of the right class of each, lowest first.
         step: of the checkpoint.
+        weights: of the model and of the linear model that joins it, see `train.evaluation.ensemble`; None: it is alone.
     """
 
     temperature: float
     rows: int
     label_probabilities: list[float]
     step: int
+    weights: Weights | None = None
 
 
-def write_calibration(directory: Path, found: Calibration) -> None:
-    """Writes `calibration.json`."""
+def write_calibration(directory: Path, found: Calibration, ensemble: Ensemble | None = None) -> None:
+    """Writes `calibration.json` and, if a linear model joins the model, `linear_model.npz`."""
+    if ensemble is not None:
+        write_atomically(directory / LINEAR_FILE, ensemble.linear.to_bytes())
     write_atomically(directory / FILE, json.dumps(dataclasses.asdict(found)))
+    if ensemble is None:
+        (directory / LINEAR_FILE).unlink(missing_ok=True)
 
 
 def read_calibration(run: Run) -> Calibration | None:
@@ -44,10 +56,29 @@ def read_calibration(run: Run) -> Calibration | None:
     if not path.exists():
         return None
     try:
-        found = Calibration(**json.loads(path.read_text()))
+        values = json.loads(path.read_text())
+        weights = values.pop("weights", None)
+        found = Calibration(**values, weights=Weights(*weights) if weights else None)
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is corrupt: {error}; delete it, or run the same `rootstock finetune` again") from None
     return found if found.step == newest_step(run) else None
+
+
+def read_ensemble(run: Run, found: Calibration | None) -> Ensemble | None:
+    """Returns the linear model that joins a run's model, None if the model is alone.
+
+    Raises:
+        UserError: its file is missing or corrupt.
+    """
+    if found is None or found.weights is None:
+        return None
+    path = run.directory / LINEAR_FILE
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing, the linear model that {path.with_name(FILE)} has weights for; restore it, or run the "
+            "same `rootstock finetune` again to write it"
+        )
+    return Ensemble(read_linear_text(path.read_bytes(), str(path)), found.weights)
 
 
 def newest_step(run: Run) -> int:

@@ -12,7 +12,7 @@ from train.checkpoint.manager import open_manager
 from train.checkpoint.save import save
 from train.console import say
 from train.distributed.mesh import single_device_mesh
-from train.run.calibration import read_calibration, write_calibration
+from train.run.calibration import read_calibration, read_ensemble, write_calibration
 from train.run.record import open_run
 from train.run.record import start as start_run
 from train.step import TrainState
@@ -43,5 +43,6 @@ def merge(directory: Path, output: Path) -> None:
         with open_manager(partial, keep=1) as manager:
             save(manager, TrainState(step, params, None, {}), mesh)
         if (calibration := read_calibration(adapter)) is not None:
-            write_calibration(partial, dataclasses.replace(calibration, step=int(step)))
+            ensemble = read_ensemble(adapter, calibration)
+            write_calibration(partial, dataclasses.replace(calibration, step=int(step)), ensemble)
     say(f"merge: {output} contains the whole model")

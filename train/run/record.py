@@ -35,7 +35,7 @@ from train.run.mixture_change import mixture_errors_on_resume, mixture_of
 from train.run.rollback import skipped_batches
 from train.run.selection_change import selection_errors_on_resume
 from train.settings import RESUMABLE_FIELDS, LossSettings
-from train.tasks.task import load_task, task_from_record
+from train.tasks.loading import load_task, task_from_record
 from train.trees import abstract_params
 
 _VERSION = 2

@@ -23,7 +23,7 @@ from train.serving.engine import Engine
 from train.serving.limits import Limits
 from train.serving.predictions import Batcher, Predictions
 from train.tasks.classification import Classification
-from train.tasks.task import task_from_record
+from train.tasks.loading import task_from_record
 
 # Seconds that running answers have to end after SIGTERM or Ctrl-C.
 _GRACE_SECONDS = 5

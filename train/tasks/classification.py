@@ -18,12 +18,14 @@ from train.evaluation import linear_svm
 from train.evaluation import metrics as scores
 from train.evaluation.calibration import UNSEEN, sigmoid, softmax
 from train.evaluation.interval import Interval, mean_interval
+from train.evaluation.linear_text import LinearText, fit_linear_text
 from train.settings import LossSettings, TaskSettings
 from train.tasks.task import (
     Alternative,
     Answer,
     AnswerOptions,
     Attention,
+    Fitted,
     Task,
     group_of,
     in_order,
@@ -32,6 +34,7 @@ from train.tasks.task import (
     row_rules,
 )
 
+LINEAR = "TF-IDF + linear SVM"
 # Separates the classes of a row where a file can only hold text.
 _SEPARATOR = "|"
 _DIGITS = 6  # of probabilities in files
@@ -62,6 +65,7 @@ class Classification(Task[list[str]]):
 
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
     default_attention: ClassVar[Attention] = "bidirectional"
+    ensembles: ClassVar[bool] = True
     baseline_name: ClassVar[str] = "majority-class baseline"
     unused_fields: ClassVar[tuple[str, ...]] = (
         *("task.context", "task.template", "task.metrics", "task.max_new_tokens", "task.beta"),
@@ -245,17 +249,21 @@ class Classification(Task[list[str]]):
 
     def alternatives(self) -> dict[str, Alternative]:
         """Returns a linear SVM on TF-IDF features."""
-        return {"TF-IDF + linear SVM": self._svm}
+        return {LINEAR: self._svm}
 
-    def _svm(self, train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> list[list[str]]:
+    def _svm(self, train: Sequence[Example], validation: Sequence[Example]) -> Fitted:
         texts, labels = (
             [[e.fields[name] for e in part] for part in (train, validation)] for name in ("text", "labels")
         )
-        held_out = [example.fields["text"] for example in test]
-        if self.multi_label:
+        if not self.multi_label:
+            first = [[names[0] for names in part] for part in labels]
+            return LinearClassifier(fit_linear_text((texts[0], first[0]), (texts[1], first[1])))
+
+        def predict(test: Sequence[Example]) -> list[list[str]]:
+            held_out = [example.fields["text"] for example in test]
             return linear_svm.several_classes((texts[0], labels[0]), (texts[1], labels[1]), held_out)
-        first = [[names[0] for names in part] for part in labels]
-        return linear_svm.rank_classes((texts[0], first[0]), (texts[1], first[1]), held_out)
+
+        return predict
 
     def question(self, example: Example) -> tuple[str, str]:
         """Returns the prompt with the text filled in, and the classes in words."""
@@ -280,6 +288,17 @@ class Classification(Task[list[str]]):
     def target_names(self) -> tuple[str, ...]:
         """Returns the classes."""
         return self.classes
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearClassifier:
+    """A linear model that predicts the classes of examples, most likely first."""
+
+    model: LinearText
+
+    def __call__(self, examples: Sequence[Example]) -> list[list[str]]:
+        """Returns the classes of each example, most likely first."""
+        return self.model.ranked([example.fields["text"] for example in examples])
 
 
 def class_weights(

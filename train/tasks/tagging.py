@@ -27,6 +27,7 @@ from train.tasks.task import (
     Answer,
     AnswerOptions,
     Attention,
+    Fitted,
     Task,
     group_of,
     in_order,
@@ -177,9 +178,13 @@ def _places(example: Example, encoded: Rendered, tokenizer: Tokenizer) -> list[i
     return [end if start < end <= last else None for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _svm(train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> list[list[str]]:
+def _svm(train: Sequence[Example], validation: Sequence[Example]) -> Fitted:
     words, tags = ([[e.fields[name] for e in part] for part in (train, validation)] for name in ("words", "tags"))
-    return linear_svm.tag_words((words[0], tags[0]), (words[1], tags[1]), [e.fields["words"] for e in test])
+
+    def predict(test: Sequence[Example]) -> list[list[str]]:
+        return linear_svm.tag_words((words[0], tags[0]), (words[1], tags[1]), [e.fields["words"] for e in test])
+
+    return predict
 
 
 def _words(row: Row, name: str, rules: RowRules) -> list[str]:

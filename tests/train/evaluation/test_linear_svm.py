@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from train.evaluation import linear_svm
+from train.evaluation.linear_text import fit_linear_text
 
 WORDS = {"animal": "cat dog cow pig".split(), "plant": "oak elm ash fir".split(), "stone": "gneiss slate chalk".split()}
 
@@ -19,7 +20,7 @@ def texts(count, seed, names=tuple(WORDS)):
 @pytest.mark.parametrize("names", [("animal", "plant"), ("animal", "plant", "stone")])
 def test_classes_are_ranked(names):
     test, expected = texts(30, 3, names)
-    rankings = linear_svm.rank_classes(texts(60, 1, names), texts(20, 2, names), test)
+    rankings = fit_linear_text(texts(60, 1, names), texts(20, 2, names)).ranked(test)
     assert [ranking[0] for ranking in rankings] == expected
     assert all(sorted(ranking) == sorted(names) for ranking in rankings)
 
@@ -51,8 +52,8 @@ def test_words_are_tagged():
 
 @pytest.mark.parametrize("odd", [["", "  "], ["!!", "?"], ["漢字", "かな"]])
 def test_texts_without_words_are_no_error(odd):
-    found = linear_svm.rank_classes((["!", "?", "cat", "."], ["a", "b", "b", "a"]), (odd, ["a", "b"]), odd)
-    assert len(found) == 2
+    found = fit_linear_text((["!", "?", "cat", "."], ["a", "b", "b", "a"]), (odd, ["a", "b"]))
+    assert len(found.ranked(odd)) == 2
 
 
 def test_the_strength_is_chosen_on_validation_rows(monkeypatch):
@@ -61,15 +62,14 @@ def test_the_strength_is_chosen_on_validation_rows(monkeypatch):
     monkeypatch.setattr(
         linear_svm, "_best", lambda models, scores: seen.append(scores) or models[int(np.argmax(scores))]
     )
-    train, validation, test = texts(60, 1), texts(20, 2), texts(9, 3)
-    linear_svm.rank_classes(train, validation, test[0])
-    linear_svm.rank_classes(train, (validation[0], ["stone"] * 20), test[0])
+    train, validation = texts(60, 1), texts(20, 2)
+    fit_linear_text(train, validation)
+    fit_linear_text(train, (validation[0], ["stone"] * 20))
     assert len(seen[0]) == len(linear_svm.STRENGTHS) and seen[0] != seen[1]
 
 
 def test_rows_to_predict_change_nothing_for_each_other():
     train, validation, (test, _) = texts(60, 1), texts(20, 2), texts(9, 3)
     poison = ["cat oak gneiss unheard words " * 30] * 50
-    assert linear_svm.rank_classes(train, validation, test + poison)[:9] == linear_svm.rank_classes(
-        train, validation, test
-    )
+    model = fit_linear_text(train, validation)
+    assert model.ranked(test + poison)[:9] == model.ranked(test)

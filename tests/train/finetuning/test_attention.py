@@ -15,7 +15,8 @@ from train.replay import replay
 from train.run.record import open_run
 from train.settings import from_config
 from train.step import objective_of
-from train.tasks.task import attention_of, pooling_of
+from train.tasks.loading import attention_of
+from train.tasks.task import pooling_of
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -11,7 +11,8 @@ from tests.often import often
 from tests.runs import ROOT, records, rootstock
 from train.evaluation import linear_svm
 from train.finetuning.run import finetune
-from train.tasks.task import fields_without_effect, load_task
+from train.tasks.loading import load_task
+from train.tasks.task import fields_without_effect
 
 FOUNDATION = ROOT / "tests" / "golden" / "runs" / "foundation"
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -62,7 +63,7 @@ def write(path, rows):
 
 
 NAMES = {
-    "classification": ["majority-class baseline", "TF-IDF + linear SVM", "fine-tuned"],
+    "classification": ["majority-class baseline", "TF-IDF + linear SVM", "fine-tuned", "fine-tuned + TF-IDF"],
     "multi_label": ["majority-class baseline", "TF-IDF + linear SVM", "fine-tuned"],
     "tagging": ["word features + linear SVM", "fine-tuned"],
     "span": ["always no answer", "fine-tuned"],
@@ -75,7 +76,7 @@ NAMES = {
 def test_the_table_has_what_needs_no_model(kind, tmp_path, capsys):
     results, workdir = trained(tmp_path, kind)
     assert list(results["models"]) == NAMES[kind]
-    simple = results["models"][NAMES[kind][-2]]
+    simple = results["models"][NAMES[kind][NAMES[kind].index("fine-tuned") - 1]]
     metric = next(name for name in simple if name != "rows")
     expected = {"span": 0.5, "generation": 0.8}.get(kind, 0.9)
     assert simple[metric]["value"] >= expected
@@ -165,14 +166,15 @@ def test_out_of_scope_without_effect_is_refused(tmp_path):
 
 @pytest.mark.integration
 def test_the_verdict_says_plainly_who_wins(tmp_path):
-    results, _ = trained(tmp_path, **{"num_steps": 1, "optimizer.warmup_steps": 0, "optimizer.learning_rate": 0.0})
+    changes = {"num_steps": 1, "optimizer.warmup_steps": 0, "optimizer.learning_rate": 0.0, "task.ensemble": False}
+    results, _ = trained(tmp_path, **changes)
     assert "LOSES to TF-IDF + linear SVM: accuracy 0." in results["verdict"]
     assert "Use TF-IDF + linear SVM as things are" in results["verdict"]
 
 
 @pytest.mark.integration
 def test_predict_uses_the_calibration(tmp_path):
-    _, workdir = trained(tmp_path)
+    _, workdir = trained(tmp_path, **{"task.ensemble": False})
     stored = json.loads((workdir / "calibration.json").read_text())
     found = {}
     for temperature, said in {

@@ -31,7 +31,8 @@ from train.generation.language_model import GenerationOptions
 from train.run.language_model import open_language_model
 from train.run.merging import merge
 from train.run.record import open_run
-from train.tasks.task import fields_without_effect, load_task
+from train.tasks.loading import load_task
+from train.tasks.task import fields_without_effect
 
 
 def small(config, path, **changes):

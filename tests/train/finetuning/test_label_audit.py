@@ -12,7 +12,7 @@ from tests.train.finetuning.test_confidence import labeled, trained, write
 from train.finetuning.label_audit import audit_json, look_at_labels
 from train.finetuning.report.label_audit import audit_lines, leak_line
 from train.settings import from_config
-from train.tasks.task import load_task
+from train.tasks.loading import load_task
 
 pytestmark = pytest.mark.usefixtures("one_device")
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"

@@ -20,7 +20,7 @@ from configs.pretrain import llm, tiny
 from data.examples import pack
 from data.tokenizer_training import train_tokenizer
 from tests.often import often
-from train.finetuning import baselines, comparison
+from train.finetuning import baselines, comparison, ensembling
 from train.finetuning.finetune_run import FinetuneRun, Scored
 from train.finetuning.rows import TaskData, TaskRows, encode_rows
 from train.finetuning.run import finetune
@@ -28,7 +28,8 @@ from train.pretraining import pretrain
 from train.run.new_run import FINETUNE_UNUSED, PRETRAIN_UNUSED, check_new_run
 from train.schedule import schedule_errors
 from train.settings import from_config
-from train.tasks.task import attention_of, fields_without_effect, load_task
+from train.tasks.loading import attention_of, load_task
+from train.tasks.task import fields_without_effect
 
 TOKENIZER = train_tokenizer("bytes", [])
 MODEL = tiny_model(vocab_size=320, num_experts=2, experts_per_token=1)
@@ -60,7 +61,7 @@ CHANGES = {
     "task.attention": "causal",
     "task.pooling": "mean", "task.multi_label": True, "task.class_weights": "balanced", "task.template": "chatml",
     "task.metrics": ("bleu",), "task.max_new_tokens": 7, "task.beta": 0.5, "task.baseline": False,
-    "task.center": False, "task.alternatives": False, "task.out_of_scope": "b",
+    "task.center": False, "task.alternatives": False, "task.ensemble": False, "task.out_of_scope": "b",
     "task.prompt": "{input}?", "task.zero_shot_rows": 0, "task.shots": 1,
     "loss.z_loss": 0.5, "loss.label_smoothing": 0.3, "loss.chunk": 16, "loss.router_z_loss": 0.1,
     "loss.balance_loss": 0.1,
@@ -139,12 +140,17 @@ def stub_models(monkeypatch, calls):
         calls.append([segment["tokens"].tolist() for r in part.encoded for segment in r.segments])
         return [None] * len(part.examples)
 
+    def train_and_score(run, name, zero_shot):
+        calls.append(name)
+        return Scored(name, [], [], {}, decisions=(None, None), confidence=calls)
+
     monkeypatch.setattr(baselines, "answer_questions", answer)
     monkeypatch.setattr(baselines, "score", score)
     monkeypatch.setattr(comparison, "_predictor", lambda run, objective: predict)
     monkeypatch.setattr(FinetuneRun, "objective", lambda self, adapted: None)
     monkeypatch.setattr(comparison, "_with_references", lambda run, foundation: run)
-    monkeypatch.setattr(comparison, "_train_and_score", lambda run, name, zero: calls.append(name))
+    monkeypatch.setattr(comparison, "_train_and_score", train_and_score)
+    monkeypatch.setattr(ensembling, "fit_weights", lambda decisions, margins_NV: calls.append(margins_NV.shape))
 
 
 @pytest.mark.integration
@@ -182,6 +188,8 @@ def test_every_field_is_covered():
         ({"task.name": "reward", "task.beta": 0.5}, "config.task.beta=0.5 has no effect with .*='reward'"),
         ({"loss.z_loss": 0.1}, "config.loss.z_loss=0.1 has no effect with config.task.name='classification'"),
         ({"task.name": "chat", "task.multi_label": True}, "config.task.multi_label=True has no effect"),
+        ({"task.name": "tagging", "task.ensemble": False}, "config.task.ensemble=False has no effect with"),
+        ({"task.multi_label": True, "task.ensemble": False}, "ensemble=False .* without config.task.multi_label=False"),
         ({"adapt.rank": 64}, "config.adapt.rank=64 has no effect without config.adapt.method='lora'"),
         ({"data.validation_split": "tail"}, "has no effect in fine-tuning"),
         ({"loss.router_z_loss": 0.1}, "loss.router_z_loss=0.1 has no effect without config.model.num_experts"),
@@ -240,7 +248,7 @@ def test_every_condition_is_met_by_one_config_and_not_by_another():
         "model.rope_scaling": ("llama3", "yarn", "longrope"), "model.rope_layers": (("local",),),
         "model.norm": ("layernorm",), "model.num_experts": (4,), "model.router_bias": (True,),
         "checkpoint.local_path": ("here",), "task.multi_label": (True,), "logging.tracker": ("wandb",),
-        "data.mixture": ((("a", "a.txt", 1.0),),),
+        "task.alternatives": (False,), "data.mixture": ((("a", "a.txt", 1.0),),),
     }  # fmt: skip
     configs = [defaults, *(changed(defaults, name, value) for name, some in values.items() for value in some)]
     known = {field.name for field in reference.fields()}

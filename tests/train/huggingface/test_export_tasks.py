@@ -33,7 +33,8 @@ from train.huggingface.heads import head_edits, head_of
 from train.huggingface.importing import import_hf
 from train.run.record import Run, RunRecord, open_run
 from train.settings import from_config
-from train.tasks.task import in_order, task_from_record
+from train.tasks.loading import task_from_record
+from train.tasks.task import in_order
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "huggingface"
 HAS_TRANSFORMERS = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))

@@ -97,7 +97,8 @@ def test_the_body_says_how_sure_from_what_data_and_within_which_limits(runs, tmp
     assert "train.jsonl" in body and f"{results['train_rows']:,} rows" in body and "> # Rows of mine" in body
     assert "license: cc-by-4.0" not in body and stored["data"]["card"].startswith("# Rows of mine")
     assert "texts are cut at 48 tokens" in body and "no license is stated" in body
-    assert results["verdict"].removeprefix("finetune: the ") in body
+    assert results["verdict"].removeprefix("finetune: f") in body
+    assert "These files are the row `fine-tuned`" in body
     assert not {"license", "language", "base_model", "datasets"} & {*front}
 
 

@@ -29,7 +29,8 @@ from train.prediction.files import FileOptions, predict_file
 from train.prediction.task_model import PredictOptions
 from train.run.record import open_run
 from train.settings import from_config
-from train.tasks.task import fields_without_effect, load_task, task_from_record
+from train.tasks.loading import load_task, task_from_record
+from train.tasks.task import fields_without_effect
 
 GOLDEN = ROOT / "tests" / "golden" / "runs"
 COUNT = 24

@@ -15,8 +15,8 @@ from data.tokenizer_training import train_tokenizer
 from tests.designs import DESIGNS, design
 from train.settings import TaskSettings
 from train.tasks.classification import Classification
+from train.tasks.loading import load_task, task_from_record, task_to_record
 from train.tasks.span import best_span
-from train.tasks.task import load_task, task_from_record, task_to_record
 
 TOKENIZER = train_tokenizer("bytes", [])
 LENGTH = 64

@@ -14,6 +14,7 @@ from train.evaluation.interval import as_json, gain
 from train.evaluation.metrics import confusion
 from train.finetuning.comparison import FINE_TUNED, RANDOM_INIT, RANDOM_INIT_DIR
 from train.finetuning.confidence import confidence_json
+from train.finetuning.ensembling import ensemble_json
 from train.finetuning.finetune_run import Cost, FinetuneRun, Scored
 from train.finetuning.label_audit import LabelAudit, audit_json
 from train.finetuning.report import html
@@ -38,7 +39,7 @@ def publish(
     results = _results(run, table) | ({"labels": audit_json(audit)} if audit else {})
     if is_process_zero():
         if confidence := table[-1].confidence:
-            write_calibration(run.workdir, confidence.calibration)
+            write_calibration(run.workdir, confidence.calibration, table[-1].ensemble)
         add_results(run.workdir / NAME, lambda stored: stored.update(results))
         html.write(run.workdir / "report.html", dataclasses.replace(_report(run, table), audit=audit))
         if not quiet:
@@ -65,11 +66,11 @@ def _costs(table: list[Scored]) -> dict[str, Cost]:
 def _simple_rows(run: FinetuneRun, table: list[Scored]) -> list[Scored]:
     """Returns the rows of what a user would do without a model."""
     names = {run.data.task.baseline_name, *run.data.task.alternatives()}
-    return [row for row in table[:-1] if row.name in names]
+    return [row for row in table if row.name in names]
 
 
 def _verdict(run: FinetuneRun, table: list[Scored]) -> str:
-    """Returns a sentence: whether the fine-tuned model is better than the best row without a model."""
+    """Returns a sentence: whether the last row is better than the best row without a model."""
     tuned = table[-1]
     name = next(iter(tuned.metrics))
     after, known = tuned.metrics[name], [row for row in _simple_rows(run, table) if name in row.metrics]
@@ -80,10 +81,17 @@ def _verdict(run: FinetuneRun, table: list[Scored]) -> str:
     before = best.metrics[name]
     values = f"{name} {after.value:.3f} against {before.value:.3f}"
     surely = "the intervals overlap" if gain(before, after)["intervals_overlap"] else "the intervals do not overlap"
+    subject = "the fine-tuned model" if tuned.name == FINE_TUNED else tuned.name
+    alone = "" if tuned.name == FINE_TUNED else f"; the fine-tuned model alone {_tuned(table).metrics[name].value:.3f}"
     if sign * after.value > sign * before.value:
-        return f"finetune: the fine-tuned model beats {best.name}: {values}; {surely}"
+        return f"finetune: {subject} beats {best.name}: {values}; {surely}{alone}"
     verb = "only equals" if after.value == before.value else "LOSES to"
-    return f"finetune: the fine-tuned model {verb} {best.name}: {values}; {surely}. Use {best.name} as things are"
+    return f"finetune: {subject} {verb} {best.name}: {values}; {surely}{alone}. Use {best.name} as things are"
+
+
+def _tuned(table: list[Scored]) -> Scored:
+    """Returns the row of the fine-tuned model alone."""
+    return next(row for row in table if row.name == FINE_TUNED)
 
 
 def _task_name(run: FinetuneRun) -> str:
@@ -91,7 +99,7 @@ def _task_name(run: FinetuneRun) -> str:
 
 
 def _results(run: FinetuneRun, table: list[Scored]) -> dict[str, Any]:
-    """Returns what `results.json` contains; "gain" compares the fine-tuned model, the last row, with each other row."""
+    """Returns what `results.json` contains; "gain" compares the last row, which predicts, with each other row."""
     *others, tuned = table
     unseen = sum(bool(run.data.task.unseen(example)) for example in tuned.examples)
     first, figure = next(iter(tuned.metrics.items()))
@@ -107,7 +115,8 @@ def _results(run: FinetuneRun, table: list[Scored]) -> dict[str, Any]:
         },
         "costs": {name: dataclasses.asdict(cost) for name, cost in _costs(table).items()},
         "verdict": _verdict(run, table),
-        **({"calibration": confidence_json(tuned.confidence)} if tuned.confidence else {}),
+        **({"calibration": confidence_json(found)} if (found := _tuned(table).confidence) else {}),
+        **({"ensemble": ensemble_json(tuned)} if tuned.ensemble else {}),
         "training": training_summary(run.workdir),
     }
 

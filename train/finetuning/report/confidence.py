@@ -20,10 +20,15 @@ def confidence_table(found: Confidence) -> Table:
 
 def _title(found: Confidence) -> str:
     temperature, rows = found.calibration.temperature, found.calibration.rows
+    if (weights := found.calibration.weights) is not None:
+        how = f"weights {weights.model:.2f} and {weights.linear:.2f}"
+        return f"how sure both models are together: {how}, of {rows:,} validation rows"
     return f"how sure the fine-tuned model is: temperature {temperature:.2f}, of {rows:,} validation rows"
 
 
 def _scores(found: Confidence) -> list[tuple[str, Scores]]:
+    if found.calibration.weights is not None:
+        return [("calibrated by the weights", found.after)]
     return [("before calibration", found.before), ("after calibration", found.after)]
 
 
@@ -45,15 +50,24 @@ def _answers(found: Confidence) -> str:
     return "\n".join(lines)
 
 
-def sections(found: Confidence) -> str:
-    """Returns the same as HTML, with the reliability before and after as a chart."""
-    rows, temperature = found.calibration.rows, found.calibration.temperature
-    used = (
-        f"No temperature is clearly better than 1 on {rows:,} validation rows, so the probabilities stay as they are."
-        if temperature == 1.0
-        else f"Logits are divided by a temperature of {temperature:.3f}, which was fitted on {rows:,} validation rows. "
+def _what_calibrates(found: Confidence) -> str:
+    calibration, rows = found.calibration, f"{found.calibration.rows:,} validation rows"
+    if calibration.weights is not None:
+        model, linear = calibration.weights
+        return (
+            f"Added are the logits of the fine-tuned model times {model:.2f} and the margins of the linear SVM times "
+            f"{linear:.2f}. These weights were fitted on {rows}, so that the sums are calibrated."
+        )
+    if calibration.temperature == 1.0:
+        return f"No temperature is clearly better than 1 on {rows}, so the probabilities stay as they are."
+    return (
+        f"Logits are divided by a temperature of {calibration.temperature:.3f}, which was fitted on {rows}. "
         "It changes no prediction, only its probability."
     )
+
+
+def sections(found: Confidence) -> str:
+    """Returns the same as HTML, with the reliability before and after as a chart."""
     scores = [
         ("tuned" if s is found.after else "", [name, shown(s.brier), shown(s.calibration_error)])
         for name, s in _scores(found)
@@ -67,8 +81,8 @@ def sections(found: Confidence) -> str:
     ]
     parts = [
         "<h2>How sure</h2>",
-        f'<p class="note">{used} In a calibrated model, of the predictions with a probability of 0.8 eight in ten are '
-        "right.</p>",
+        f'<p class="note">{_what_calibrates(found)} In a calibrated model, of the predictions with a probability of '
+        "0.8 eight in ten are right.</p>",
         grid(("probabilities", "Brier score, lower is better", "calibration error, lower is better"), scores),
         f'<p class="legend">{legend}</p><div class="charts"><div class="box">{chart}</div>',
         grid(("predict --abstain_below", "rows answered", "accuracy of these"), answered) if answered else "",
