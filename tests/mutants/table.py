@@ -611,6 +611,27 @@ _TRAIN = (
         "[classification-text-classification-accuracy]",
     ),
     Mutant(
+        "a linear model joins without evidence", "train/evaluation/ensemble.py",
+        "if clearly_positive(losses(alone) - losses(both)) else None", "if known.any() else None",
+        "tests/train/evaluation/test_ensemble.py::test_a_model_of_noise_does_not_join[60]",
+    ),
+    Mutant(
+        "held-out rows decide whether a linear model joins", "train/finetuning/ensembling.py",
+        'fit_weights(validation, fitted.model.margins(texts["validation"]',
+        'fit_weights(test, fitted.model.margins(texts["test"]',
+        "tests/train/finetuning/test_confidence.py::test_test_rows_are_never_used_for_a_choice[labels]",
+    ),
+    Mutant(
+        "predictions leave out the linear model", "train/finetuning/predictor.py", "if ensemble is None:",
+        "if ensemble is None or True:",
+        "tests/train/finetuning/test_ensembling.py::test_predictions_are_those_of_both",
+    ),
+    Mutant(
+        "a model without bos gets one", "data/tokenizer.py", '"bos_token" in named or not _without_bos(files[-1])',
+        '"bos_token" in named or True',
+        "tests/data/test_tokenizer.py::test_a_model_without_bos_is_known_by_its_files[config1-False]",
+    ),
+    Mutant(
         "sets of classes are too small", "train/evaluation/calibration.py", "* (1.0 - coverage) + 1e-9)",
         "* (1.0 - coverage) + 1.0)",
         "tests/train/evaluation/test_calibration.py::test_too_few_rows_give_sets_of_all_classes",

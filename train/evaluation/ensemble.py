@@ -5,7 +5,7 @@ N texts, V classes.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ from train.evaluation.calibration import UNSEEN, Decisions, clearly_positive, ta
 from train.evaluation.linear_text import LinearText
 
 _LARGEST_WEIGHT = 50.0
+# (number of the text, outputs of the head) -> outputs
+Join = Callable[[int, tuple[np.ndarray, ...]], tuple[np.ndarray, ...]]
 
 
 class Weights(NamedTuple):
@@ -35,16 +37,20 @@ class Ensemble:
     linear: LinearText
     weights: Weights
 
-    def of_outputs(
-        self, outputs: Sequence[tuple[np.ndarray, ...]], texts: Sequence[str], classes: Sequence[str]
-    ) -> list[tuple[np.ndarray, ...]]:
-        """Returns the outputs of a classifier's head for each text with `combined` in place of the logits."""
-        logits_NV = self.combined(np.stack([each[0][-1] for each in outputs]), texts, classes) if outputs else ()
-        return [(logits_V[None], *each[1:]) for logits_V, each in zip(logits_NV, outputs, strict=True)]
+    def joined(self, texts: Sequence[str], classes: Sequence[str]) -> Join:
+        """Returns a function that puts `combined` in place of the logits in the head's outputs for a text."""
+        margins_NV = self.linear.margins(texts, classes)
+
+        def join(number: int, outputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+            return self._sum(outputs[0][-1:], margins_NV[number : number + 1]), *outputs[1:]
+
+        return join
 
     def combined(self, logits_NV: np.ndarray, texts: Sequence[str], classes: Sequence[str]) -> np.ndarray:
         """Returns the logits of both together, (N, V)."""
-        margins_NV = self.linear.margins(texts, classes)
+        return self._sum(logits_NV, self.linear.margins(texts, classes))
+
+    def _sum(self, logits_NV: np.ndarray, margins_NV: np.ndarray) -> np.ndarray:
         return self.weights.model * logits_NV.astype(np.float64) + self.weights.linear * margins_NV
 
 

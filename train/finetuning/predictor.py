@@ -16,7 +16,7 @@ from model.config import ModelConfig
 from model.heads import Objective
 from model.transformer import Params
 from train.evaluation.calibration import Decisions, joined
-from train.evaluation.ensemble import Ensemble
+from train.evaluation.ensemble import Ensemble, Join
 from train.evaluation.scoring import head_outputs
 from train.finetuning.rows import TaskRows
 from train.generation.decode import generate_text
@@ -58,17 +58,16 @@ class Predictor:
             merged = merge(params, self.settings.adapt)
             prompts = [task_prompt(self.task, self.tokenizer, self.settings, e) for e in part.examples]
             return written(self._language_model(merged), self.settings, prompts), None
-        by_example = dict(head_outputs(self.objective, params, part.rows, self.settings.batch_size, self.mesh))
-        outputs = [by_example[i] for i in range(len(part.examples))]
-        if self.ensemble is not None:
-            outputs = with_linear_model(self.ensemble, self.task, part.examples, outputs)
-        found: list[Prediction] = []
-        choices: list[tuple[np.ndarray, np.ndarray]] = []
-        for read in zip(part.examples, outputs, part.encoded, strict=True):
-            found.append(self.task.decode(*read, self.tokenizer))
-            if (chosen := self.task.decisions(*read, self.tokenizer)) is not None:
-                choices.append(chosen)
-        return found, joined(choices) if choices else None
+        found: dict[int, Prediction] = {}
+        choices: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        join = joined_outputs(self.ensemble, self.task, part.examples)
+        for i, outputs in head_outputs(self.objective, params, part.rows, self.settings.batch_size, self.mesh):
+            read = (part.examples[i], join(i, outputs), part.encoded[i], self.tokenizer)
+            found[i] = self.task.decode(*read)
+            if (chosen := self.task.decisions(*read)) is not None:
+                choices[i] = chosen
+        order = range(len(part.examples))
+        return [found[i] for i in order], joined([choices[i] for i in order]) if choices else None
 
     def _language_model(self, merged: Params) -> LanguageModel:
         template = self.settings.task.template
@@ -76,12 +75,12 @@ class Predictor:
         return LanguageModel(self.model, merged, self.tokenizer, template, eos_id, self.mesh)
 
 
-def with_linear_model(
-    ensemble: Ensemble, task: Task[Any], examples: Sequence[Example], outputs: Sequence[tuple[np.ndarray, ...]]
-) -> list[tuple[np.ndarray, ...]]:
-    """Returns the outputs of a classifier's head with the logits of both models together."""
+def joined_outputs(ensemble: Ensemble | None, task: Task[Any], examples: Sequence[Example]) -> Join:
+    """Returns a function that adds the linear model, if there is one, to the head's outputs for an example."""
+    if ensemble is None:
+        return lambda _, outputs: outputs
     assert isinstance(task, Classification)
-    return ensemble.of_outputs(outputs, [example.fields["text"] for example in examples], task.classes)
+    return ensemble.joined([example.fields["text"] for example in examples], task.classes)
 
 
 def task_prompt(task: Task[Any], tokenizer: Tokenizer, settings: Settings, example: Example) -> list[int]:

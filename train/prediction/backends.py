@@ -17,7 +17,7 @@ from train.distributed.mesh import spread_mesh
 from train.distributed.placement import row_parts
 from train.evaluation.ensemble import Ensemble
 from train.evaluation.scoring import head_outputs
-from train.finetuning.predictor import task_prompt, with_linear_model, written
+from train.finetuning.predictor import joined_outputs, task_prompt, written
 from train.finetuning.rows import TaskRows, with_reference
 from train.finetuning.score_rows import load_reference
 from train.generation.language_model import LanguageModel
@@ -92,13 +92,10 @@ class Head:
                 part = TaskRows([examples[n] for n in numbers], [encoded[n] for n in numbers], rows, 0)
                 if self.reference is not None:
                     part = with_reference(part, self.reference, size)
-                read, outputs = zip(*head_outputs(self.objective, self.params, part.rows, size, self.mesh), strict=True)
-                if self.ensemble is not None:
-                    outputs = with_linear_model(self.ensemble, self.task, [part.examples[i] for i in read], outputs)
-                for i, of_example in zip(read, outputs, strict=True):
-                    found[numbers[i]] = self.task.answer(
-                        part.examples[i], of_example, part.encoded[i], self.tokenizer, self.options
-                    )
+                join = joined_outputs(self.ensemble, self.task, part.examples)
+                for i, outputs in head_outputs(self.objective, self.params, part.rows, size, self.mesh):
+                    read = (part.examples[i], join(i, outputs), part.encoded[i], self.tokenizer)
+                    found[numbers[i]] = self.task.answer(*read, self.options)
         return found
 
 
