@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -20,6 +21,7 @@ from configs.errors import UserError
 from data.columns import DEFAULT_RULES, fill
 from data.readers import read_documents, read_placed_rows
 from data.row_writers import RowWriter, check_format, open_writer
+from data.sources import TEXT_SUFFIXES, suffix_of
 from data.storage.paths import at
 from data.templates import NAMES
 from train.commands.sampling_flags import define_sampling_flags, options_of
@@ -115,7 +117,7 @@ def _read(path: str) -> list[str]:
     Raises:
         UserError: the file is unreadable or empty, or a row has no "prompt".
     """
-    if path.lower().endswith(".txt"):
+    if suffix_of(Path(path)) in TEXT_SUFFIXES:
         prompts = [line for text in read_documents(path) for line in _LINE_END.split(text) if line.strip()]
     else:
         prompts = []

@@ -1,11 +1,13 @@
 """What a command will write is checked before its work, and `generate` writes what it printed."""
 
+import gzip
 import json
 
 import pytest
 
 from configs.errors import UserError
 from tests.runs import error_lines, rootstock
+from train.commands import generate
 from train.generation import decode
 from train.run.results import check_results
 
@@ -116,6 +118,12 @@ def test_interrupted_generate_goes_on_and_writes_the_same(form, foundation, tmp_
     assert "exists; expected a new name" in error_lines(rootstock(*flags, f"--output={broken}", check=False))[0]
     rootstock(*flags, f"--output={broken}", "--overwrite")
     assert broken.read_bytes() == whole.read_bytes()
+
+
+def test_prompts_of_a_compressed_text_file_are_its_lines(tmp_path):
+    path = tmp_path / "prompts.txt.gz"
+    path.write_bytes(gzip.compress(b"the cat\n\na dog\n"))
+    assert generate._read(str(path)) == ["the cat", "a dog"]
 
 
 def test_an_output_of_generate_has_a_known_format(foundation, tmp_path, no_work):
