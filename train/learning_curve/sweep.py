@@ -21,6 +21,7 @@ from train.learning_curve.curve import Point, helped, is_flat
 from train.run.record import config_changes, open_run
 from train.run.results import NAME, add_results
 from train.settings import from_config
+from train.tasks.classification import Classification
 from train.tasks.loading import absolute_name
 from train.tasks.task import Task, fields_without_effect
 
@@ -106,9 +107,12 @@ def learning_curve(config: Config, foundation: Path, workdir: Path, labels: Sequ
 
 
 def _config(config: Config, task: Task[Any], count: int) -> Config:
-    """Returns the config of a point: without the model from random initialization, which is no baseline of labels."""
+    """Returns the config of a point: the fine-tuned model alone, beside baselines of labels."""
     one = copy.deepcopy(config)
     one["task"]["labels_per_class"] = count
+    if isinstance(task, Classification) and one["task"]["alternatives"] and not task.multi_label:
+        # At some points only, a linear model would join.
+        one["task"]["ensemble"] = False
     if "task.baseline" not in fields_without_effect(type(task)):
         one["task"]["baseline"] = False
     if "task.shots" not in fields_without_effect(type(task)):
