@@ -35,6 +35,7 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--text); }
 .axis { stroke: var(--edge); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 12px; }
 .charts .box { padding: 12px; }
+.charts th, .charts td { padding: 10px 6px; }
 .chart { width: 100%; }
 .chart text { fill: var(--muted); }
 .chart polyline { fill: none; stroke: var(--line); stroke-width: 1.6; stroke-linejoin: round; }
