@@ -90,11 +90,14 @@ def read_linear_text(data: bytes, where: str) -> LinearText:
         where: its path, for the message.
 
     Raises:
-        UserError: the file is corrupt.
+        UserError: the file is corrupt, or scikit-learn is not installed.
     """
     try:
+        vectorizers = text_vectorizers()
+    except ImportError:
+        raise UserError(f"{where} needs scikit-learn: pip install -e '.[tasks]'") from None
+    try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            vectorizers = text_vectorizers()
             for number, vectorizer in enumerate(vectorizers):
                 names = _as_text(arrays[f"names_{number}"]).split(_BETWEEN)
                 vectorizer.set_params(vocabulary={name: place for place, name in enumerate(names)})

@@ -1,5 +1,7 @@
 """A linear model of texts is the same after it was saved, and a damaged file is one line."""
 
+import sys
+
 import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -63,3 +65,10 @@ def test_a_damaged_file_is_an_error(damage):
         UserError, match=r"run/linear_model.npz is corrupt: .*; run the same `rootstock finetune` again"
     ):
         read_linear_text(damage(data), "run/linear_model.npz")
+
+
+def test_a_machine_without_scikit_learn_is_told_what_to_install(monkeypatch):
+    data = fit_linear_text((TEXTS, LABELS), (TEXTS, LABELS)).to_bytes()
+    monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
+    with pytest.raises(UserError, match=r"^file needs scikit-learn: pip install -e '.\[tasks\]'$"):
+        read_linear_text(data, "file")
