@@ -30,8 +30,10 @@ from train import cli
 from train.checkpoint.manager import open_to_read
 from train.checkpoint.read import read_contents
 from train.commands import plan
+from train.evaluation.linear_text import fit_linear_text, read_linear_text
 from train.huggingface.safetensors_files import find_weights
 from train.huggingface.sources import read_config
+from train.run.calibration import read_calibration
 from train.run.history import read_records
 from train.run.record import RunRecord, open_run
 from train.run.rollback import skipped_batches
@@ -41,6 +43,7 @@ NAMES = (
     "JSONL", "CSV", "text", "compressed JSONL", "store manifest.json", "store train/tokens-00000-of-00001.bin",
     "store train/offsets-00000-of-00001.npy", "checkpoint manifest", "safetensors", "safetensors index", "config.json",
     "chat template", "tokenizer.json", "run.json", "skipped_batches.json", "metrics.jsonl", "config overrides",
+    "calibration.json", "linear_model.npz",
 )  # fmt: skip
 _MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
 
@@ -145,6 +148,16 @@ def _metrics(directory: Path, data: bytes) -> None:
     read_records(directory)
 
 
+def _calibration(directory: Path, data: bytes) -> None:
+    (directory / "run.json").write_bytes(_record())
+    (directory / "calibration.json").write_bytes(data)
+    read_calibration(open_run(directory))
+
+
+def _linear_model(directory: Path, data: bytes) -> None:
+    read_linear_text(data, "linear_model.npz").margins(["a text"], ("a", "b"))
+
+
 def _overrides(directory: Path, data: bytes) -> None:
     """Parses each line as a flag, like the command line."""
     lines = [line for line in data.decode("utf-8", "replace").splitlines() if line]
@@ -187,6 +200,8 @@ _LLAMA = {
     "num_key_value_heads": 1, "vocab_size": 300, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "tie_word_embeddings": True, "hidden_act": "silu",
 }  # fmt: skip
+_CALIBRATION = b'{"temperature": 1.0, "rows": 2, "label_probabilities": [0.5, 0.9], "step": 0, "weights": [1.0, 2.0]}'
+_LABELED = (["a text", "other words"], ["a", "b"])
 _TEMPLATE = (
     b"{% for m in messages %}{{ m['role'] + ': ' + m['content']|trim }}{% if loop.last %}{{ eos_token }}{% endif %}"
     b"{% endfor %}{% if add_generation_prompt %}{{ raise_exception('no') if messages|length > 3 else 'A:' }}{% endif %}"
@@ -214,5 +229,7 @@ def targets(store: Path, run: Path) -> list[Target]:
             "skipped_batches.json", b'{"roll_backs": [{"step": 1, "failed_step": 3, "first": 1, "last": 2}]}', _skipped
         ),
         Target("metrics.jsonl", b'{"step": 1, "phase": "train", "loss": 2.5}\n' * 3, _metrics),
+        Target("calibration.json", _CALIBRATION, _calibration),
+        Target("linear_model.npz", fit_linear_text(_LABELED, _LABELED).to_bytes(), _linear_model),
         Target("config overrides", b"model.num_layers=2\noptimizer.name=muon\ndata.path=a\nmesh.fsdp=-1", _overrides),
     ]

@@ -101,9 +101,9 @@ def read_linear_text(data: bytes, where: str) -> LinearText:
             for number, vectorizer in enumerate(vectorizers):
                 names = _as_text(arrays[f"names_{number}"]).split(_BETWEEN)
                 vectorizer.set_params(vocabulary={name: place for place, name in enumerate(names)})
-                vectorizer.idf_ = arrays[f"idf_{number}"]
+                vectorizer.idf_ = arrays[f"idf_{number}"].astype(np.float64)
             classes = tuple(json.loads(_as_text(arrays["classes"])))
-            weights_FV, bias_V = arrays["weights"].astype(np.float32), arrays["bias"]
+            weights_FV, bias_V = arrays["weights"].astype(np.float32), arrays["bias"].astype(np.float32)
             expected = (sum(len(vectorizer.vocabulary_) for vectorizer in vectorizers), len(classes))
             if weights_FV.shape != expected or bias_V.shape != expected[1:]:
                 raise ValueError(f"weights of shape {weights_FV.shape}; expected {expected}")

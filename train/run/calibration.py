@@ -7,7 +7,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from configs.errors import UserError
+from configs.errors import UserError, one_line
 from data.storage.files import write_atomically
 from train.checkpoint.manager import saved_steps
 from train.evaluation.ensemble import Ensemble, Weights
@@ -57,10 +57,19 @@ def read_calibration(run: Run) -> Calibration | None:
         return None
     try:
         values = json.loads(path.read_text())
-        weights = values.pop("weights", None)
-        found = Calibration(**values, weights=Weights(*weights) if weights else None)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is corrupt: {error}; delete it, or run the same `rootstock finetune` again") from None
+        weights = values.get("weights")
+        found = Calibration(
+            float(values["temperature"]),
+            int(values["rows"]),
+            [float(probability) for probability in values["label_probabilities"]],
+            int(values["step"]),
+            Weights(*map(float, weights)) if weights else None,
+        )
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+        found_instead = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(
+            f"{path} is corrupt: {found_instead}; delete it, or run the same `rootstock finetune` again"
+        ) from None
     return found if found.step == newest_step(run) else None
 
 
