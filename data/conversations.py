@@ -146,5 +146,5 @@ def _question(row: Row, name: str, rules: RowRules) -> dict[str, str]:
 def _from_json(text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -341,7 +341,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON object: {one_line(error)}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object: got {config!r:.80}")

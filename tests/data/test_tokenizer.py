@@ -140,9 +140,10 @@ def test_special_tokens_of_tokenizer_config_json(tmp_path):
         UserError, match=r"tokenizer_config.json or special_tokens_map.json: eos_token='<gone>'; expected a"
     ):
         load_tokenizer(tmp_path)
-    config.write_text("[]")
-    with pytest.raises(UserError, match="is not a JSON object"):
-        load_tokenizer(tmp_path)
+    for content in ("[]", "[" * 100_000):
+        config.write_text(content)
+        with pytest.raises(UserError, match="is not a JSON object"):
+            load_tokenizer(tmp_path)
 
 
 def test_special_tokens_map_json_is_read_and_overridden(tmp_path):

@@ -53,7 +53,7 @@ def _read_results(run: Run) -> dict[str, Any]:
     path = run.directory / RESULTS_FILE
     try:
         found = json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     return found if isinstance(found, dict) else {}
 

@@ -83,7 +83,7 @@ def shards_of(directory: Path, index_name: str, single: str) -> list[Path]:
         raise UserError(f"{directory} has neither {single} nor {index_name}{pickled}; expected safetensors weights")
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is damaged: {error!r}") from None
     for name in names:
         # Never follow a path out of the directory.

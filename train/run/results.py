@@ -46,7 +46,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file, or an empty one if the file is missing."""
     try:
         held = json.loads(path.read_text()) if path.exists() else {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be extended: {error}") from None
     if not isinstance(held, dict):
         raise UserError(f"{path} cannot be extended: expected a JSON object, got {held!r:.80}")

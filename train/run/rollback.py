@@ -67,7 +67,7 @@ def _entries(path: Path) -> list[dict[str, int]]:
     try:
         entries = json.loads(path.read_text())["roll_backs"]
         return [{name: int(entry[name]) for name in ("step", "failed_step", "first", "last")} for entry in entries]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error!r}); without it the run would train on other batches") from None
 
 

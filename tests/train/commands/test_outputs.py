@@ -62,7 +62,7 @@ def test_generate_does_not_replace_its_prompts(foundation, tmp_path, no_work):
     assert prompts.read_text() == "the cat\n"
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "not JSON"])
+@pytest.mark.parametrize("content", ["", "[1]", "not JSON", "[" * 100_000], ids=["empty", "list", "text", "nested"])
 def test_results_that_cannot_be_extended_are_an_error_before_the_work(content, foundation, text, tmp_path, no_work):
     path = tmp_path / "results.json"
     path.write_text(content)
