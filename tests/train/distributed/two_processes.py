@@ -4,6 +4,7 @@ python tests/train/distributed/two_processes.py FOLDER
 """
 
 import contextlib
+import gc
 import importlib
 import io
 import json
@@ -59,6 +60,8 @@ def main(folder: Path) -> None:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             action(*arguments)
+            # asyncio prints what became of the reads that failed when they are collected.
+            gc.collect()
         printed[name] = {"stdout": out.getvalue(), "stderr": err.getvalue()}
 
     fsdp = "--config.mesh.fsdp=2"
