@@ -617,8 +617,7 @@ _TRAIN = (
     ),
     Mutant(
         "held-out rows decide whether a linear model joins", "train/finetuning/ensembling.py",
-        'fit_weights(validation, fitted.model.margins(texts["validation"]',
-        'fit_weights(test, fitted.model.margins(texts["test"]',
+        'fit_weights(validation, margins["validation"])', 'fit_weights(test, margins["test"])',
         "tests/train/finetuning/test_confidence.py::test_test_rows_are_never_used_for_a_choice[labels]",
     ),
     Mutant(

@@ -9,6 +9,7 @@ The output grows as texts are generated; run the same command again to go on aft
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -74,20 +75,17 @@ def run(values: flags.FlagValues) -> None:
         check_format(at(values.output))
     prompts = [values.prompt] if values.prompt else _read(values.prompts)
     writer = _open_output(values, options, prompts) if values.output else None
-    done = writer.rows if writer else 0
     language_model = open_language_model(at(values.run), values.template, cache_dtype=values.cache_dtype)
     with jax.set_mesh(language_model.mesh):
-        parts = parts_of_continuations(language_model, prompts, options, values.raw, done)
+        parts = parts_of_continuations(language_model, prompts, options, values.raw, writer.rows if writer else 0)
         if writer:
             _write(writer, prompts, parts)
         elif values.prompt:
             ((text,),) = parts
             print(text if language_model.template and not values.raw else values.prompt + text)
         else:
-            for part in parts:
-                for prompt, text in zip(prompts[done:], part, strict=False):
-                    print(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False), flush=True)
-                done += len(part)
+            for prompt, text in zip(prompts, itertools.chain.from_iterable(parts), strict=True):
+                print(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False), flush=True)
 
 
 def _open_output(values: flags.FlagValues, options: "GenerationOptions", prompts: list[str]) -> RowWriter:
@@ -105,7 +103,7 @@ def _write(writer: RowWriter, prompts: list[str], parts: Iterator[list[str]]) ->
     with progress("generate", len(prompts)) as move:
         move(writer.rows)
         for part in parts:
-            pairs = zip(prompts[writer.rows :], part, strict=False)
+            pairs = zip(prompts[writer.rows : writer.rows + len(part)], part, strict=True)
             writer.write([{"prompt": prompt, "completion": text} for prompt, text in pairs])
             move(writer.rows)
     writer.finish()

@@ -42,15 +42,12 @@ class Ensemble:
         margins_NV = self.linear.margins(texts, classes)
 
         def join(number: int, outputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-            return self._sum(outputs[0][-1:], margins_NV[number : number + 1]), *outputs[1:]
+            return self.combined(outputs[0][-1:], margins_NV[number : number + 1]), *outputs[1:]
 
         return join
 
-    def combined(self, logits_NV: np.ndarray, texts: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    def combined(self, logits_NV: np.ndarray, margins_NV: np.ndarray) -> np.ndarray:
         """Returns the logits of both together, (N, V)."""
-        return self._sum(logits_NV, self.linear.margins(texts, classes))
-
-    def _sum(self, logits_NV: np.ndarray, margins_NV: np.ndarray) -> np.ndarray:
         return self.weights.model * logits_NV.astype(np.float64) + self.weights.linear * margins_NV
 
 

@@ -37,14 +37,17 @@ def joined_by_linear_model(run: FinetuneRun, table: Sequence[Scored], learned: M
         return []
     validation, test = tuned.decisions
     examples = {name: run.data.parts[name].examples for name in ("validation", "test")}
-    texts = {name: [example.fields["text"] for example in part] for name, part in examples.items()}
-    weights = fit_weights(validation, fitted.model.margins(texts["validation"], task.classes))
+    margins = {
+        name: fitted.model.margins([example.fields["text"] for example in part], task.classes)
+        for name, part in examples.items()
+    }
+    weights = fit_weights(validation, margins["validation"])
     if weights is None:
         say("finetune: the validation rows do not show that the linear SVM helps the fine-tuned model; it is left out")
         return []
     ensemble = Ensemble(fitted.model, weights)
     both = [
-        Decisions(ensemble.combined(alone.logits, texts[name], task.classes), alone.labels, alone.rows)
+        Decisions(ensemble.combined(alone.logits, margins[name]), alone.labels, alone.rows)
         for name, alone in (("validation", validation), ("test", test))
     ]
     ranked = [[task.classes[i] for i in np.argsort(-row, kind="stable")] for row in both[1].logits]
