@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,11 @@ import tokenizers
 from tokenizers import processors
 
 from configs.errors import UserError, one_line
+from data.pieces import PieceEncoder, components, piece_pattern
 from data.storage.files import is_directory, is_file
 from data.storage.paths import at
 
 PAD, BOS, EOS, UNKNOWN = "<|pad|>", "<|bos|>", "<|eos|>", "<|unk|>"
-ANY_CHARACTER = r"[\s\S]"
-# GPT-2's pattern never merges a letter with the space after it, so a cut there does not change the tokens.
-BETWEEN_WORDS = re.compile(r"(?<=[a-zA-Z]) (?=[a-zA-Z])")
 
 # What names the special tokens; older models have a file for it alone, which the other one overrides.
 _NAMED_IN = ("special_tokens_map.json", "tokenizer_config.json")
@@ -32,8 +30,6 @@ _WELL_KNOWN = {
 # Classes of transformers that have no bos of their own: a file that does not name one has none.
 _WITHOUT_BOS = ("PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", "Qwen2TokenizerFast")
 _GENERATION = "generation_config.json"
-_PIECE_CHARACTERS = 1 << 16
-_EVERYWHERE = re.compile(r"(?=[\s\S])")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -92,39 +88,30 @@ class Tokenizer:
         return hashlib.sha256(self.serialized.encode()).hexdigest()
 
     @functools.cached_property
-    def _cut(self) -> re.Pattern[str] | None:
-        """A pattern of positions where a long text can be cut without changing a token; None if none is known."""
-        splitters = _parts(self._layout["pre_tokenizer"])
-        if self._layout["normalizer"] or any(not token["special"] for token in self._layout["added_tokens"]):
-            return None
-        if [part["type"] for part in splitters] == ["ByteLevel"] and not splitters[0]["add_prefix_space"]:
-            return BETWEEN_WORDS if splitters[0]["use_regex"] else None
-        if len(splitters) == 1 and splitters[0].get("pattern") == {"Regex": ANY_CHARACTER}:
-            return _EVERYWHERE
-        return None
+    def _pieces(self) -> PieceEncoder | None:
+        """Encodes texts piece by piece; None if it is not known which pieces of a text keep their tokens."""
+        pattern = piece_pattern(self._layout)
+        return None if pattern is None else PieceEncoder(self._backend, pattern)
 
     def encode(self, text: str) -> list[int]:
         """Returns the tokens of `text`, none of them special: the name of a special token in the text stays text."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Returns `encode` of each text; texts are encoded in parallel, and long ones in pieces."""
-        return [[token for piece in pieces for token in piece.ids] for pieces in self._encodings(texts)]
+        """Returns `encode` of each text."""
+        return [ids.tolist() for ids in self._encode(texts)]
 
     def encode_documents(self, texts: list[str], dtype: str) -> list[np.ndarray]:
         """Returns the tokens of each text with bos before and eos after them, as a token store has them."""
         bos, eos = np.array([self.bos_id], dtype), np.array([self.eos_id], dtype)
-        return [
-            np.concatenate([bos, *(np.array(piece.ids, dtype) for piece in pieces), eos])
-            for pieces in self._encodings(texts)
-        ]
+        return [np.concatenate([bos, ids.astype(dtype), eos]) for ids in self._encode(texts)]
 
-    def _encodings(self, texts: list[str]) -> Iterator[list[tokenizers.Encoding]]:
-        """Yields the encoded pieces of each text."""
-        pieces = [split_text(text, self._cut) for text in texts]
-        flat = [piece for parts in pieces for piece in parts]
-        encoded = iter(self._backend.encode_batch_fast(flat, add_special_tokens=False))
-        return ([next(encoded) for _ in parts] for parts in pieces)
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        """Returns uint32[number of tokens] for each text."""
+        if self._pieces is not None:
+            return self._pieces(texts)
+        encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.uint32) for encoding in encoded]
 
     @functools.cached_property
     def special_tokens(self) -> dict[str, int]:
@@ -209,7 +196,7 @@ class Tokenizer:
         """
         counts = np.zeros(size or self.vocab_size, np.int32)
         added = {token["id"]: token for token in self._layout["added_tokens"]}
-        kinds = {part["type"] for name in ("pre_tokenizer", "decoder") for part in _parts(self._layout[name])}
+        kinds = {part["type"] for name in ("pre_tokenizer", "decoder") for part in components(self._layout[name])}
         for token, index in self._backend.get_vocab(with_added_tokens=True).items():
             if index in added:
                 counts[index] = 0 if added[index]["special"] else len(token.encode())
@@ -252,28 +239,6 @@ class Tokenizer:
         if self.end_ids:
             ends = json.dumps({"eos_token_id": [self.eos_id, *self.end_ids]}, indent=1)
             (directory / _GENERATION).write_text(ends, encoding="utf-8")
-
-
-def _parts(section: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Returns the components of a section of `tokenizer.json`, with sequences flattened."""
-    if section is None:
-        return []
-    for name in ("pretokenizers", "decoders"):
-        if name in section:
-            return [part for inner in section[name] for part in _parts(inner)]
-    return [section]
-
-
-def split_text(text: str, cut: re.Pattern[str] | None) -> list[str]:
-    """Returns `text` cut at matches of `cut` into pieces of about 65,536 characters, or whole if `cut` is None."""
-    pieces, start = [], 0
-    while cut is not None and len(text) - start > _PIECE_CHARACTERS:
-        match = cut.search(text, start + _PIECE_CHARACTERS)
-        if match is None:
-            break
-        pieces.append(text[start : match.start()])
-        start = match.start()
-    return [*pieces, text[start:]]
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

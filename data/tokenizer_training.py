@@ -7,12 +7,16 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from configs.errors import UserError
+from data.pieces import ANY_CHARACTER
 from data.storage.files import exists
 from data.storage.paths import at
-from data.tokenizer import ANY_CHARACTER, BETWEEN_WORDS, BOS, EOS, PAD, UNKNOWN, Tokenizer, load_tokenizer, split_text
+from data.tokenizer import BOS, EOS, PAD, UNKNOWN, Tokenizer, load_tokenizer
 
 _EXPECTED = "bpe:N (N of at least 259), bytes, chars, or the path of a tokenizer.json or its directory"
 _SMALLEST_BPE = 259  # 256 bytes and three special tokens
+_PIECE_CHARACTERS = 1 << 16
+# GPT-2's pattern never merges a letter with the space after it, so a cut there does not change what is counted.
+_BETWEEN_WORDS = re.compile(r"(?<=[a-zA-Z]) (?=[a-zA-Z])")
 
 
 def is_trainable(spec: str) -> bool:
@@ -87,8 +91,13 @@ def _byte_symbols() -> list[str]:
 
 
 def _training_pieces(texts: Iterable[str]) -> Iterator[str]:
+    """Yields the texts, cut into pieces of about 65,536 characters, because the library needs memory by the text."""
     for text in texts:
-        yield from split_text(text, BETWEEN_WORDS)
+        start = 0
+        while match := _BETWEEN_WORDS.search(text, start + _PIECE_CHARACTERS):
+            yield text[start : match.start()]
+            start = match.start()
+        yield text[start:]
 
 
 def get_tokenizer(spec: str, texts_factory: Callable[[], Iterable[str]]) -> Tokenizer:
