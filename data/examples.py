@@ -4,6 +4,7 @@ An example is one segment of a row, or two adjacent segments where two answers a
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -40,6 +41,12 @@ class ExampleRows:
 
     def __len__(self) -> int:
         return len(self.packed)
+
+    @functools.cached_property
+    def target_share(self) -> float:
+        """The share of all positions, padding included, that are in the loss."""
+        targets = sum(int((segment["weights"] != 0).sum()) for example in self.examples for segment in example)
+        return targets / (len(self) * self.sequence_length)
 
     def segment_slices(self, row: int) -> Iterator[tuple[int, list[slice]]]:
         """Yields (example index, the slice of the row that each of its segments fills) in row order."""

@@ -10,7 +10,7 @@ V vocabulary or classes.
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,8 @@ class LossOptions:
         smoothing: fraction of each target's weight that is spread over all symbols (arXiv:1512.00567, section 7); not
             part of `LossSums.nll`; 0: off.
         chunk: positions of a row whose logits exist at a time on a device; must divide the device's part of T; 0: all.
+        skip: for rows with few targets: those come first, and chunks without any are skipped; `chunk` is by default an
+            eighth of the device's part of T.
     """
 
     symbols: Literal["vocab", "classes"] = "vocab"
@@ -54,9 +56,13 @@ class LossOptions:
     z_loss: float = 0.0
     smoothing: float = 0.0
     chunk: int = 0
+    skip: bool = False
 
 
 _DEFAULT = LossOptions()
+_Carry = TypeVar("_Carry")
+_Output = TypeVar("_Output")
+_SKIPPABLE_PARTS = 8
 
 
 def cross_entropy(
@@ -75,6 +81,8 @@ def cross_entropy(
         weights_BT: float weights; 0 excludes a position from the loss.
         options: softcap, z-loss, smoothing and chunk size.
     """
+    if options.skip:
+        x_BTD, targets_BT, weights_BT = _weighted_first(weights_BT, x_BTD, targets_BT, weights_BT)
     objective, nll = _objective(x_BTD, table_VD, targets_BT, weights_BT, options)
     return LossSums(objective, jax.lax.stop_gradient(nll), weights_BT.sum())
 
@@ -164,12 +172,14 @@ def _layout(x_BTD: jax.Array, table_VD: jax.Array, symbols: str) -> _Layout:
     return _Layout("tokens", "activation", symbols)
 
 
-def _split(x_BT: jax.Array, layout: _Layout, chunk: int) -> jax.Array:
+def _split(x_BT: jax.Array, layout: _Layout, options: LossOptions) -> jax.Array:
     """Returns x_nPR...: n chunks, each with an equal part of every device's tokens, so that no token moves."""
     B, T, *rest = x_BT.shape
     pieces = shards("length")
     rows = shards(layout.P) // pieces
-    size = min(chunk, T // pieces) or T // pieces
+    length = T // pieces
+    divisible = options.skip and length % _SKIPPABLE_PARTS == 0
+    size = min(options.chunk, length) or (length // _SKIPPABLE_PARTS if divisible else length)
     x = x_BT.reshape(rows, B // rows, pieces, -1, size, *rest)
     x_nPR = jnp.moveaxis(x, (3, 0, 2), (0, 1, 2)).reshape(-1, rows * pieces, B // rows * size, *rest)
     return constrain(x_nPR, "activation", layout.P, layout.R, *("activation" for _ in rest))
@@ -185,6 +195,47 @@ def _join(x_nPR: jax.Array, layout: _Layout, B: int) -> jax.Array:
     return constrain(x_BT, "batch", "length", *("activation" for _ in rest))
 
 
+def _weighted_first(weights_BT: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
+    """Returns arrays (B, T, ...) with the positions that have a weight first, in each device's part of a row."""
+    B, T = weights_BT.shape
+    by_device = (B, shards("length"), T // shards("length"))
+    order = jnp.argsort(weights_BT.reshape(by_device) == 0, axis=-1, stable=True)
+
+    def sort(x: jax.Array) -> jax.Array:
+        rest = x.shape[2:]
+        index = order.reshape(*by_device, *(1 for _ in rest))
+        sorted_x = jnp.take_along_axis(x.reshape(*by_device, *rest), index, axis=2)
+        return constrain(sorted_x.reshape(x.shape), "batch", "length", *("activation" for _ in rest))
+
+    return [sort(x) for x in arrays]
+
+
+def _used(weights_nPR: jax.Array, options: LossOptions) -> jax.Array | None:
+    """Returns the number of chunks up to the last one with a weight, or None for all of them."""
+    return (weights_nPR != 0).any((1, 2)).sum() if options.skip else None
+
+
+def _scan(
+    body: Callable[[_Carry, tuple[jax.Array, ...]], tuple[_Carry, _Output]],
+    carry: _Carry,
+    chunks: tuple[jax.Array, ...],
+    used: jax.Array | None,
+) -> tuple[_Carry, _Output]:
+    """Returns `jax.lax.scan` over the first `used` chunks, or all for None; the outputs of the others are 0."""
+    if used is None:
+        return jax.lax.scan(body, carry, chunks)
+    n = len(chunks[0])
+
+    def step(i: jax.Array, state: tuple[_Carry, _Output]) -> tuple[_Carry, _Output]:
+        carry, outputs = state
+        carry, output = body(carry, tuple(jax.lax.dynamic_index_in_dim(chunk, i, keepdims=False) for chunk in chunks))
+        return carry, jax.tree.map(lambda o, x: jax.lax.dynamic_update_index_in_dim(o, x, i, 0), outputs, output)
+
+    _, shapes = jax.eval_shape(body, carry, tuple(chunk[0] for chunk in chunks))
+    outputs = jax.tree.map(lambda shape: jnp.zeros((n, *shape.shape), shape.dtype), shapes)
+    return jax.lax.fori_loop(0, used, step, (carry, outputs))
+
+
 def _gathered(layout: _Layout, *chunk: jax.Array) -> list[jax.Array]:
     return [constrain(x, layout.P, *("activation" for _ in x.shape[1:])) for x in chunk]
 
@@ -195,8 +246,12 @@ def _map_chunks(
     table_VD: jax.Array,
     targets_BT: jax.Array,
     options: LossOptions,
+    weights_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, ...]:
-    """Returns the (B, T) outputs of `function(logits_PRV, targets_PR)`, applied to one chunk after the other."""
+    """Returns the (B, T) outputs of `function(logits_PRV, targets_PR)`, applied to one chunk after the other.
+
+    With weights, chunks may be skipped (`LossOptions.skip`), whose outputs are 0.
+    """
     layout = _layout(x_BTD, table_VD, options.symbols)
     table = constrain(table_VD.astype(x_BTD.dtype), layout.V, "activation")
 
@@ -204,9 +259,10 @@ def _map_chunks(
         x_PRD, targets_PR = _gathered(layout, *chunk)
         return None, function(logits(x_PRD, table, options.softcap), targets_PR)
 
-    chunks = tuple(_split(a, layout, options.chunk) for a in (x_BTD, targets_BT))
+    chunks = tuple(_split(a, layout, options) for a in (x_BTD, targets_BT))
+    used = None if weights_BT is None else _used(_split(weights_BT, layout, options), options)
     # Where the result is differentiated (`task_heads.preference`), a chunk's logits are recomputed rather than stored.
-    _, outputs = jax.lax.scan(jax.checkpoint(body), None, chunks)
+    _, outputs = _scan(jax.checkpoint(body), None, chunks, used)
     return tuple(_join(x_nPR, layout, len(x_BTD)) for x_nPR in outputs)
 
 
@@ -219,7 +275,7 @@ def _objective(
     def terms(logits_PRV: jax.Array, targets_PR: jax.Array) -> tuple[jax.Array, jax.Array]:
         return _token_terms(logits_PRV, targets_PR, options)[:2]
 
-    objective_BT, nll_BT = _map_chunks(terms, x_BTD, table_VD, targets_BT, options)
+    objective_BT, nll_BT = _map_chunks(terms, x_BTD, table_VD, targets_BT, options, weights_BT)
     return (objective_BT * weights_BT).sum(), (nll_BT * weights_BT).sum()
 
 
@@ -242,11 +298,11 @@ def _objective_fwd(
         grad_PVD += token_sum("PRV,PRD->PVD", g_PRV, x_PRD)
         return grad_PVD, (grad_PRD, terms.objective * weights_PR, terms.nll * weights_PR)
 
-    chunks = tuple(_split(a, layout, options.chunk) for a in (x_BTD, targets_BT, weights_BT))
+    chunks = tuple(_split(a, layout, options) for a in (x_BTD, targets_BT, weights_BT))
     # Each part accumulates its own gradient of the table: one sum over the devices instead of one per chunk.
     zeros_PVD = jnp.zeros((shards(layout.P), *table_VD.shape), jnp.float32)
     zeros_PVD = constrain(zeros_PVD, layout.P, layout.V, "activation")
-    grad_PVD, (grad_nPRD, objective, nll) = jax.lax.scan(body, zeros_PVD, chunks)
+    grad_PVD, (grad_nPRD, objective, nll) = _scan(body, zeros_PVD, chunks, _used(chunks[2], options))
     grad_VD = constrain(grad_PVD.sum(0), options.symbols, "vocab_embed", rules=PARAMETER_RULES).astype(table_VD.dtype)
     # The barrier makes XLA sum and free the parts before the layers' backward pass, where memory is scarce.
     return (objective.sum(), nll.sum()), jax.lax.optimization_barrier((_join(grad_nPRD, layout, len(x_BTD)), grad_VD))

@@ -31,12 +31,13 @@ def reference(x, table, targets, weights, softcap, z_loss):
 @pytest.mark.integration
 @pytest.mark.parametrize("chunk", [0, 3, 12])
 @pytest.mark.parametrize(("softcap", "z_loss"), [(0.0, 0.0), (5.0, 0.0), (0.0, 0.1), (5.0, 0.1)])
-def test_value_and_gradient_equal_optax(inputs, chunk, softcap, z_loss):
+@pytest.mark.parametrize("skip", [False, True])
+def test_value_and_gradient_equal_optax(inputs, chunk, softcap, z_loss, skip):
     x, table, targets, weights = inputs
 
     def ours(x, table):
         return losses.cross_entropy(
-            x, table, targets, weights, LossOptions(softcap=softcap, z_loss=z_loss, chunk=chunk)
+            x, table, targets, weights, LossOptions("vocab", softcap, z_loss, chunk=chunk, skip=skip)
         ).objective
 
     expected = jax.value_and_grad(reference, argnums=(0, 1))(x, table, targets, weights, softcap, z_loss)
@@ -66,14 +67,16 @@ def test_smoothing_equals_cross_entropy_with_smoothed_labels(inputs):
 @pytest.mark.integration
 @pytest.mark.parametrize("vocabulary", [16, 1024], ids=["gathers the table", "gathers the tokens"])
 @pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "context": 2}], ids=str)
-def test_mesh_does_not_change_value_and_gradient(sizes, vocabulary):
+@pytest.mark.parametrize("skip", [False, True])
+def test_mesh_does_not_change_value_and_gradient(sizes, vocabulary, skip):
     rng = np.random.default_rng(1)
     x, table = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 32, 8), (vocabulary, 8)))
     targets = rng.integers(0, vocabulary, (4, 32))
     weights = rng.integers(0, 2, (4, 32)).astype(np.float32)
 
     def ours(x, table):
-        return losses.cross_entropy(x, table, targets, weights, LossOptions(softcap=5.0, z_loss=0.1, chunk=4)).objective
+        options = LossOptions("vocab", 5.0, 0.1, chunk=4, skip=skip)
+        return losses.cross_entropy(x, table, targets, weights, options).objective
 
     expected = jax.value_and_grad(reference, argnums=(0, 1))(x, table, targets, weights, 5.0, 0.1)
     with jax.set_mesh(mesh_of(**sizes)):
@@ -113,3 +116,28 @@ def test_logits_exist_only_one_chunk_at_a_time(inputs):
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary(8) < temporary(0) / 3
+
+
+@pytest.mark.parametrize("chunk", [0, 2])
+@pytest.mark.parametrize("targets_of_rows", [(0, 0), (4, 1), (3, 4)], ids=str)
+def test_chunks_without_targets_are_skipped(chunk, targets_of_rows):
+    """Positions that are not in the loss have no number at all, and neither value nor gradient sees them."""
+    rng = np.random.default_rng(2)
+    table, targets = jnp.asarray(rng.standard_normal((17, 8)), jnp.float32), jnp.asarray(rng.integers(0, 17, (2, 16)))
+    weights = np.zeros((2, 16), np.float32)
+    for row, count in enumerate(targets_of_rows):
+        weights[row, rng.permutation(16)[:count]] = 0.5
+    # What shares a chunk with a target is computed; the chunks begin with the targets, so that is the first ones.
+    used = -(-max(targets_of_rows) // 2) * 2
+    order = np.argsort(weights == 0, axis=1, kind="stable")
+    x = rng.standard_normal((2, 16, 8)).astype(np.float32)
+    np.put_along_axis(x, order[:, used:, None], np.nan, axis=1)
+
+    def loss(x, table, options):
+        return losses.cross_entropy(x, table, targets, jnp.asarray(weights), options).objective
+
+    ours = jax.jit(jax.value_and_grad(lambda x, t: loss(x, t, LossOptions(chunk=chunk, skip=True)), argnums=(0, 1)))
+    expected = jax.value_and_grad(lambda x, t: loss(x, t, LossOptions()), argnums=(0, 1))(jnp.nan_to_num(x), table)
+    got = ours(x, table)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
+    np.testing.assert_allclose(loss(x, table, LossOptions(chunk=chunk, skip=True)), expected[0], rtol=1e-5)

@@ -110,19 +110,24 @@ _MODEL = (
     Mutant(
         "the softcap of the logits is dropped", "model/losses.py",
         "return softcap * jnp.tanh(z / softcap) if softcap else z", "return z",
-        f"{_LOSSES}test_value_and_gradient_equal_optax[5.0-0.0-0]",
+        f"{_LOSSES}test_value_and_gradient_equal_optax[False-5.0-0.0-0]",
+    ),
+    Mutant(
+        "a chunk with targets is skipped", "model/losses.py", "(weights_nPR != 0).any((1, 2)).sum()",
+        "(weights_nPR != 0).any((1, 2)).sum() // 2",
+        f"{_LOSSES}test_chunks_without_targets_are_skipped[(4, 1)-0]",
     ),
     Mutant(
         "the softcap has no gradient", "model/losses.py", "1.0 - jnp.square(logits_PRV / options.softcap)", "1.0",
-        f"{_LOSSES}test_value_and_gradient_equal_optax[5.0-0.0-3]",
+        f"{_LOSSES}test_value_and_gradient_equal_optax[False-5.0-0.0-3]",
     ),
     Mutant(
         "the z-loss has the wrong sign", "model/losses.py", "nll_PR + options.z_loss *", "nll_PR - options.z_loss *",
-        f"{_LOSSES}test_value_and_gradient_equal_optax[0.0-0.1-0]",
+        f"{_LOSSES}test_value_and_gradient_equal_optax[False-0.0-0.1-0]",
     ),
     Mutant(
         "the z-loss has half its gradient", "model/losses.py", "1.0 + 2.0 * options.z_loss", "1.0 + options.z_loss",
-        f"{_LOSSES}test_value_and_gradient_equal_optax[0.0-0.1-3]",
+        f"{_LOSSES}test_value_and_gradient_equal_optax[False-0.0-0.1-3]",
     ),
     Mutant(
         "label smoothing adds to the target's weight", "model/losses.py",
@@ -629,6 +634,10 @@ _TRAIN = (
         "a model without bos gets one", "data/tokenizer.py", '"bos_token" in named or not _without_bos(files[-1])',
         '"bos_token" in named or True',
         "tests/data/test_tokenizer.py::test_a_model_without_bos_is_known_by_its_files[config1-False]",
+    ),
+    Mutant(
+        "punctuation is encoded apart from the new line after it", "data/pieces.py", "(?<=[{_LETTERS}0-9])", r"(?<=\S)",
+        "tests/data/test_pieces.py::test_tokens_are_those_of_the_whole_text[llama3]",
     ),
     Mutant(
         "sets of classes are too small", "train/evaluation/calibration.py", "* (1.0 - coverage) + 1e-9)",

@@ -1,6 +1,7 @@
 """The models of the before/after table: baselines, the model from random initialization, the fine-tuned model."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from configs.errors import UserError
@@ -161,14 +162,14 @@ def finetuning_job(
     run: FinetuneRun, title: str, objective: Objective, evaluate: Evaluate, from_foundation: bool = True
 ) -> Job:
     """Returns what the loop runs, starting from the foundation or from random initialization."""
-    # The few outputs of a new head cost nothing compared to a vocabulary.
-    lm_head = run.data.task.trains_lm_head
-    counted = run.record.model if lm_head else dataclasses.replace(run.record.model, vocab_size=1)
-    length = run.settings.sequence_length
+    lm_head, rows = run.data.task.trains_lm_head, run.data.parts["train"].rows
+    # The model needs logits at targets alone; the few outputs of a new head cost nothing compared to a vocabulary.
+    outputs = math.ceil(run.record.model.vocab_size * rows.target_share) if lm_head else 1
+    counted, length = dataclasses.replace(run.record.model, vocab_size=outputs), run.settings.sequence_length
     return Job(
         title=title,
         objective=objective,
-        rows=run.data.parts["train"].rows,
+        rows=rows,
         evaluate=evaluate,
         load_initial=(lambda groups: run.source.load_merged(run.mesh, groups)) if from_foundation else None,
         initial_groups=("backbone", "head") if lm_head else ("backbone",),

@@ -79,8 +79,8 @@ class Chat(Task[tuple[float, float]]):
         return render_messages(example.fields["messages"], self.template, tokenizer, max_prompt_len, prompt=True).tokens
 
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
-        """Returns next-token prediction."""
-        return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing, router_losses(loss))
+        """Returns next-token prediction, with no logits where most positions are not in the loss."""
+        return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing, router_losses(loss), skip=True)
 
     def decode(
         self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer
