@@ -57,6 +57,7 @@ PATH_FLAGS = frozenset(
 )  # fmt: skip
 PATH_FIELDS = ("data.path", "data.cache", "task.test_path", "task.name", "tokenizer", "checkpoint.local_path")
 _WITHOUT_JAX = frozenset({"prepare", "store", "config"})
+_NO_VARIANTS = "get_config() takes 0 positional arguments"  # of Python, for --config=FILE:VARIANT
 _ROOT = Path(__file__).resolve().parent.parent
 # Copies of config files from buckets; closed when this process ends.
 _copies = contextlib.ExitStack()
@@ -158,7 +159,11 @@ def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagVal
                 raise UserError(f"--{flag} is missing; see rootstock {name} --help")
     # A config file is the user's Python and can raise anything; report it in one line.
     except Exception as error:
-        end(" ".join(str(error).split()) or type(error).__name__, 2)
+        text = " ".join(str(error).split()) or type(error).__name__
+        if _NO_VARIANTS in text:
+            config = next(argument for argument in arguments if argument.startswith("--config="))
+            text = f"{config}: this config has no variants; expected nothing after its name"
+        end(text, 2)
     return values
 
 

@@ -1,20 +1,33 @@
-"""Classifies texts with an imported model: LoRA on every matrix of its layers, for three passes over the rows.
+"""Fine-tunes an imported model for any task of this folder: LoRA on every matrix of its layers, for three passes.
 
 Command:  rootstock import-hf gemma-3-270m-q4_k_m.gguf --workdir=runs/gemma
           rootstock finetune --config=configs/finetune/imported.py --init_from=runs/gemma --workdir=runs/intent \
               --config.data.path=train.jsonl --config.task.test_path=test.jsonl
-Data:     JSONL, CSV, Parquet or hf:NAME with columns "text" and "label".
+          ...imported.py:dialogue_summary, or imported.py:question_answering:generative, for another task
+Data:     that of the task's file; without a name that of intent.py: columns "text" and "label".
 Mesh:     one CPU; any `--config.mesh` that matches the number of devices.
 """
 
+import importlib
+import pkgutil
+
 from ml_collections import ConfigDict
 
-from configs.finetune import intent
+from configs import finetune
+from configs.errors import UserError
 
 
-def get_config() -> ConfigDict:
-    """Returns the config: that of the intent task, with adapters and without a second run from random weights."""
-    config = intent.get_config()
+def get_config(task: str = "intent") -> ConfigDict:
+    """Returns the config of a task, "NAME" or "NAME:VARIANT", with adapters and without a run from random weights.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    name, _, variant = task.partition(":")
+    names = sorted(module.name for module in pkgutil.iter_modules(finetune.__path__) if module.name != "imported")
+    if name not in names:
+        raise UserError(f"imported.py:{task} is unknown; expected one of {', '.join(names)}")
+    config = importlib.import_module(f"configs.finetune.{name}").get_config(*[variant] * bool(variant))
     config.batch_size = 8
     config.num_steps = 100  # the least; min_epochs takes more where there are more rows
     config.adapt.method = "lora"

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from configs.errors import UserError
+from tests.runs import rootstock
 from train.cli import main, parse
 from train.commands import config
 
@@ -32,3 +33,30 @@ def test_an_invalid_value_is_the_same_error_as_in_training():
     values = parse("config", config, [TINY, "--config.batch_size=0", "--config.optimizer.beta1=2.0"])
     with pytest.raises(UserError, match=r"config.batch_size=0 must be at least 1; config.optimizer.beta1=2.0 must be"):
         config.run(values)
+
+
+def test_an_imported_model_is_fine_tuned_for_any_task(capsys):
+    main(["config", "--config=configs/finetune/imported.py:question_answering:generative", "--json"])
+    found = json.loads(capsys.readouterr().out)["config"]
+    assert (found["task"]["name"], found["task"]["metrics"], found["adapt"]["method"]) == (
+        "generation",
+        ["squad"],
+        "lora",
+    )
+    main(["config", "--config=configs/finetune/imported.py", "--json"])
+    assert json.loads(capsys.readouterr().out)["config"]["task"]["name"] == "classification"
+
+
+@pytest.mark.parametrize(
+    ("variant", "error"),
+    [
+        ("intent.py:foo", "--config=configs/finetune/intent.py:foo: this config has no variants"),
+        ("imported.py:intent:foo", "--config=configs/finetune/imported.py:intent:foo: this config has no variants"),
+        ("imported.py:nothing", "imported.py:nothing is unknown; expected one of assistant, contract_clause"),
+        ("question_answering.py:x", "question_answering.py:x is unknown; expected span or generative"),
+    ],
+)
+def test_an_unknown_variant_is_one_line(variant, error):
+    ended = rootstock("config", f"--config=configs/finetune/{variant}", check=False)
+    printed = ended.stderr.strip().splitlines()
+    assert ended.returncode == 2 and len(printed) == 1 and error in printed[0]
