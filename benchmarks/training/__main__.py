@@ -3,7 +3,7 @@
     python -m venv HF && HF/bin/pip install torch==2.13.0 transformers peft
     python3.12 -m venv MT && MT/bin/pip install 'maxtext[tpu]==0.2.5'
     python -m benchmarks.training --peer_python=HF/bin/python --maxtext_python=MT/bin/python --nanogpt=nanoGPT
-    python -m benchmarks.training --peer_python=HF/bin/python --size=135M --rows=16 --length=64 --lora=8
+    python -m benchmarks.training --peer_python=HF/bin/python --size=135M --rows=16 --length=64 --lora=8 [--answer=16]
 
 Each program trains by AdamW with clipping at norm 1 on random tokens, in its own process, all of which are alive
 together; in each round, each of them has one turn. The first rounds warm up. A ratio is the median of the rounds'
@@ -42,6 +42,7 @@ class _Side:
 def sides_of(arguments: argparse.Namespace) -> dict[str, _Side]:
     """Returns all programs whose Pythons are given, by the name in the table."""
     found: dict[str, _Side] = {}
+    tuning = arguments.lora or arguments.answer
     own = [sys.executable, "-m", "benchmarks.training.own"]
     peer = [arguments.peer_python or "", str(_FOLDER / "torch_program.py")]
     maxtext = [arguments.maxtext_python or "", str(_FOLDER / "maxtext_program.py")]
@@ -53,9 +54,9 @@ def sides_of(arguments: argparse.Namespace) -> dict[str, _Side]:
         if arguments.peer_python:
             found[f"torch {dtype}"] = _Side(peer, dtype)
             found[f"torch {dtype} compiled"] = _Side(peer, dtype, {"compiled": True})
-            if arguments.nanogpt and not arguments.lora:
+            if arguments.nanogpt and not tuning:
                 found[f"nanogpt {dtype}"] = _Side(peer, dtype, {"nanogpt": str(Path(arguments.nanogpt).resolve())})
-        if arguments.maxtext_python and not arguments.lora:
+        if arguments.maxtext_python and not tuning:
             found[f"maxtext {dtype}"] = _Side(maxtext, dtype)
     return found
 
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         rounds: list[list[Turn]] = []
         for name in names:
             side, shape = sides[name], (arguments.size, arguments.rows, arguments.length, arguments.steps)
-            work = Work(*shape, side.dtype, arguments.lora, side.options)
+            work = Work(*shape, side.dtype, arguments.lora, arguments.answer, side.options)
             environment = HUGE_PAGES if arguments.huge_pages else {}
             programs.append(stack.enter_context(running(name, side.command, work, side.root, environment)))
         for _ in range(arguments.warmup):
@@ -105,6 +106,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--lora", type=int, default=0, help="rank of LoRA on queries and values; 0: train everything")
+    parser.add_argument("--answer", type=int, default=0, help="tokens at the end of a row that are in the loss; 0: all")
     parser.add_argument("--steps", type=int, default=1, help="per turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=60.0, help="no round starts later than this after the warm-up")

@@ -39,7 +39,7 @@ def main() -> None:
     work = json.loads(sys.argv[1])
     rank = work["rank"]
     adaptation = Adaptation("lora", 0, rank, 2.0 * rank, ("query", "value")) if rank else None
-    steps = own_steps(config_of(work), work["steps"], adaptation)
+    steps = own_steps(config_of(work), work["steps"], adaptation, work["answer"])
     about = next(steps)
     print(json.dumps({"version": f"jax {about['jax']}", "parameters": about["parameters"]}), flush=True)
     for _ in sys.stdin:

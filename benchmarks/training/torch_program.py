@@ -32,7 +32,14 @@ def llama(work):
         lora = peft.LoraConfig(r=work["rank"], lora_alpha=2 * work["rank"], target_modules=["q_proj", "v_proj"])
         model = peft.get_peft_model(model, lora)
         versions += f", peft {peft.__version__}"
-    return model, versions, lambda forward, tokens: forward(input_ids=tokens, labels=tokens).loss
+
+    def loss_of(forward, tokens):
+        labels = tokens.clone()
+        # transformers ignores the label -100; label i is predicted at position i - 1.
+        labels[:, : tokens.shape[1] - (work["answer"] or tokens.shape[1])] = -100
+        return forward(input_ids=tokens, labels=labels).loss
+
+    return model, versions, loss_of
 
 
 def nanogpt(work):

@@ -23,6 +23,7 @@ class Work:
         steps: train steps per turn.
         dtype: "float32" or "bfloat16", of the products; parameters are float32.
         rank: of LoRA on queries and values; 0: all parameters are trained.
+        answer: tokens at the end of a row that are in the loss; 0: all.
         options: what one program alone needs.
     """
 
@@ -32,6 +33,7 @@ class Work:
     steps: int
     dtype: str
     rank: int
+    answer: int
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
