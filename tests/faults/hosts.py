@@ -15,7 +15,7 @@ from train.checkpoint.manager import saved_steps
 from train.distributed.processes import SILENT_SECONDS
 
 _AFTER, _EVERY = 45, 20
-_HANG_SECONDS = 6
+_HANG_SECONDS = 20  # compilation counts too and can take seconds on a busy machine
 _FLAGS = (f"--config.checkpoint.every={_EVERY}", f"--config.faults.hang_seconds={_HANG_SECONDS}")
 _STUCK = """
 import sys, time
@@ -71,12 +71,10 @@ def _lost(
 
 
 def _stuck(directory: Path, short: bool) -> Outcome:
-    # Compilation counts too and can take seconds on a busy machine.
-    seconds = 20
-    command = [sys.executable, "-c", _STUCK, str(directory), str(seconds)]
+    command = [sys.executable, "-c", _STUCK, str(directory), str(_HANG_SECONDS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     message = done.stderr.strip().splitlines()[-1]
-    expected = f"rootstock: error: no progress for {seconds} s (config.faults.hang_seconds) after step 3"
+    expected = f"rootstock: error: no progress for {_HANG_SECONDS} s (config.faults.hang_seconds) after step 3"
     named = "in stuck" in (directory / "hang-0.txt").read_text()
     survived = done.returncode == 124 and message.startswith(expected) and named
     return Outcome("an evaluation that never returns", survived, 0, f"exit {done.returncode}: {message}")
