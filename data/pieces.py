@@ -1,4 +1,4 @@
-"""Encodes texts piece by piece and remembers the tokens of each piece: most of a text are words that came before."""
+"""Encodes texts piece by piece and remembers the tokens of each piece: most of a text is words that came before."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _LETTERS = "A-Za-zÀ-ÖØ-öø-ɏḀ-ỿЀ-ҁҊ-ԣ"  # Latin and Cyrillic: lette
 # punctuation. The first alternative is the usual case, for speed; the last takes what follows the last cut.
 _WORDS = re.compile(
     rf" ?[{_LETTERS}]++(?=[ \n!-/:;?])"
-    rf"|[\s\S]+?(?:(?<=\S)(?= )|(?<=[{_LETTERS}0-9])(?=[\n!-/:;?]))"
+    rf"|(?:[^ \n!-/:;?]++|[ \n!-/:;?])+?(?:(?<=\S)(?= )|(?<=[{_LETTERS}0-9])(?=[\n!-/:;?]))"
     r"|[\s\S]+"
 )
 # Beside GPT-2's, which is part of the library's ByteLevel: those of Llama 3 and of Qwen 2.
@@ -28,6 +28,9 @@ _BYTE_LEVEL_PATTERNS = tuple(
 _MAX_BYTES = 1 << 26
 # Of a string, its tokens and their place in the dictionary.
 _BYTES_PER_PIECE, _BYTES_PER_CHARACTER = 160, 8
+# Encoding a piece alone costs about as much as 20 characters of a text, so where most pieces are new, as in lists of
+# hashes, texts are encoded whole, unless few pieces are known at all.
+_CHARACTERS_PER_PIECE, _FEW = 20, 50_000
 
 
 class PieceEncoder:
@@ -47,12 +50,20 @@ class PieceEncoder:
         known = self._known  # of this call alone from here on, if another thread starts a new one
         pieces = [self._pattern.findall(text) for text in texts]
         new = list(set().union(*pieces).difference(known))
-        for piece, encoding in zip(new, self._backend.encode_batch_fast(new, add_special_tokens=False), strict=True):
-            known[piece] = np.array(encoding.ids, np.uint32).tobytes()
+        if len(known) > _FEW and len(new) * _CHARACTERS_PER_PIECE > sum(map(len, texts)):
+            return encode_whole(self._backend, texts)
+        known.update(zip(new, (ids.tobytes() for ids in encode_whole(self._backend, new)), strict=True))
         self._bytes += _BYTES_PER_PIECE * len(new) + _BYTES_PER_CHARACTER * sum(map(len, new))
         if self._bytes > _MAX_BYTES:
             self._known, self._bytes = {}, 0
         return [np.frombuffer(b"".join(map(known.__getitem__, parts)), np.uint32) for parts in pieces]
+
+
+def encode_whole(backend: tokenizers.Tokenizer, texts: list[str]) -> list[np.ndarray]:
+    """Returns uint32[number of tokens] for each text, encoded by the library alone."""
+    return [
+        np.array(encoding.ids, np.uint32) for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)
+    ]
 
 
 def piece_pattern(layout: Mapping[str, Any]) -> re.Pattern[str] | None:

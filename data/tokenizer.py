@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import processors
 
 from configs.errors import UserError, one_line
-from data.pieces import PieceEncoder, components, piece_pattern
+from data.pieces import PieceEncoder, components, encode_whole, piece_pattern
 from data.storage.files import is_directory, is_file
 from data.storage.paths import at
 
@@ -108,10 +108,7 @@ class Tokenizer:
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         """Returns uint32[number of tokens] for each text."""
-        if self._pieces is not None:
-            return self._pieces(texts)
-        encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, np.uint32) for encoding in encoded]
+        return encode_whole(self._backend, texts) if self._pieces is None else self._pieces(texts)
 
     @functools.cached_property
     def special_tokens(self) -> dict[str, int]:

@@ -119,6 +119,16 @@ def test_memory_is_bounded_and_forgetting_changes_nothing(monkeypatch):
         assert len(encoder._known) <= 250
 
 
+def test_texts_of_new_words_are_encoded_whole(monkeypatch):
+    made = KINDS["gpt2"]()
+    encoder = PieceEncoder(made, piece_pattern(json.loads(made.to_str())))
+    monkeypatch.setattr(pieces, "_FEW", 10)
+    draw = random.Random(0)
+    for hashes in [[TEXT], *([" ".join(draw.randbytes(4).hex() for _ in range(100))] for _ in range(20)), [TEXT]]:
+        assert [ids.tolist() for ids in encoder(hashes)] == tokens(made, hashes)
+    assert 10 < len(encoder._known) < 100
+
+
 def test_threads_share_an_encoder(monkeypatch):
     made = KINDS["gpt2"]()
     encoder = PieceEncoder(made, piece_pattern(json.loads(made.to_str())))
