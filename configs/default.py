@@ -265,7 +265,9 @@ def loss() -> ConfigDict:
     # Experts: weight of the load-balancing loss, likewise per target; it is 1 per layer where the load is even; 0: off.
     c.balance_loss = 0.0
     c.label_smoothing = 0.0  # part of each target's probability that is spread over all tokens or classes; 0: off
-    c.chunk = 0  # compute logits for this many positions per row at a time; must divide sequence_length; 0: all
+    # Compute logits for this many positions per row at a time; must divide sequence_length; 0: all, or an eighth for
+    # the tasks generation and chat, where chunks outside of the loss are skipped.
+    c.chunk = 0
     return c
 
 
