@@ -27,7 +27,7 @@ def own_steps(config: ConfigDict, steps: int, adaptation: Adaptation | None = No
     rows, length, vocab_size = settings.batch_size, settings.sequence_length, config.model.vocab_size
     mesh = single_device_mesh()
     model = complete_model(settings, vocab_size)
-    objective = language_model(model, skip=True) if answer else objective_of(settings, model)
+    objective = language_model(model, few_targets=True) if answer else objective_of(settings, model)
     program = make_program(adapt(objective, adaptation) if adaptation else objective, settings, mesh)
     tokens = np.random.default_rng(0).integers(0, vocab_size, (rows, length + 1), np.int32)
     batch = {

@@ -10,21 +10,20 @@ import tokenizers
 ANY_CHARACTER = r"[\s\S]"
 _CHARACTERS = re.compile(ANY_CHARACTER)
 _LETTERS = "A-Za-zÀ-ÖØ-öø-ɏḀ-ỿЀ-ҁҊ-ԣ"  # Latin and Cyrillic: letters in every version of Unicode
-# A text is cut where every pattern of `_BYTE_LEVEL_PATTERNS` ends one match and starts the next, whatever surrounds the
-# two characters: between anything and the first of some spaces, a letter or digit and a new line, a letter or digit and
-# punctuation. The first alternative is the usual case, for speed; the last takes what follows the last cut.
+# A text is cut where the patterns of GPT-2, Llama 3 and Qwen 2 all end one match and start the next, whatever surrounds
+# the two characters: between anything and the first of some spaces, a letter or digit and a new line, a letter or digit
+# and punctuation. The first alternative is the usual case, for speed; the last takes what follows the last cut.
 _WORDS = re.compile(
     rf" ?[{_LETTERS}]++(?=[ \n!-/:;?])"
     rf"|(?:[^ \n!-/:;?]++|[ \n!-/:;?])+?(?:(?<=\S)(?= )|(?<=[{_LETTERS}0-9])(?=[\n!-/:;?]))"
     r"|[\s\S]+"
 )
-# Beside GPT-2's, which is part of the library's ByteLevel: those of Llama 3 and of Qwen 2.
-_BYTE_LEVEL_PATTERNS = tuple(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-    + digits
-    + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    for digits in (r"\p{N}{1,3}", r"\p{N}")
-)
+# How texts are split before merging, by models of these families; GPT-2's pattern is part of the library's ByteLevel.
+CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_FIRST = rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3_PATTERN = rf"{_FIRST}|\p{{N}}{{1,3}}|{_REST}"
+QWEN2_PATTERN = rf"{_FIRST}|\p{{N}}|{_REST}"
 _MAX_BYTES = 1 << 26
 # Of a string, its tokens and their place in the dictionary.
 _BYTES_PER_PIECE, _BYTES_PER_CHARACTER = 160, 8
@@ -93,14 +92,14 @@ def piece_pattern(layout: Mapping[str, Any]) -> re.Pattern[str] | None:
 
 
 def _is_byte_level(splitters: list[dict[str, Any]]) -> bool:
-    """Returns whether a text is split by GPT-2's pattern or one of `_BYTE_LEVEL_PATTERNS`, and perhaps at digits."""
+    """Returns whether a text is split by GPT-2's, Llama 3's or Qwen 2's pattern, and perhaps at digits."""
     byte_level = [part for part in splitters if part["type"] == "ByteLevel" and not part["add_prefix_space"]]
     digits = [part for part in splitters if part["type"] == "Digits"]
     by_pattern = [
         part
         for part in splitters
         if part["type"] == "Split"
-        and part["pattern"].get("Regex") in _BYTE_LEVEL_PATTERNS
+        and part["pattern"].get("Regex") in (LLAMA3_PATTERN, QWEN2_PATTERN)
         and (part["behavior"], part["invert"]) == ("Isolated", False)
     ]
     known = len(byte_level) + len(digits) + len(by_pattern) == len(splitters)

@@ -117,10 +117,10 @@ def language_model(
     chunk: int = 0,
     smoothing: float = 0.0,
     router: RouterLosses = NO_ROUTER_LOSSES,
-    skip: bool = False,
+    few_targets: bool = False,
 ) -> Objective:
     """Returns the `Objective` of next-token prediction; see `losses.LossOptions` for the arguments."""
-    options = losses.LossOptions("vocab", config.logit_softcap, z_loss, smoothing, chunk, skip)
+    options = losses.LossOptions("vocab", config.logit_softcap, z_loss, smoothing, chunk, few_targets)
 
     def init(rng: jax.Array) -> Params:
         head = {}

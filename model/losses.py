@@ -47,7 +47,7 @@ class LossOptions:
         smoothing: fraction of each target's weight that is spread over all symbols (arXiv:1512.00567, section 7); not
             part of `LossSums.nll`; 0: off.
         chunk: positions of a row whose logits exist at a time on a device; must divide the device's part of T; 0: all.
-        skip: for rows with few targets: those come first, and chunks without any are skipped; `chunk` is by default an
+        few_targets: positions with a weight come first, and chunks without any are skipped; `chunk` is by default an
             eighth of the device's part of T.
     """
 
@@ -56,7 +56,7 @@ class LossOptions:
     z_loss: float = 0.0
     smoothing: float = 0.0
     chunk: int = 0
-    skip: bool = False
+    few_targets: bool = False
 
 
 _DEFAULT = LossOptions()
@@ -81,7 +81,7 @@ def cross_entropy(
         weights_BT: float weights; 0 excludes a position from the loss.
         options: softcap, z-loss, smoothing and chunk size.
     """
-    if options.skip:
+    if options.few_targets:
         x_BTD, targets_BT, weights_BT = _weighted_first(weights_BT, x_BTD, targets_BT, weights_BT)
     objective, nll = _objective(x_BTD, table_VD, targets_BT, weights_BT, options)
     return LossSums(objective, jax.lax.stop_gradient(nll), weights_BT.sum())
@@ -178,7 +178,7 @@ def _split(x_BT: jax.Array, layout: _Layout, options: LossOptions) -> jax.Array:
     pieces = shards("length")
     rows = shards(layout.P) // pieces
     length = T // pieces
-    divisible = options.skip and length % _SKIPPABLE_PARTS == 0
+    divisible = options.few_targets and length % _SKIPPABLE_PARTS == 0
     size = min(options.chunk, length) or (length // _SKIPPABLE_PARTS if divisible else length)
     x = x_BT.reshape(rows, B // rows, pieces, -1, size, *rest)
     x_nPR = jnp.moveaxis(x, (3, 0, 2), (0, 1, 2)).reshape(-1, rows * pieces, B // rows * size, *rest)
@@ -212,7 +212,7 @@ def _weighted_first(weights_BT: jax.Array, *arrays: jax.Array) -> list[jax.Array
 
 def _used(weights_nPR: jax.Array, options: LossOptions) -> jax.Array | None:
     """Returns the number of chunks up to the last one with a weight, or None for all of them."""
-    return (weights_nPR != 0).any((1, 2)).sum() if options.skip else None
+    return (weights_nPR != 0).any((1, 2)).sum() if options.few_targets else None
 
 
 def _scan(
@@ -250,7 +250,7 @@ def _map_chunks(
 ) -> tuple[jax.Array, ...]:
     """Returns the (B, T) outputs of `function(logits_PRV, targets_PR)`, applied to one chunk after the other.
 
-    With weights, chunks may be skipped (`LossOptions.skip`), whose outputs are 0.
+    With weights, chunks may be skipped (`LossOptions.few_targets`), whose outputs are 0.
     """
     layout = _layout(x_BTD, table_VD, options.symbols)
     table = constrain(table_VD.astype(x_BTD.dtype), layout.V, "activation")

@@ -161,8 +161,9 @@ def parse(name: str, command: ModuleType, arguments: list[str]) -> flags.FlagVal
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         if _NO_VARIANTS in text:
-            config = next(argument for argument in arguments if argument.startswith("--config="))
-            text = f"{config}: this config has no variants; expected nothing after its name"
+            # absl's text is "flag --config=FILE:VARIANT: Error ...".
+            flag = text.partition(": Error")[0].removeprefix("flag ")
+            text = f"{flag}: this config has no variants; expected nothing after its name"
         end(text, 2)
     return values
 

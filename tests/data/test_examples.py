@@ -40,6 +40,7 @@ def test_every_segment_appears_once_with_its_arrays():
             batch["tokens"][batch["segment_ids"] == 0] == 0
         ).all()
         assert (batch["weights"][batch["segment_ids"] == 0] == 0).all()
+        assert rows.target_share == (batch["weights"] > 0).mean()
 
 
 def test_targets_may_have_an_extra_axis():

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, trainers
 
 from data import pieces
-from data.pieces import PieceEncoder, piece_pattern
+from data.pieces import LLAMA3_PATTERN, QWEN2_PATTERN, PieceEncoder, piece_pattern
 
-LLAMA, QWEN = pieces._BYTE_LEVEL_PATTERNS
 TEXT = (
     "The fox, it's 12 o'clock;  two blanks,   three    four\n\n and\ta tab.  DON'T!\n\nYou'll see: x = {1: 'a'}\r\n"
     '  if (a != b) return 3.14159 - 1,000,000;\n\n\n...  "Why?" he said.\n  - one\n'
@@ -53,16 +52,16 @@ def split(pattern, behavior="isolated", invert=False):
 
 KINDS = {
     "gpt2": lambda: backend(use_regex=True),
-    "llama3": lambda: backend(split(LLAMA)),
-    "qwen2": lambda: backend(split(QWEN), normalizer=normalizers.NFC()),
+    "llama3": lambda: backend(split(LLAMA3_PATTERN)),
+    "qwen2": lambda: backend(split(QWEN2_PATTERN), normalizer=normalizers.NFC()),
     "digits": lambda: backend(pre_tokenizers.Digits(individual_digits=True), use_regex=True),
-    "added": lambda: backend(split(LLAMA), added=["<x>", "  ", "\n\n", "don"]),
+    "added": lambda: backend(split(LLAMA3_PATTERN), added=["<x>", "  ", "\n\n", "don"]),
 }
 FOREIGN = {
     "whole texts": lambda: backend(),
     "another pattern": lambda: backend(split(r"\w+ ?|\W")),
-    "inverted": lambda: backend(split(LLAMA, invert=True)),
-    "merged": lambda: backend(split(LLAMA, "merged_with_next")),
+    "inverted": lambda: backend(split(LLAMA3_PATTERN, invert=True)),
+    "merged": lambda: backend(split(LLAMA3_PATTERN, "merged_with_next")),
     "lower case": lambda: backend(use_regex=True, normalizer=normalizers.Lowercase()),
     "prepended": lambda: backend(use_regex=True, normalizer=normalizers.Prepend("_")),
     "an added token across a cut": lambda: backend(use_regex=True, added=["the fox"]),

@@ -31,13 +31,13 @@ def reference(x, table, targets, weights, softcap, z_loss):
 @pytest.mark.integration
 @pytest.mark.parametrize("chunk", [0, 3, 12])
 @pytest.mark.parametrize(("softcap", "z_loss"), [(0.0, 0.0), (5.0, 0.0), (0.0, 0.1), (5.0, 0.1)])
-@pytest.mark.parametrize("skip", [False, True])
-def test_value_and_gradient_equal_optax(inputs, chunk, softcap, z_loss, skip):
+@pytest.mark.parametrize("few_targets", [False, True])
+def test_value_and_gradient_equal_optax(inputs, chunk, softcap, z_loss, few_targets):
     x, table, targets, weights = inputs
 
     def ours(x, table):
         return losses.cross_entropy(
-            x, table, targets, weights, LossOptions("vocab", softcap, z_loss, chunk=chunk, skip=skip)
+            x, table, targets, weights, LossOptions("vocab", softcap, z_loss, chunk=chunk, few_targets=few_targets)
         ).objective
 
     expected = jax.value_and_grad(reference, argnums=(0, 1))(x, table, targets, weights, softcap, z_loss)
@@ -67,15 +67,15 @@ def test_smoothing_equals_cross_entropy_with_smoothed_labels(inputs):
 @pytest.mark.integration
 @pytest.mark.parametrize("vocabulary", [16, 1024], ids=["gathers the table", "gathers the tokens"])
 @pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "context": 2}], ids=str)
-@pytest.mark.parametrize("skip", [False, True])
-def test_mesh_does_not_change_value_and_gradient(sizes, vocabulary, skip):
+@pytest.mark.parametrize("few_targets", [False, True])
+def test_mesh_does_not_change_value_and_gradient(sizes, vocabulary, few_targets):
     rng = np.random.default_rng(1)
     x, table = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 32, 8), (vocabulary, 8)))
     targets = rng.integers(0, vocabulary, (4, 32))
     weights = rng.integers(0, 2, (4, 32)).astype(np.float32)
 
     def ours(x, table):
-        options = LossOptions("vocab", 5.0, 0.1, chunk=4, skip=skip)
+        options = LossOptions("vocab", 5.0, 0.1, chunk=4, few_targets=few_targets)
         return losses.cross_entropy(x, table, targets, weights, options).objective
 
     expected = jax.value_and_grad(reference, argnums=(0, 1))(x, table, targets, weights, 5.0, 0.1)
@@ -136,8 +136,10 @@ def test_chunks_without_targets_are_skipped(chunk, targets_of_rows):
     def loss(x, table, options):
         return losses.cross_entropy(x, table, targets, jnp.asarray(weights), options).objective
 
-    ours = jax.jit(jax.value_and_grad(lambda x, t: loss(x, t, LossOptions(chunk=chunk, skip=True)), argnums=(0, 1)))
+    ours = jax.jit(
+        jax.value_and_grad(lambda x, t: loss(x, t, LossOptions(chunk=chunk, few_targets=True)), argnums=(0, 1))
+    )
     expected = jax.value_and_grad(lambda x, t: loss(x, t, LossOptions()), argnums=(0, 1))(jnp.nan_to_num(x), table)
     got = ours(x, table)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
-    np.testing.assert_allclose(loss(x, table, LossOptions(chunk=chunk, skip=True)), expected[0], rtol=1e-5)
+    np.testing.assert_allclose(loss(x, table, LossOptions(chunk=chunk, few_targets=True)), expected[0], rtol=1e-5)

@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from configs.errors import UserError, one_line
+from data.pieces import CONTRACTIONS, LLAMA3_PATTERN, QWEN2_PATTERN
 from data.tokenizer import Tokenizer
 from train.huggingface.gguf_file import Gguf
 
@@ -19,16 +20,11 @@ _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
 _BYTE_LEVEL, _SENTENCEPIECE = "gpt2", "llama"
 _SPACE = "▁"
 
-_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
-_QWEN2 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s"
 _CASED_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _TEKKEN = rf"{_CASED % ('', '')}|\p{{N}}|{_CASED_REST}"
-_GPT4O = rf"{_CASED % (f'{_CONTRACTIONS}?', f'{_CONTRACTIONS}?')}|\p{{N}}{{1,3}}|{_CASED_REST}"
+_GPT4O = rf"{_CASED % (f'{CONTRACTIONS}?', f'{CONTRACTIONS}?')}|\p{{N}}{{1,3}}|{_CASED_REST}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +50,11 @@ class _Split:
 _SPLITS = (
     dict.fromkeys(("gpt-2", "olmo"), _Split())
     | dict.fromkeys(("smollm", "starcoder", "refact"), _Split(digits=True))
-    | dict.fromkeys(("llama-bpe", "llama-v3", "llama3", "falcon3"), _Split(_LLAMA3, whole_words=True, bos=True))
-    | dict.fromkeys(("dbrx", "smaug-bpe"), _Split(_LLAMA3))
-    | dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _Split(_QWEN2, normalized=True))
+    | dict.fromkeys(("llama-bpe", "llama-v3", "llama3", "falcon3"), _Split(LLAMA3_PATTERN, whole_words=True, bos=True))
+    | dict.fromkeys(("dbrx", "smaug-bpe"), _Split(LLAMA3_PATTERN))
+    | dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _Split(QWEN2_PATTERN, normalized=True))
     | {
-        "stablelm2": _Split(_QWEN2),
+        "stablelm2": _Split(QWEN2_PATTERN),
         "command-r": _Split(digits=True, normalized=True),
         "tekken": _Split(_TEKKEN, whole_words=True, bos=True),
         "gpt-4o": _Split(_GPT4O),

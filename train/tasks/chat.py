@@ -79,8 +79,9 @@ class Chat(Task[tuple[float, float]]):
         return render_messages(example.fields["messages"], self.template, tokenizer, max_prompt_len, prompt=True).tokens
 
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
-        """Returns next-token prediction, with no logits where most positions are not in the loss."""
-        return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing, router_losses(loss), skip=True)
+        """Returns next-token prediction, which computes few logits beside those of the answers."""
+        router = router_losses(loss)
+        return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing, router, few_targets=True)
 
     def decode(
         self, example: Example, outputs: tuple[np.ndarray, ...], encoded: Rendered, tokenizer: Tokenizer

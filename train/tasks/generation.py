@@ -81,8 +81,9 @@ class Generation(Task[str]):
         return encode_messages(messages, self.template, tokenizer, length)
 
     def objective(self, model: ModelConfig, loss: LossSettings) -> Objective:
-        """Returns next-token prediction, with no logits where most positions are not in the loss."""
-        return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing, router_losses(loss), skip=True)
+        """Returns next-token prediction, which computes few logits beside those of the answers."""
+        router = router_losses(loss)
+        return language_model(model, loss.z_loss, loss.chunk, loss.label_smoothing, router, few_targets=True)
 
     def prompt_tokens(self, example: Example, tokenizer: Tokenizer, max_prompt_len: int) -> list[int]:
         """Returns the input in the template, cut to `max_prompt_len` tokens."""

@@ -57,6 +57,7 @@ def test_an_imported_model_is_fine_tuned_for_any_task(capsys):
     ],
 )
 def test_an_unknown_variant_is_one_line(variant, error):
-    ended = rootstock("config", f"--config=configs/finetune/{variant}", check=False)
-    printed = ended.stderr.strip().splitlines()
-    assert ended.returncode == 2 and len(printed) == 1 and error in printed[0]
+    for arguments in ([f"--config=configs/finetune/{variant}"], ["--config", f"configs/finetune/{variant}"]):
+        ended = rootstock("config", *arguments, check=False)
+        printed = ended.stderr.strip().splitlines()
+        assert ended.returncode == 2 and len(printed) == 1 and error in printed[0]

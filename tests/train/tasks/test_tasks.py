@@ -3,8 +3,10 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from configs import default
 from configs.errors import UserError
@@ -12,8 +14,10 @@ from configs.schema import build
 from data.examples import Rendered
 from data.templates import render
 from data.tokenizer_training import train_tokenizer
+from model.heads import language_model
+from tests.conftest import tiny_model
 from tests.designs import DESIGNS, design
-from train.settings import TaskSettings
+from train.settings import LossSettings, TaskSettings
 from train.tasks.classification import Classification
 from train.tasks.loading import load_task, task_from_record, task_to_record
 from train.tasks.span import best_span
@@ -48,6 +52,28 @@ def test_class_is_the_target_of_the_last_token_only():
     assert second.cut and len(second.segments[0]["tokens"]) == LENGTH
     assert second.segments[0]["tokens"][-1] == TOKENIZER.eos_id
     assert task.decode(None, (np.array([[9.0, 0], [0, 2.0]]),), first, TOKENIZER) == ["spam", "ham"]
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("generation", {"text": "2 + 2", "label": "4"}),
+        ("chat", {"label": [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": "4"}]}),
+    ],
+)
+def test_logits_outside_of_answers_are_skipped(name, row):
+    """The loss has a loop that ends early; that of pre-training, where every position is a target, has none."""
+    task, _ = encoded(name, [row])
+    model, loss = tiny_model(), build(LossSettings, default.loss(), "config.loss")
+    shapes = {"tokens": int, "targets": int, "segment_ids": int, "positions": int, "weights": float}
+    batch = {field: np.zeros((2, 32), kind) for field, kind in shapes.items()}
+
+    def program(objective):
+        params = nn.meta.unbox(jax.eval_shape(objective.init, jax.random.key(0)))
+        return str(jax.make_jaxpr(lambda params: objective.loss(params, batch).objective)(params))
+
+    assert "while[" in program(task.objective(model, loss))
+    assert "while[" not in program(language_model(model))
 
 
 def test_balanced_weights_give_every_class_the_same_total():
