@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,8 @@ def _start(text: Path, workdir: Path, steps: int) -> int:
 
         pretrain(_config(text, steps), workdir)
         code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -133,7 +136,8 @@ def main(directory: Path, kills: int, seed: int) -> dict[str, Any]:
     plain, killed = directory / "plain", directory / "killed"
     plain.mkdir()
     killed.mkdir()
-    os.waitpid(_start(text, plain, steps), 0)
+    if os.waitpid(_start(text, plain, steps), 0)[1]:
+        raise RuntimeError((directory / "log").read_text()[-500:])
     kinds: Counter[str] = Counter()
     lost = 0
     most = 0
@@ -163,7 +167,6 @@ def _inject(directory: Path, short: bool) -> Outcome:
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(_ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
         "JAX_COMPILATION_CACHE_DIR": str(directory / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
@@ -185,4 +188,6 @@ def _inject(directory: Path, short: bool) -> Outcome:
 FAULTS = (Fault("SIGKILL", _inject),)
 
 if __name__ == "__main__":
+    # Instead of the eight devices of other tests, and before JAX starts.
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
     print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), seed=0)))
