@@ -14,7 +14,7 @@ from configs.errors import UserError
 from tests.damage import flip_a_bit, largest_file
 from tests.faults.contract import Fault, Outcome
 from tests.faults.tiny_run import EVERY, STEPS, same, settings_of, train
-from train.checkpoint.manager import CHECKPOINTS_DIR, open_manager, saved_steps
+from train.checkpoint.manager import CHECKPOINTS_DIR, open_to_read, saved_steps
 from train.checkpoint.read import read_contents
 from train.console import console
 from train.run.history import read_records
@@ -39,7 +39,7 @@ def _damaged(damage: Callable[[Path], None], names_leaf: bool) -> Callable[[Path
         settings = settings_of()
         expected = train(directory, settings)
         damage(directory / CHECKPOINTS_DIR / str(STEPS))
-        with open_manager(directory, 100) as manager:
+        with open_to_read(directory) as manager:
             found = read_contents(manager, STEPS).damage
             before = read_contents(manager, STEPS - EVERY).damage
         with console.capture() as output:
@@ -79,7 +79,7 @@ def _disk_full(directory: Path, short: bool) -> Outcome:
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
     message = done.stderr if done.returncode else done.stdout.splitlines()[-1]
     kept = saved_steps(workdir)
-    with open_manager(workdir, 100) as manager:
+    with open_to_read(workdir) as manager:
         sound = [step for step in kept if not read_contents(manager, step).damage]
     ended = train(workdir, settings)
     survived = (
