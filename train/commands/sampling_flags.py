@@ -18,7 +18,7 @@ def define_sampling_flags(values: flags.FlagValues, temperature: float) -> None:
     flags.DEFINE_integer(
         "max_new_tokens", 64, "Maximum number of tokens to generate.", lower_bound=1, flag_values=values
     )
-    text = "Sampling temperature; 0: greedy. The defaults of an imported model's generation_config.json come first."
+    text = "Sampling temperature; 0: greedy. Without this flag, that of an imported model's generation_config.json."
     flags.DEFINE_float("temperature", temperature, text, flag_values=values)
     flags.DEFINE_integer("top_k", 0, "Sample from the k most likely tokens; 0: all.", flag_values=values)
     flags.DEFINE_float(
