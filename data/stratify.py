@@ -59,9 +59,9 @@ def stratified(
     def spare(group: str, name: str, split: str) -> bool:
         """Returns whether a group of a class can leave its split for another one."""
         own = split_of[group]
-        if own == split or counts[name][own] <= least[name][own]:
+        if own == split:
             return False
-        # A class without a training row cannot be predicted at all, so that other classes may lose a row for it.
+        # A class without a training row cannot be predicted at all, so that it and others may lose a row for it.
         first = split == "train" and not counts[name][split]
         return first or all(counts[other][own] > least[other][own] for other in classes[group])
 
@@ -76,7 +76,8 @@ def stratified(
                     counts[other][split_of[moved]] -= 1
                     counts[other][split] += 1
                 split_of[moved] = split
-    rare = {name: len(groups_of[name]) for name in sorted(groups_of) if shares.test and not least[name]["test"]}
+    untested = {name for name in groups_of if not least[name]["test"] or not counts[name]["test"]}
+    rare = {name: len(groups_of[name]) for name in sorted(untested) if shares.test}
     return split_of, rare
 
 

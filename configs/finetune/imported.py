@@ -36,7 +36,8 @@ def get_config(task: str = "intent") -> ConfigDict:
     config.adapt.targets = ("query", "key", "value", "output", "gate", "up", "down")
     config.task.pooling = "auto"
     config.task.min_epochs = 3.0
-    config.task.baseline = False
+    if name != "preference":  # which has no run from random weights
+        config.task.baseline = False
     config.task.zero_shot_rows = 0
     config.optimizer.warmup_steps = 20
     return config

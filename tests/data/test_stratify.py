@@ -57,6 +57,25 @@ def test_classes_that_share_groups_are_all_trained_on():
         assert all(counts["train"] for counts in counted(split_of, classes).values())
 
 
+@pytest.mark.parametrize(
+    ("shares", "sizes"),
+    [
+        (Shares(0.475, 0.025, 0.5), {"c": 1}),
+        (Shares(0.36, 0.04, 0.6), {"c": 1, "d": 2}),
+        (Shares(0.45, 0.3, 0.25), {"d": 2}),
+        (Shares(0.5, 0.5, 0.0), {"c": 1}),
+    ],
+)
+def test_a_class_is_trained_on_whatever_the_shares(shares, sizes):
+    for seed in range(40):
+        places, classes = made({"a": 40, "b": 40, **sizes}, seed)
+        split_of, rare = stratified(places, classes, shares)
+        counts = counted(split_of, classes)
+        assert all(counts[name]["train"] for name in sizes)
+        untested = {name for name in sizes if not counts[name]["test"]}
+        assert untested <= set(rare) if shares.test else not rare
+
+
 def test_without_a_test_split_a_class_is_trained_on_and_validated():
     places, classes = made({"a": 100, "b": 2, "c": 1})
     split_of, rare = stratified(places, classes, Shares(0.95, 0.05, 0.0))

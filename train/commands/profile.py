@@ -3,9 +3,9 @@
 rootstock pretrain ... --config.logging.profile_steps='(20,5)'
 rootstock profile --run=runs/tiny
 
-A kind is products (of matrices), copies (what moves or converts values), collectives, other, or idle. The time per step is
-that from the first operation of the profiled steps to the last, divided by their number, as the mean of the devices; the
-parts add up to it. The command also writes RUN/timeline.html, which draws the run's time line.
+A kind is products (of matrices), copies (what moves or converts values), collectives, other, or idle. The time per step
+is that from the first operation of the profiled steps to the last, divided by their number, as the mean of the devices;
+the parts add up to it. The command also writes RUN/timeline.html, which draws the run's time line.
 """
 
 import json

@@ -278,15 +278,23 @@ def _with_rows(config: Mapping[str, Any], data: Mapping[str, str], rules: RowRul
     if "test" not in data:
         columns = ", ".join(metadata["columns"])
         raise UserError(f"--data is missing: task {name!r} reads rows with the columns {columns}")
-    rows = {split: rows_of(path, metadata["columns"], rules) for split, path in data.items()}
+    read = {split: _read(path, metadata["columns"], rules) for split, path in data.items()}
+    # The choices are those of the task, not of the rows that happen to be scored.
+    labels = sorted({row[_LABEL] for rows in read.values() for row in rows if _LABEL in row})
+    if len(labels) == 1:
+        raise UserError(
+            f"{', '.join(data.values())}: all rows have the label {labels[0]!r}; expected at least two labels, in "
+            "--data or --shots_data"
+        )
+    rows = {split: _dataset(data[split], rows, labels) for split, rows in read.items()}
     filled = {**config, "custom_dataset": lambda **_: rows, "fewshot_split": "test"}
     if "train" in rows:
         filled |= {"training_split": "train", "fewshot_split": "train"}
     return filled | ({"process_results": _squad} if metadata.get("scorer") == "squad" else {})
 
 
-def rows_of(path: str, columns: Sequence[str], rules: RowRules) -> Dataset:
-    """Returns rows with the added columns that task files read: "choices", "answer" and "first_answer"."""
+def _read(path: str, columns: Sequence[str], rules: RowRules) -> list[dict[str, Any]]:
+    """Returns the rows of a file, shuffled."""
     rows: list[dict[str, Any]] = []
     for place, row in read_placed_rows(path):
         try:
@@ -297,13 +305,28 @@ def rows_of(path: str, columns: Sequence[str], rules: RowRules) -> Dataset:
         raise UserError(f"{path} contains no rows")
     # A limit takes the first rows, and files are often sorted by label.
     random.Random(0).shuffle(rows)
-    if _LABEL in columns:
-        labels = sorted({row[_LABEL] for row in rows})
+    return rows
+
+
+def _dataset(path: str, rows: list[dict[str, Any]], labels: list[str]) -> Dataset:
+    """Returns rows with the added columns that task files read: "choices", "answer" and "first_answer".
+
+    A column of texts and numbers becomes one of texts.
+
+    Raises:
+        UserError: lists of a column have items of different types.
+    """
+    texts = {name for row in rows for name, value in row.items() if isinstance(value, str)}
+    rows = [{n: str(v) if n in texts and not isinstance(v, list) else v for n, v in row.items()} for row in rows]
+    if labels:
         names = [label.replace("_", " ") for label in labels]
         rows = [row | {"choices": names, "answer": labels.index(row[_LABEL])} for row in rows]
-    if _ANSWERS in columns:
+    if rows and _ANSWERS in rows[0]:
         rows = [row | {"first_answer": next(iter(row[_ANSWERS]), "")} for row in rows]
-    return Dataset.from_list(rows)
+    try:
+        return Dataset.from_list(rows)
+    except (TypeError, ValueError) as error:  # pyarrow's errors
+        raise UserError(f"{path}: {error}; expected values of one type in each column") from None
 
 
 def _value(value: object, name: str, rules: RowRules) -> object:

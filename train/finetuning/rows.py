@@ -114,6 +114,16 @@ def first_rows(part: TaskRows, count: int) -> TaskRows:
     return TaskRows([part.examples[i] for i in chosen], encoded, rows, part.dropped)
 
 
+def say_dropped(title: str, part: TaskRows, length: int) -> int:
+    """Returns how many rows that should be scored have no target within the length of a row, with a warning."""
+    if part.dropped:
+        warn(
+            f"{title}: {part.dropped:,} of {part.dropped + len(part.examples):,} rows have no target within "
+            f"config.sequence_length={length} tokens and are not scored"
+        )
+    return part.dropped
+
+
 def say_unseen(title: str, task: Task[Any], examples: Sequence[Example]) -> int:
     """Returns how many examples have labels that the training rows lack, with a warning that lists these labels."""
     labels = [task.unseen(example) for example in examples]

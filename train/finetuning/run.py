@@ -19,7 +19,7 @@ from train.finetuning.finetune_run import FinetuneRun
 from train.finetuning.label_audit import look_at_labels
 from train.finetuning.report.before_after import publish
 from train.finetuning.report.label_audit import leak_line
-from train.finetuning.rows import TaskData, abbreviated, encode_rows, read_task, say_unseen, steps_of
+from train.finetuning.rows import TaskData, abbreviated, encode_rows, read_task, say_dropped, say_unseen, steps_of
 from train.finetuning.task_text import with_task_text
 from train.run.lock import claim
 from train.run.new_run import FINETUNE_UNUSED, check_new_run
@@ -28,7 +28,7 @@ from train.run.record import start as start_run
 from train.settings import Settings, from_config
 from train.tasks.classification import Classification
 from train.tasks.loading import absolute_name, attention_of, load_task, task_from_record, task_to_record
-from train.tasks.task import fields_without_effect
+from train.tasks.task import check_prompt, fields_without_effect
 
 
 def finetune(
@@ -66,6 +66,8 @@ def finetune(
     unused = dict.fromkeys(fields_without_effect(load_task(task)), f"with config.task.name={task!r}")
     parent = open_run(foundation).with_execution(settings.model)
     check_new_run(workdir, config, settings, unused | FINETUNE_UNUSED, parent)
+    if not (workdir / "run.json").exists():
+        check_prompt(load_task(task), settings.task)
     require()
     apply_xla_flags(settings)
     mesh = make_mesh(settings.mesh)
@@ -115,6 +117,8 @@ def _say_rows(run: FinetuneRun, splits: Splits) -> None:
         f"finetune: {counts} rows; {splits.duplicates:,} duplicates removed; of the training rows {train.truncated:,} "
         f"were truncated to {settings.sequence_length} tokens and {train.dropped:,} dropped"
     )
+    for name in ("validation", "test"):
+        say_dropped(f"finetune: {name} part", run.data.parts[name], settings.sequence_length)
     passes = settings.num_steps * settings.batch_size / len(train.rows)
     say(
         f"finetune: {settings.num_steps:,} steps of {settings.batch_size} x {settings.sequence_length} tokens, "

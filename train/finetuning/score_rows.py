@@ -21,7 +21,7 @@ from train.evaluation.contamination import LookUp
 from train.evaluation.interval import as_json
 from train.evaluation.metrics import require
 from train.finetuning.predictor import Predictor
-from train.finetuning.rows import encode_rows, say_unseen, with_reference
+from train.finetuning.rows import encode_rows, say_dropped, say_unseen, with_reference
 from train.generation.language_model import LanguageModel
 from train.run.calibration import read_calibration, read_ensemble
 from train.run.record import Run, open_run
@@ -70,7 +70,9 @@ def _score_on(mesh: Mesh, objective: Objective, opened: Run, path: str, look_up:
     predictions = predictor(params, part)
     metrics = task.metrics(part.examples, predictions)
     unseen = say_unseen("evaluate", task, part.examples)
+    dropped = say_dropped("evaluate", part, settings.sequence_length)
     counts = {"rows": len(part.examples)} | ({"unseen_label_rows": unseen} if unseen else {})
+    counts |= {"dropped_rows": dropped} if dropped else {}
     rest = _score_rest(task, part.examples, predictions, look_up) if look_up is not None else {}
     return {**counts, **as_json(metrics), **rest}
 

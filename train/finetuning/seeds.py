@@ -17,8 +17,8 @@ from train.tasks.loading import load_task
 from train.tasks.task import fields_without_effect
 
 DIRECTORY = "seeds"
-# The other seeds train the fine-tuned model only.
-_WITHOUT_BASELINES = {"baseline": False, "alternatives": False, "zero_shot_rows": 0}
+# The other seeds train the fine-tuned model only. Without a linear model none can join, whatever the config says.
+_WITHOUT_BASELINES = {"baseline": False, "alternatives": False, "ensemble": True, "zero_shot_rows": 0}
 
 
 def finetune_seeds(

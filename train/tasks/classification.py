@@ -27,6 +27,7 @@ from train.tasks.task import (
     Attention,
     Fitted,
     Task,
+    filled_prompt,
     group_of,
     in_order,
     pooling_of,
@@ -83,6 +84,9 @@ class Classification(Task[list[str]]):
             if not isinstance(value, list):
                 labels = labels[0].split(_SEPARATOR)
             labels = [label.strip() for label in labels if label.strip()]
+            if not rules.first_version:
+                # A label that a row repeats counts once.
+                labels = list(dict.fromkeys(labels))
         elif isinstance(value, list | dict):
             raise UserError(
                 f"{settings.target!r} is {described(value)}; expected the name of a class, or set "
@@ -268,7 +272,7 @@ class Classification(Task[list[str]]):
     def question(self, example: Example) -> tuple[str, str]:
         """Returns the prompt with the text filled in, and the classes in words."""
         answer = ", ".join(map(_in_words, example.fields["labels"])) or "none"
-        return self.prompt.replace("{input}", example.fields["text"]), answer
+        return filled_prompt(self.prompt, input=example.fields["text"]), answer
 
     def choices(self) -> list[str]:
         """Returns the classes in words."""

@@ -17,7 +17,7 @@ from train.evaluation import metrics as scores
 from train.evaluation.interval import Interval
 from train.evaluation.squad import NO_ANSWER
 from train.settings import LossSettings, TaskSettings
-from train.tasks.task import Alternative, Task, group_of, router_losses, row_rules
+from train.tasks.task import Alternative, Task, filled_prompt, group_of, router_losses, row_rules
 
 _LEAD = 3  # sentences that stand for a summary (lead-3)
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -118,7 +118,7 @@ class Generation(Task[str]):
 
     def question(self, example: Example) -> tuple[str, str]:
         """Returns the prompt with the input filled in, and the first reference."""
-        return self.prompt.replace("{input}", example.fields["input"]), self.expected(example)
+        return filled_prompt(self.prompt, input=example.fields["input"]), self.expected(example)
 
     def read_answers(self, answers: list[str]) -> str:
         """Returns the generated text."""

@@ -74,7 +74,7 @@ class Regression(Task[float]):
             UserError: all values are equal.
         """
         values = [example.fields["value"] for example in examples]
-        if np.std(values) == 0.0:
+        if np.ptp(values) == 0.0:
             raise UserError(f"config.data.path contains one value only ({values[0]:g}); expected at least two")
         if settings.center:
             return cls(float(np.mean(values)), float(np.std(values)), pooling_of(settings))

@@ -21,7 +21,7 @@ from train.evaluation.interval import Interval
 from train.evaluation.squad import NO_ANSWER
 from train.settings import LossSettings, TaskSettings
 from train.tasks.classification import class_weights
-from train.tasks.task import Answer, AnswerOptions, Attention, Task, group_of, router_losses, row_rules
+from train.tasks.task import Answer, AnswerOptions, Attention, Task, filled_prompt, group_of, router_losses, row_rules
 
 _ANSWERABLE, _UNANSWERABLE = "with an answer", "without an answer"
 _MAX_ANSWER_TOKENS = 30
@@ -44,6 +44,7 @@ class Span(Task[str]):
 
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "prompt"
     default_attention: ClassVar[Attention] = "bidirectional"
+    prompt_fields: ClassVar[tuple[str, ...]] = ("input", "context")
     baseline_name: ClassVar[str] = "always no answer"
     unused_fields: ClassVar[tuple[str, ...]] = (
         *("task.pooling", "task.multi_label", "task.out_of_scope", "task.template", "task.metrics", "task.beta"),
@@ -148,7 +149,7 @@ class Span(Task[str]):
     def question(self, example: Example) -> tuple[str, str]:
         """Returns the prompt with question and context filled in, and the answer."""
         fields = example.fields
-        prompt = self.prompt.replace("{input}", fields["question"]).replace("{context}", fields["context"])
+        prompt = filled_prompt(self.prompt, input=fields["question"], context=fields["context"])
         return prompt, self.expected(example)
 
     def read_answers(self, answers: list[str]) -> str:

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import numpy as np
 
-from data.columns import Row, RowRules, fill
+from configs.errors import UserError
+from data.columns import Row, RowRules, fill, parse_pattern
 from data.examples import Rendered
 from data.labeled import Example
 from data.tokenizer import Tokenizer
@@ -62,6 +63,7 @@ class Task(abc.ABC, Generic[P]):
             `model.task_heads.preference`).
         zero_shot: how the foundation is scored before fine-tuning. "prompt": it answers `question`; "head": its
             language-model head is scored by `decode`; "none": not at all.
+        prompt_fields: the names in braces that `config.task.prompt` must have, where `zero_shot` is "prompt".
         baseline_name: the name of `baseline_prediction` in the table.
         replies: `rootstock predict` writes the text generated after `prompt_tokens`, which `metrics` do not read.
         ensembles: a linear model of the same texts may join the model (`config.task.ensemble`).
@@ -76,6 +78,7 @@ class Task(abc.ABC, Generic[P]):
     generates: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
     zero_shot: ClassVar[Literal["none", "prompt", "head"]] = "none"
+    prompt_fields: ClassVar[tuple[str, ...]] = ("input",)
     baseline_name: ClassVar[str] = "most frequent answer"
     replies: ClassVar[bool] = False
     ensembles: ClassVar[bool] = False
@@ -224,7 +227,26 @@ def group_of(row: Row, settings: TaskSettings, default: str) -> str:
     Raises:
         UserError: see `data.columns.fill`.
     """
-    return fill(settings.group, row, "config.task.group", row_rules(settings)) if settings.group else default
+    if not settings.group:
+        return default
+    group = fill(settings.group, row, "config.task.group", row_rules(settings))
+    # Where missing values are empty texts, rows without a group would otherwise be one group.
+    return group if group.strip() or settings.row_rules == 1 else default
+
+
+def filled_prompt(pattern: str, **fields: str) -> str:
+    """Returns `config.task.prompt` with an example's texts; names that are none of them stay (`check_prompt`)."""
+    return "".join(fields.get(text, f"{{{text}}}") if named else text for text, named in parse_pattern(pattern))
+
+
+def check_prompt(cls: type[Task[Any]], settings: TaskSettings) -> None:
+    """Raises UserError if the foundation would be scored with a prompt that lacks a text, or names an unknown one."""
+    if cls.zero_shot != "prompt" or not settings.zero_shot_rows:
+        return
+    names = {text for text, named in parse_pattern(settings.prompt) if named}
+    if names != set(cls.prompt_fields):
+        expected = " and ".join(f"{{{name}}}" for name in cls.prompt_fields)
+        raise UserError(f"config.task.prompt={settings.prompt!r}; expected text with {expected} and no other names")
 
 
 def pooling_of(settings: TaskSettings) -> Literal["last", "mean"]:

@@ -110,13 +110,37 @@ def test_rows_of_task_files_are_cleaned_and_converted(tmp_path):
     answers = {"text": ["a\r\nb", "c"], "answer_start": [0, 4]}
     rows = [{"text": "one\r\ntwo", "label": 0, "answers": answers, "choices": ["a\x00", 1], "index": 1}] * 2
     path = rows_of(tmp_path, test=rows)["test"]
-    (row, _) = harness.rows_of(path, list(rows[0]), RowRules())
+    read = harness._read(path, list(rows[0]), RowRules())
+    (row, _) = harness._dataset(path, read, ["0"])
     assert row["text"] == "one\ntwo" and row["label"] == "0" and row["choices"] == ["0"] and row["answer"] == 0
     assert row["answers"] == ["a\nb", "c"] and row["first_answer"] == "a\nb" and row["index"] == 1
     for name, value in (("text", None), ("label", None), ("text", {"a": 1}), ("answers", None), ("choices", [None])):
         path = rows_of(tmp_path, bad=[rows[0], rows[0] | {name: value}])["bad"]
         with pytest.raises(UserError, match=rf"bad.jsonl: row 2: '{name}' is (null|an object)"):
-            harness.rows_of(path, list(rows[0]), RowRules())
+            harness._read(path, list(rows[0]), RowRules())
+
+
+def test_choices_are_the_labels_of_all_rows_and_texts_beside_numbers_are_texts(tmp_path):
+    test, train = [{"text": "a", "label": "x"}, {"text": 5, "label": "x"}], [{"text": "c", "label": "y"}]
+    config = {"task": "intent", "metadata": {"columns": ["text", "label"]}}
+    filled = harness._with_rows(config, rows_of(tmp_path, test=test, train=train), RowRules())
+    rows = filled["custom_dataset"]()
+    assert [(row["choices"], row["answer"]) for row in rows["test"]] == [(["x", "y"], 0)] * 2
+    assert {row["text"] for row in rows["test"]} == {"a", "5"} and rows["train"][0]["answer"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "a", "label": "x"}] * 2, "all rows have the label 'x'; expected at least two labels"),
+        ([{"text": ["a", 1], "label": "x"}, {"text": ["b"], "label": "y"}], "expected values of one type"),
+    ],
+)
+def test_rows_that_ask_nothing_or_mix_types_are_one_line_errors(rows, message, tmp_path):
+    config = {"task": "intent", "metadata": {"columns": ["text", "label"]}}
+    with pytest.raises(UserError, match=message) as caught:
+        harness._with_rows(config, rows_of(tmp_path, test=rows), RowRules())
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.integration

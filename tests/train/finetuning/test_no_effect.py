@@ -29,7 +29,7 @@ from train.run.new_run import FINETUNE_UNUSED, PRETRAIN_UNUSED, check_new_run
 from train.schedule import schedule_errors
 from train.settings import from_config
 from train.tasks.loading import attention_of, load_task
-from train.tasks.task import fields_without_effect
+from train.tasks.task import check_prompt, fields_without_effect
 
 TOKENIZER = train_tokenizer("bytes", [])
 MODEL = tiny_model(vocab_size=320, num_experts=2, experts_per_token=1)
@@ -282,14 +282,26 @@ def test_published_architectures_set_no_field_without_effect(name):
     assert inactive_fields(llm.get_config(name).to_dict(), PRETRAIN_UNUSED) == []
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*/*.py")), ids=lambda path: path.stem)
-def test_shipped_configs_set_no_field_without_effect(path):
-    if path.stem == "__init__":
-        return
-    config = importlib.import_module(f"configs.{path.parent.name}.{path.stem}").get_config().to_dict()
+SHIPPED = [
+    *((path.parent.name, path.stem) for path in sorted(ROOT.glob("configs/*/*.py")) if path.stem != "__init__"),
+    *(("finetune", f"question_answering:{variant}") for variant in ("generative",)),
+    *(
+        ("finetune", f"imported:{path.stem}")
+        for path in sorted(ROOT.glob("configs/finetune/*.py"))
+        if path.stem not in ("__init__", "imported")
+    ),
+]
+
+
+@pytest.mark.parametrize(("folder", "name"), SHIPPED, ids=[name for _, name in SHIPPED])
+def test_shipped_configs_set_no_field_without_effect(folder, name):
+    file, _, variant = name.partition(":")
+    config = importlib.import_module(f"configs.{folder}.{file}").get_config(*[variant] * bool(variant)).to_dict()
     unused = PRETRAIN_UNUSED
-    if path.parent.name == "finetune":
-        unused = FINETUNE_UNUSED | dict.fromkeys(fields_without_effect(load_task(config["task"]["name"])), "")
+    if folder == "finetune":
+        task = load_task(config["task"]["name"])
+        unused = FINETUNE_UNUSED | dict.fromkeys(fields_without_effect(task), "")
+        check_prompt(task, from_config(config).task)
     assert inactive_fields(config, unused) == []
     assert schedule_errors(from_config(config).optimizer, config["num_steps"]) == []
 

@@ -10,7 +10,7 @@ from configs.errors import UserError
 from configs.finetune import assistant, email_spam
 from tests.often import often
 from tests.runs import WORDS, error_lines, rootstock
-from train.finetuning.rows import read_task
+from train.finetuning.rows import TaskRows, read_task, say_dropped
 from train.finetuning.run import finetune
 from train.run.record import open_run
 from train.settings import from_config
@@ -219,3 +219,13 @@ def test_zero_is_a_value(zero, tmp_path):
     assert set(task.classes) == {json.dumps(zero), "1"} and "0" in {
         e.content for part in (splits.train, splits.validation, splits.test) for e in part
     }
+
+
+def test_rows_without_a_target_are_counted_and_named(capsys):
+    part = TaskRows([1, 2, 3], [], None, 2)
+    assert say_dropped("evaluate", part, 32) == 2
+    assert (
+        "2 of 5 rows have no target within config.sequence_length=32 tokens and are not scored"
+        in capsys.readouterr().err
+    )
+    assert say_dropped("evaluate", TaskRows([1], [], None, 0), 32) == 0 and not capsys.readouterr().err

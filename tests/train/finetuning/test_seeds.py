@@ -68,3 +68,19 @@ def test_an_invalid_number_of_seeds_is_a_one_line_error(seeds, tmp_path):
         f"--seeds={seeds}", check=False,
     )  # fmt: skip
     assert len(error_lines(done)) == 1 and "seeds" in error_lines(done)[0]
+
+
+@pytest.mark.integration
+def test_later_seeds_train_without_the_linear_model_also_where_it_may_not_join(foundation, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", 60)
+    arguments = (
+        "finetune", "--config=configs/finetune/intent.py", f"--init_from={foundation}", f"--workdir={tmp_path / 'run'}",
+        f"--config.data.path={rows}", "--config.batch_size=8", "--config.sequence_length=32", "--config.num_steps=2",
+        "--config.optimizer.warmup_steps=1", "--config.task.zero_shot_rows=0", "--config.task.baseline=False",
+        "--config.task.ensemble=False", "--config.evaluation.every=2",
+    )  # fmt: skip
+    rootstock(*arguments, "--seeds=2")
+    results = tmp_path / "run" / "results.json"
+    assert json.loads(results.read_text())["seeds"]["seeds"] == [0, 1]
+    rootstock(*arguments)
+    assert "seeds" not in json.loads(results.read_text())

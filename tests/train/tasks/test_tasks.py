@@ -21,6 +21,7 @@ from train.settings import LossSettings, TaskSettings
 from train.tasks.classification import Classification
 from train.tasks.loading import load_task, task_from_record, task_to_record
 from train.tasks.span import best_span
+from train.tasks.task import check_prompt, filled_prompt
 
 TOKENIZER = train_tokenizer("bytes", [])
 LENGTH = 64
@@ -293,6 +294,7 @@ def test_two_answers_follow_the_same_text_and_only_they_are_in_the_loss(template
         ("classification", [{"body": "a", "label": "x"}], {}, "no 'text'; columns found: body, label"),
         ("regression", [{"text": "a", "label": "high"}], {}, "'label' is 'high'; expected a finite number"),
         ("regression", [{"text": "a", "label": 1}], {}, "one value only"),
+        ("regression", [{"text": "a", "label": 0.1}] * 7, {}, "one value only (0.1"),
         ("tagging", [{"tokens": ["a", "b"], "label": ["O"]}], {}, "2 'tokens' and 1 'label'"),
         ("span", [SQUAD[0] | {"answers": "Rome"}], {"input": "{question}", "target": "answers"}, "expected a list of"),
         ("span", [SQUAD[0] | {"answers": [{"text": "Rom", "answer_start": 3}]}],
@@ -444,3 +446,39 @@ def test_two_answers_that_are_scored_fill_at_most_a_row(words, length):
     if rendered is not None:
         assert sum(len(segment["tokens"]) for segment in rendered.segments) <= length
         assert all(segment["weights"][-1] == 1 for segment in rendered.segments)
+
+
+def test_a_label_that_a_row_repeats_counts_once():
+    once, twice = (
+        [{"text": f"a{i}", "label": label} for i in range(6)] + [{"text": f"b{i}", "label": "b"} for i in range(4)]
+        for label in ("a", "a|a")
+    )
+    (first, _), (second, [(example, _), *_]) = (
+        encoded("classification", rows, multi_label=True, class_weights="balanced") for rows in (once, twice)
+    )
+    assert first == second and example.fields["labels"] == ["a"] and second.question(example)[1] == "a"
+
+
+def test_a_row_without_a_group_is_a_group_of_its_own():
+    s = settings("classification", group="{user}", missing="empty")
+    rows = [{"text": "one", "label": "a", "user": None}, {"text": "two", "label": "b", "user": "Ann"}]
+    assert [load_task("classification").parse(row, s).group for row in rows] == ["one", "Ann"]
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "expected"),
+    [
+        ("classification", "{text}\nLabel:", "{input}"),
+        ("classification", "Label:", "{input}"),
+        ("generation", "{input} {context}", "{input}"),
+        ("span", "{input}\nLabel:", "{input} and {context}"),
+    ],
+)
+def test_a_prompt_without_the_texts_of_a_row_is_refused(name, prompt, expected):
+    with pytest.raises(UserError, match=f"config.task.prompt=.*; expected text with {expected} and no other names"):
+        check_prompt(load_task(name), settings(name, prompt=prompt))
+    check_prompt(load_task(name), settings(name, prompt=prompt, zero_shot_rows=0))
+
+
+def test_a_prompt_is_filled_once_and_its_double_braces_are_braces():
+    assert filled_prompt("{{a}} {input}: {context}", input="{context}", context="c") == "{a} {context}: c"

@@ -30,6 +30,8 @@ from train.tasks.classification import Classification
 from train.tasks.task import Prediction
 
 _SAMPLES = 20
+# Parts of results.json that not every invocation has; those of an earlier one would describe another model or table.
+_OPTIONAL = ("unseen_label_rows", "calibration", "ensemble", "seeds")
 
 
 def publish(
@@ -40,12 +42,20 @@ def publish(
     if is_process_zero():
         if confidence := table[-1].confidence:
             write_calibration(run.workdir, confidence.calibration, table[-1].ensemble)
-        add_results(run.workdir / NAME, lambda stored: stored.update(results))
+        add_results(run.workdir / NAME, lambda stored: _replace(stored, results, quiet))
         html.write(run.workdir / "report.html", dataclasses.replace(_report(run, table), audit=audit))
         if not quiet:
             _print(run, table, audit, results["verdict"])
         publish_results(run.workdir, run.settings, results, run.workdir / "report.html")
     return results
+
+
+def _replace(stored: dict[str, Any], results: dict[str, Any], quiet: bool) -> None:
+    """Replaces the results of an earlier invocation; what other commands added stays, such as evaluations."""
+    # A quiet invocation does not look at the labels.
+    for name in _OPTIONAL if quiet else (*_OPTIONAL, "labels"):
+        stored.pop(name, None)
+    stored.update(results)
 
 
 def _print(run: FinetuneRun, table: list[Scored], audit: LabelAudit | None, verdict: str) -> None:

@@ -138,7 +138,9 @@ def test_samples_omit_the_before_column_if_it_is_empty(tmp_path):
     assert "<h3>before" not in written(tmp_path, samples=[("a", "yes", "", "yes")])
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.0003, 0.0004), (-0.4, 0.2), (3, 3), (0, 0), (0, 123_456)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (0.0003, 0.0004), (-0.4, 0.2), (3, 3), (0, 0), (0, 123_456), (1e-15, 9e-15)]
+)
 def test_ticks_span_the_range_in_few_round_steps(low, high):
     found = svg.ticks(low, high)
-    assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 8
+    assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 8 and len(set(found)) == len(found)
