@@ -36,7 +36,11 @@ class Context(NamedTuple):
 
 
 def make_context(
-    config: ModelConfig, positions_BT: jax.Array, segments_BT: jax.Array, balanced: bool = False
+    config: ModelConfig,
+    positions_BT: jax.Array,
+    segments_BT: jax.Array,
+    balanced: bool = False,
+    lengths_BT: jax.Array | None = None,
 ) -> Context:
     """Returns the `Context` of tokens that attend to each other; for a cache, each layer replaces the key fields.
 
@@ -45,8 +49,10 @@ def make_context(
         positions_BT: each token's position within its segment, in the order of the text.
         segments_BT: each token's segment.
         balanced: whether the `Context` is that of the same tokens in zigzag order.
+        lengths_BT: the length of each token's segment; None: its last position + 1.
     """
-    lengths_BT = segment_lengths(positions_BT, segments_BT)
+    if lengths_BT is None:
+        lengths_BT = segment_lengths(positions_BT, segments_BT)
     if balanced:
         positions_BT, segments_BT, lengths_BT = map(to_zigzag, (positions_BT, segments_BT, lengths_BT))
     rotations = tuple(rotation(rotary, positions_BT, lengths_BT) for rotary in config.rotaries)

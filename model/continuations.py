@@ -65,7 +65,9 @@ def continuation_scores(
         # The context's last state predicts the first token, each token's state the next one.
         x_BMD = x_BSD[:, -1:]
         if tokens_BM.shape[1] > 1:
-            more, _ = decode_layers(config, params["backbone"], tokens_BM[:, :-1], cache)
+            # The last token is not read, and rows are padded to the longest continuation.
+            lengths_B = contexts.lengths_B + jnp.maximum(weights_BM.sum(-1) - 1, 0).astype(jnp.int32)
+            more, _ = decode_layers(config, params["backbone"], tokens_BM[:, :-1], cache, lengths_B)
             x_BMD = jnp.concatenate([x_BMD, more], axis=1)
         scores_BM2 = losses.token_scores(
             x_BMD, unembedding(params), tokens_BM, softcap=config.logit_softcap, chunk=chunk

@@ -96,12 +96,19 @@ def logits(x_BTD: jax.Array, table_VD: jax.Array, softcap: float = 0.0) -> jax.A
 def token_nll(
     x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, *, softcap: float = 0.0, chunk: int = 0
 ) -> jax.Array:
-    """Returns nll_BT, the negative log-likelihood of each target in nats."""
+    """Returns nll_BT, the negative log-likelihood of each target in nats; `chunk` need not divide T."""
 
     def nll(logits_PRV: jax.Array, targets_PR: jax.Array) -> tuple[jax.Array]:
         return (_token_terms(logits_PRV, targets_PR, _DEFAULT).nll,)
 
-    return _map_chunks(nll, x_BTD, table_VD, targets_BT, LossOptions(softcap=softcap, chunk=chunk))[0]
+    # Rows that are scored can have another length than those that are trained.
+    options = LossOptions(softcap=softcap, chunk=_divisor(targets_BT.shape[1] // shards("length"), chunk))
+    return _map_chunks(nll, x_BTD, table_VD, targets_BT, options)[0]
+
+
+def _divisor(length: int, most: int) -> int:
+    """Returns the largest divisor of `length` that is at most `most`; 0 for 0."""
+    return next((size for size in range(min(most, length), 0, -1) if length % size == 0), 0)
 
 
 def token_scores(

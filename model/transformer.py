@@ -257,7 +257,9 @@ def prefill_layers(
     return _final_norm(config, params, x_BPD), Cache(stacks, jnp.asarray(prompts_BP.shape[1]), padding_B)
 
 
-def decode_layers(config: ModelConfig, params: Params, tokens_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+def decode_layers(
+    config: ModelConfig, params: Params, tokens_BT: jax.Array, cache: Cache, lengths_B: jax.Array | None = None
+) -> tuple[jax.Array, Cache]:
     """Returns (x_BTD after the final norm, the cache with the tokens appended).
 
     Args:
@@ -265,9 +267,11 @@ def decode_layers(config: ModelConfig, params: Params, tokens_BT: jax.Array, cac
         params: the backbone's.
         tokens_BT: the next T tokens of each text; T is at most `CacheSize.chunk`.
         cache: of the texts so far.
+        lengths_B: the texts' lengths where the last of `tokens_BT` are padding, for rotations that depend on the length
+            of a text; None: all of them are tokens.
     """
     T = tokens_BT.shape[1]
-    context = _text_context(config, cache.column[..., None] + jnp.arange(T) - cache.padding_B[:, None])
+    context = _text_context(config, cache.column[..., None] + jnp.arange(T) - cache.padding_B[:, None], lengths_B)
 
     def period(
         carry: tuple[jax.Array, tuple[KVCache, ...]], scanned: tuple[Params, jax.Array]
@@ -310,9 +314,11 @@ def _run_periods(
     return jax.lax.scan(period, carry, (_periods(config, params), indices), unroll=unroll)
 
 
-def _text_context(config: ModelConfig, positions_BT: jax.Array) -> Context:
+def _text_context(config: ModelConfig, positions_BT: jax.Array, lengths_B: jax.Array | None = None) -> Context:
     """Returns the context of one text per row, with padding at negative positions."""
-    return make_context(config, jnp.maximum(positions_BT, 0), (positions_BT >= 0).astype(jnp.int32))
+    lengths_BT = None if lengths_B is None else jnp.broadcast_to(lengths_B[:, None], positions_BT.shape)
+    segments_BT = (positions_BT >= 0).astype(jnp.int32)
+    return make_context(config, jnp.maximum(positions_BT, 0), segments_BT, lengths_BT=lengths_BT)
 
 
 def _embed(config: ModelConfig, params: Params, tokens_BT: jax.Array, context: Context) -> jax.Array:

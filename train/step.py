@@ -197,7 +197,7 @@ def make_train_step(
 
     Metrics: loss (nats per target), grad_norm (before clipping), learning_rate, targets (sum of weights), skipped (0
     or 1). A step is skipped if its loss or gradient is not finite or its `grad_norm` exceeds `max_grad_norm` (0: no
-    limit); it then increments `state.step` and changes nothing else. A model with experts has those of `router_metrics`
+    limit); it then increments `state.step` and the schedule's count, and changes nothing else. A model with experts has those of `router_metrics`
     as well, and the biases of its routers move by `router_bias_rate` (`experts.balanced`).
     """
     microbatches, max_grad_norm, router_bias_rate, ema = options
@@ -217,11 +217,8 @@ def make_train_step(
         if sums.routers is not None and router_bias_rate:
             params = balanced(params, sums.routers.load_E, router_bias_rate)
         average = averaged(state.average, params, ema, state.step) if ema else state.average
-        # The update reads the old values anyway: compiled for a TPU, this select needs no extra memory.
-        params, opt_state, average = jax.tree.map(
-            lambda new, old: jnp.where(sound, new, old),
-            (params, opt_state, average),
-            (state.params, state.opt_state, state.average),
+        params, opt_state, average = _if_sound(
+            sound, (params, opt_state, average), (state.params, state.opt_state, state.average)
         )
         metrics = {
             "loss": loss,
@@ -235,6 +232,19 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state, state.frozen, average), metrics
 
     return train_step
+
+
+def _if_sound(sound: jax.Array, new: Any, old: Any) -> Any:  # noqa: ANN401 - trees
+    """Returns `new` if a step is sound, else `old` with the new count of the learning-rate schedule.
+
+    So a schedule ends with the run, however many steps were skipped, and has the value that is logged.
+    """
+
+    def select(new: Any, old: Any) -> Any:  # noqa: ANN401 - an array, or the state of a schedule
+        # The update reads the old values anyway: compiled for a TPU, this select needs no extra memory.
+        return new if isinstance(new, optax.ScaleByScheduleState) else jnp.where(sound, new, old)
+
+    return jax.tree.map(select, new, old, is_leaf=lambda part: isinstance(part, optax.ScaleByScheduleState))
 
 
 def averaged(average: Params, params: Params, ema: float, step: jax.Array) -> Params:

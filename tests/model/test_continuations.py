@@ -94,3 +94,20 @@ def test_an_int8_cache_changes_scores_little():
     expected, _ = scores(model, params, 6, 4)
     got, _ = scores(small, params, 6, 4)
     assert 0 < np.abs(np.asarray(got - expected)).max() < 0.05 * np.abs(np.asarray(expected)).max()
+
+
+@pytest.mark.parametrize("scaling", ["none", "dynamic", "longrope"])
+def test_a_score_does_not_depend_on_the_longest_continuation(scaling):
+    factors = {"rope_short_factors": (1.0,) * 4, "rope_long_factors": (2.0,) * 4} if scaling == "longrope" else {}
+    model = tiny_model(
+        rope_scaling=scaling, rope_original_context=8, rope_scaling_factor=4.0, context_length=64, **factors
+    )
+    params = init(language_model(model))
+    contexts = Contexts(np.zeros(0, np.int32), np.array([[1, 5, 9, 30, 7]], np.int32), np.array([5], np.int32))
+    found = []
+    for width in (3, 16):
+        tokens, weights = np.zeros((1, 1, width), np.int32), np.zeros((1, 1, width), np.float32)
+        tokens[0, 0, :3], weights[0, 0, :3] = [6, 7, 8], 1
+        nats, _ = continuation_scores(model, params, contexts, Continuations(tokens, weights))
+        found.append(float(nats[0, 0]))
+    assert found[1] == pytest.approx(found[0], abs=1e-5)

@@ -95,6 +95,13 @@ def test_masked_tokens_get_exactly_zero_gradient(inputs):
     assert (np.abs(np.asarray(gradient)[np.asarray(weights) == 1]).max(-1) > 0).all()
 
 
+@pytest.mark.parametrize("chunk", [3, 5, 100])
+def test_a_chunk_of_rows_that_are_scored_need_not_divide_them(inputs, chunk):
+    x, table, targets, *_ = inputs
+    nll = losses.token_nll(x, table, targets, softcap=5.0, chunk=chunk)
+    np.testing.assert_allclose(nll, losses.token_nll(x, table, targets, softcap=5.0), rtol=1e-5)
+
+
 def test_token_nll_sums_to_the_loss(inputs):
     x, table, targets, weights = inputs
     nll = losses.token_nll(x, table, targets, softcap=5.0, chunk=4)

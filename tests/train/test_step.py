@@ -128,9 +128,40 @@ def test_batch_without_targets_gives_zero_gradients(batches):
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(params))
 
 
+def is_schedule(part):
+    return isinstance(part, optax.ScaleByScheduleState)
+
+
+def schedule_counts(state):
+    """Returns the counts of the learning-rate schedules in the optimizer's state."""
+    parts = jax.tree.leaves(state.opt_state, is_leaf=is_schedule)
+    return [int(part.count) for part in parts if is_schedule(part)]
+
+
+def without_schedules(state):
+    return jax.tree.map(lambda part: 0 if is_schedule(part) else part, state, is_leaf=is_schedule)
+
+
+def test_the_learning_rate_after_a_skipped_step_is_the_one_that_is_logged(batches):
+    objective = language_model(tiny_model())
+    schedule = optax.linear_schedule(1e-3, 0.0, 6)
+    # Without momentum and clipping, an update of Adam is as large as the learning rate.
+    optimizer = optax.adamw(schedule, b1=0.0, b2=0.0, eps=1e-20, weight_decay=0.0)
+    step = jax.jit(make_train_step(objective, optimizer, schedule))
+    params = init(objective)
+    state = TrainState(jnp.asarray(0), params, optimizer.init(params), {})
+    bad = {name: value.copy() for name, value in batches[0].items()}
+    bad["weights"][3, 2] = np.nan
+    for batch in (batches[0], bad, bad, batches[1]):
+        before = state.params
+        state, metrics = step(state, batch)
+    largest = max(float(abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (state.params, before)), strict=True))
+    assert float(metrics["learning_rate"]) == pytest.approx(0.5e-3) == pytest.approx(largest, rel=1e-2)
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize(("name", "microbatches"), [("adamw", 1), pytest.param("muon", 2, marks=pytest.mark.slow)])
-def test_skipped_step_changes_only_the_step_number(name, microbatches, batches):
+def test_skipped_step_changes_only_the_step_number_and_the_schedules_count(name, microbatches, batches):
     settings, objective, mesh = settings_of(name=name), language_model(tiny_model()), mesh_of(data=2, fsdp=2)
     with_nan = {k: v.copy() for k, v in batches[1].items()}
     with_nan["weights"][3, 2] = np.nan
@@ -153,7 +184,8 @@ def test_skipped_step_changes_only_the_step_number(name, microbatches, batches):
             state, last = program.step(state, put_batch(batches[1], mesh))
         assert (float(metrics["skipped"]), float(skipped["skipped"]), float(last["skipped"])) == (0, 1, 0)
         assert (int(before.step), int(after.step)) == (1, 2)
-        jax.tree.map(np.testing.assert_array_equal, after[1:], before[1:])
+        assert schedule_counts(after) == [count + 1 for count in schedule_counts(before)] != []
+        jax.tree.map(np.testing.assert_array_equal, without_schedules(after)[1:], without_schedules(before)[1:])
         moved = jax.tree.map(lambda a, b: (a != b).any(), jax.device_get(state.params), before.params)
         assert all(jax.tree.leaves(moved))
 
