@@ -1,5 +1,6 @@
 """Model FLOPs per token, for MFU and scaling laws; counted from the config, without tracing the model."""
 
+from model.adaptation import Adaptation
 from model.config import ModelConfig
 
 
@@ -25,14 +26,37 @@ def expert_forward_flops(config: ModelConfig) -> float:
     return 2.0 * config.expert_layers * width * config.embed_dim * (3 if config.gated else 2)
 
 
-def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+def training_flops_per_token(config: ModelConfig, sequence_length: int, adaptation: Adaptation | None = None) -> float:
     """Returns the model FLOPs per token of a training step: forward and backward, without rematerialization.
 
     6 per matmul weight, plus 12 * layers * heads * head_dim * keys for QK^T and AV, where keys is the mean number of
-    keys that a query attends to within its window (PaLM, arXiv:2204.02311, appendix B).
+    keys that a query attends to within its window (PaLM, arXiv:2204.02311, appendix B). A frozen weight has no gradient
+    of its own (4 instead of 6), and nothing flows back below the first trained layer (2).
+
+    Args:
+        config: the model.
+        sequence_length: tokens per row.
+        adaptation: which parameters train; None: all. Factors of LoRA are not counted.
     """
     keys = visible_fraction(config, sequence_length) * config.num_layers * sequence_length
-    return 6 * matmul_parameters(config) + 12 * config.num_heads * config.head_dim * keys
+    table = config.vocab_size * config.embed_dim
+    of_layers, of_table, of_scores = _flops_per_weight(config, adaptation)
+    products = of_layers * (matmul_parameters(config) - table) + of_table * table
+    return products + of_scores * config.num_heads * config.head_dim * keys
+
+
+def _flops_per_weight(config: ModelConfig, adaptation: Adaptation | None) -> tuple[float, float, float]:
+    """Returns the FLOPs per (weight of a layer, weight of the output table, product of a query and a key)."""
+    if adaptation is None or adaptation.method == "full":
+        return 6, 6, 12
+    if adaptation.method == "head":
+        return 2, 4, 4
+    # An output table that is the embedding is frozen with it.
+    table = 4 if config.tie_embeddings else 6
+    if adaptation.method == "lora":
+        return 4, table, 12
+    trained = adaptation.last_layers / config.num_layers
+    return 2 + 4 * trained, table, 4 + 8 * trained
 
 
 def visible_fraction(config: ModelConfig, sequence_length: int) -> float:

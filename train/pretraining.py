@@ -25,6 +25,7 @@ from train.job import Evaluate, Job
 from train.loop import fit
 from train.run.length import earlier_lengths
 from train.run.lock import claim
+from train.run.longer_context import longer_context
 from train.run.new_run import PRETRAIN_UNUSED, check_new_run, overridden_fields
 from train.run.record import Run, RunRecord, open_run
 from train.run.record import start as start_run
@@ -134,10 +135,8 @@ def _architecture(
 ) -> tuple[ModelConfig, list[dict[str, str]]]:
     """Returns (model, lineage): the config's model, or the parent run's, which must have the same tokenizer.
 
-    Longer rows than the parent's context make the context longer where positions are rotations alone.
-
     Raises:
-        UserError: another tokenizer, or rows longer than a context that cannot grow.
+        UserError: another tokenizer, or see `longer_context`.
     """
     if parent is not None:
         expected = parent.tokenizer()
@@ -147,17 +146,7 @@ def _architecture(
                 f"{parent.directory} ({expected.vocab_size} tokens); "
                 f"run rootstock prepare --tokenizer={parent.directory}/tokenizer"
             )
-        model, length = parent.model, settings.sequence_length
-        if length > model.context_length:
-            if model.position != "rope" or model.rope_scaling != "none":
-                raise UserError(
-                    f"config.sequence_length={length} exceeds the context of {parent.directory}, whose positions "
-                    f"(position={model.position!r}, rope_scaling={model.rope_scaling!r}) are made for its length; "
-                    f"expected at most {model.context_length}"
-                )
-            warn(f"pretrain: the context grows from {model.context_length} to {length} tokens")
-            model = dataclasses.replace(model, context_length=length)
-        return model, parent.lineage_entry()
+        return longer_context(parent, settings.sequence_length, "pretrain"), parent.lineage_entry()
     return complete_model(settings, tokenizer.vocab_size), []
 
 

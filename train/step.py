@@ -197,8 +197,9 @@ def make_train_step(
 
     Metrics: loss (nats per target), grad_norm (before clipping), learning_rate, targets (sum of weights), skipped (0
     or 1). A step is skipped if its loss or gradient is not finite or its `grad_norm` exceeds `max_grad_norm` (0: no
-    limit); it then increments `state.step` and the schedule's count, and changes nothing else. A model with experts has those of `router_metrics`
-    as well, and the biases of its routers move by `router_bias_rate` (`experts.balanced`).
+    limit); it then increments `state.step` and the schedule's count, and changes nothing else. A model with experts has
+    the metrics of `router_metrics` as well, and the biases of its routers move by `router_bias_rate`
+    (`experts.balanced`).
     """
     microbatches, max_grad_norm, router_bias_rate, ema = options
 

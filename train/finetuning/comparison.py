@@ -166,6 +166,7 @@ def finetuning_job(
     # The model needs logits at targets alone; the few outputs of a new head cost nothing compared to a vocabulary.
     outputs = math.ceil(run.record.model.vocab_size * rows.target_share) if lm_head else 1
     counted, length = dataclasses.replace(run.record.model, vocab_size=outputs), run.settings.sequence_length
+    flops = training_flops_per_token(counted, length, run.settings.adapt if from_foundation else None)
     return Job(
         title=title,
         objective=objective,
@@ -173,6 +174,6 @@ def finetuning_job(
         evaluate=evaluate,
         load_initial=(lambda groups: run.source.load_merged(run.mesh, groups)) if from_foundation else None,
         initial_groups=("backbone", "head") if lm_head else ("backbone",),
-        flops_per_step=run.settings.batch_size * length * training_flops_per_token(counted, length),
+        flops_per_step=run.settings.batch_size * length * flops,
         earlier_lengths=earlier_lengths(run.record.length_changes, "." if from_foundation else RANDOM_INIT_DIR),
     )

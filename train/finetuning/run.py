@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 
 from configs.errors import UserError
 from data.labeled import Splits
-from model.config import ModelConfig
 from train.console import say, say_skipped, say_unread, warn
 from train.distributed.mesh import apply_xla_flags, check_batch, make_mesh
 from train.distributed.processes import is_process_zero
@@ -22,6 +21,7 @@ from train.finetuning.report.label_audit import leak_line
 from train.finetuning.rows import TaskData, abbreviated, encode_rows, read_task, say_dropped, say_unseen, steps_of
 from train.finetuning.task_text import with_task_text
 from train.run.lock import claim
+from train.run.longer_context import longer_context
 from train.run.new_run import FINETUNE_UNUSED, check_new_run
 from train.run.record import Run, RunRecord, open_run, read_record
 from train.run.record import start as start_run
@@ -159,15 +159,17 @@ def prepare_run(
         mesh: the devices.
 
     Raises:
-        UserError: invalid rows, a foundation with too short a context, or see `attention_of`.
+        UserError: invalid rows, or see `attention_of` and `longer_context`.
     """
     attention = attention_of(settings.task, settings.adapt.method)
     config = config | {"task": config["task"] | {"attention": attention}}
     settings = from_config(config)
-    _check_length(settings, parent.model, parent.directory)
+    before = read_record(workdir) if (workdir / "run.json").is_file() else None
+    # A run that resumes keeps its context.
+    model = before.model if before is not None else longer_context(parent, settings.sequence_length, "finetune")
+    parent = parent.with_model(dataclasses.replace(parent.model, context_length=model.context_length))
     tokenizer = parent.tokenizer()
     task, splits = read_task(settings)
-    before = read_record(workdir) if (workdir / "run.json").is_file() else None
     if before is not None and before.task.get("name") == absolute_name(settings.task.name):
         # A run that resumes keeps its classes and their order: its head was trained with them.
         task = task_from_record(before.task)
@@ -196,11 +198,3 @@ def prepare_run(
         architecture=parent.record.architecture,
     )
     return FinetuneRun(workdir, record, settings, parent, TaskData(task, tokenizer, parts), mesh, parent), splits
-
-
-def _check_length(settings: Settings, model: ModelConfig, foundation: Path) -> None:
-    if model.position == "learned" and settings.sequence_length > model.context_length:
-        raise UserError(
-            f"config.sequence_length={settings.sequence_length} exceeds the context of {foundation} "
-            f"({model.context_length})"
-        )

@@ -13,6 +13,7 @@ from model.config import ModelConfig
 from model.dispatch import ROUND
 from model.ring import is_ring, key_bytes
 from model.sharding import ACTIVATION_RULES, PARAMETER_RULES
+from model.transformer import Params
 from train.hardware import Chip
 from train.planner.trace import Trace
 from train.settings import Settings
@@ -63,7 +64,8 @@ def estimate(
     """
     shape = _shape(settings, model, traced, mesh)
     buffers = _buffers(settings, model, state, mesh, shape)
-    sent = _collectives(settings, model, mesh, shape)
+    sent = _parameter_collectives(settings, model, state, mesh, shape)
+    sent += _activation_collectives(settings, model, mesh, shape)
     link = sum(total for axis, _, _, total in sent if not _leaves_by(axis, mesh, chip))
     network = sum(total / ways for axis, _, _, total in sent if (ways := _leaves_by(axis, mesh, chip)))
     collectives: dict[str, tuple[float, float]] = {}
@@ -130,8 +132,16 @@ def _buffers(
     gradients = params - layers + layers * shape.itemsize / 4
     if settings.microbatches > 1:
         gradients += params
-    chunk = (settings.loss.chunk or settings.sequence_length) / settings.sequence_length
-    logits = shape.tokens * chunk * model.vocab_size / mesh["tensor"] * (4 + shape.itemsize)
+    # A chunk is so many positions of a row on each device (`losses._split`).
+    length = settings.sequence_length / mesh["context"]
+    logits = (
+        shape.tokens
+        * min(settings.loss.chunk or length, length)
+        / length
+        * model.vocab_size
+        / mesh["tensor"]
+        * (4 + shape.itemsize)
+    )
     experts = _expert_bytes(state)
     layer = (layers - experts) / model.num_layers * _ways(mesh) + experts / max(model.expert_layers, 1) * mesh["fsdp"]
     gathered = layer * shape.itemsize / 4 if _ways(mesh) > 1 else 0.0
@@ -177,37 +187,54 @@ def _passes(model: ModelConfig) -> int:
     return 3 if model.remat in ("full", "offload") else 2
 
 
-def _collectives(
-    settings: Settings, model: ModelConfig, mesh: dict[str, int], shape: _Shape
-) -> list[tuple[str, str, float, float]]:
-    """Returns (mesh axis, kind, count, bytes sent) of the parameters' and the activations' collectives."""
-    D, L, parts = model.embed_dim, model.num_layers, settings.microbatches
+_Sent = tuple[str, str, float, float]  # (mesh axis, kind, count, bytes sent) of collectives
+
+
+def _parameter_collectives(
+    settings: Settings, model: ModelConfig, state: TrainState, mesh: dict[str, int], shape: _Shape
+) -> list[_Sent]:
+    """Returns the collectives that gather parameters and sum their gradients."""
+    L, parts = model.num_layers, settings.microbatches
     matrices, experts = _matrix_bytes(model, mesh, shape.itemsize)
     tensors, own, sparse = (7, 3, model.expert_layers * parts) if model.gated else (6, 2, model.expert_layers * parts)
-    passes, layers, ways = _passes(model), L * parts, _ways(mesh)
-    stream, keys = shape.tokens * D * shape.itemsize, key_bytes(model, shape.tokens, mesh["tensor"], shape.itemsize)
-    share = {axis: (size - 1) / size for axis, size in mesh.items()}
-    found: list[tuple[str, str, float, float]] = []
+    ways, frozen = _ways(mesh), "backbone" in state.frozen
+    found: list[_Sent] = []
     # Dense matrices are gathered over both axes, those of experts over fsdp.
     outer = "expert" if mesh["expert"] > 1 else "fsdp"
-    gathers = ((outer, ways, tensors * layers, matrices), ("fsdp", mesh["fsdp"], own * sparse, experts))
+    gathers = ((outer, ways, tensors * L * parts, matrices), ("fsdp", mesh["fsdp"], own * sparse, experts))
     for axis, group, count, total in gathers:
         if group > 1 and count:
             # Once forward, once backward: recomputation uses the backward pass's copy.
             found.append((axis, "all-gather", 2 * count, 2 * parts * total * (group - 1) / group))
-            found.append((axis, "reduce-scatter", count, parts * total * (group - 1) / group))
-    gradients = matrices / ways + experts / mesh["fsdp"]
-    for axis in ("data", "slice"):
+            if not frozen:
+                found.append((axis, "reduce-scatter", count, parts * total * (group - 1) / group))
+    # The gradients of a device's parameters: in the compute dtype those of the layers' matrices, in float32 the others.
+    rest = tree_bytes(_outside_layers(state))
+    gradients = rest + (0.0 if frozen else matrices / ways + experts / mesh["fsdp"])
+    if ways > 1 and rest:
+        found.append((outer, "all-gather", 2, 2 * rest * shape.itemsize / 4 * (ways - 1)))
+        found.append((outer, "reduce-scatter", 1, rest * (ways - 1)))
+    for axis in ("data", "slice", "context"):
         if mesh[axis] > 1:
-            found.append((axis, "all-reduce", tensors, 2 * gradients * share[axis]))
+            found.append((axis, "all-reduce", tensors, 2 * gradients * (mesh[axis] - 1) / mesh[axis]))
+    return found
+
+
+def _activation_collectives(settings: Settings, model: ModelConfig, mesh: dict[str, int], shape: _Shape) -> list[_Sent]:
+    """Returns the collectives of tokens for experts, of partial sums, and of keys and values."""
+    passes, layers, sparse = _passes(model), model.num_layers * settings.microbatches, model.expert_layers
+    stream = shape.tokens * model.embed_dim * shape.itemsize
+    keys = key_bytes(model, shape.tokens, mesh["tensor"], shape.itemsize)
+    found: list[_Sent] = []
     if mesh["expert"] > 1 and sparse:
         # Tokens, their experts and gates are sent; backward the output's gradient as well (`model/dispatch.py`).
+        sparse *= settings.microbatches
         moved = sparse * stream * (mesh["expert"] - 1)
         found.append(("expert", "all-gather", 7 * sparse, 3 * moved))
         found.append(("expert", "reduce-scatter", 3 * sparse, 2 * moved))
     if mesh["tensor"] > 1:
         sums = 2 * passes * layers
-        found.append(("tensor", "all-reduce", sums, 2 * sums * stream * share["tensor"]))
+        found.append(("tensor", "all-reduce", sums, 2 * sums * stream * (mesh["tensor"] - 1) / mesh["tensor"]))
     if mesh["context"] > 1:
         others, wide = mesh["context"] - 1, 4 / shape.itemsize
         if is_ring(model, keys * mesh["context"]):
@@ -218,8 +245,13 @@ def _collectives(
         else:
             found.append(("context", "all-gather", 2 * passes * layers, passes * layers * keys * others))
             found.append(("context", "reduce-scatter", 2 * layers, layers * keys * others * wide))
-        found.append(("context", "all-reduce", tensors, 2 * gradients * share["context"]))
     return found
+
+
+def _outside_layers(state: TrainState) -> Params:
+    """Returns the trained parameters besides the matrices of a backbone's layers: tables, heads, adapters."""
+    backbone = {name: part for name, part in state.params.get("backbone", {}).items() if name != "layers"}
+    return state.params | {"backbone": backbone}
 
 
 def _matrix_bytes(model: ModelConfig, mesh: dict[str, int], itemsize: int) -> tuple[float, float]:

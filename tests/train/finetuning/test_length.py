@@ -1,12 +1,16 @@
-"""How long fine-tuning trains: `config.num_steps`, or the passes of `config.task.min_epochs`."""
+"""How long fine-tuning trains, and on how long rows: `config.num_steps`, `config.task.min_epochs`, longer contexts."""
 
+import dataclasses
 import re
 
 import pytest
 
 from configs import default
+from configs.errors import UserError
 from tests.runs import error_lines, rootstock, write_rows
+from train.distributed.mesh import single_device_mesh
 from train.finetuning.rows import steps_of
+from train.finetuning.run import prepare_run
 from train.run.record import open_run
 from train.settings import from_config
 
@@ -43,3 +47,25 @@ def test_a_run_of_passes_is_recorded_resumed_and_refuses_others(foundation, tmp_
     assert "steps" in again.stderr and open_run(tmp_path / "run").record.length_changes == []
     refused = finetune("--config.task.min_epochs=3.0", check=False)
     assert "task.min_epochs: 1.5" in error_lines(refused)[0]
+
+
+def prepared(foundation, tmp_path, length, **model):
+    """Returns a run that is prepared for rows of this length, from a foundation with other fields of its model."""
+    config = default.get_config()
+    config.data.path, config.sequence_length = str(write_rows(tmp_path / "rows.jsonl", 60)), length
+    parent = open_run(foundation)
+    parent = parent.with_model(dataclasses.replace(parent.model, **model))
+    config = config.to_dict()
+    return prepare_run(config, from_config(config), parent, tmp_path / "run", single_device_mesh())[0]
+
+
+def test_rows_longer_than_the_context_of_the_foundation_make_it_longer(foundation, tmp_path, capsys):
+    assert open_run(foundation).model.context_length == 64
+    assert prepared(foundation, tmp_path, 64).record.model.context_length == 64 and not capsys.readouterr().err
+    assert prepared(foundation, tmp_path, 96).record.model.context_length == 96
+    assert "finetune: the context grows from 64 to 96 tokens" in capsys.readouterr().err
+
+
+def test_rows_longer_than_a_context_that_cannot_grow_are_refused(foundation, tmp_path):
+    with pytest.raises(UserError, match=r"sequence_length=96 exceeds the context of .*; expected at most 64"):
+        prepared(foundation, tmp_path, 96, position="learned")

@@ -146,7 +146,7 @@ def test_collectives_carry_the_weights_forward_backward_and_the_gradients_back(l
     matrices = 2 * 6.476e9 * 15 / 16
     # Three passes of the matrices in bfloat16, plus the share of loss and embedding.
     assert 3 * matrices < sent < 3.8 * matrices
-    assert sum(kind["bytes"] for kind in estimate.collectives.values()) == pytest.approx(3 * matrices, rel=0.01)
+    assert sum(kind["bytes"] for kind in estimate.collectives.values()) == pytest.approx(sent, rel=0.15)
 
 
 @pytest.mark.integration
@@ -180,3 +180,29 @@ def test_the_state_includes_the_average_of_the_weights():
     assert average.buffers["averaged parameters"] == average.buffers["parameters"]
     added = average.state_bytes_per_chip - without.state_bytes_per_chip
     assert added == average.buffers["averaged parameters"]
+
+
+def sent_by(kind, **changes):
+    plan = estimated(settings_of("smollm2_135m", batch_size=8, sequence_length=256, mesh__data=8, **changes), "h100-8")
+    return plan.collectives[kind]["bytes"]
+
+
+def test_only_the_gradients_of_what_is_trained_are_exchanged():
+    model = settings_of("smollm2_135m").model
+    table = 4 * model["vocab_size"] * model["embed_dim"]
+    full, lora, head = (
+        sent_by("all-reduce", adapt__method=m, model__tie_embeddings=False) for m in ("full", "lora", "head")
+    )
+    # In float32 and twice around a ring of 8: the output table, and the embedding; in bfloat16 the layers' matrices.
+    assert head == pytest.approx(2 * table * 7 / 8, rel=0.01)
+    assert full == pytest.approx(2 * (2 * table + 2 * 106.2e6) * 7 / 8, rel=0.02)
+    assert head < lora < head + 0.1 * (full - head)
+
+
+@pytest.mark.parametrize("context", [1, 2, 4])
+def test_a_chunk_of_logits_is_one_of_each_device_of_a_row(context):
+    changes = {"loss__chunk": 16, "sequence_length": 128, "mesh__data": 8 // context, "mesh__context": context}
+    settings = settings_of("smollm2_135m", batch_size=8, model__vocab_size=262_144, model__remat="full", **changes)
+    logits = estimated(settings, "h100-8").buffers["logits of a chunk"]
+    # In float32 and bfloat16, for 16 tokens of each row of a device.
+    assert logits == pytest.approx(context * 16 * 262_144 * 6, rel=0.01)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs.pretrain import llm, tiny
+from model.adaptation import Adaptation
 from model.flops import training_flops_per_token
 from train.planner.trace import jaxpr_flops, trace
 from train.settings import from_config, planned_model
@@ -50,6 +51,35 @@ def test_scan_flops_are_multiplied_by_its_length():
     shapes = (jnp.zeros((8, 8)), jnp.zeros((4, 8)))
     counts = [jaxpr_flops(jax.make_jaxpr(f)(*shapes).jaxpr) for f in (looped, unrolled)]
     assert counts == [7 * 2 * 4 * 8 * 8] * 2
+
+
+@pytest.mark.parametrize(
+    ("method", "tied", "unused"),
+    [("full", False, 0), ("full", True, 0), ("lora", False, 0), ("lora", True, 2), ("head", False, 2)],
+)
+def test_flops_of_adapted_models_equal_the_closed_formula(method, tied, unused):
+    config = tiny.get_config()
+    config.tokenizer, config.model.tie_embeddings, config.model.remat = "bpe:2048", tied, "none"
+    config.adapt.method, config.adapt.rank = method, 1
+    settings = from_config(config.to_dict())
+    model = planned_model(settings)
+    formula = training_flops_per_token(model, settings.sequence_length, settings.adapt)
+    # A product of the loss's own gradient that nothing reads: it is in the jaxpr, and XLA removes it.
+    table = unused * model.vocab_size * model.embed_dim
+    assert trace(settings, model).flops == pytest.approx(formula + table, rel=0.02)
+
+
+def test_flops_of_the_last_layers_lie_between_those_of_the_head_and_of_all():
+    model = planned_model(from_config(tiny.get_config().to_dict() | {"tokenizer": "bytes"}))
+    head, two, all_layers = (
+        training_flops_per_token(model, 64, Adaptation(method, layers, 1, 1.0, ()))
+        for method, layers in (("head", 1), ("last", 2), ("last", model.num_layers))
+    )
+    full = training_flops_per_token(model, 64)
+    assert (
+        head < two < all_layers <= full
+        and training_flops_per_token(model, 64, Adaptation("full", 1, 1, 1.0, ())) == full
+    )
 
 
 def test_a_frozen_base_has_no_flops_of_weight_gradients():
