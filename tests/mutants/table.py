@@ -372,6 +372,32 @@ _DATA = (
 )  # fmt: skip
 _TRAIN = (
     Mutant(
+        "a skipped step holds the learning rate back", "train/step.py",
+        "return new if isinstance(new, optax.ScaleByScheduleState)",
+        "return old if isinstance(new, optax.ScaleByScheduleState)",
+        f"{_STEP}test_the_learning_rate_after_a_skipped_step_is_the_one_that_is_logged",
+    ),
+    Mutant(
+        "a class may have no training row", "data/stratify.py", "return first or all(", "return all(",
+        "tests/data/test_stratify.py::test_a_class_is_trained_on_whatever_the_shares[shares0-sizes0]",
+    ),
+    Mutant(
+        "padding makes a text longer", "model/continuations.py", "jnp.maximum(weights_BM.sum(-1) - 1, 0)",
+        "(0 * weights_BM.sum(-1) + tokens_BM.shape[1] - 1)",
+        "tests/model/test_continuations.py::test_a_score_does_not_depend_on_the_longest_continuation[longrope]",
+    ),
+    Mutant(
+        "the choices of a task are those of the rows that are scored", "train/evaluation/harness.py",
+        "for rows in read.values() for row in rows if _LABEL in row",
+        'for row in read["test"] if _LABEL in row',
+        "tests/train/evaluation/test_harness.py::test_choices_are_the_labels_of_all_rows_and_texts_beside_numbers_are_texts",
+    ),
+    Mutant(
+        "LoRA exchanges the gradients of its base", "train/planner/estimate.py",
+        "gradients = rest + (0.0 if frozen else ", "gradients = rest + (0.0 if False else ",
+        "tests/train/planner/test_pricing.py::test_only_the_gradients_of_what_is_trained_are_exchanged",
+    ),
+    Mutant(
         "microbatches are averaged instead of summed", "train/step.py", "return sums.objective, sums",
         "return sums.objective / sums.weight, sums",
         f"{_STEP}test_microbatches_of_unequal_weight_equal_one_batch",
