@@ -170,10 +170,10 @@ def prepare(
     return read_manifest(output)
 
 
-def _described(source: Path | sources.HuggingFaceDataset) -> tuple[str, int, int]:
+def _described(source: Path | sources.HuggingFaceDataset) -> tuple[str, int, int | str]:
     """Returns what tells versions of a source apart without reading it: its name, size and modification time."""
     if isinstance(source, sources.HuggingFaceDataset):
-        return str(source), 0, 0
+        return str(source), 0, sources.dataset_version(source)
     status = sources.status_of(source)
     return str(source), status.st_size, status.st_mtime_ns
 

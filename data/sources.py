@@ -24,7 +24,6 @@ _PATTERNS = f"a file, a glob or a directory of {_SUFFIXES}, here or in a bucket 
 _HF_PATTERNS = "hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT"
 # What the Hub and `datasets` put beside the rows of a dataset.
 _METADATA_FILES = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
-_DATASET_CARD = "README.md"
 # What lies beside data and is none.
 _ABOUT_DATA = re.compile(r"(README|LICEN[CS]E|COPYING|NOTICE|CHANGELOG|CITATION|_SUCCESS)\b.*", re.IGNORECASE)
 
@@ -230,6 +229,8 @@ def _match(part: str) -> list[Path | HuggingFaceDataset]:
     if not files:
         raise UserError(f"{part!r} matches no readable file; expected {_PATTERNS}")
     for path in files:
+        if str(path) != str(path).encode("utf-8", "replace").decode():
+            raise UserError(f"{os.fsencode(path)!r}: the name of the file is not UTF-8; rename it")
         if suffix_of(path) is None:
             raise UserError(f"{path}: suffix {path.suffix!r} is unknown; expected {_SUFFIXES}")
     return list(files)
@@ -253,11 +254,15 @@ def parse_dataset(part: str) -> HuggingFaceDataset:
 def _files_in(directory: Path) -> list[Path]:
     """Returns the files with a known suffix in a directory and the directories in it, without hidden ones.
 
-    A directory of rows may be one as the Hub leaves it: then its README.md and the descriptions beside it are no rows.
+    What lies beside rows and is about them is none of them: README.md, LICENSE.txt, and the descriptions of the Hub.
     """
     files = [path for path in _visible_files(directory) if suffix_of(path) and path.name not in _METADATA_FILES]
     has_rows = any(suffix_of(path) in ROW_SUFFIXES for path in files)
-    return [path for path in files if not (has_rows and path == directory / _DATASET_CARD)]
+
+    def is_about(path: Path) -> bool:
+        return has_rows and suffix_of(path) in TEXT_SUFFIXES and _ABOUT_DATA.match(path.name) is not None
+
+    return [path for path in files if not is_about(path)]
 
 
 def _visible_files(directory: Path) -> list[Path]:
@@ -300,14 +305,27 @@ def load_dataset(
     Raises:
         UserError: the `datasets` package is not installed, or cannot load the dataset or, later, a row of it.
     """
+    rows = _loaded(source)
+    features = rows.features.to_dict()
+    return _dataset_rows(source, rows if part is None else rows.select(part)), features
+
+
+def _loaded(source: HuggingFaceDataset) -> Any:  # noqa: ANN401 - a type of an extra
     datasets = import_optional("datasets", str(source))
     try:
-        rows = datasets.load_dataset(source.name, source.config or None, split=source.split)
+        return datasets.load_dataset(source.name, source.config or None, split=source.split)
     except Exception as error:  # the library and its dependencies raise errors of many types
         found = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{source} cannot be loaded: {found}; expected {_HF_PATTERNS}") from None
-    features = rows.features.to_dict()
-    return _dataset_rows(source, rows if part is None else rows.select(part)), features
+
+
+def dataset_version(source: HuggingFaceDataset) -> str:
+    """Returns what the `datasets` library tells versions of a dataset apart by, without reading its rows.
+
+    Raises:
+        UserError: see `load_dataset`.
+    """
+    return str(_loaded(source)._fingerprint)
 
 
 def _dataset_rows(source: HuggingFaceDataset, rows: Iterable[dict[str, object]]) -> Iterator[dict[str, object]]:

@@ -83,6 +83,12 @@ class Tokenizer:
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @functools.cached_property
+    def unknown_id(self) -> int:
+        """The token of what the vocabulary lacks; -1: there is none."""
+        index = self._backend.token_to_id(self._layout["model"].get("unk_token") or "")
+        return -1 if index is None else index
+
+    @functools.cached_property
     def sha256(self) -> str:
         """The SHA-256 of `serialized`; the chat template does not change it."""
         return hashlib.sha256(self.serialized.encode()).hexdigest()

@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -66,6 +66,12 @@ def say_skipped(title: str, skipped: Mapping[str, int]) -> None:
     if skipped:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))
         warn(f"{title}: {sum(skipped.values()):,} bad rows are skipped: {kinds}")
+
+
+def say_unknown(title: str, manifest: Mapping[str, Any]) -> None:
+    """Warns how many tokens of a store stand for text that its tokenizer cannot represent."""
+    if unknown := manifest.get("unknown_tokens", 0):
+        warn(f"{title}: {unknown:,} tokens are of characters that the tokenizer lacks; their text is lost")
 
 
 def say_unread(title: str, pattern: str) -> None:

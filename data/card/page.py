@@ -92,7 +92,8 @@ def _bar(*parts: tuple[str, float]) -> str:
 
 def _figures(card: Mapping[str, Any]) -> str:
     splits, read = card["splits"].values(), card["funnel"][0]
-    documents, size, tokens = (sum(split[kind] for split in splits) for kind in ("documents", "bytes", "tokens"))
+    documents = card["funnel"][-1]["documents"]  # one that is split by its tail is in both splits
+    size, tokens = (sum(split[kind] for split in splits) for kind in ("bytes", "tokens"))
     shown = [
         (f"{documents:,}", f"documents in {len(card['splits'])} split{'s' * (len(card['splits']) > 1)}"),
         (_size(size), f"text, {_share(size, read['bytes'])} of {_size(read['bytes'])} read"),

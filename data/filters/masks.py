@@ -13,7 +13,7 @@ _LOCAL = r"A-Za-z0-9_\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0300-\u036f\u0386\
 # Marks before the address are matched too, so that a long run of them is searched only once.
 _EMAIL = re.compile(
     rf"(?<![{_LOCAL}.+-])([.+-]*)[{_LOCAL}][{_LOCAL}.+-]*"
-    r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,}(?![A-Za-z0-9_-])"
+    r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+(?:xn--[A-Za-z0-9-]*[A-Za-z0-9]|[A-Za-z]{2,})(?![A-Za-z0-9])"
 )
 # A pattern that starts with a character is searched for much faster than one that starts with a look-behind, so what
 # stands before a match is checked afterwards.

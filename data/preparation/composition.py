@@ -20,15 +20,18 @@ class Composition:
     def __init__(self) -> None:
         self.sources: dict[str, Counter[str]] = {}
         self.lengths: Counter[int] = Counter()
+        self._rows: set[int] = set()  # of the unit: one that is split by its tail is in both splits
 
     def add(self, unit: UnitFiles, rows: Sequence[int], sizes: np.ndarray, tokens: np.ndarray) -> None:
         """Adds documents of a unit, or parts of them, with their bytes of text and their numbers of tokens."""
         names = unit.results()["sources"]
         pieces = unit.array("pieces")[list(rows)]
+        new = np.array([row not in self._rows for row in rows], bool)
+        self._rows.update(rows)
         for piece, name in enumerate(names):
             own = pieces == piece
-            counts = (int(np.count_nonzero(own)), int(sizes[own].sum()), int(tokens[own].sum()))
-            if counts[0]:
+            counts = (int(np.count_nonzero(own & new)), int(sizes[own].sum()), int(tokens[own].sum()))
+            if own.any():
                 self.sources.setdefault(name, Counter()).update(dict(zip(_KINDS, counts, strict=True)))
         self.lengths.update(length.bit_length() for length in tokens.tolist())
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from configs.errors import UserError
 from data import engines, sources
 from data.engines import Engine, Map
 from data.preparation.composition import COMPOSITION, Composition
@@ -157,7 +158,7 @@ def make_store(
         units = plan_units(scans, pipeline.unit_bytes)
         if len(units) > 1 and len(groups) == 1:
             run_jobs = stack.enter_context(engines.start(engine))
-        made = _make(run, run_jobs, pipeline, units)
+        made = _make(run, run_jobs, pipeline, units, lambda: _check_unchanged(found, scans))
     return sources.manifest_fields(scan.entry for scan in scans) | made
 
 
@@ -180,9 +181,19 @@ def _scan(folder: Path, unit_bytes: int, job: tuple[int, list[Source]]) -> None:
     write_mark(folder, "scan", number, [scan_source(source, unit_bytes).to_json() for source in found])
 
 
-def _make(run: _Run, run_jobs: Map, pipeline: Pipeline, units: list[Unit]) -> dict[str, Any]:
+def _check_unchanged(found: list[Source], scans: list[Scan]) -> None:
+    """Raises UserError if a file changed after it was hashed: what was read is then not what the manifest says."""
+    for source, scan in zip(found, scans, strict=True):
+        if not isinstance(source, HuggingFaceDataset):
+            status = sources.status_of(source)
+            if (status.st_size, status.st_mtime_ns) != (scan.entry.size, scan.entry.mtime_ns):
+                raise UserError(f"{source} changed while it was read; run the same command again when it is complete")
+
+
+def _make(run: _Run, run_jobs: Map, pipeline: Pipeline, units: list[Unit], check: Callable[[], None]) -> dict[str, Any]:
     """Runs the stages after the input was cut into units; returns the manifest's fields about the store."""
     run.map(run_jobs, "read", functools.partial(read_unit, run.folder, pipeline.read), list(enumerate(units)))
+    check()
     files = [UnitFiles(run.folder, number) for number in range(len(units))]
     split = run.once("split", lambda: split_units(files, pipeline.split, pipeline.input))
     store = run.space.store
@@ -204,7 +215,9 @@ def _make(run: _Run, run_jobs: Map, pipeline: Pipeline, units: list[Unit]) -> di
         "checksums",
         lambda: {name: split_record(store / name, list(itertools.islice(written, n))) for name, n in numbers.items()},
     )
-    return {
+    unknown = sum(count["unknown"] for count in counts.values())
+    lost = {"unknown_tokens": unknown} if unknown else {}
+    return lost | {
         "tokenizer_sha256": tokenizer.sha256,
         "vocab_size": tokenizer.vocab_size,
         "dtype": dtype,

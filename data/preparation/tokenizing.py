@@ -86,7 +86,8 @@ def _tokenize(
     contents = {"tokens": tokens, "keys": np.column_stack([keys, lengths.astype(np.uint64)]), "table": table}
     for kind, content in contents.items():
         write_array(unit.folder / unit_file(split, unit.number, kind), content)
-    return {"documents": len(documents), "tokens": len(tokens), "bytes": sum(sizes)}
+    unknown = int(np.count_nonzero(tokens == tokenizer.unknown_id)) if tokenizer.unknown_id >= 0 else 0
+    return {"documents": len(documents), "tokens": len(tokens), "bytes": sum(sizes), "unknown": unknown}
 
 
 def shuffle_keys(digests: np.ndarray, seed: int) -> np.ndarray:
@@ -121,8 +122,9 @@ def _batches(texts: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]
 
 
 def token_counts(marks: Iterable[dict[str, Any]], splits: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Returns {split: {"documents", "tokens", "bytes"}} summed over the marks of the units."""
-    totals: dict[str, dict[str, Any]] = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in splits}
+    """Returns {split: {"documents", "tokens", "bytes", "unknown"}} summed over the marks of the units."""
+    none = {"documents": 0, "tokens": 0, "bytes": 0, "unknown": 0}
+    totals: dict[str, dict[str, Any]] = {split: dict(none) for split in splits}
     for mark in marks:
         for split, counts in mark["counts"].items():
             for kind, count in counts.items():

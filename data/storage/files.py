@@ -93,10 +93,29 @@ def move_tree(source: Path, target: Path) -> None:
 
 
 def files_below(directory: Path) -> list[Path]:
-    """Returns the files at any depth below a directory, sorted."""
+    """Returns the files at any depth below a directory, sorted; each directory once, whatever leads to it.
+
+    Raises:
+        OSError: a directory cannot be read.
+    """
     if is_remote(directory):
         return list(directory.rglob("*"))
-    return sorted(path for path in directory.rglob("*") if path.is_file())
+    found: list[Path] = []
+    seen = {directory.resolve()}
+    for folder, folders, names in os.walk(directory, onerror=_raise, followlinks=True):
+        # A link may lead to a directory above it, or to one that is read anyway; so links come last.
+        below = {path: path.resolve() for path in sorted(Path(folder, name) for name in folders)}
+        folders.clear()
+        for path in sorted(below, key=Path.is_symlink):
+            if below[path] not in seen:
+                seen.add(below[path])
+                folders.append(path.name)
+        found += [path for name in names if (path := Path(folder, name)).is_file()]
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def file_sizes(directory: Path) -> dict[str, int]:

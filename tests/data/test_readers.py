@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -112,7 +113,8 @@ def test_a_folder_as_the_hub_leaves_it_has_only_its_rows(tmp_path):
     write_jsonl(tmp_path / "._data.jsonl", [{"text": "hidden"}])
     for name in ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"):
         (tmp_path / name).write_text('{"description": "no row"}')
-    for name in ("README.md", ".gitattributes"):
+    (tmp_path / "deep").mkdir()
+    for name in ("README.md", ".gitattributes", "LICENSE.txt", "README.txt", "CHANGELOG.md", "deep/README.md"):
         (tmp_path / name).write_text("# A data set")
     assert list(read_rows(str(tmp_path))) == ROWS
     assert list(read_documents(str(tmp_path))) == [row["text"] for row in ROWS]
@@ -120,6 +122,38 @@ def test_a_folder_as_the_hub_leaves_it_has_only_its_rows(tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "README.md").write_text("a text")
     assert list(read_documents(f"{tmp_path}/docs")) == ["a text"]
+
+
+def test_linked_directories_are_read_once(tmp_path):
+    for name in ("in/own", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.txt").write_text(name)
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "again").symlink_to(tmp_path / "in" / "own")
+    (tmp_path / "in" / "own" / "up").symlink_to(tmp_path / "in")
+    assert sorted(read_documents(str(tmp_path / "in"))) == ["elsewhere", "in/own"]
+
+
+def test_a_directory_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "a.txt").write_text("a")
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refusing)
+    with pytest.raises(PermissionError, match="secret"):
+        list(read_documents(str(tmp_path)))
+
+
+def test_a_file_whose_name_is_not_utf_8_is_one_line(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.txt", "w") as file:
+        file.write("a")
+    with pytest.raises(UserError, match=r"caf\\xe9\.txt': the name of the file is not UTF-8; rename it"):
+        list(read_documents(str(tmp_path)))
 
 
 def test_a_suffix_may_be_in_upper_case(tmp_path):

@@ -22,7 +22,7 @@ from data.store import shards_of
 from data.store_check import verify_store
 from train.commands.filter_flags import FLAG_NEEDS as FILTER_NEEDS
 from train.commands.filter_flags import define_filter_flags, filter_options, score_function
-from train.console import say_skipped, say_unread, step_progress
+from train.console import say_skipped, say_unknown, say_unread, step_progress
 
 REQUIRED = ("output",)
 FLAG_NEEDS = FILTER_NEEDS
@@ -97,6 +97,9 @@ def run(values: flags.FlagValues) -> None:
         return
     splits = {name: split | {"shards": len(shards_of(manifest, name))} for name, split in manifest["splits"].items()}
     found = {name: manifest["filtered"][name] for name in _SHOWN if name in manifest.get("filtered", {})}
+    say_unknown("prepare", manifest)
+    if "unknown_tokens" in manifest:
+        found["unknown_tokens"] = manifest["unknown_tokens"]
     skipped = skipped_rows(manifest)
     if skipped:
         say_skipped("prepare", skipped)

@@ -14,7 +14,7 @@ from data.storage.paths import at
 from data.store import is_store
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.tokenizer_training import is_trainable
-from train.console import say_skipped, say_unread, step_progress
+from train.console import say_skipped, say_unknown, say_unread, step_progress
 from train.distributed.processes import run_on_process_zero
 from train.settings import Settings
 
@@ -98,6 +98,7 @@ def _stores(settings: Settings, workdir: Path, parent: Path | None, accept_chang
                 delete_tree(output)
                 manifest = _prepare(path, output, options, tokenizer)
         say_skipped(title, skipped_rows(manifest))
+        say_unknown(title, manifest)
     return given | {name: str(store_path(workdir, name)) for name in texts}
 
 

@@ -47,13 +47,19 @@ def test_what_only_looks_like_a_key_stays(text):
     "address",
     [
         "ann@example.com", "ann.lee+news@mail.example.co.uk", "a_b-c@x-y.org", "jürgen@example.de", "ANN@EXAMPLE.COM",
-        "ju\u0308rgen@example.de", "иван@example.com",
+        "ju\u0308rgen@example.de", "иван@example.com", "ann@example.xn--p1ai",
     ],
 )  # fmt: skip
 def test_an_email_address_is_masked(address):
     assert mask(f"Write to {address}, please.", MASKS) == ("Write to <EMAIL>, please.", {"emails": 1})
     assert mask(f"<{address}>", ["emails"])[0] == "<<EMAIL>>"
     assert mask(address, ["ips", "keys"]) == (address, {})
+
+
+@pytest.mark.parametrize("text", ["_{}_", "{}--he said", "see {}- and", "{}_", "*{}*"])
+def test_an_email_address_ends_before_punctuation_of_markup(text):
+    assert mask(text.format("ann@example.com"), ["emails"])[1] == {"emails": 1}
+    assert "example" not in mask(text.format("ann@example.com"), ["emails"])[0]
 
 
 SECRETS = {"emails": ("ann@example.com", "<EMAIL>"), "ips": ("8.8.8.8", "<IP>"), "keys": (KEYS["AWS"], "<KEY>")}

@@ -13,7 +13,10 @@ from data.lines import BadInput, Part
 from data.prepare import Execution, StoreOptions, prepare
 from data.readers import read_documents, read_part
 from data.sources import match_sources
+from data.store import open_store
+from data.tokenizer import load_tokenizer
 from data.units import plan_units, scan_source, usual_unit_bytes
+from train.console import say_unknown
 
 
 def units_of(pattern, unit_bytes):
@@ -151,3 +154,67 @@ def test_a_part_begins_and_ends_with_a_line(tmp_path):
     for part, following in itertools.pairwise(parts):
         assert part.stop == following.start and data[part.stop - 1 : part.stop] == b"\n"
         assert following == Part(following.start, following.stop, data.count(b"\n", 0, following.start) + 1)
+
+
+def texts_of(store):
+    opened, tokenizer = open_store(store, "train"), load_tokenizer(store)
+    offsets = opened.offsets[:]
+    return [tokenizer.decode(tokens[1:-1].tolist()) for tokens in opened.read(offsets[:-1], offsets[1:])]
+
+
+def test_a_dataset_that_changed_is_read_again(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    path, execution = tmp_path / "set" / "train.jsonl", Execution(Engine(processes=1), 600)
+
+    def make(word, null):
+        texts = [f"{word} document number {n} " + "x" * 40 for n in range(40)]
+        path.write_text("".join(json.dumps({"text": None if n == null else t}) + "\n" for n, t in enumerate(texts)))
+        prepare(f"hf:{tmp_path / 'set'}", tmp_path / "store", StoreOptions("bytes"), execution=execution)
+
+    with pytest.raises(UserError, match="row 36: 'text' is null"):
+        make("old", null=35)
+    make("new", null=-1)
+    found = texts_of(tmp_path / "store")
+    assert found and all(text.startswith("new") for text in found)
+
+
+def test_a_file_that_changes_between_hash_and_reading_is_an_error(tmp_path):
+    path, written = tmp_path / "a.jsonl", []
+    path.write_text("".join(json.dumps({"text": f"doc {n:02}"}) + "\n" for n in range(30)))
+
+    def progress(stage, done, total):
+        if stage == "reading" and not written:
+            written.append(path.write_text("".join(json.dumps({"text": f"new {n:02}"}) + "\n" for n in range(20))))
+
+    def make(**options):
+        execution = Execution(Engine(processes=1), 100)
+        return prepare(str(path), tmp_path / "store", StoreOptions("bytes"), execution=execution, **options)
+
+    with pytest.raises(UserError, match=r"a\.jsonl changed while it was read; run the same command again"):
+        make(progress=progress)
+    assert make()["collected"]["read"] == 20
+
+
+def test_text_that_a_tokenizer_lacks_is_counted_and_named(tmp_path, capsys):
+    (tmp_path / "latin.txt").write_text("ab " * 40)
+    (tmp_path / "greek.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in ("ab \u03b1\u03b2", "ba ab")))
+    prepare(str(tmp_path / "latin.txt"), tmp_path / "chars", StoreOptions("chars", validation_split="tail"))
+    options = StoreOptions(str(tmp_path / "chars"), validation_fraction=0.0)
+    manifest = prepare(str(tmp_path / "greek.jsonl"), tmp_path / "store", options)
+    assert manifest["unknown_tokens"] == 2
+    say_unknown("prepare", manifest)
+    assert "prepare: 2 tokens are of characters that the tokenizer lacks" in capsys.readouterr().err
+    whole = prepare(str(tmp_path / "greek.jsonl"), tmp_path / "bytes", StoreOptions("bytes", validation_fraction=0.0))
+    assert "unknown_tokens" not in whole and all("unknown" not in split for split in whole["splits"].values())
+
+
+def test_a_document_that_is_split_by_its_tail_counts_once_in_the_card(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": t}) + "\n" for t in ("abcdefghij", "klmnopqrstuvw", "x"))
+    )
+    options = StoreOptions("bytes", validation_fraction=0.2, validation_split="tail")
+    prepare(str(tmp_path / "a.jsonl"), tmp_path / "store", options)
+    card = json.loads((tmp_path / "store" / "card.json").read_text())
+    assert card["funnel"][-1]["documents"] == 3 and [s["documents"] for s in card["sources"]] == [3]
