@@ -77,6 +77,7 @@ def pretrain(
         record = RunRecord(
             "pretrain", model, config, {}, corpus.fingerprint, lineage, corpus.files, data_sources=corpus.fingerprints,
             architecture=source.record.architecture if source is not None else "",
+            generation=source.record.generation if source is not None else {},
         )  # fmt: skip
         record = start_run(workdir, record, tokenizer, accept_changed_data)
         count = parameter_count(boxed_params(objective))

@@ -71,3 +71,11 @@ def test_text_that_changed_before_the_run_began_can_be_tokenized_again(foundatio
     shutil.rmtree(tmp_path / "run" / "store")
     with pytest.raises(UserError, match="max_epochs"):
         pretrain(config, tmp_path / "run")
+
+
+@pytest.mark.integration
+def test_the_sampling_options_of_an_imported_model_are_kept(foundation, parent, tmp_path):
+    path = parent() / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"generation": {"temperature": 0.3, "top_k": 7}}))
+    pretrain(longer(foundation), tmp_path / "run", path.parent)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["generation"] == {"temperature": 0.3, "top_k": 7}

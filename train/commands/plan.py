@@ -65,7 +65,8 @@ def run(values: flags.FlagValues) -> None:
     from train.planner.search import search
     from train.planner.topology import compiler_devices, parse_topology
 
-    topology, budget = parse_topology(values.topology), _budget(values)
+    topology = parse_topology(values.topology)
+    budget = _budget(values, topology)
     settings = from_config(values.config.to_dict())
     # Planning must not initialize this machine's accelerators.
     jax.config.update("jax_platforms", "cpu")
@@ -94,7 +95,7 @@ def run(values: flags.FlagValues) -> None:
         raise UserError(advice(plan, settings, topology))
 
 
-def _budget(values: flags.FlagValues) -> "Budget":
+def _budget(values: flags.FlagValues, topology: "Topology") -> "Budget":
     """Returns what the flags say of tokens and prices.
 
     Raises:
@@ -108,6 +109,12 @@ def _budget(values: flags.FlagValues) -> "Budget":
     for name, value in dataclasses.asdict(budget).items():
         if not 0 <= value < math.inf:
             raise UserError(f"--{name}={value}; expected a finite number of at least 0")
+        if name == "tflops" and value * 1e12 > topology.chip.flops:
+            peak = topology.chip.flops / 1e12
+            raise UserError(
+                f"--tflops={value:g} is more than the peak of {topology.name}, {peak:g} TFLOP/s per chip; expected the "
+                "rate that a run achieved"
+            )
         if values.fit and value:
             raise UserError(f"--{name}={value} has no effect with --fit; expected it with the flags that --fit prints")
     return budget

@@ -69,7 +69,12 @@ def parts_of_continuations(
     for start in range(done, len(prompts), _PART_BATCHES * _BATCH_SIZE):
         part = slice(start, start + _PART_BATCHES * _BATCH_SIZE)
         texts = generate_text(language_model, encoded[part], options, start // _BATCH_SIZE)
-        yield [text.removeprefix(space) for text, space in zip(texts, spaces[part], strict=True)]
+        yield [without_spaces(text, len(space)) for text, space in zip(texts, spaces[part], strict=True)]
+
+
+def without_spaces(text: str, most: int) -> str:
+    """Returns a generated text without the spaces, up to `most`, that its prompt ends with."""
+    return text[min(len(text) - len(text.lstrip(" ")), most) :]
 
 
 def generate_text(

@@ -59,7 +59,10 @@ class GrowingText:
         first = len(spelled) - len(spelled.lstrip())
         if self._options.stop_at_start:
             first = min(len(spelled) - len(spelled.lstrip(" ")), self._drop_spaces)
-        ends = [index for stop in self._options.stop if stop and (index := spelled.find(stop, first)) >= 0]
+        # Without `stop_at_start`, a stop string such as "\nQ:" may begin in the white space, but not be only that.
+        before = 0 if self._options.stop_at_start else 1
+        starts = {stop: max(first - before * (len(stop) - 1), 0) for stop in self._options.stop if stop}
+        ends = [index for stop, start in starts.items() if (index := spelled.find(stop, start)) >= 0]
         if not ends:
             return text, False
         end = min(ends)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 
 from data.templates import render
+from train.console import warn
 from train.generation.decode import stream_text
 from train.generation.language_model import GenerationOptions, LanguageModel
 
@@ -23,6 +24,15 @@ def talk(language_model: LanguageModel, lines: Iterable[str], system: str, optio
             continue
         messages.append({"role": "user", "content": language_model.cleaned(line)})
         max_prompt_len = max(language_model.model.context_length - options.max_new_tokens, 1)
+        alone = [*start, messages[-1]]
+        needed = len(render(alone, language_model.template, language_model.tokenizer, prompt=True).tokens)
+        if needed > max_prompt_len:
+            warn(
+                f"chat: the message has {needed} tokens with its template; expected at most {max_prompt_len}, the "
+                f"model's context minus --max_new_tokens={options.max_new_tokens}; it is left out"
+            )
+            messages.pop()
+            continue
         tokens = render(messages, language_model.template, language_model.tokenizer, max_prompt_len, prompt=True).tokens
         answer, first = "", True
         turn = dataclasses.replace(options, seed=options.seed + number)

@@ -9,7 +9,9 @@ from typing import Any
 from configs.errors import UserError
 from data.sources import match_sources
 from data.storage.paths import at
+from train.checkpoint.manager import BEST_DIR, saved_steps
 from train.huggingface.sources import IMPORTED
+from train.run.history import read_records
 from train.run.record import Run
 from train.tasks.loading import is_file
 
@@ -136,13 +138,21 @@ def metadata(run: Run, name: str, results: Mapping[str, Any], options: CardOptio
     return {field: value for field, value in found.items() if value}
 
 
+def held_out_of(run: Run, results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the evaluation of the parameters that are exported: the best ones, if they were kept, or the last."""
+    if run.checkpoint_dir != BEST_DIR:
+        return results.get("training", {}).get("held_out", {})
+    step = saved_steps(run.directory, BEST_DIR)[0]
+    return next((r for r in reversed(read_records(run.directory, "eval")) if r["step"] == step), {})
+
+
 def _evaluated(run: Run, results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns the metrics of the model itself, as the Hub writes them."""
     if run.record.stage == "finetune":
         tuned = results.get("models", {}).get("fine-tuned", {})
         figures = {name: figure for name, figure in tuned.items() if name != "rows"}
     else:
-        held_out = results.get("training", {}).get("held_out", {})
+        held_out = held_out_of(run, results)
         figures = {name: {"value": held_out[name]} for name in _FOUNDATION_METRICS if held_out.get(name) is not None}
     return [
         {

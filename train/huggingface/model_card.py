@@ -11,7 +11,15 @@ from typing import Any
 from configs.errors import UserError, one_line
 from data.storage.paths import at
 from train.console import warn
-from train.huggingface.card_metadata import CardOptions, data_name, data_path, metadata, pipeline_of, task_name
+from train.huggingface.card_metadata import (
+    CardOptions,
+    data_name,
+    data_path,
+    held_out_of,
+    metadata,
+    pipeline_of,
+    task_name,
+)
 from train.huggingface.sources import IMPORTED
 from train.run.language_model import chat_template_of
 from train.run.record import Run
@@ -79,7 +87,7 @@ def _data_facts(run: Run) -> dict[str, Any]:
 def _sections(run: Run, name: str, results: Mapping[str, Any], options: CardOptions, adapter: bool) -> Iterator[str]:
     yield f"# {name}\n\n{_what(run)}"
     yield f"## How to load it\n\n{_how_to_load(run, name, adapter)}"
-    if table := _results_table(results):
+    if table := _results_table(run, results):
         verdict = results.get("verdict", "").removeprefix("finetune: ")
         said = f"\n\n{verdict[0].upper()}{verdict[1:]}." if verdict else ""
         said += _NOT_EXPORTED if "ensemble" in results else ""
@@ -146,11 +154,11 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _results_table(results: Mapping[str, Any]) -> str:
+def _results_table(run: Run, results: Mapping[str, Any]) -> str:
     """Returns the table of a fine-tuned model and its baselines, or the held-out losses of a language model."""
     models = results.get("models", {})
     if not models:
-        held_out = results.get("training", {}).get("held_out", {})
+        held_out = held_out_of(run, results)
         figures = [(n, f"{held_out[n]:.4f}") for n in ("loss", "bits_per_byte") if held_out.get(n) is not None]
         return _table(("held-out text", "value"), [(n.replace("_", " "), v) for n, v in figures]) if figures else ""
     names = [name for name in list(models.values())[-1] if name != "rows"]

@@ -30,6 +30,8 @@ from train.trees import boxed_params
 
 # The column of the reason for which a row has no prediction.
 ERROR = "error"
+# Of an answer to a text that is longer than the rows the model was trained on: True.
+TRUNCATED = "truncated"
 
 
 class Backend(Protocol):
@@ -71,7 +73,7 @@ class Head:
     rows_at_once: int = 2048
 
     def answers(self, examples: Mapping[int, Example]) -> dict[int, Answer]:
-        """Returns the answer to each example, or its `ERROR`."""
+        """Returns the answer to each example, with `TRUNCATED` if only its beginning was read, or its `ERROR`."""
         encoded: dict[int, Rendered] = {}
         found: dict[int, Answer] = {}
         for number, example in examples.items():
@@ -96,6 +98,8 @@ class Head:
                 for i, outputs in head_outputs(self.objective, self.params, part.rows, size, self.mesh):
                     read = (part.examples[i], join(i, outputs), part.encoded[i], self.tokenizer)
                     found[numbers[i]] = self.task.answer(*read, self.options)
+                    if part.encoded[i].cut:
+                        found[numbers[i]] |= {TRUNCATED: True}
         return found
 
 

@@ -16,7 +16,7 @@ from data.row_writers import check_format, open_writer
 from data.sources import inventory
 from train.console import console, progress
 from train.files import check_not_read, check_output_file
-from train.prediction.backends import ERROR
+from train.prediction.backends import ERROR, TRUNCATED
 from train.prediction.document_scores import fingerprint
 from train.prediction.task_model import TaskModel
 
@@ -48,6 +48,7 @@ class Summary:
         rows: number of rows in the output.
         resumed_at: number of rows that an earlier process had written.
         broken: number of rows without a prediction, of those written now.
+        truncated: number of rows of which only the beginning was read, of those written now.
         reason: the reason of the first of these.
         seconds: of predicting and writing.
     """
@@ -55,6 +56,7 @@ class Summary:
     rows: int
     resumed_at: int
     broken: int
+    truncated: int
     reason: str
     seconds: float
 
@@ -88,18 +90,19 @@ def predict_file(model: TaskModel, data: str, output: Path, options: FileOptions
         )
     identity = _identity(model, data, options)
     writer = open_writer(output, (*found, *added.values()), identity, options.overwrite)
-    resumed_at, broken, reason, start = writer.rows, 0, "", time.perf_counter()
+    resumed_at, broken, truncated, reason, start = writer.rows, 0, 0, "", time.perf_counter()
     rest = itertools.islice(itertools.chain(head, rows), resumed_at, None)
     with progress("predict", last - first) as move:
         move(resumed_at)
         while part := list(itertools.islice(rest, model.backend.rows_at_once)):
-            answered = _answered(model, part, added, flat=output.suffix.lower() == ".csv")
+            answered, cut = _answered(model, part, added, flat=output.suffix.lower() == ".csv")
+            truncated += cut
             writer.write(answered)
             failed = [row[added[ERROR]] for row in answered if row[added[ERROR]] is not None]
             broken, reason = broken + len(failed), reason or next(iter(map(str, failed)), "")
             move(writer.rows, _pace(writer.rows - resumed_at, last - first - writer.rows, start))
     writer.finish()
-    return Summary(writer.rows, resumed_at, broken, reason, time.perf_counter() - start)
+    return Summary(writer.rows, resumed_at, broken, truncated, reason, time.perf_counter() - start)
 
 
 def _check_separator(model: TaskModel, output: Path) -> None:
@@ -157,14 +160,16 @@ def _identity(model: TaskModel, data: str, options: FileOptions) -> str:
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
 
-def _answered(model: TaskModel, part: list[_Read], added: dict[str, str], flat: bool) -> list[Row]:
-    """Returns the rows with their answers; `flat` for a file without lists."""
+def _answered(model: TaskModel, part: list[_Read], added: dict[str, str], flat: bool) -> tuple[list[Row], int]:
+    """Returns (the rows with their answers, the number of truncated ones); `flat` for a file without lists."""
     answers = iter(model.answer_rows([row for row, reason in part if not reason]))
     rows: list[Row] = []
+    truncated = 0
     for row, reason in part:
         answer = dict.fromkeys(model.columns) | {ERROR: reason} if reason else next(answers)
+        truncated += bool(answer.pop(TRUNCATED, False))
         rows.append(row | {added[name]: _joined(model, v) if flat else v for name, v in answer.items()})
-    return rows
+    return rows, truncated
 
 
 def _joined(model: TaskModel, value: object) -> object:

@@ -96,4 +96,6 @@ def overrides(config: Config, changed: Config) -> list[str]:
         for name, value in changed[section].items()
         if value != config[section][name]
     ]
+    if changed["data"]["mixture_schedule"] != config["data"]["mixture_schedule"]:
+        flags.append(f'--config.data.mixture_schedule="{changed["data"]["mixture_schedule"]}"')
     return [*flags, f"--config.num_steps={changed['num_steps']}"]

@@ -84,3 +84,12 @@ def test_a_long_talk_loses_its_oldest_turns(model, monkeypatch):
 def test_a_prompt_beyond_the_context_is_one_line(model):
     with pytest.raises(UserError, match=r"the prompt has \d+ tokens; expected at most 86, the model's context of 96"):
         model.encode([{"role": "user", "content": "x" * 100}], 10)
+
+
+def test_a_message_that_does_not_fit_is_left_out_with_a_warning(model, monkeypatch, capsys):
+    sent = []
+    monkeypatch.setattr(talking, "stream_text", lambda _, tokens, options: sent.append(tokens) or iter(["yes"]))
+    list(talk(model, ["one", "a long report. " * 20 + "Now translate it.", "two"], "", GenerationOptions(16)))
+    assert len(sent) == 2 and "report" not in model.tokenizer.decode(list(sent[1]))
+    error = " ".join(capsys.readouterr().err.split())
+    assert "expected at most 80, the model's context minus --max_new_tokens=16; it is left out" in error

@@ -74,3 +74,8 @@ def test_an_invalid_flag_is_a_one_line_error():
         done = plan(*arguments)
         (line,) = error_lines(done)
         assert done.returncode in (1, 2) and expected in line
+
+
+def test_a_rate_above_the_peak_is_refused():
+    done = plan("--config=configs/pretrain/tiny.py", "--topology=v100", "--tflops=500")
+    assert "--tflops=500 is more than the peak of v100, 125 TFLOP/s per chip" in error_lines(done)[0]

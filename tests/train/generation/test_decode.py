@@ -90,6 +90,15 @@ def test_earliest_stop_string_after_text_ends_decoding(fake_model):
     assert asked == [16]
 
 
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [("\nQ: x\nA: y", "\nQ:", ""), (" Q: more", " Q:", ""), ("\n\nQ", "\n", "\n\nQ"), ("\n\nQ: x", "\nQ:", "\n")],
+)
+def test_a_stop_string_may_begin_in_the_white_space_before_the_text(fake_model, text, stop, expected):
+    fake_model(text)
+    assert generated(stop=(stop,)) == [expected] * 2
+
+
 def test_stop_at_start_counts_from_the_first_character(fake_model):
     fake_model("\n\nfirst\n\nsecond")
     assert generated(stop=("\n\n",), stop_at_start=True) == ["", ""]
@@ -135,6 +144,11 @@ def test_a_space_at_the_end_of_a_prompt_is_not_written_twice(fake_model, name, p
     fake_model("the cat sat"[len(start) :], tokenizer, start)
     (text,) = decode.continuations(model, [prompt], GenerationOptions(9))
     assert prompt + text.lstrip(" " if name == "WordPiece" and prompt.endswith(" ") else "") == "the cat sat"
+
+
+@pytest.mark.parametrize(("text", "expected"), [(" and", "and"), ("and", "and"), ("  and", "and"), ("   and", " and")])
+def test_of_the_spaces_that_end_a_prompt_those_that_are_written_again_are_left_out(text, expected):
+    assert decode.without_spaces(text, 2) == expected
 
 
 def test_an_answer_does_not_start_with_the_space_before_it(fake_model):

@@ -13,7 +13,7 @@ import yaml
 from tests.runs import ROOT, error_lines, rootstock
 from tests.train.finetuning.test_confidence import trained
 from train.huggingface import model_card
-from train.huggingface.card_metadata import data_name, data_path, dataset_ids
+from train.huggingface.card_metadata import data_name, data_path, dataset_ids, held_out_of
 from train.huggingface.importing import import_hf
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -178,3 +178,15 @@ def test_the_lines_load_the_model(runs, tmp_path, kind):
 def test_the_data_of_a_mixture_is_named(data, name, ids):
     run = SimpleNamespace(record=SimpleNamespace(config={"data": data}))
     assert data_name(run) == name and dataset_ids(data_path(run)) == ids
+
+
+def test_the_figures_of_a_run_that_kept_its_best_parameters_are_theirs(tmp_path):
+    record = {"phase": "eval", "loss": 3.3, "bits_per_byte": 4.7}
+    lines = [record | {"step": 4}, record | {"step": 8, "loss": 3.7}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "best" / "4").mkdir(parents=True)
+    results = {"training": {"held_out": lines[1]}}
+    run = SimpleNamespace(directory=tmp_path, checkpoint_dir="best")
+    assert held_out_of(run, results)["loss"] == 3.3
+    run.checkpoint_dir = "checkpoints"
+    assert held_out_of(run, results)["loss"] == 3.7

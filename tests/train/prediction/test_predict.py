@@ -535,3 +535,16 @@ def test_rows_in_a_bucket_go_to_a_bucket(run_of, folder, tmp_path):
         local.write_bytes(output.read_bytes())
         assert [row["text"] for row in table(local)] == [f"the cat {i}" for i in range(7)]
     assert sorted(path.name for path in at(folder).iterdir()) == ["out.csv", "out.jsonl", "out.parquet", "rows.csv"]
+
+
+@pytest.mark.integration
+def test_texts_of_which_only_the_beginning_is_read_are_counted_and_marked(run_of, tmp_path):
+    model = load(run_of("classification"))
+    length = model.settings.sequence_length
+    short, long = model(["a cat", "a cat " * length])
+    assert "truncated" not in short and long["truncated"] is True
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("a cat", "a cat " * length)))
+    done = predict_file(model, str(data), tmp_path / "out.jsonl", FileOptions())
+    assert (done.rows, done.truncated, done.broken) == (2, 1, 0)
+    assert all("truncated" not in row for row in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines()))

@@ -101,3 +101,13 @@ def test_overrides_reproduce_the_config():
     )
     config.evaluation.every = config.num_steps
     assert config.to_dict() == changed
+
+
+def test_the_flags_of_a_longer_run_move_the_changes_of_its_mixture():
+    config = tiny.get_config().to_dict()
+    config["data"]["mixture_schedule"] = ((150, {"a": 1, "b": 3}),)
+    longer = scaled(config, 1, 10)
+    (moved,) = [flag for flag in overrides(config, longer) if "mixture_schedule" in flag]
+    assert moved == f'--config.data.mixture_schedule="{longer["data"]["mixture_schedule"]}"'
+    assert longer["data"]["mixture_schedule"][0][0] == 1500
+    assert not any("mixture_schedule" in flag for flag in overrides(config, scaled(config, 2, 1)))
