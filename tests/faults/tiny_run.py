@@ -1,11 +1,12 @@
 """A training run of a few seconds in this process, any batch of which can be corrupted."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 
 from configs import default
 from data.loader import Batch, BatchFunction, Rows
@@ -18,7 +19,7 @@ from train.distributed.placement import put_batch
 from train.job import Job
 from train.loop import fit
 from train.settings import Settings, from_config
-from train.step import make_program
+from train.step import TrainState, make_program
 
 STEPS, EVERY = 12, 4  # length of the run; steps between checkpoints and between evaluations
 
@@ -98,15 +99,30 @@ def train(
         return [np.asarray(leaf) for leaf in jax.tree.leaves(fit(job, settings, mesh, workdir))]
 
 
-def steps_over(settings: Settings, batches: Iterable[int]) -> list[np.ndarray]:
-    """Returns the parameters after one step on each of these batches, computed without the loop."""
+def steps_over(settings: Settings, batches: Iterable[int], skipped: Container[int] = ()) -> list[np.ndarray]:
+    """Returns the parameters after one step on each of these batches, computed without the loop.
+
+    A step on a batch of `skipped` changes only the step number and the schedule's count.
+    """
     mesh, function = mesh_of(), function_of(settings, rows_of())
     program = make_program(language_model(tiny_model()), settings, mesh)
     with jax.set_mesh(mesh):
         state = program.initialize(jax.random.key_data(jax.random.key(settings.seed)))
         for t in batches:
-            state, _ = program.step(state, put_batch(function(t), mesh))
+            state = _skip(state) if t in skipped else program.step(state, put_batch(function(t), mesh))[0]
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state.all_params)]
+
+
+def _skip(state: TrainState) -> TrainState:
+    def is_schedule(part: object) -> bool:
+        return isinstance(part, optax.ScaleByScheduleState)
+
+    counted = jax.tree.map(
+        lambda part: part._replace(count=part.count + 1) if is_schedule(part) else part,
+        state.opt_state,
+        is_leaf=is_schedule,
+    )
+    return state._replace(step=state.step + 1, opt_state=counted)
 
 
 def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:

@@ -35,7 +35,7 @@ def _skips(corrupt: Callable[[np.ndarray], None], **changes: object) -> Callable
         settings, bad = settings_of(**changes), (3, 7)
         ended = train(directory, settings, corrupted(settings, bad, corrupt))
         found = [r for r in read_records(directory) if r["phase"] == "skipped"]
-        kept = same(ended, steps_over(settings, [t for t in range(STEPS) if t not in bad]))
+        kept = same(ended, steps_over(settings, range(STEPS), skipped=bad))
         named = [(r["step"], r["batch"], len(r["rows"])) for r in found] == [(t + 1, t, 8) for t in bad]
         seen = f"skipped {[(r['step'], r['loss'], r['grad_norm']) for r in found]}; bitwise as without them: {kept}"
         return Outcome(f"2 of {STEPS} batches corrupted", kept and named, 0, seen)
