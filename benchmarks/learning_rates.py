@@ -1,17 +1,16 @@
 """Finds learning rates for fine-tuning: trains classifiers at several rates and prints how well they do.
 
-python -m benchmarks.learning_rates --init_from=runs/foundation --data=DATA --methods full lora head \
-    --rates 3e-4 1e-3 3e-3 1e-2
+python -m benchmarks.learning_rates --init_from=runs/foundation --data=DATA --workdir=runs/rates \
+    --methods full lora head --rates 3e-4 1e-3 3e-3 1e-2
 
 Trains each method (`config.adapt.method`) at each rate on four sets of labeled rows for the same number of steps, with
 their configs otherwise. Prints loss and accuracy of the validation rows, which are a tenth of the training rows; test
 rows are not looked at. Then prints the mean over the sets of a rate's loss above the best loss of that set and method.
-A rate that diverged has the loss "nan". A point that was trained before is only read.
+A point that was trained before is only read.
 """
 
 import argparse
 import importlib
-import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ml_collections import ConfigDict
 from train.finetuning.run import finetune
 from train.run.history import read_records
 
-# {config: (its rows in the folder of data)}
+# {config: its rows in the folder of data}
 SETS = {
     "intent": "banking77/train.jsonl",
     "email_spam": "sms_spam/all.jsonl",
@@ -52,9 +51,8 @@ def main() -> None:
                 losses[rate] = figures["loss"]
                 accuracy = figures["accuracy"]
                 print(f"{name:16} {method:6} {rate:8.0e} {figures['loss']:7.3f} {accuracy:8.3f}", flush=True)
-            best = min(loss for loss in losses.values() if math.isfinite(loss))
             for rate, loss in losses.items():
-                above.setdefault((method, rate), []).append(loss - best)
+                above.setdefault((method, rate), []).append(loss - min(losses.values()))
     for (method, rate), differences in above.items():
         print(f"{method:6} {rate:8.0e}: {statistics.fmean(differences):.3f} above the best, mean over the sets")
 
@@ -64,8 +62,7 @@ def point(arguments: argparse.Namespace, name: str, method: str, rate: float) ->
     workdir = arguments.workdir / f"{name}-{method}-{rate:g}"
     if not (workdir / "results.json").exists():
         finetune(config_of(arguments, name, method, rate).to_dict(), arguments.init_from, workdir, quiet=True)
-    last = [r for r in read_records(workdir, "eval") if r["phase"] == "eval"][-1]
-    return {key: math.nan if last[key] is None else last[key] for key in ("loss", "accuracy")}
+    return [record for record in read_records(workdir, "eval") if record["phase"] == "eval"][-1]
 
 
 def config_of(arguments: argparse.Namespace, name: str, method: str, rate: float) -> ConfigDict:

@@ -85,7 +85,8 @@ class Tokenizer:
     @functools.cached_property
     def unknown_id(self) -> int:
         """The token of what the vocabulary lacks; -1: there is none."""
-        index = self._backend.token_to_id(self._layout["model"].get("unk_token") or "")
+        model = self._layout["model"]
+        index = model.get("unk_id", self._backend.token_to_id(model.get("unk_token") or ""))
         return -1 if index is None else index
 
     @functools.cached_property

@@ -102,11 +102,11 @@ def token_nll(
         return (_token_terms(logits_PRV, targets_PR, _DEFAULT).nll,)
 
     # Rows that are scored can have another length than those that are trained.
-    options = LossOptions(softcap=softcap, chunk=_divisor(targets_BT.shape[1] // shards("length"), chunk))
+    options = LossOptions(softcap=softcap, chunk=largest_divisor(targets_BT.shape[1] // shards("length"), chunk))
     return _map_chunks(nll, x_BTD, table_VD, targets_BT, options)[0]
 
 
-def _divisor(length: int, most: int) -> int:
+def largest_divisor(length: int, most: int) -> int:
     """Returns the largest divisor of `length` that is at most `most`; 0 for 0."""
     return next((size for size in range(min(most, length), 0, -1) if length % size == 0), 0)
 

@@ -33,7 +33,7 @@ from data.store import token_dtype
 from data.store_writer import split_record
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.tokenizer_training import get_tokenizer
-from data.units import Scan, Unit, plan_units, scan_source
+from data.units import Scan, plan_units, scan_source
 
 Progress = Callable[[str, int, int | None], None]
 Source = Path | HuggingFaceDataset
@@ -158,7 +158,9 @@ def make_store(
         units = plan_units(scans, pipeline.unit_bytes)
         if len(units) > 1 and len(groups) == 1:
             run_jobs = stack.enter_context(engines.start(engine))
-        made = _make(run, run_jobs, pipeline, units, lambda: _check_unchanged(found, scans))
+        run.map(run_jobs, "read", functools.partial(read_unit, run.folder, pipeline.read), list(enumerate(units)))
+        _check_unchanged(found, scans)
+        made = _make(run, run_jobs, pipeline, len(units))
     return sources.manifest_fields(scan.entry for scan in scans) | made
 
 
@@ -190,11 +192,9 @@ def _check_unchanged(found: list[Source], scans: list[Scan]) -> None:
                 raise UserError(f"{source} changed while it was read; run the same command again when it is complete")
 
 
-def _make(run: _Run, run_jobs: Map, pipeline: Pipeline, units: list[Unit], check: Callable[[], None]) -> dict[str, Any]:
-    """Runs the stages after the input was cut into units; returns the manifest's fields about the store."""
-    run.map(run_jobs, "read", functools.partial(read_unit, run.folder, pipeline.read), list(enumerate(units)))
-    check()
-    files = [UnitFiles(run.folder, number) for number in range(len(units))]
+def _make(run: _Run, run_jobs: Map, pipeline: Pipeline, units: int) -> dict[str, Any]:
+    """Runs the stages after the units were read; returns the manifest's fields about the store."""
+    files = [UnitFiles(run.folder, number) for number in range(units)]
     split = run.once("split", lambda: split_units(files, pipeline.split, pipeline.input))
     store = run.space.store
     parts: dict[str, Part] = {name: (int(place), start, stop) for name, (place, start, stop) in split["parts"].items()}
@@ -204,11 +204,11 @@ def _make(run: _Run, run_jobs: Map, pipeline: Pipeline, units: list[Unit], check
     results = [unit.results() for unit in files]
     bits = _prefix_bits(results, pipeline.shard_bytes)
     tokenize = TokenizeOptions((store, tokenizer.sha256), pipeline.seed, parts, bits)
-    run.map(run_jobs, "tokenize", functools.partial(tokenize_unit, run.folder, tokenize), list(range(len(units))))
-    counts = token_counts((read_mark(run.folder, "tokenize", number) for number in range(len(units))), parts)
+    run.map(run_jobs, "tokenize", functools.partial(tokenize_unit, run.folder, tokenize), list(range(units)))
+    counts = token_counts((read_mark(run.folder, "tokenize", number) for number in range(units)), parts)
     numbers = {name: shard_count(counts[name]["tokens"], dtype, pipeline.shard_bytes, bits) for name in parts}
     shards = tuple((name, number, count) for name, count in numbers.items() for number in range(count))
-    gather = GatherOptions(store, len(units), dtype, bits, shards)
+    gather = GatherOptions(store, units, dtype, bits, shards)
     run.map(run_jobs, "gather", functools.partial(gather_shard, run.folder, gather), list(range(len(shards))))
     written = iter([read_mark(run.folder, "gather", number) for number in range(len(shards))])
     records = run.once(
@@ -223,7 +223,7 @@ def _make(run: _Run, run_jobs: Map, pipeline: Pipeline, units: list[Unit], check
         "dtype": dtype,
         "splits": {name: record | {"bytes": counts[name]["bytes"]} for name, record in records.items()},
         **_collected(results, split),
-        COMPOSITION: Composition.of(read_mark(run.folder, "tokenize", n) for n in range(len(units))).to_json(),
+        COMPOSITION: Composition.of(read_mark(run.folder, "tokenize", n) for n in range(units)).to_json(),
     }
 
 

@@ -9,7 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from configs.errors import UserError
 from data import tokenizer_training
-from data.tokenizer import load_tokenizer
+from data.tokenizer import Tokenizer, load_tokenizer
 from data.tokenizer_training import get_tokenizer, train_tokenizer
 
 TEXTS = [
@@ -210,3 +210,16 @@ def test_user_errors_while_reading_texts_are_not_changed_by_training():
 
     with pytest.raises(UserError, match=r"^line 2 is broken$"):
         train_tokenizer("bpe:300", texts())
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0, False), 0),
+        (models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"), 1),
+        (models.BPE({"a": 0, "b": 1}, []), -1),
+    ],
+    ids=["Unigram", "WordLevel", "BPE"],
+)
+def test_the_token_of_what_a_vocabulary_lacks_is_known(model, expected):
+    assert Tokenizer(tokenizers.Tokenizer(model).to_str(), 0, 0, 0).unknown_id == expected

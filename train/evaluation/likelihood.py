@@ -74,7 +74,7 @@ def _row_width(length: int, context_length: int, mesh: Mesh) -> int:
 
 def chunk_size(batch: int, width: int) -> int:
     """Returns the largest divisor of `width` for which a batch has at most `_LOGITS_PER_CHUNK` positions per chunk."""
-    return width // next(n for n in range(1, width + 1) if width % n == 0 and batch * width <= n * _LOGITS_PER_CHUNK)
+    return losses.largest_divisor(width, max(_LOGITS_PER_CHUNK // batch, 1))
 
 
 @functools.lru_cache(maxsize=32)

@@ -19,6 +19,8 @@ from train.planner.trace import Trace
 from train.settings import Settings
 from train.step import TrainState
 
+_Sent = tuple[str, str, float, float]  # (mesh axis, kind, count, bytes sent) of collectives
+
 
 @dataclasses.dataclass(frozen=True)
 class Work:
@@ -185,9 +187,6 @@ def _keys_of_others(model: ModelConfig, mesh: dict[str, int], shape: _Shape) -> 
 def _passes(model: ModelConfig) -> int:
     """Returns the number of passes: forward, backward, and forward again if it is recomputed."""
     return 3 if model.remat in ("full", "offload") else 2
-
-
-_Sent = tuple[str, str, float, float]  # (mesh axis, kind, count, bytes sent) of collectives
 
 
 def _parameter_collectives(
