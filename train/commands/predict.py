@@ -59,16 +59,21 @@ def run(values: flags.FlagValues) -> None:
     files = FileOptions(values.part, values.overwrite, values.prefix)
     say_unread("predict", values.data)
     done = predict_file(model, values.data, at(values.output), files)
-    _say(done, values.output, model.settings.sequence_length)
+    writes = model.task.generates or model.task.replies
+    room = f" with their answer of up to {model.settings.task.max_new_tokens}" if writes else ""
+    _say(done, values.output, model.settings.sequence_length, room)
     if done.broken and done.broken == done.rows:
         raise UserError(f"none of the {done.rows:,} rows of --data={values.data} could be predicted: {done.reason}")
 
 
-def _say(done: "Summary", output: str, length: int) -> None:
+def _say(done: "Summary", output: str, length: int, room: str) -> None:
     now = done.rows - done.resumed_at
     before = f", {done.resumed_at:,} of them before" if done.resumed_at else ""
     say(f"predict: {done.rows:,} rows in {output}{before}; {now / max(done.seconds, 1e-9):,.0f} rows/s")
     if done.broken:
         warn(f"predict: {done.broken:,} rows have no prediction but a reason; the first one: {done.reason}")
     if done.truncated:
-        warn(f"predict: of {done.truncated:,} rows only the first config.sequence_length={length} tokens were read")
+        warn(
+            f"predict: of {done.truncated:,} rows only a part was read, because they have more than "
+            f"config.sequence_length={length} tokens{room}"
+        )

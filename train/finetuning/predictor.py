@@ -1,6 +1,7 @@
 """Predictions of a task model for encoded rows."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,6 +97,11 @@ def task_prompt(task: Task[Any], tokenizer: Tokenizer, settings: Settings, examp
             f"config.task.max_new_tokens={max_new_tokens} must be less than config.sequence_length={length}"
         )
     return task.prompt_tokens(example, tokenizer, length - max_new_tokens)
+
+
+def is_cut(prompt: Sequence[int], task: Task[Any], tokenizer: Tokenizer, example: Example) -> bool:
+    """Returns whether a prompt of an example lacks a part of it."""
+    return len(prompt) < len(task.prompt_tokens(example, tokenizer, sys.maxsize))
 
 
 def written(language_model: LanguageModel, settings: Settings, prompts: Sequence[list[int]]) -> list[str]:

@@ -17,7 +17,7 @@ from train.distributed.mesh import spread_mesh
 from train.distributed.placement import row_parts
 from train.evaluation.ensemble import Ensemble
 from train.evaluation.scoring import head_outputs
-from train.finetuning.predictor import joined_outputs, task_prompt, written
+from train.finetuning.predictor import is_cut, joined_outputs, task_prompt, written
 from train.finetuning.rows import TaskRows, with_reference
 from train.finetuning.score_rows import load_reference
 from train.generation.language_model import LanguageModel
@@ -30,7 +30,7 @@ from train.trees import boxed_params
 
 # The column of the reason for which a row has no prediction.
 ERROR = "error"
-# Of an answer to a text that is longer than the rows the model was trained on: True.
+# Of an answer to a text that is longer than the rows the model was trained on, so that a part was left out: True.
 TRUNCATED = "truncated"
 
 
@@ -119,8 +119,8 @@ class Writer:
     rows_at_once: int = 64
 
     def answers(self, examples: Mapping[int, Example]) -> dict[int, Answer]:
-        """Returns the text that the model writes for each example, or its `ERROR`."""
-        tokenizer, prompts, found = self.language_model.tokenizer, {}, {}
+        """Returns the text that the model writes for each example, with `TRUNCATED` as for a head, or its `ERROR`."""
+        tokenizer, prompts, found = self.language_model.tokenizer, dict[int, list[int]](), dict[int, Answer]()
         for number, example in examples.items():
             try:
                 prompts[number] = task_prompt(self.task, tokenizer, self.settings, example)
@@ -128,7 +128,11 @@ class Writer:
                 found[number] = {ERROR: str(error)}
         with jax.set_mesh(self.language_model.mesh):
             texts = written(self.language_model, self.settings, list(prompts.values()))
-        return found | {number: {"prediction": text} for number, text in zip(prompts, texts, strict=True)}
+        for (number, prompt), text in zip(prompts.items(), texts, strict=True):
+            found[number] = {"prediction": text}
+            if is_cut(prompt, self.task, tokenizer, examples[number]):
+                found[number] |= {TRUNCATED: True}
+        return found
 
 
 def open_backend(

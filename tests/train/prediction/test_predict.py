@@ -548,3 +548,22 @@ def test_texts_of_which_only_the_beginning_is_read_are_counted_and_marked(run_of
     done = predict_file(model, str(data), tmp_path / "out.jsonl", FileOptions())
     assert (done.rows, done.truncated, done.broken) == (2, 1, 0)
     assert all("truncated" not in row for row in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines()))
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("kind", ["generation", "chat"])
+def test_prompts_that_are_cut_are_counted_and_marked(kind, run_of, tmp_path):
+    model = load(run_of(kind))
+    long = "a cat " * model.settings.sequence_length
+    asked = [{"role": role, "content": "a cat"} for role in ("user", "assistant", "user")]
+    if kind == "generation":
+        rows = [{"text": "a cat"}, {"text": long}]
+    else:
+        rows = [{"label": asked[:1]}, {"label": [{"role": "user", "content": long}, *asked[1:]]}]
+    short, cut = model(rows)
+    assert "truncated" not in short and cut["truncated"] is True and "error" not in cut
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = [f"--run={run_of(kind)}", f"--data={data}", f"--output={tmp_path / 'out.jsonl'}"]
+    done = rootstock("predict", *flags)
+    assert "of 1 rows only a part was read" in done.stderr and "with their answer of up to 3" in done.stderr
