@@ -28,23 +28,26 @@ _VERSION_BEFORE = re.compile(
 _PART_BEFORE = re.compile(r"[A-Za-z0-9_]\.?$")
 _GROUP_BEFORE = re.compile(r"(?:(?<![A-Za-z0-9])[0-9A-Fa-f]{1,4}|:):$")
 _BEFORE = 16
+# A mark of emphasis such as the underscore may stand beside a key, but no letter or digit.
 _KEY = re.compile(
     r"""
     -----BEGIN\ (?P<kind>[A-Z0-9 ]*PRIVATE\ KEY(?:\ BLOCK)?)-----
         (?: (?: [^-] | -(?!----) ){0,20000}+ -----END\ (?P=kind)-----   # PEM, complete or cut
         | \s* [A-Za-z0-9+/=]{16,} (?: \s+ [A-Za-z0-9+/=]{16,} )* (?: \s+ [A-Za-z0-9+/=]+ \Z )? )
-    | \b (?: AKIA | ASIA ) [0-9A-Z]{16} \b                              # AWS
-    | \b gh[pousr]_ [A-Za-z0-9]{36,251} \b                              # GitHub
-    | \b github_pat_ [A-Za-z0-9_]{22,255} \b
-    | \b glpat- [A-Za-z0-9_-]{20,} (?! [\w-] )                          # GitLab
-    | \b AIza [0-9A-Za-z_-]{35} (?! [\w-] )                             # Google
-    | \b ya29\. [0-9A-Za-z_-]{20,}
-    | \b sk- (?: (?: proj | ant | svcacct | admin | or ) - [A-Za-z0-9_-]{20,} | [A-Za-z0-9]{32,} ) (?! [\w-] )  # OpenAI
-    | \b [sr]k_ (?: live | test ) _ [0-9A-Za-z]{20,} \b                 # Stripe
-    | \b xox [abeprs] - [A-Za-z0-9-]{10,} (?! \w )                      # Slack
-    | \b hf_ [A-Za-z]{30,} \b                                           # Hugging Face
-    | \b npm_ [A-Za-z0-9]{36} \b
-    | \b eyJ [A-Za-z0-9_-]{10,4000}+ \. eyJ [A-Za-z0-9_-]{10,} \. [A-Za-z0-9_-]{10,}   # JSON web token
+    | (?<! [^\W_] ) (?:
+        (?: AKIA | ASIA ) [0-9A-Z]{16} (?! [^\W_] )                 # AWS
+        | gh[pousr]_ [A-Za-z0-9]{36,251} (?! [^\W_] )               # GitHub
+        | github_pat_ [A-Za-z0-9_]{22,255} (?! [^\W_] )
+        | glpat- [A-Za-z0-9_-]{20,} (?! [\w-] )                     # GitLab
+        | AIza [0-9A-Za-z_-]{35} (?! [\w-] )                        # Google
+        | ya29\. [0-9A-Za-z_-]{20,}
+        | sk- (?: (?: proj | ant | svcacct | admin | or ) - [A-Za-z0-9_-]{20,} | [A-Za-z0-9]{32,} ) (?! [\w-] ) # OpenAI
+        | [sr]k_ (?: live | test ) _ [0-9A-Za-z]{20,} (?! [^\W_] )  # Stripe
+        | xox [abeprs] - [A-Za-z0-9-]{10,} (?! \w )                 # Slack
+        | \b hf_ [A-Za-z]{30,} \b                                   # Hugging Face
+        | npm_ [A-Za-z0-9]{36} (?! [^\W_] )
+        | eyJ [A-Za-z0-9_-]{10,4000}+ \. eyJ [A-Za-z0-9_-]{10,} \. [A-Za-z0-9_-]{10,}  # JSON web token
+      )
     """,
     re.VERBOSE | re.ASCII,
 )

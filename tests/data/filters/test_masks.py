@@ -17,6 +17,7 @@ KEYS = {
     "OpenAI, project": "sk-" + "proj-" + "A1b2_-" * 8,
     "Slack": "xoxb-" + "123456789012-abcdefGHIJ",
     "Stripe": "sk_" + "live_" + "4eC39HqLyjWDarjtT1zdp7dc",
+    "npm": "npm_" + "a1B2" * 9,
     "Hugging Face": "hf_" + "abcdefGHIJ" * 3 + "klmn",
     "JWT": "eyJ" + "hbGciOiJIUzI1NiJ9" + ".eyJ" + "zdWIiOiIxMjM0NTY3ODkwIn0" + ".dozjgNryP4J3jVmNHl0w5N",
     "PEM": PEM,
@@ -28,6 +29,12 @@ KEYS = {
 def test_a_key_is_masked(key):
     assert mask(f"key = {key}", MASKS) == ("key = <KEY>", {"keys": 1})
     assert mask(f'"{key}", and more', MASKS)[0].startswith('"<KEY>')
+
+
+@pytest.mark.parametrize("name", ["AWS", "GitHub", "Stripe", "npm"])
+def test_a_key_in_emphasis_is_masked(name):
+    assert mask(f"the key _{KEYS[name]}_ is mine", MASKS) == ("the key _<KEY>_ is mine", {"keys": 1})
+    assert mask(f"x{KEYS[name]}", MASKS)[1] == {}
 
 
 @pytest.mark.parametrize(
