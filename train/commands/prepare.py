@@ -43,7 +43,8 @@ def define_flags(values: flags.FlagValues) -> None:
         "validation_split", "documents", list(SPLIT_METHODS),
         "Hold out whole documents, or the tail of each.", flag_values=values,
     )  # fmt: skip
-    flags.DEFINE_integer("seed", 0, "Random seed of the document order.", flag_values=values)
+    text, most = "Random seed of the document order.", 2**63 - 1
+    flags.DEFINE_integer("seed", 0, text, lower_bound=0, upper_bound=most, flag_values=values)
     flags.DEFINE_boolean("strict", True, "Stop at a bad row; --nostrict skips and counts it.", flag_values=values)
     flags.DEFINE_enum("engine", "processes", list(ENGINES), "Processes of this machine, or Ray.", flag_values=values)
     text = "At a time; 0: one per core."

@@ -36,7 +36,8 @@ def define_sampling_flags(values: flags.FlagValues, temperature: float) -> None:
     flags.DEFINE_float("repetition_penalty", 1.0, "Above 1: penalize tokens that already occurred.", flag_values=values)
     text = "Stop at this text, which may contain names of special tokens; repeatable."
     flags.DEFINE_multi_string("stop", [], text, flag_values=values)
-    flags.DEFINE_integer("seed", 0, "Random seed of the samples.", flag_values=values)
+    text, bound = "Random seed of the samples.", 2**63
+    flags.DEFINE_integer("seed", 0, text, lower_bound=-bound, upper_bound=bound - 1, flag_values=values)
     text = "KV cache: auto (the compute dtype), bfloat16 or int8; empty: the run's setting."
     flags.DEFINE_enum("cache_dtype", "", ["", "auto", "bfloat16", "int8"], text, flag_values=values)
 

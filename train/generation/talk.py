@@ -35,7 +35,9 @@ def talk(language_model: LanguageModel, lines: Iterable[str], system: str, optio
             continue
         tokens = render(messages, language_model.template, language_model.tokenizer, max_prompt_len, prompt=True).tokens
         answer, first = "", True
-        turn = dataclasses.replace(options, seed=options.seed + number)
+        # Seeds have 64 bits.
+        seed = options.seed + number
+        turn = dataclasses.replace(options, seed=seed if seed < 2**63 else seed - 2**64)
         for part in stream_text(language_model, tokens, turn):
             # The space before an answer can be a part of its first token.
             shown = part.removeprefix(" ") if first else part

@@ -21,6 +21,7 @@ from train.huggingface.card_metadata import (
     task_name,
 )
 from train.huggingface.sources import IMPORTED
+from train.run.calibration import newest_step
 from train.run.language_model import chat_template_of
 from train.run.record import Run
 from train.run.results import NAME as RESULTS_FILE
@@ -195,10 +196,13 @@ def _training(run: Run, results: Mapping[str, Any]) -> str:
     config, record = run.record.config, run.record
     if record.data_fingerprint.startswith(IMPORTED):
         return f"Imported from `{record.data_fingerprint.removeprefix(IMPORTED)}`, whose card says how it was trained."
+    planned = config["num_steps"]
+    step = newest_step(run) or planned  # less where the run stopped early or its best parameters are exported
+    steps = f"{planned:,} steps" if step == planned else f"{step:,} of {planned:,} planned steps"
     lines = [
         f"- data: {data_name(run)}" + (f", {results['train_rows']:,} rows" if "train_rows" in results else ""),
         *(f"  - `{file}` ({size:,}, SHA-256 `{digest[:16]}`)" for file, size, digest in record.data_files[:20]),
-        f"- {config['num_steps']:,} steps of {config['batch_size']} x {config['sequence_length']} tokens, "
+        f"- {steps} of {config['batch_size']} x {config['sequence_length']} tokens, "
         f"{config['optimizer']['name']}, learning rate {config['optimizer']['learning_rate']:g}, seed {config['seed']}",
     ]
     if record.stage == "finetune":

@@ -53,6 +53,13 @@ def test_a_talk_remembers_until_it_is_reset(model, monkeypatch):
     assert "one" not in prompts[2] and "be kind" in prompts[2] and len(prompts) == 3
 
 
+def test_seeds_of_the_turns_stay_within_64_bits(model, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(talking, "stream_text", lambda _, tokens, options: seeds.append(options.seed) or iter(["yes"]))
+    list(talk(model, ["a", "b", "c"], "", GenerationOptions(8, seed=2**63 - 2)))
+    assert seeds == [2**63 - 2, 2**63 - 1, -(2**63)]
+
+
 def test_an_indented_answer_keeps_its_indentation(model, monkeypatch):
     """As `generate` and `serve` write it: one space can belong to the token before the answer."""
     monkeypatch.setattr(talking, "stream_text", lambda *_: iter(["  ", "  return x"]))

@@ -1,5 +1,6 @@
 """The model card of an export: the Hub's metadata, results, calibration, limits, and lines that load the model."""
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -15,6 +16,7 @@ from tests.train.finetuning.test_confidence import trained
 from train.huggingface import model_card
 from train.huggingface.card_metadata import data_name, data_path, dataset_ids, held_out_of
 from train.huggingface.importing import import_hf
+from train.run.record import open_run
 
 GOLDEN = ROOT / "tests" / "golden"
 FOUNDATION = GOLDEN / "runs" / "foundation"
@@ -190,3 +192,15 @@ def test_the_figures_of_a_run_that_kept_its_best_parameters_are_theirs(tmp_path)
     assert held_out_of(run, results)["loss"] == 3.3
     run.checkpoint_dir = "checkpoints"
     assert held_out_of(run, results)["loss"] == 3.7
+
+
+@pytest.mark.parametrize(("kept", "said"), [("checkpoints", "8 of 20 planned steps of"), ("best", "4 of 20 planned")])
+def test_the_steps_are_those_of_the_exported_parameters(kept, said, tmp_path):
+    for step in ("checkpoints/8", "best/4"):
+        (tmp_path / step).mkdir(parents=True)
+    run = open_run(FOUNDATION)
+    record = dataclasses.replace(run.record, config=run.record.config | {"num_steps": 20})
+    stopped = SimpleNamespace(directory=tmp_path, record=record, checkpoint_dir=kept)
+    assert f"- {said}" in model_card._training(stopped, {})
+    (tmp_path / kept / "20").mkdir()
+    assert "- 20 steps of" in model_card._training(stopped, {})
