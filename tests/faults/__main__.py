@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import pkgutil
 import sys
 import tempfile
@@ -49,4 +50,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    # Where a directory could not be made, threads of Orbax wait for it for minutes; `rootstock` ends like this too.
+    os._exit(code)

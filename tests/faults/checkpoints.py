@@ -1,18 +1,21 @@
 """Faults of checkpoints: files damaged after they were written, a full or read-only disk, a second run."""
 
 import contextlib
+import itertools
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from configs.errors import UserError
 from tests.damage import flip_a_bit, largest_file
 from tests.faults.contract import Fault, Outcome
+from tests.faults.processes import SECONDS
 from tests.faults.tiny_run import EVERY, STEPS, same, settings_of, train
 from train.checkpoint.manager import CHECKPOINTS_DIR, open_to_read, saved_steps
 from train.checkpoint.read import read_contents
@@ -111,11 +114,14 @@ def _read_only(directory: Path) -> Iterator[bool]:
 def _read_only_directory(directory: Path, short: bool) -> Outcome:
     settings, workdir = settings_of(), directory / "run"
     expected = train(directory / "plain", settings)
-    locks = []
+    evaluations, locks = itertools.count(1), []
 
     def locking(params: object) -> dict[str, float]:
-        # At step 8, when the checkpoint of step 4 exists.
-        if saved_steps(workdir):
+        # At the last step, when the checkpoint of step 4 exists and that of step 8 exists or is being written.
+        if next(evaluations) * EVERY == STEPS:
+            deadline = time.monotonic() + SECONDS
+            while not saved_steps(workdir) and time.monotonic() < deadline:
+                time.sleep(0.02)
             locks.append(locked.enter_context(_read_only(workdir / CHECKPOINTS_DIR)))
         return {"loss": 1.0}
 
@@ -136,10 +142,16 @@ def _read_only_directory(directory: Path, short: bool) -> Outcome:
     sound = saved_steps(workdir)
     ended = train(workdir, settings)
     survived = (
-        "cannot be written" in line and "cannot be written" in start and sound == [EVERY] and same(ended, expected)
+        "cannot be written" in line
+        and "cannot be written" in start
+        and sound in ([EVERY], [2 * EVERY, EVERY])
+        and same(ended, expected)
     )
     return Outcome(
-        "checkpoints/ read-only during the run, then the run directory", survived, EVERY, f"{line[-150:]}; {start}"
+        "checkpoints/ read-only during the run, then the run directory",
+        survived,
+        STEPS - EVERY * len(sound),
+        f"{line[-150:]}; {start}",
     )
 
 
