@@ -225,7 +225,8 @@ def optimizer() -> ConfigDict:
     """Returns `config.optimizer`: optimizer and learning-rate schedule."""
     o = ConfigDict()
     o.name = "adamw"  # "adamw", or "muon" for the layers' matrices with AdamW for embeddings, norms and heads
-    o.learning_rate = 1e-3  # peak learning rate of AdamW
+    # Peak learning rate of AdamW. 0: in fine-tuning, chosen by adapt.method and the model's width (docs/tasks.md).
+    o.learning_rate = 1e-3
     o.muon_learning_rate = 0.02  # peak learning rate of Muon
     o.muon_iterations = 5  # Newton-Schulz iterations; fewer are cheaper and orthogonalize less accurately
     # After warmup: "cosine" or "linear" decay, "constant", or "wsd" (constant, then linear decay).

@@ -39,6 +39,7 @@ _STEP = "tests/train/test_step.py::"
 _MOMENTS = "tests/train/test_moments.py::"
 _FIT = "tests/train/planner/test_fit.py::"
 _ADAPTATION = "tests/train/finetuning/test_adaptation.py::"
+_RATE = "tests/train/finetuning/test_learning_rate.py::"
 _RESTORE = "tests/train/checkpoint/test_restore.py::"
 _RUN = "tests/train/run/test_run.py::"
 _HUGGINGFACE = "tests/train/huggingface/test_huggingface.py::test_logits_equal_transformers_and_weights_round_trip"
@@ -391,6 +392,21 @@ _TRAIN = (
         "for rows in read.values() for row in rows if _LABEL in row",
         'for row in read["test"] if _LABEL in row',
         "tests/train/evaluation/test_harness.py::test_choices_are_the_labels_of_all_rows_and_texts_beside_numbers_are_texts",
+    ),
+    Mutant(
+        "a run that resumes is given a new learning rate", "train/finetuning/run.py",
+        'optimizer["learning_rate"] or record["optimizer"]["learning_rate"]', 'optimizer["learning_rate"]',
+        f"{_RATE}test_the_chosen_rate_trains_and_a_run_keeps_it",
+    ),
+    Mutant(
+        "random weights train at the rate of adapters", "train/finetuning/comparison.py",
+        "run.settings if from_foundation else for_all_weights(", "run.settings if True else for_all_weights(",
+        f"{_RATE}test_the_chosen_rate_trains_and_a_run_keeps_it",
+    ),
+    Mutant(
+        "a prompt that is cut counts as whole", "train/finetuning/predictor.py",
+        "return len(prompt) < len(", "return len(prompt) > len(",
+        "tests/train/prediction/test_predict.py::test_prompts_that_are_cut_are_counted_and_marked[chat]",
     ),
     Mutant(
         "LoRA exchanges the gradients of its base", "train/planner/estimate.py",

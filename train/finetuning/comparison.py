@@ -14,6 +14,7 @@ from train.finetuning.baselines import alternatives, constant_baseline, foundati
 from train.finetuning.confidence import calibrate, score_confidence
 from train.finetuning.ensembling import joined_by_linear_model
 from train.finetuning.finetune_run import FinetuneRun, Scored, measured, score
+from train.finetuning.learning_rate import for_all_weights
 from train.finetuning.predictor import Predictor
 from train.finetuning.rows import first_rows, with_reference
 from train.finetuning.task_text import train_on_task_text
@@ -112,12 +113,13 @@ def _train_and_score(run: FinetuneRun, name: str, zero_shot: Sequence[Prediction
     workdir.mkdir(parents=True, exist_ok=True)
     # Without a foundation to adapt, all parameters train.
     objective = run.objective(adapted=from_foundation)
+    settings = run.settings if from_foundation else for_all_weights(run.settings, run.record.model.embed_dim)
     predictor = _predictor(run, objective)
     evaluate, better = _evaluation(run, objective, predictor)
     job = dataclasses.replace(finetuning_job(run, name, objective, evaluate, from_foundation), better=better)
     resumes, test = bool(saved_steps(workdir)), run.data.parts["test"]
     with measured() as cost:
-        params = fit(job, run.settings, run.mesh, workdir)
+        params = fit(job, settings, run.mesh, workdir)
         predictions, decisions = predictor.with_decisions(params, test)
         scored = score(run, name, test.examples, predictions, zero_shot)
         # What an earlier process spent is not known here.

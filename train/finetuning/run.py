@@ -16,6 +16,7 @@ from train.evaluation.metrics import require
 from train.finetuning.comparison import compare
 from train.finetuning.finetune_run import FinetuneRun
 from train.finetuning.label_audit import look_at_labels
+from train.finetuning.learning_rate import with_learning_rate
 from train.finetuning.report.before_after import publish
 from train.finetuning.report.label_audit import leak_line
 from train.finetuning.rows import TaskData, abbreviated, encode_rows, read_task, say_dropped, say_unseen, steps_of
@@ -90,8 +91,8 @@ def finetune(
 def as_started(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Returns the config with what the run in `workdir`, if there is one, was started with.
 
-    These are its rules for rows, so that its splits stay the same, what "auto" was when it started, and the steps that
-    its passes over the rows are.
+    These are its rules for rows, so that its splits stay the same, what "auto" and a learning rate of 0 were when it
+    started, and the steps that its passes over the rows are.
     """
     if not (workdir / "run.json").is_file():
         return config
@@ -101,9 +102,11 @@ def as_started(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
     if rules != task["row_rules"]:
         say(f"finetune: {workdir} was started with config.task.row_rules={rules} and keeps these rules and splits")
     kept = {name: started[name] for name in ("attention", "pooling") if task[name] == "auto"}
+    optimizer = dict(config["optimizer"])
+    optimizer["learning_rate"] = optimizer["learning_rate"] or record["optimizer"]["learning_rate"]
     if task["min_epochs"] and task["min_epochs"] == started["min_epochs"]:
         steps = max(steps, record["num_steps"])
-    return config | {"num_steps": steps, "task": task | {"row_rules": rules} | kept}
+    return config | {"num_steps": steps, "optimizer": optimizer, "task": task | {"row_rules": rules} | kept}
 
 
 def _say_rows(run: FinetuneRun, splits: Splits) -> None:
@@ -122,7 +125,7 @@ def _say_rows(run: FinetuneRun, splits: Splits) -> None:
     passes = settings.num_steps * settings.batch_size / len(train.rows)
     say(
         f"finetune: {settings.num_steps:,} steps of {settings.batch_size} x {settings.sequence_length} tokens, "
-        f"{passes:.2g} passes over the training rows"
+        f"{passes:.2g} passes over the training rows, learning rate {settings.optimizer.learning_rate:g}"
     )
 
 
@@ -149,7 +152,8 @@ def prepare_run(
 ) -> tuple[FinetuneRun, Splits]:
     """Returns (the run with its rows encoded, the rows as read).
 
-    Its config has `config.task.attention` decided, and the steps that `config.task.min_epochs` asks for.
+    Its config has `config.task.attention` and the learning rate decided, and the steps that `config.task.min_epochs`
+    asks for.
 
     Args:
         config: the config, complete.
@@ -162,7 +166,7 @@ def prepare_run(
         UserError: invalid rows, or see `attention_of` and `longer_context`.
     """
     attention = attention_of(settings.task, settings.adapt.method)
-    config = config | {"task": config["task"] | {"attention": attention}}
+    config = with_learning_rate(config | {"task": config["task"] | {"attention": attention}}, parent.model.embed_dim)
     settings = from_config(config)
     before = read_record(workdir) if (workdir / "run.json").is_file() else None
     # A run that resumes keeps its context.

@@ -7,6 +7,7 @@ trained on rows that are held out, for validation or for the test.
 
 import dataclasses
 import hashlib
+from pathlib import Path
 from typing import Any, Literal
 
 from configs.errors import UserError
@@ -15,10 +16,11 @@ from model.transformer import Params
 from train.console import say
 from train.evaluation.scoring import held_out_loss
 from train.finetuning.finetune_run import FinetuneRun
+from train.finetuning.learning_rate import for_all_weights
 from train.loop import fit
 from train.pretraining import job_of
 from train.run.length import TASK_TEXT_DIR
-from train.run.record import Run, RunRecord
+from train.run.record import Run, RunRecord, read_record
 from train.run.record import start as start_run
 from train.settings import from_config
 from train.step import objective_of
@@ -51,7 +53,7 @@ def with_task_text(run: FinetuneRun, accept_changed_data: bool = False) -> Finet
     record = RunRecord(
         "pretrain",
         foundation.model,
-        _stage_config(run, steps),
+        _stage_config(run, directory, steps),
         {},
         fingerprint,
         foundation.lineage_entry(),
@@ -96,14 +98,19 @@ def task_text_rows(run: FinetuneRun, part: Literal["train", "validation"]) -> Ex
     return pack(segments, length, tokenizer.pad_id, run.settings.seed)
 
 
-def _stage_config(run: FinetuneRun, steps: int) -> dict[str, Any]:
+def _stage_config(run: FinetuneRun, directory: Path, steps: int) -> dict[str, Any]:
     """Returns the config of the stage: that of the run, with its own length and nothing of the task."""
     config, foundation = run.record.config, run.foundation.record.config
+    if (directory / "run.json").is_file():  # started by a version that took the run's own rate, perhaps
+        rate = read_record(directory).config["optimizer"]["learning_rate"]
+    else:
+        rate = for_all_weights(run.settings, run.foundation.model.embed_dim).optimizer.learning_rate
+    warmup = min(config["optimizer"]["warmup_steps"], steps // 10)
     sections = {
         "task": foundation["task"],
         "adapt": foundation["adapt"],
         "evaluation": config["evaluation"] | {"every": steps, "metric": "loss", "patience": 0},
         "checkpoint": config["checkpoint"] | {"best": False},
-        "optimizer": config["optimizer"] | {"warmup_steps": min(config["optimizer"]["warmup_steps"], steps // 10)},
+        "optimizer": config["optimizer"] | {"warmup_steps": warmup, "learning_rate": rate},
     }
     return config | sections | {"num_steps": steps}

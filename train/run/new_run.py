@@ -43,13 +43,15 @@ def check_new_run(
         foundation: the run that is fine-tuned, which determines architecture and tokenizer; None in pre-training.
 
     Raises:
-        UserError: fields that would change nothing, or a schedule whose parts overlap; all in one message. Or the
-            package of a tracker is not installed, or steps to profile lie outside the run.
+        UserError: fields that would change nothing, a learning rate of 0, or a schedule whose parts overlap; all in one
+            message. Or the package of a tracker is not installed, or steps to profile lie outside the run.
     """
     check_trackers(settings.logging)
     _check_profile(settings)
     errors = inactive_fields(_with_experts_of(foundation, config), unused)
     errors += schedule_errors(settings.optimizer, settings.num_steps)
+    if foundation is None and not settings.optimizer.learning_rate:
+        errors.append("config.optimizer.learning_rate=0.0 would train nothing; expected above 0 in pre-training")
     errors += [
         f"config.data.mixture_schedule: step {change.step} is not reached by config.num_steps={settings.num_steps}"
         for change in settings.data.mixture_schedule

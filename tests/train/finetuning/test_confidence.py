@@ -166,7 +166,7 @@ def test_out_of_scope_without_effect_is_refused(tmp_path):
 
 @pytest.mark.integration
 def test_the_verdict_says_plainly_who_wins(tmp_path):
-    changes = {"num_steps": 1, "optimizer.warmup_steps": 0, "optimizer.learning_rate": 0.0, "task.ensemble": False}
+    changes = {"num_steps": 1, "optimizer.warmup_steps": 0, "optimizer.learning_rate": 1e-30, "task.ensemble": False}
     results, _ = trained(tmp_path, **changes)
     assert "LOSES to TF-IDF + linear SVM: accuracy 0." in results["verdict"]
     assert "Use TF-IDF + linear SVM as things are" in results["verdict"]
