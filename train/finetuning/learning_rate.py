@@ -12,7 +12,7 @@ from train.settings import Settings
 
 _WIDTH = 192
 # {config.adapt.method: the rate at a width of _WIDTH}
-_RATES = {"full": 3e-3, "last": 3e-3, "lora": 1e-2, "head": 3e-2}
+_RATES = {"full": 2e-3, "last": 2e-3, "lora": 1e-2, "head": 3e-2}
 
 
 def learning_rate_for(method: str, width: int) -> float:
