@@ -69,6 +69,7 @@ def finetune_lora(data: Path, foundation: Path, workdir: Path, **changes: Any) -
     small = {
         "adapt.method": "lora",
         "adapt.rank": 2,
+        "optimizer.learning_rate": 1e-3,
         "mesh.data": 2,
         "mesh.fsdp": 2,
         "mesh.tensor": 2,

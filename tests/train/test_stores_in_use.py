@@ -37,7 +37,7 @@ def classifier(tmp_path_factory):
 
 
 def test_a_trained_classifier_filters_documents_as_it_predicts_them(classifier, tmp_path):
-    texts = [f"{'cat sat' if i % 2 else 'dog ran'} on a mat, number {i}" for i in range(20)]
+    texts = [f"{'cat sat' if i % 2 else 'dog ran'} on a mat, number {i:02}" for i in range(20)]
     (tmp_path / "pages.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     predicted = tmp_path / "p.jsonl"
     rootstock(
