@@ -307,7 +307,8 @@ def advice(plan: Plan, settings: Settings, topology: Topology) -> str:
     shown = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in largest)
     change = []
     if largest[0][0] in (*_STATE, "gradients") or plan.state_bytes_per_chip > room:
-        need = math.ceil(plan.state_bytes_per_chip / (0.7 * room))
+        # Also where the state alone would fit, what the step adds does not.
+        need = max(2, math.ceil(plan.state_bytes_per_chip / (0.7 * room)))
         axes = f"config.mesh.{'expert, ' if settings.model['num_experts'] else ''}fsdp or tensor"
         change.append(f"split the state over {need} times as many chips ({axes})")
     rows = settings.batch_size // settings.microbatches

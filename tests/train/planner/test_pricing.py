@@ -98,6 +98,16 @@ def test_advice_names_the_largest_buffers_and_a_fix():
     assert "largest: optimizer state 104.1 GB, parameters 52.1 GB, gradients" in line and "config.mesh.fsdp" in line
 
 
+def test_advice_splits_a_state_that_fits_alone():
+    """It said: over 1 times as many chips, for Muon on Llama 2 7B."""
+    settings, topology = settings_of("llama2_7b", mesh__fsdp=8), parse_topology("h100-8")
+    plan = estimated(settings, "h100-8")
+    assert plan.state_bytes_per_chip < 0.7 * plan.hbm_bytes_per_chip
+    state = {"optimizer state": 9e9, "parameters": 4e9, "gradients": 2e9}
+    line = advice(dataclasses.replace(plan, fits=False, buffers=state, peak_bytes_per_chip=90e9), settings, topology)
+    assert "split the state over 2 times as many chips" in line
+
+
 @pytest.mark.integration
 def test_search_ranks_layouts_and_its_first_is_a_config():
     settings, topology = settings_of("smollm2_360m"), parse_topology("v100-8")
