@@ -223,7 +223,7 @@ def roofline(topology: Topology, flops: float, traffic: float, link: float, netw
 
 
 def _kernel_free(model: ModelConfig, topology: Topology) -> ModelConfig:
-    """Returns the model as the topology's compiler can lower it: without cuDNN for a GPU that is not attached.
+    """Returns the model as the topology's compiler can lower it: without cuDNN for a GPU, in the chips' dtype.
 
     Raises:
         UserError: its attention backend does not run on these chips.
@@ -233,10 +233,10 @@ def _kernel_free(model: ModelConfig, topology: Topology) -> ModelConfig:
         raise UserError(
             f"config.model.attention={model.attention!r}; expected one of {', '.join(allowed)} on {topology.name}"
         )
-    if topology.torus:
-        return model
+    # What "auto" is on every chip: a frozen base is kept in it, and its shapes are found out on this machine.
     dtype = "bfloat16" if model.compute_dtype == "auto" else model.compute_dtype
-    return dataclasses.replace(model, attention="xla", compute_dtype=dtype)
+    attention = model.attention if topology.torus else "xla"
+    return dataclasses.replace(model, attention=attention, compute_dtype=dtype)
 
 
 def _program(settings: Settings, model: ModelConfig, mesh: AnyMesh) -> Program:

@@ -98,6 +98,16 @@ def test_advice_names_the_largest_buffers_and_a_fix():
     assert "largest: optimizer state 104.1 GB, parameters 52.1 GB, gradients" in line and "config.mesh.fsdp" in line
 
 
+@pytest.mark.parametrize("topology", ["v5p-8", "h100-4"])
+def test_a_frozen_base_is_kept_in_bfloat16_on_every_chip(topology):
+    """For TPUs it was counted in float32, as the CPU that plans would keep it."""
+    settings = settings_of("llama2_7b", adapt__method="lora", mesh__data=1, mesh__fsdp=4)
+    frozen = estimated(settings, topology).buffers["frozen parameters"] * 4
+    table = 32000 * 4096
+    # The embedding is looked up in float32, and the output table, the head, trains.
+    assert frozen == pytest.approx(2 * (6.738e9 - 2 * table) + 4 * table, rel=1e-3)
+
+
 def test_advice_splits_a_state_that_fits_alone():
     """It said: over 1 times as many chips, for Muon on Llama 2 7B."""
     settings, topology = settings_of("llama2_7b", mesh__fsdp=8), parse_topology("h100-8")
