@@ -118,7 +118,7 @@ def make_plan(settings: Settings, topology: Topology, devices: list[jax.Device],
     """
     model = planned_model(settings)
     mesh: AnyMesh = make_mesh(settings.mesh, devices) if devices else abstract_mesh(settings, topology.devices)
-    program = _program(settings, _kernel_free(model, topology), mesh)
+    program = _program(settings, _on_chips(model, topology), mesh)
     traced = trace(settings, model, split_experts=splits_experts(model, dict(mesh.shape)))
     tokens_per_step = settings.batch_size * settings.sequence_length
     work = estimate(settings, model, traced, program.state, dict(mesh.shape), topology.chip)
@@ -222,8 +222,8 @@ def roofline(topology: Topology, flops: float, traffic: float, link: float, netw
     }
 
 
-def _kernel_free(model: ModelConfig, topology: Topology) -> ModelConfig:
-    """Returns the model as the topology's compiler can lower it: without cuDNN for a GPU, in the chips' dtype.
+def _on_chips(model: ModelConfig, topology: Topology) -> ModelConfig:
+    """Returns the model as it is planned for chips that are not attached: in their dtype, for a GPU without cuDNN.
 
     Raises:
         UserError: its attention backend does not run on these chips.

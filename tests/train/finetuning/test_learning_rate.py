@@ -69,7 +69,8 @@ def test_pretraining_asks_for_a_rate(tmp_path):
     flags = [f"--config.data.path={text}", f"--workdir={tmp_path / 'run'}", "--config.optimizer.learning_rate=0"]
     done = rootstock("pretrain", "--config=configs/pretrain/tiny.py", *flags, check=False)
     (line,) = error_lines(done)
-    assert done.returncode == 1 and "config.optimizer.learning_rate=0.0 would train nothing; expected above 0" in line
+    assert done.returncode == 1
+    assert "config.optimizer.learning_rate=0.0 is chosen in fine-tuning only; expected above 0 in pre-training" in line
     assert not (tmp_path / "run").exists()
 
 
