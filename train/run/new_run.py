@@ -51,7 +51,7 @@ def check_new_run(
     errors = inactive_fields(_with_experts_of(foundation, config), unused)
     errors += schedule_errors(settings.optimizer, settings.num_steps)
     if foundation is None and not settings.optimizer.learning_rate:
-        errors.append("config.optimizer.learning_rate=0.0 is chosen in fine-tuning only; expected above 0 in pre-training")
+        errors.append("config.optimizer.learning_rate=0.0 acts in fine-tuning only; expected above 0 in pre-training")
     errors += [
         f"config.data.mixture_schedule: step {change.step} is not reached by config.num_steps={settings.num_steps}"
         for change in settings.data.mixture_schedule

@@ -70,7 +70,7 @@ def test_pretraining_asks_for_a_rate(tmp_path):
     done = rootstock("pretrain", "--config=configs/pretrain/tiny.py", *flags, check=False)
     (line,) = error_lines(done)
     assert done.returncode == 1
-    assert "config.optimizer.learning_rate=0.0 is chosen in fine-tuning only; expected above 0 in pre-training" in line
+    assert "config.optimizer.learning_rate=0.0 acts in fine-tuning only; expected above 0 in pre-training" in line
     assert not (tmp_path / "run").exists()
 
 
