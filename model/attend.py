@@ -1,5 +1,7 @@
 """Attention, softmax(q k^T) v, by one of three backends: XLA, cuDNN's flash attention (GPU) or Splash (Pallas, TPU).
 
+XLA computes it in pieces on one CPU (`pieces.py`), and elsewhere as two whole products.
+
 All three support segments, sliding windows, grouped heads, and causal attention or attention in both directions. They
 split the batch and the heads over the mesh. Over its `context` axis, `ring.py` does the same with XLA or Splash; cuDNN,
 and texts that are too short to be split evenly, split the queries and gather the keys and values.
@@ -16,7 +18,8 @@ from jax.sharding import PartitionSpec
 from configs.errors import UserError
 from model.config import ModelConfig
 from model.context import Context, attention_mask
-from model.dtypes import compute_dtype, platform
+from model.dtypes import compute_dtype, on_one_cpu, platform
+from model.pieces import QUERIES, attend_in_pieces
 from model.ring import attend_over_context, uses_ring
 from model.sharding import ACTIVATION_RULES, shards, spec
 from model.splash_pairs import LANES, block_sizes
@@ -57,12 +60,14 @@ def attend(
                 "config.model.context_attention='all_gather' or attention='auto'"
             )
         backend = "xla"
+    scores = Scores(_scale(config), config.attention_softcap, window, config.causal)
     if context.balanced and backend != "cudnn":
-        scores = Scores(_scale(config), config.attention_softcap, window, config.causal)
         ring, splash = uses_ring(config, B, T), backend == "splash"
         return attend_over_context(scores, q_BTNH, k_BSKH, v_BSKH, context.segments_BT, ring=ring, splash=splash)
     if backend == "splash":
         return _splash(config, q_BTNH, k_BSKH, v_BSKH, context, window)
+    if backend == "xla" and on_one_cpu() and T > QUERIES:
+        return attend_in_pieces(scores, q_BTNH, k_BSKH, v_BSKH, context.segments_BT)
     mask_BTS = attention_mask(context, window, config.causal)
     if backend == "cudnn":
         return _cudnn(config, q_BTNH, k_BSKH, v_BSKH, mask_BTS)

@@ -13,6 +13,11 @@ def platform() -> str:
     return platform_of(jax.sharding.get_abstract_mesh())
 
 
+def on_one_cpu() -> bool:
+    """Returns whether the program runs on one CPU, where some forms are faster that over several could move more."""
+    return jax.sharding.get_abstract_mesh().size <= 1 and platform() == "cpu"
+
+
 def platform_of(mesh: AnyMesh) -> str:
     """Returns "cpu", "gpu" or "tpu": the platform of the mesh's devices, or JAX's own for a mesh that has none."""
     device = (mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh).abstract_device

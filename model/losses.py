@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
+from model.dtypes import on_one_cpu
 from model.experts import RouterSums
 from model.products import token_sum
 from model.sharding import PARAMETER_RULES, constrain, shards
@@ -46,7 +47,8 @@ class LossOptions:
         z_loss: weight of log(Z)^2 (PaLM, arXiv:2204.02311, section 5); 0: off.
         smoothing: fraction of each target's weight that is spread over all symbols (arXiv:1512.00567, section 7); not
             part of `LossSums.nll`; 0: off.
-        chunk: positions of a row whose logits exist at a time on a device; must divide the device's part of T; 0: all.
+        chunk: positions of a row whose logits exist at a time on a device; must divide the device's part of T; 0: all,
+            on one CPU those whose logits stay in its caches.
         few_targets: positions with a weight come first, and chunks without any are skipped; `chunk` is by default an
             eighth of the device's part of T.
     """
@@ -63,6 +65,8 @@ _DEFAULT = LossOptions()
 _Carry = TypeVar("_Carry")
 _Output = TypeVar("_Output")
 _SKIPPABLE_PARTS = 8
+# On a CPU, chunks of so many logits are fastest, of at least so many tokens, because each chunk reads the whole table.
+_CACHED_LOGITS, _FEWEST_TOKENS = 2**22, 512
 
 
 def cross_entropy(
@@ -179,6 +183,15 @@ def _layout(x_BTD: jax.Array, table_VD: jax.Array, symbols: str) -> _Layout:
     return _Layout("tokens", "activation", symbols)
 
 
+def _with_chunk(options: LossOptions, x_BTD: jax.Array, table_VD: jax.Array) -> LossOptions:
+    """Returns the options with the chunk that is fastest on one CPU, if none was chosen."""
+    if options.chunk or options.few_targets or not on_one_cpu():
+        return options
+    B, T, _ = x_BTD.shape
+    tokens = max(_CACHED_LOGITS // len(table_VD), _FEWEST_TOKENS)
+    return dataclasses.replace(options, chunk=largest_divisor(T, max(tokens // B, 1)))
+
+
 def _split(x_BT: jax.Array, layout: _Layout, options: LossOptions) -> jax.Array:
     """Returns x_nPR...: n chunks, each with an equal part of every device's tokens, so that no token moves."""
     B, T, *rest = x_BT.shape
@@ -259,6 +272,7 @@ def _map_chunks(
 
     With weights, chunks may be skipped (`LossOptions.few_targets`), whose outputs are 0.
     """
+    options = _with_chunk(options, x_BTD, table_VD)
     layout = _layout(x_BTD, table_VD, options.symbols)
     table = constrain(table_VD.astype(x_BTD.dtype), layout.V, "activation")
 
@@ -292,6 +306,7 @@ def _objective_fwd(
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     # The objective is a sum, so the backward pass contributes only a scalar factor to its gradient. Computing the
     # gradient here, chunk by chunk, takes three products with the table; recomputing the logits later would take four.
+    options = _with_chunk(options, x_BTD, table_VD)
     layout = _layout(x_BTD, table_VD, options.symbols)
     table = constrain(table_VD.astype(x_BTD.dtype), layout.V, "activation")
 

@@ -17,7 +17,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from model.dtypes import platform
+from model.dtypes import on_one_cpu
 
 
 def weight_product(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -30,7 +30,7 @@ def weight_product(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     """
     if _copies(x):
         return _with_copied_transpose(equation, x, weight)
-    return _of_matrices(equation, x, weight) if _on_one_cpu() else jnp.einsum(equation, x, weight)
+    return _of_matrices(equation, x, weight) if on_one_cpu() else jnp.einsum(equation, x, weight)
 
 
 def token_sum(equation: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype | type = jnp.float32) -> jax.Array:
@@ -38,11 +38,6 @@ def token_sum(equation: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype | type
     if _copies(x):
         equation, x = _summed_axes_last(equation, x)
     return jnp.einsum(equation, x, y, preferred_element_type=dtype)
-
-
-def _on_one_cpu() -> bool:
-    """Returns whether the program runs on one CPU: over several, these forms could change what they exchange."""
-    return jax.sharding.get_abstract_mesh().size <= 1 and platform() == "cpu"
 
 
 def _of_matrices(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -56,7 +51,7 @@ def _of_matrices(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
 
 def _copies(x: jax.Array) -> bool:
     """Returns whether transposes of `x` are copied."""
-    return x.dtype == jnp.bfloat16 and _on_one_cpu()
+    return x.dtype == jnp.bfloat16 and on_one_cpu()
 
 
 def _summed_axes_last(equation: str, x: jax.Array) -> tuple[str, jax.Array]:

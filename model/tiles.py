@@ -89,7 +89,7 @@ def forward(scores: Scores, q_BTNH: jax.Array, own: Keys, queries: Block, keys: 
             keys, key_block = chunk
             return jax.lax.cond(
                 is_visible(scores, block, key_block),
-                lambda state: _added(scores, state, q_BKGCH, keys, _mask(scores, block, key_block)),
+                lambda state: _added(scores, state, q_BKGCH, keys, mask(scores, block, key_block)),
                 lambda state: state,
                 state,
             ), None
@@ -155,8 +155,8 @@ def backward(
 
             def added(dq: jax.Array, gradients: Keys) -> tuple[jax.Array, Keys]:
                 z, slope = _logits(scores, q_BKGCH, keys.k_BSKH)
-                mask = _mask(scores, block, key_block)[:, None, None]
-                p = jnp.where(mask, jnp.exp(z - lse_BKGC1), 0.0)
+                seen = mask(scores, block, key_block)[:, None, None]
+                p = jnp.where(seen, jnp.exp(z - lse_BKGC1), 0.0)
                 dp = _product("BKGCH,BSKH->BKGCS", do_BKGCH, keys.v_BSKH)
                 ds = (p * (dp - inner_BKGC1) * slope).astype(q_BKGCH.dtype)
                 dk = _product("BKGCS,BKGCH->BSKH", ds, q_BKGCH)
@@ -180,29 +180,37 @@ def backward(
 
 def _logits(scores: Scores, q_BKGCH: jax.Array, k_BSKH: jax.Array) -> tuple[jax.Array, jax.Array | float]:
     """Returns (the scores of each query and key, their derivatives with respect to q k^T)."""
-    z = _product("BKGCH,BSKH->BKGCS", q_BKGCH, k_BSKH) * scores.scale
+    return bounded(scores, _product("BKGCH,BSKH->BKGCS", q_BKGCH, k_BSKH))
+
+
+def bounded(scores: Scores, products: jax.Array) -> tuple[jax.Array, jax.Array | float]:
+    """Returns (the scores of these q k^T, scaled and capped, and their derivatives with respect to them)."""
+    z = products * scores.scale
     if not scores.softcap:
         return z, scores.scale
-    bounded = jnp.tanh(z / scores.softcap)
-    return scores.softcap * bounded, scores.scale * (1.0 - jnp.square(bounded))
+    ratio = jnp.tanh(z / scores.softcap)
+    return scores.softcap * ratio, scores.scale * (1.0 - jnp.square(ratio))
 
 
 def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(formula, a, b, preferred_element_type=jnp.float32)
 
 
-def _mask(scores: Scores, queries: Block, keys: Block) -> jax.Array:
+def mask(scores: Scores, queries: Block, keys: Block) -> jax.Array:
     """Returns mask_BTS. Columns order a segment's tokens as positions do, because segments are contiguous."""
-    mask_BTS = queries.segments_BT[:, :, None] == keys.segments_BT[:, None, :]
     q, k = (block.start + jnp.arange(block.segments_BT.shape[1], dtype=jnp.int32) for block in (queries, keys))
-    distance_TS = q[:, None] - k
-    if scores.causal:
-        mask_BTS &= distance_TS >= 0
+    same_BTS = queries.segments_BT[:, :, None] == keys.segments_BT[:, None, :]
+    return same_BTS & within(scores, q[:, None] - k)
+
+
+def within(scores: Scores, distance: jax.Array) -> jax.Array:
+    """Returns whether a query attends to a key of its segment that stands `distance` columns before it."""
+    near = distance >= 0 if scores.causal else jnp.ones(distance.shape, bool)
     if scores.window:
-        mask_BTS &= distance_TS < scores.window
+        near &= distance < scores.window
     if scores.window and not scores.causal:
-        mask_BTS &= distance_TS > -scores.window
-    return mask_BTS
+        near &= distance > -scores.window
+    return near
 
 
 def chunk_of(size: int) -> int:

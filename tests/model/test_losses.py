@@ -125,6 +125,22 @@ def test_logits_exist_only_one_chunk_at_a_time(inputs):
     assert temporary(8) < temporary(0) / 3
 
 
+def test_on_one_cpu_the_logits_are_cut_into_chunks_and_not_those_of_few_classes(monkeypatch):
+    monkeypatch.setattr(losses, "_CACHED_LOGITS", 2**14)
+    monkeypatch.setattr(losses, "_FEWEST_TOKENS", 32)
+    x, chosen = jnp.ones((2, 48, 8)), LossOptions(chunk=24)
+
+    def chunk(symbols, options=LossOptions()):  # noqa: B008 - frozen
+        return losses._with_chunk(options, x, jnp.ones((symbols, 8))).chunk
+
+    # 16,384 logits: of 256 symbols 64 tokens, so 32 positions of 2 rows, of which 24 is the largest that divides 48.
+    assert (chunk(256), chunk(1024), chunk(2)) == (24, 16, 48)
+    assert chunk(1024, chosen) == 24
+    assert chunk(1024, LossOptions(few_targets=True)) == 0
+    with jax.set_mesh(mesh_of(fsdp=2)):
+        assert chunk(1024) == 0
+
+
 @pytest.mark.parametrize("chunk", [0, 2])
 @pytest.mark.parametrize("targets_of_rows", [(0, 0), (4, 1), (3, 4)], ids=str)
 def test_chunks_without_targets_are_skipped(chunk, targets_of_rows):

@@ -9,7 +9,7 @@ import pytest
 from conftest import mesh_of
 
 from configs import default
-from model import products
+from model import dtypes, products
 from model.adapt import adapt
 from model.adaptation import Adaptation
 from model.products import token_sum, weight_product
@@ -67,7 +67,7 @@ def test_a_product_of_matrices_gives_the_values_and_gradients_of_einsum(equation
     x, weight = (draw(i, shape, jnp.float32) for i, shape in enumerate(EQUATIONS[equation]))
     np.testing.assert_allclose(weight_product(equation, x, weight), jnp.einsum(equation, x, weight), rtol=1e-5)
     of_matrices, _ = gradients(equation, jnp.float32)
-    monkeypatch.setattr(products, "_on_one_cpu", lambda: False)
+    monkeypatch.setattr(products, "on_one_cpu", lambda: False)
     plain, _ = gradients(equation, jnp.float32)
     for a, b in zip(of_matrices, plain, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -86,7 +86,7 @@ def copies_of_a_gradient():
 
 def test_the_gradient_of_a_float32_weight_reorders_no_axes_of_what_it_is_computed_from(monkeypatch):
     assert copies_of_a_gradient() == 0
-    monkeypatch.setattr(products, "_on_one_cpu", lambda: False)
+    monkeypatch.setattr(products, "on_one_cpu", lambda: False)
     assert copies_of_a_gradient() > 0  # else XLA does it by itself, and `model/products.py` can be shorter
 
 
@@ -109,7 +109,7 @@ def test_other_programs_are_compiled_as_einsum(case, dtype, monkeypatch):
     assert program(dtype) != program(dtype, product=jnp.einsum)
     mesh = mesh_of(data=2) if case == "mesh" else None
     if case in ("gpu", "tpu"):
-        monkeypatch.setattr(products, "platform", lambda: case)
+        monkeypatch.setattr(dtypes, "platform", lambda: case)
     assert program(dtype, mesh) == program(dtype, mesh, product=jnp.einsum)
 
 

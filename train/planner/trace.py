@@ -54,7 +54,7 @@ def trace(settings: Settings, model: ModelConfig, split_experts: bool = False) -
     T, rows = settings.sequence_length, 2 if split_experts else 1
 
     def traced(rows: int) -> Jaxpr:
-        with _mesh_of_experts(rows) if model.num_experts else contextlib.nullcontext():
+        with _accelerators(rows):
             gradient = jax.make_jaxpr(lambda p, b, frozen: summed_gradients(objective, p, b, 1, frozen))
             found = gradient(trained, abstract_batch(rows, T), params).jaxpr
             # The backward rule of a product also has the gradient of its weight, which nothing reads if that is frozen.
@@ -80,9 +80,9 @@ def splits_experts(model: ModelConfig, mesh: dict[str, int]) -> bool:
     return model.num_experts > 0 and mesh["expert"] > 1
 
 
-def _mesh_of_experts(size: int) -> contextlib.AbstractContextManager[None]:
-    """A context in which experts are traced as accelerators compute them: by `ragged_dot`, split into `size` parts."""
-    sizes = dict.fromkeys(MESH_AXES, 1) | {"expert": size}
+def _accelerators(expert: int) -> contextlib.AbstractContextManager[None]:
+    """A context for tracing what accelerators compute: attention not in pieces, experts by `ragged_dot` on an axis."""
+    sizes = dict.fromkeys(MESH_AXES, 1) | {"expert": expert}
     types = (AxisType.Auto,) * len(sizes)
     device = AbstractDevice(device_kind="", num_cores=None, platform="tpu")
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=types, abstract_device=device)
