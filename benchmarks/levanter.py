@@ -64,6 +64,7 @@ def config_of(shape: dict[str, int]) -> ConfigDict:
     config.batch_size, config.sequence_length, config.optimizer.warmup_steps = shape["batch"], shape["length"], 0
     config.model.update(
         {
+            "compute_dtype": "float32",
             "vocab_size": shape["vocab"],
             "embed_dim": shape["embed"],
             "num_layers": shape["layers"],

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.precision import in_float32
 from data.columns import RowRules
 from train.evaluation import harness
 from train.run.language_model import open_language_model
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="rows per batch of the peer")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    in_float32()
     given = Path(arguments.run) / "peer_task.json"
     given.write_text(json.dumps(_peer_task(arguments)))
     command = [arguments.peer_python, "-c", PEER, arguments.model, str(given)]

@@ -67,6 +67,7 @@ def config_of(shape: dict[str, int]) -> ConfigDict:
     config.model.update(models.architecture("olmoe_1b_7b"))
     config.model.update(
         {
+            "compute_dtype": "float32",
             "vocab_size": shape["vocab"],
             "embed_dim": shape["embed"],
             "num_layers": shape["layers"],

@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.precision import in_float32
 from data.readers import read_rows
 from train.huggingface.exporting import export_hf
 from train.prediction import load
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    in_float32()
     rows = [row for row, _ in zip(read_rows(arguments.data), range(arguments.rows), strict=False)]
     model = load(arguments.run)
     texts = [model.parse(row).fields["text"] for row in rows]

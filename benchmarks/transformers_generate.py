@@ -2,7 +2,7 @@
 
 python -m venv HF && HF/bin/pip install torch==2.13.0 transformers
 rootstock import-hf MODEL --workdir=runs/model
-python benchmarks/transformers_generate.py --model=MODEL --run=runs/model --peer_python=HF/bin/python
+python -m benchmarks.transformers_generate --model=MODEL --run=runs/model --peer_python=HF/bin/python
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks.precision import in_float32
 from model.sampling import Prompts, Sampling, advance, prefill
 from train.distributed.mesh import single_device_mesh
 from train.run.record import open_run
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    in_float32()
     command = [arguments.peer_python, "-c", PEER, arguments.model, str(PROMPT), str(NEW)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

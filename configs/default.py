@@ -92,7 +92,9 @@ def model() -> ConfigDict:
 
 def model_execution(m: ConfigDict) -> None:
     """Adds the fields that change how the model runs, not what it computes."""
-    m.compute_dtype = "auto"  # "float32" or "bfloat16"; "auto": bfloat16 on accelerators. Parameters stay float32.
+    # "float32" or "bfloat16", of products; parameters stay float32. "auto": bfloat16 on accelerators, and on one CPU
+    # with instructions for it (avx512_bf16) and JAX 0.12.
+    m.compute_dtype = "auto"
     m.cache_dtype = "auto"  # KV cache: "bfloat16" or "int8"; "auto": compute_dtype
     m.attention = "auto"  # "xla", "cudnn" (GPU) or "splash" (TPU, Pallas); "auto": the fastest that can run here
     # Over mesh.context, keys and values pass from device to device ("ring"), or each device gathers all ("all_gather").

@@ -1,5 +1,10 @@
 """The platform that is compiled for and the dtypes that follow from it."""
 
+import functools
+import os
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
@@ -26,10 +31,28 @@ def platform_of(mesh: AnyMesh) -> str:
 
 
 def compute_dtype(config: ModelConfig) -> jnp.dtype:
-    """Returns the dtype of matrix products; "auto" means bfloat16 on accelerators and float32 on CPU."""
+    """Returns the dtype of matrix products; "auto" means bfloat16 where it is faster: on accelerators and some CPUs.
+
+    Several devices on a CPU are for tests; they lack the forms of products that make bfloat16 fast (`products.py`).
+    """
     if config.compute_dtype == "auto":
-        return jnp.dtype(jnp.float32 if platform() == "cpu" else jnp.bfloat16)
+        fast = on_one_cpu() and jax.device_count() == 1 and cpu_is_fast_in_bfloat16()
+        return jnp.dtype(jnp.float32 if platform() == "cpu" and not fast else jnp.bfloat16)
     return jnp.dtype(config.compute_dtype)
+
+
+@functools.cache
+def cpu_is_fast_in_bfloat16() -> bool:
+    """Returns whether this CPU multiplies faster in bfloat16: it has instructions for it, and XLA uses them."""
+    if jax.version.__version_info__ < (0, 12):  # which has kernels for them
+        return False
+    limit = re.search(r"--xla_cpu_max_isa=(\S+)", os.environ.get("XLA_FLAGS", ""))
+    if limit and limit[1].upper() not in ("AVX512_BF16", "AMX", "AMX_FP16"):
+        return False
+    try:
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
 
 
 def cache_dtype(config: ModelConfig) -> jnp.dtype:

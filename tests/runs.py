@@ -26,7 +26,7 @@ STEPS = 40  # of the foundation model
 
 def process_environment(devices: int = 1) -> dict[str, str]:
     """Returns the environment of a command that runs in a process of its own, with this many CPU devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_max_isa=AVX2"
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
 
 

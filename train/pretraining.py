@@ -11,6 +11,7 @@ from configs.errors import UserError
 from data.loader import Rows
 from data.tokenizer import Tokenizer
 from model.config import ModelConfig
+from model.dtypes import compute_dtype
 from model.flops import training_flops_per_token
 from model.heads import parameter_count
 from model.sharding import MESH_AXES
@@ -84,7 +85,7 @@ def pretrain(
         axes = ", ".join(f"{axis} {mesh.shape[axis]}" for axis in MESH_AXES)
         say(
             f"pretrain: {count:,} parameters, vocabulary {model.vocab_size:,}, {corpus.num_tokens:,} training tokens; "
-            f"mesh {axes} ({jax.devices()[0].device_kind})"
+            f"mesh {axes} ({jax.devices()[0].device_kind}, {compute_dtype(model)})"
         )
         with jax.set_mesh(mesh):
             evaluate = language_model_evaluator(

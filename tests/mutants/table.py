@@ -24,6 +24,8 @@ class Mutant:
 
 _TRANSFORMER = "tests/model/test_transformer.py::"
 _ATTEND = "tests/model/test_attend.py::"
+_PIECES = "tests/model/test_pieces.py::"
+_DTYPES = "tests/model/test_dtypes.py::"
 _BIDIRECTIONAL = "tests/model/test_bidirectional.py::"
 _ATTENTION = "tests/train/finetuning/test_attention.py::"
 _AVERAGE = "tests/train/test_average.py::"
@@ -106,7 +108,32 @@ _MODEL = (
     Mutant(
         "the softcap of attention is dropped", "model/attend.py",
         "logits_BKGTS = softcap * jnp.tanh(logits_BKGTS / softcap)",
-        "pass", f"{_ATTEND}test_xla_equals_the_definition[softcap and scale]",
+        "pass", f"{_PIECES}test_pieces_equal_whole_products[softcap and scale-pieces of equal size]",
+    ),
+    Mutant(
+        "a piece's window begins a key too late", "model/pieces.py", "max(start - window + 1, 0)",
+        "max(start - window + 2, 0)",
+        f"{_PIECES}test_pieces_equal_whole_products[all at once-pieces of equal size]",
+    ),
+    Mutant(
+        "keys get the gradient of the last piece alone", "model/pieces.py", "dk_nTH.at[:, span.keys].add(dk_nSH)",
+        "dk_nTH.at[:, span.keys].set(dk_nSH)",
+        f"{_PIECES}test_pieces_equal_whole_products[grouped heads-pieces of equal size]",
+    ),
+    Mutant(
+        "attention in pieces has the gradient without the softcap", "model/pieces.py", "inner_nGC[:, None]) * slope)",
+        "inner_nGC[:, None]) * scores.scale)",
+        f"{_PIECES}test_pieces_equal_whole_products[softcap and scale-pieces of equal size]",
+    ),
+    Mutant(
+        "a query of the backward pass sees later keys", "model/pieces.py", "within(scores, c - s[:, None])",
+        "within(scores, c - s[:, None] + 1)",
+        f"{_PIECES}test_pieces_equal_whole_products[grouped heads-pieces of equal size]",
+    ),
+    Mutant(
+        "a CPU without instructions for it computes in bfloat16", "model/dtypes.py",
+        'return "avx512_bf16" in', 'return "avx512f" in',
+        f"{_DTYPES}test_a_cpu_needs_instructions_and_kernels_that_may_be_used",
     ),
     Mutant(
         "the softcap of the logits is dropped", "model/losses.py",

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from configs.errors import UserError
 from data.labeled import Splits
+from model.dtypes import compute_dtype
 from train.console import say, say_skipped, say_unread, warn
 from train.distributed.mesh import apply_xla_flags, check_batch, make_mesh
 from train.distributed.processes import is_process_zero
@@ -125,7 +126,8 @@ def _say_rows(run: FinetuneRun, splits: Splits) -> None:
     passes = settings.num_steps * settings.batch_size / len(train.rows)
     say(
         f"finetune: {settings.num_steps:,} steps of {settings.batch_size} x {settings.sequence_length} tokens, "
-        f"{passes:.2g} passes over the training rows, learning rate {settings.optimizer.learning_rate:g}"
+        f"{passes:.2g} passes over the training rows, learning rate {settings.optimizer.learning_rate:g}, "
+        f"products in {compute_dtype(run.record.model)}"
     )
 
 
