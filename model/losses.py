@@ -188,8 +188,10 @@ def _with_chunk(options: LossOptions, x_BTD: jax.Array, table_VD: jax.Array) -> 
     if options.chunk or options.few_targets or not on_one_cpu():
         return options
     B, T, _ = x_BTD.shape
-    tokens = max(_CACHED_LOGITS // len(table_VD), _FEWEST_TOKENS)
-    return dataclasses.replace(options, chunk=largest_divisor(T, max(tokens // B, 1)))
+    most = max(max(_CACHED_LOGITS // len(table_VD), _FEWEST_TOKENS) // B, 1)
+    chunk = largest_divisor(T, most)
+    # A length without such divisors would fall apart into tiny chunks.
+    return options if 4 * chunk < min(most, T) else dataclasses.replace(options, chunk=chunk)
 
 
 def _split(x_BT: jax.Array, layout: _Layout, options: LossOptions) -> jax.Array:

@@ -128,14 +128,15 @@ def test_logits_exist_only_one_chunk_at_a_time(inputs):
 def test_on_one_cpu_the_logits_are_cut_into_chunks_and_not_those_of_few_classes(monkeypatch):
     monkeypatch.setattr(losses, "_CACHED_LOGITS", 2**14)
     monkeypatch.setattr(losses, "_FEWEST_TOKENS", 32)
-    x, chosen = jnp.ones((2, 48, 8)), LossOptions(chunk=24)
+    chosen = LossOptions(chunk=24)
 
-    def chunk(symbols, options=LossOptions()):  # noqa: B008 - frozen
-        return losses._with_chunk(options, x, jnp.ones((symbols, 8))).chunk
+    def chunk(symbols, options=LossOptions(), length=48):  # noqa: B008 - frozen
+        return losses._with_chunk(options, jnp.ones((2, length, 8)), jnp.ones((symbols, 8))).chunk
 
     # 16,384 logits: of 256 symbols 64 tokens, so 32 positions of 2 rows, of which 24 is the largest that divides 48.
     assert (chunk(256), chunk(1024), chunk(2)) == (24, 16, 48)
     assert chunk(1024, chosen) == 24
+    assert chunk(1024, length=47) == 0  # a prime number
     assert chunk(1024, LossOptions(few_targets=True)) == 0
     with jax.set_mesh(mesh_of(fsdp=2)):
         assert chunk(1024) == 0
