@@ -9,6 +9,7 @@ from an earlier process, warm that it is; transformers compiles nothing. Files a
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -45,6 +46,7 @@ def main() -> None:
     arguments = parser.parse_args()
     own = [sys.executable, "-m", "train", "generate", f"--run={arguments.run}", f"--prompt={PROMPT}"]
     own += ["--max_new_tokens=1", "--temperature=0"]
+    os.environ["XLA_FLAGS"] = "--xla_cpu_max_isa=AVX512"  # float32, as the peer
     peer = [arguments.peer_python, "-c", PEER, arguments.model, PROMPT]
     found: dict[str, list[float]] = {"rootstock, cold": [], "rootstock, warm": [], "transformers": []}
     for _ in range(arguments.rounds):

@@ -230,6 +230,7 @@ def run_rootstock(arguments: argparse.Namespace, work: Path) -> Result:
         *(sys.executable, "-m", "train", "pretrain", "--config=configs/pretrain/shakespeare_char.py"),
         f"--workdir={work.resolve()}",
         f"--config.data.path={arguments.text.resolve()}",
+        "--config.model.compute_dtype=float32",  # as the peer
     ]
     if arguments.steps != 2000:
         command.append(f"--config.num_steps={arguments.steps}")

@@ -31,14 +31,19 @@ def platform_of(mesh: AnyMesh) -> str:
 
 
 def compute_dtype(config: ModelConfig) -> jnp.dtype:
-    """Returns the dtype of matrix products; "auto" means bfloat16 where it is faster: on accelerators and some CPUs.
+    """Returns the dtype of matrix products, that of `config.compute_dtype`."""
+    return dtype_of_products(config.compute_dtype)
 
-    Several devices on a CPU are for tests; they lack the forms of products that make bfloat16 fast (`products.py`).
+
+def dtype_of_products(name: str) -> jnp.dtype:
+    """Returns a dtype by its name; "auto" means bfloat16 where training is faster in it: accelerators and some CPUs.
+
+    Several devices on a CPU are for tests, which compare meshes, so all of these compute in float32.
     """
-    if config.compute_dtype == "auto":
+    if name == "auto":
         fast = on_one_cpu() and jax.device_count() == 1 and cpu_is_fast_in_bfloat16()
         return jnp.dtype(jnp.float32 if platform() == "cpu" and not fast else jnp.bfloat16)
-    return jnp.dtype(config.compute_dtype)
+    return jnp.dtype(name)
 
 
 @functools.cache
@@ -46,8 +51,8 @@ def cpu_is_fast_in_bfloat16() -> bool:
     """Returns whether this CPU multiplies faster in bfloat16: it has instructions for it, and XLA uses them."""
     if jax.version.__version_info__ < (0, 12):  # which has kernels for them
         return False
-    limit = re.search(r"--xla_cpu_max_isa=(\S+)", os.environ.get("XLA_FLAGS", ""))
-    if limit and limit[1].upper() not in ("AVX512_BF16", "AMX", "AMX_FP16"):
+    limits = re.findall(r"--xla_cpu_max_isa=(\S+)", os.environ.get("XLA_FLAGS", ""))
+    if limits and limits[-1].upper() not in ("AVX512_BF16", "AMX", "AMX_FP16"):
         return False
     try:
         return "avx512_bf16" in Path("/proc/cpuinfo").read_text().split()

@@ -48,7 +48,7 @@ class LossOptions:
         smoothing: fraction of each target's weight that is spread over all symbols (arXiv:1512.00567, section 7); not
             part of `LossSums.nll`; 0: off.
         chunk: positions of a row whose logits exist at a time on a device; must divide the device's part of T; 0: all,
-            on one CPU those whose logits stay in its caches.
+            on one CPU those of 2^22 logits, but of at least 512 tokens.
         few_targets: positions with a weight come first, and chunks without any are skipped; `chunk` is by default an
             eighth of the device's part of T.
     """
@@ -65,7 +65,7 @@ _DEFAULT = LossOptions()
 _Carry = TypeVar("_Carry")
 _Output = TypeVar("_Output")
 _SKIPPABLE_PARTS = 8
-# On a CPU, chunks of so many logits are fastest, of at least so many tokens, because each chunk reads the whole table.
+# On one CPU: chunks of so many logits, which its caches hold, but of no fewer tokens, as each reads the whole table.
 _CACHED_LOGITS, _FEWEST_TOKENS = 2**22, 512
 
 
@@ -274,7 +274,6 @@ def _map_chunks(
 
     With weights, chunks may be skipped (`LossOptions.few_targets`), whose outputs are 0.
     """
-    options = _with_chunk(options, x_BTD, table_VD)
     layout = _layout(x_BTD, table_VD, options.symbols)
     table = constrain(table_VD.astype(x_BTD.dtype), layout.V, "activation")
 
@@ -298,6 +297,7 @@ def _objective(
     def terms(logits_PRV: jax.Array, targets_PR: jax.Array) -> tuple[jax.Array, jax.Array]:
         return _token_terms(logits_PRV, targets_PR, options)[:2]
 
+    options = _with_chunk(options, x_BTD, table_VD)
     objective_BT, nll_BT = _map_chunks(terms, x_BTD, table_VD, targets_BT, options, weights_BT)
     return (objective_BT * weights_BT).sum(), (nll_BT * weights_BT).sum()
 

@@ -1,4 +1,4 @@
-"""Attention on one CPU, in pieces whose scores stay in its caches.
+"""Attention on one CPU, in pieces whose scores stay in its caches, in rows of up to some thousand tokens.
 
 The scores of all heads, queries and keys would pass through memory many times. Here some heads are taken at a time, and
 of them some queries with only the keys that they can see. The backward pass computes the scores anew from the logarithm
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from model.tiles import EMPTY, Scores, bounded, within
+from model.tiles import EMPTY, Scores, scaled_and_capped, within
 
-QUERIES = 128  # of a piece; shorter rows are no faster in pieces
-_MOST_PIECES = 16  # of a row, because each is compiled
+QUERIES = 128  # of a piece; rows of so many tokens or fewer are no faster in pieces
+_MOST_PIECES = 16  # of a row, because each is compiled: 2,048 tokens take seconds, instead of one
 _BYTES = 2**21  # of a piece's scores; of 0.5 to 8 MB the fastest on cores with 1 MB of second-level cache each
 
 
@@ -77,7 +77,7 @@ def _forward_piece(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (o_nGCH, lse_nGC)."""
     q_nGCH, k_nSH, v_nSH = q_nGTH[:, :, span.queries], k_nTH[:, span.keys], v_nTH[:, span.keys]
-    z_nGCS, _ = bounded(scores, _split(_product("nXH,nSH->nXS", _flat(q_nGCH), k_nSH), q_nGCH))
+    z_nGCS, _ = scaled_and_capped(scores, _split(_product("nXH,nSH->nXS", _flat(q_nGCH), k_nSH), q_nGCH))
     z_nGCS = jnp.where(_mask(scores, span, segments_nT, keys_first=False)[:, None], z_nGCS, EMPTY)
     largest_nGC1 = z_nGCS.max(-1, keepdims=True)
     p_nGCS = jnp.exp(z_nGCS - largest_nGC1)
@@ -135,7 +135,7 @@ def _backward_piece(scores: Scores, span: _Span, inputs: _Inputs) -> tuple[jax.A
     def by_group(x_nSX: jax.Array) -> jax.Array:
         return x_nSX.reshape(n, -1, G, C)
 
-    z_nSGC, slope = bounded(scores, by_group(_product("nSH,nXH->nSX", k_nSH, q_nXH)))
+    z_nSGC, slope = scaled_and_capped(scores, by_group(_product("nSH,nXH->nSX", k_nSH, q_nXH)))
     mask_nS1C = _mask(scores, span, inputs.segments_nT, keys_first=True)[:, :, None]
     p_nSGC = jnp.where(mask_nS1C, jnp.exp(z_nSGC - lse_nGC[:, None]), 0.0)
     dp_nSGC = by_group(_product("nSH,nXH->nSX", v_nSH, do_nXH))

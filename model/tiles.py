@@ -89,7 +89,7 @@ def forward(scores: Scores, q_BTNH: jax.Array, own: Keys, queries: Block, keys: 
             keys, key_block = chunk
             return jax.lax.cond(
                 is_visible(scores, block, key_block),
-                lambda state: _added(scores, state, q_BKGCH, keys, mask(scores, block, key_block)),
+                lambda state: _added(scores, state, q_BKGCH, keys, _mask(scores, block, key_block)),
                 lambda state: state,
                 state,
             ), None
@@ -155,7 +155,7 @@ def backward(
 
             def added(dq: jax.Array, gradients: Keys) -> tuple[jax.Array, Keys]:
                 z, slope = _logits(scores, q_BKGCH, keys.k_BSKH)
-                seen = mask(scores, block, key_block)[:, None, None]
+                seen = _mask(scores, block, key_block)[:, None, None]
                 p = jnp.where(seen, jnp.exp(z - lse_BKGC1), 0.0)
                 dp = _product("BKGCH,BSKH->BKGCS", do_BKGCH, keys.v_BSKH)
                 ds = (p * (dp - inner_BKGC1) * slope).astype(q_BKGCH.dtype)
@@ -180,10 +180,10 @@ def backward(
 
 def _logits(scores: Scores, q_BKGCH: jax.Array, k_BSKH: jax.Array) -> tuple[jax.Array, jax.Array | float]:
     """Returns (the scores of each query and key, their derivatives with respect to q k^T)."""
-    return bounded(scores, _product("BKGCH,BSKH->BKGCS", q_BKGCH, k_BSKH))
+    return scaled_and_capped(scores, _product("BKGCH,BSKH->BKGCS", q_BKGCH, k_BSKH))
 
 
-def bounded(scores: Scores, products: jax.Array) -> tuple[jax.Array, jax.Array | float]:
+def scaled_and_capped(scores: Scores, products: jax.Array) -> tuple[jax.Array, jax.Array | float]:
     """Returns (the scores of these q k^T, scaled and capped, and their derivatives with respect to them)."""
     z = products * scores.scale
     if not scores.softcap:
@@ -196,7 +196,7 @@ def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(formula, a, b, preferred_element_type=jnp.float32)
 
 
-def mask(scores: Scores, queries: Block, keys: Block) -> jax.Array:
+def _mask(scores: Scores, queries: Block, keys: Block) -> jax.Array:
     """Returns mask_BTS. Columns order a segment's tokens as positions do, because segments are contiguous."""
     q, k = (block.start + jnp.arange(block.segments_BT.shape[1], dtype=jnp.int32) for block in (queries, keys))
     same_BTS = queries.segments_BT[:, :, None] == keys.segments_BT[:, None, :]

@@ -8,7 +8,7 @@ from train.compilation_cache import folder_name
 
 _ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# With the instructions that every machine has, "auto" means float32 on every machine.
+# With AVX2, "auto" means float32 on every machine (`tests.runs.cpu_flags`, which imports JAX).
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] += " --xla_cpu_max_isa=AVX2"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache" / folder_name()))

@@ -24,10 +24,14 @@ WORDS = "the cat sat on a mat and saw dog run far away home again".split()
 STEPS = 40  # of the foundation model
 
 
+def cpu_flags(devices: int) -> str:
+    """Returns XLA's flags for so many CPU devices, which compute in float32 whatever instructions the machine has."""
+    return f"--xla_force_host_platform_device_count={devices} --xla_cpu_max_isa=AVX2"
+
+
 def process_environment(devices: int = 1) -> dict[str, str]:
     """Returns the environment of a command that runs in a process of its own, with this many CPU devices."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_max_isa=AVX2"
-    return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    return os.environ | {"XLA_FLAGS": cpu_flags(devices), "PYTHONPATH": str(ROOT)}
 
 
 def run_process(*arguments: object, devices: int = 1) -> subprocess.CompletedProcess[str]:

@@ -14,12 +14,13 @@ from jax.sharding import Mesh
 
 from data.loader import Batch, BatchFunction, train_batches
 from data.storage.paths import is_remote
+from model.dtypes import dtype_of_products
 from model.transformer import Params
 from train.checkpoint.local_tier import open_local_manager
 from train.checkpoint.manager import BEST_DIR, open_manager, wait
 from train.checkpoint.restore import restore_newest, restore_params
 from train.checkpoint.save import save, save_best
-from train.console import say
+from train.console import say, warn
 from train.distributed import preemption, watchdog
 from train.distributed.mesh import check_host_memory
 from train.distributed.placement import local_places, put_batch
@@ -30,7 +31,7 @@ from train.profiling.window import Target, profiled
 from train.reporter import LENGTH_PHASE, Diverged, StepReporter, open_reporter
 from train.run import goodput
 from train.run.goodput import Goodput
-from train.run.history import read_accounts, read_records
+from train.run.history import dtype_of_step, read_accounts, read_records
 from train.run.rollback import roll_back, skipped_batches
 from train.settings import Settings
 from train.step import Program, TrainState, make_program
@@ -132,7 +133,9 @@ def _train(session: Session, state: TrainState, times: Goodput) -> TrainState:
         _report_end(session, state, batches, times, selection)
         return state
     if is_process_zero():
-        times.carry(goodput.spent_before(read_accounts(workdir), start))
+        accounts = read_accounts(workdir)
+        times.carry(goodput.spent_before(accounts, start))
+        _warn_of_dtype(settings, dtype_of_step(accounts, start))
     with (
         open_reporter(session.job, settings, workdir, batches, start, times) as reporter,
         preemption.notices() as preempted_at,
@@ -212,6 +215,16 @@ def _resume_selection(session: Session, start: int) -> Selection:
         if best.latest_step() is None:
             return Selection(settings)
     return resume_selection(settings, session.workdir, start)
+
+
+def _warn_of_dtype(settings: Settings, before: str | None) -> None:
+    """Warns if the run goes on in another dtype than the one before: "auto" depends on the machine and its devices."""
+    now = str(dtype_of_products(settings.model["compute_dtype"]))
+    if before not in (None, now):
+        warn(
+            f"the steps so far were computed in {before}, the next ones in {now}; config.model.compute_dtype={before} "
+            "keeps the dtype"
+        )
 
 
 def _report_lengths(session: Session, reporter: StepReporter) -> None:

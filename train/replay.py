@@ -34,7 +34,7 @@ from train.finetuning.comparison import finetuning_job, with_references
 from train.finetuning.run import prepare_run
 from train.job import Job, first_state
 from train.pretraining import job_of
-from train.run.history import read_records
+from train.run.history import dtype_of_step, read_records
 from train.run.length import earlier_lengths
 from train.run.record import Run, RunRecord, open_run
 from train.run.rollback import skipped_batches
@@ -49,7 +49,8 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
     """Returns the repeated step's loss and gradient norm, the logged loss, and its documents sorted by descending loss.
 
     `equal` (same loss as logged) is None if the run did not log that step; `saved_on` (the mesh that ran the step) is
-    None if no later checkpoint exists.
+    None if no later checkpoint exists. Products are computed in the dtype in which
+    the run computed them.
 
     Args:
         workdir: the run directory.
@@ -59,11 +60,11 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
     Raises:
         UserError: not a run, a step that the run has not reached, or data or a checkpoint that is missing or changed.
     """
-    run = open_run(workdir)
+    records = read_records(workdir)
+    run = _in_dtype(open_run(workdir), dtype_of_step(records, step))
     record = run.record
     settings = from_config(record.config)
     settings = replaced_paths(settings, data)
-    records = read_records(workdir)
     done = max((r["step"] for r in records), default=0)
     if not 1 <= step <= done:
         raise UserError(f"--step={step}; expected 1 to {done}, the steps in {workdir / 'metrics.jsonl'}")
@@ -111,6 +112,15 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
         "saved_on": saved_on,
         "documents": documents,
     }
+
+
+def _in_dtype(run: Run, dtype: str | None) -> Run:
+    """Returns the run as if its config named this dtype of products, which "auto" need not mean here."""
+    if dtype is None:
+        return run
+    model = run.record.config["model"] | {"compute_dtype": dtype}
+    record = dataclasses.replace(run.record, config=run.record.config | {"model": model})
+    return Run(run.directory, record).with_execution(model)
 
 
 def _saved_on(workdir: Path, step: int) -> dict[str, int] | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from configs.errors import UserError
 from data.loader import BatchFunction, batch_number
+from model.dtypes import dtype_of_products
 from train.console import Bar, progress, say, warn
 from train.distributed.processes import is_process_zero
 from train.hardware import peak_flops
@@ -56,6 +57,7 @@ class StepReporter:
         self.every, self.num_steps = settings.logging.every, settings.num_steps
         self.tokens_per_step = settings.batch_size * settings.sequence_length
         self.peak_flops = peak_flops()
+        self.compute_dtype = str(dtype_of_products(settings.model["compute_dtype"]))
         self.started = time.perf_counter()
         # Throughput is measured from here; after the first step, which compiles, it starts again.
         self.mark, self.marked_step, self.outside = self.started, start, 0.0
@@ -88,7 +90,8 @@ class StepReporter:
         """Writes the seconds spent in each part of the run up to now, after `step` steps."""
         seconds = time.perf_counter() - self.started
         parts, timeline = self.goodput.seconds(), self.goodput.timeline()
-        self.write({"step": step, "phase": goodput.PHASE, "seconds": seconds, "parts": parts, "timeline": timeline})
+        account = {"seconds": seconds, "parts": parts, "timeline": timeline, "compute_dtype": self.compute_dtype}
+        self.write({"step": step, "phase": goodput.PHASE, **account})
 
     def evaluated(self, step: int, metrics: dict[str, float], better: dict[str, str]) -> None:
         """Writes and prints the metrics of an evaluation after `step` steps; for `better`, see `Job`."""

@@ -189,5 +189,5 @@ FAULTS = (Fault("SIGKILL", _inject),)
 
 if __name__ == "__main__":
     # Instead of the eight devices of other tests, and before JAX starts.
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1 --xla_cpu_max_isa=AVX2"
     print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), seed=0)))

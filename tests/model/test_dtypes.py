@@ -26,6 +26,7 @@ def asked_again():
         (FLAGS.replace("avx512_bf16", ""), (0, 12, 0), "", False),
         (FLAGS, (0, 12, 0), "--a=1 --xla_cpu_max_isa=AVX2", False),
         (FLAGS, (0, 12, 0), "--xla_cpu_max_isa=amx --a=1", True),
+        (FLAGS, (0, 12, 0), "--xla_cpu_max_isa=AMX --xla_cpu_max_isa=AVX2", False),
     ],
 )
 def test_a_cpu_needs_instructions_and_kernels_that_may_be_used(cpuinfo, version, flags, fast, monkeypatch):

@@ -1,4 +1,4 @@
-"""Attention in pieces on one CPU equals the two whole products, in memory that does not grow with their scores."""
+"""Attention in pieces on one CPU equals two whole products, in less memory."""
 
 import re
 
@@ -51,7 +51,7 @@ def test_pieces_equal_whole_products(name, form, monkeypatch):
     model = tiny_model(**CASES[name])
     *qkv, direction = inputs(model, length)
     segments, positions = map(jnp.asarray, packed(length))
-    # What queries of padding attend to is nobody's business, except that it is a number.
+    # Queries of padding may attend to anything.
     real = (segments > 0)[..., None, None]
     got = value_and_gradients(lambda *x: in_pieces(model, *x, segments), real, direction, qkv)
     expected = value_and_gradients(lambda *x: as_products(model, *x, segments, positions), real, direction, qkv)
@@ -76,7 +76,7 @@ def compiled(length, dtype=jnp.float32):
     return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, v).compile()
 
 
-def test_memory_grows_with_the_length_of_a_row_and_not_with_its_square():
+def test_up_to_2048_tokens_memory_grows_with_the_length_of_a_row_and_not_with_its_square():
     short, long = (compiled(length).memory_analysis().temp_size_in_bytes for length in (512, 2048))
     assert long < 4.5 * short
     assert long < 2 * 8 * 2048**2 * 4

@@ -108,7 +108,7 @@ def test_is_visible_is_true_for_every_pair_that_the_mask_shows(window, causal):
         a, b = (int(x) for x in rng.integers(0, 8, 2) * 4)
         queries, keys = (Block(jnp.asarray(row[None, x : x + 4]), jnp.int32(x)) for x in (a, b))
         seen = bool(tiles.is_visible(scores, queries, keys))
-        shown = bool(tiles.mask(scores, queries, keys).any())
+        shown = bool(tiles._mask(scores, queries, keys).any())
         assert seen or not shown
         hidden += not seen
     assert hidden > 10

@@ -1,8 +1,10 @@
 """`rootstock replay` repeats a logged step bit for bit and names the documents with the highest loss."""
 
 import json
+import os
 import random
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -16,7 +18,7 @@ from data.packing import PackedRows
 from data.store import open_store
 from data.tokenizer import load_tokenizer
 from tests.often import often
-from tests.runs import WORDS, run_process
+from tests.runs import ROOT, WORDS
 from train.checkpoint import steps
 from train.checkpoint.manager import CHECKPOINTS_DIR
 from train.cli import parse
@@ -199,8 +201,9 @@ def test_replay_of_continued_pretraining_starts_from_the_parent_run(foundation, 
 @pytest.mark.integration
 def test_replay_on_fewer_devices_reports_both_meshes(foundation):
     flags = [f"--run={foundation}", "--step=12", "--documents=2", "--json"]
-    done = run_process("replay", *flags)
-    assert done.returncode == 0, done.stderr
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "train", "replay", *flags]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True)
     found = json.loads(done.stdout)
     assert found["loss"] == pytest.approx(logged(foundation)[12], rel=1e-5)
     assert found["saved_on"] == {"slice": 1, "data": 2, "expert": 1, "fsdp": 2, "tensor": 2, "context": 1}

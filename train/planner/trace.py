@@ -80,9 +80,9 @@ def splits_experts(model: ModelConfig, mesh: dict[str, int]) -> bool:
     return model.num_experts > 0 and mesh["expert"] > 1
 
 
-def _accelerators(expert: int) -> contextlib.AbstractContextManager[None]:
+def _accelerators(expert_shards: int) -> contextlib.AbstractContextManager[None]:
     """A context for tracing what accelerators compute: attention not in pieces, experts by `ragged_dot` on an axis."""
-    sizes = dict.fromkeys(MESH_AXES, 1) | {"expert": expert}
+    sizes = dict.fromkeys(MESH_AXES, 1) | {"expert": expert_shards}
     types = (AxisType.Auto,) * len(sizes)
     device = AbstractDevice(device_kind="", num_cores=None, platform="tpu")
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=types, abstract_device=device)

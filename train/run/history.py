@@ -6,7 +6,7 @@ import errno
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -124,6 +124,17 @@ def read_records(workdir: Path, *phases: str) -> list[Record]:
     """
     found = [record for line in _lines(workdir, phases) if (record := _parsed(line)) is not None]
     return [record for record in found if not phases or record.get("phase") in phases]
+
+
+def dtype_of_step(records: Sequence[Record], step: int) -> str | None:
+    """Returns the dtype in which a run's products of this step were computed, if its version recorded it.
+
+    Args:
+        records: all records of the run, or its accounts, in order.
+        step: counted from 1.
+    """
+    earlier = [record for record in records if record.get("compute_dtype") and record["step"] < step]
+    return earlier[-1]["compute_dtype"] if earlier else None
 
 
 def read_accounts(workdir: Path) -> list[Record]:
