@@ -268,8 +268,9 @@ def loss() -> ConfigDict:
     # Experts: weight of the load-balancing loss, likewise per target; it is 1 per layer where the load is even; 0: off.
     c.balance_loss = 0.0
     c.label_smoothing = 0.0  # part of each target's probability that is spread over all tokens or classes; 0: off
-    # Compute logits for this many positions per row at a time; must divide sequence_length. 0: all, or on one CPU those
-    # of 4 million logits; for the tasks generation and chat an eighth, as chunks outside of the loss are skipped.
+    # Compute logits for this many positions per row at a time; must divide sequence_length. 0: all, or on one CPU 4
+    # million logits, but at least 512 tokens; for the tasks generation and chat an eighth of a row, as chunks outside
+    # of the loss are skipped.
     c.chunk = 0
     return c
 

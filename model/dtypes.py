@@ -19,7 +19,7 @@ def platform() -> str:
 
 
 def on_one_cpu() -> bool:
-    """Returns whether the program runs on one CPU, where some forms are faster that over several could move more."""
+    """Returns whether the program runs on one CPU, for forms that are faster there and exchange more over several."""
     return jax.sharding.get_abstract_mesh().size <= 1 and platform() == "cpu"
 
 

@@ -4,13 +4,12 @@ import math
 import os
 from pathlib import Path
 
+from tests.cpu import cpu_flags
 from train.compilation_cache import folder_name
 
 _ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# With AVX2, "auto" means float32 on every machine (`tests.runs.cpu_flags`, which imports JAX).
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] += " --xla_cpu_max_isa=AVX2"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {cpu_flags(8)}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache" / folder_name()))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
 # Compiling takes half the time, and the programs of tests are too small to gain from optimized loops.

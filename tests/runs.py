@@ -16,17 +16,13 @@ import jax
 import pytest
 
 from configs.pretrain import tiny
+from tests.cpu import cpu_flags
 from train import cli
 from train.pretraining import pretrain
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = "the cat sat on a mat and saw dog run far away home again".split()
 STEPS = 40  # of the foundation model
-
-
-def cpu_flags(devices: int) -> str:
-    """Returns XLA's flags for so many CPU devices, which compute in float32 whatever instructions the machine has."""
-    return f"--xla_force_host_platform_device_count={devices} --xla_cpu_max_isa=AVX2"
 
 
 def process_environment(devices: int = 1) -> dict[str, str]:

@@ -15,6 +15,7 @@ import yaml
 
 from data.prepare import StoreOptions, prepare
 from data.store import read_manifest
+from tests.cpu import cpu_flags
 from train import cli
 from train.settings import from_config
 
@@ -146,7 +147,7 @@ def test_the_slurm_script_joins_its_tasks(tmp_path):
     environment = os.environ | {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
         "ROOTSTOCK": str(tmp_path / "rootstock"), "SLURM_JOB_ID": str(free_job()),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": cpu_flags(1),
     }  # fmt: skip
     done = subprocess.run(
         [CLUSTERS / "slurm.sh", "pretrain", "--config=configs/pretrain/tiny.py", f"--workdir={tmp_path / 'run'}",

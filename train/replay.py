@@ -49,8 +49,7 @@ def replay(workdir: Path, step: int, data: str = "") -> dict[str, Any]:
     """Returns the repeated step's loss and gradient norm, the logged loss, and its documents sorted by descending loss.
 
     `equal` (same loss as logged) is None if the run did not log that step; `saved_on` (the mesh that ran the step) is
-    None if no later checkpoint exists. Products are computed in the dtype in which
-    the run computed them.
+    None if no later checkpoint exists. Products are computed in the dtype of the run.
 
     Args:
         workdir: the run directory.

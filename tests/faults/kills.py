@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.cpu import cpu_flags
 from tests.faults.contract import Fault, Outcome
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -189,5 +190,5 @@ FAULTS = (Fault("SIGKILL", _inject),)
 
 if __name__ == "__main__":
     # Instead of the eight devices of other tests, and before JAX starts.
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1 --xla_cpu_max_isa=AVX2"
+    os.environ["XLA_FLAGS"] = cpu_flags(1)
     print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), seed=0)))

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.cpu import cpu_flags
+
 _ROOT = Path(__file__).resolve().parents[2]
 STEPS = 400
 SECONDS = 240  # limit for a process to end
@@ -38,7 +40,7 @@ def start(hosts: int, text: Path, workdir: Path, *flags: str, devices: int = 1) 
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(_ROOT),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_cpu_max_isa=AVX2",
+            "XLA_FLAGS": cpu_flags(devices),
         }
         if hosts > 1:
             environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(hosts)}
